@@ -1,0 +1,27 @@
+"""The one family of exceptions. Every message states the law, the value and the remedy; all survive pickling."""
+
+
+class TuneDlrmlError(Exception):
+    """Base of every error that the command line answers with a message instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(TuneDlrmlError):
+    """The input is at fault: a search-space file, data, a model reference or the resources asked for."""
+
+    exit_code = 2
+
+
+class SearchFailedError(TuneDlrmlError):
+    """The search ended without one successful trial, or because trials kept failing in the same way."""
+
+    exit_code = 3
+
+
+class GroupDiedError(TuneDlrmlError):
+    """A worker group ended while a trial was training in it."""
+
+
+class NotFiniteError(TuneDlrmlError):
+    """A number that must be finite where it is used is not."""
