@@ -1,0 +1,188 @@
+"""Search domains of a parameter, and the field type that takes a value or a domain of values."""
+
+import difflib
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+Scalar = float | int | str | bool | None
+
+
+class Frozen(BaseModel):
+    """A value that was checked once when it was read: no unknown keys, no later change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Range(Frozen):
+    """An interval [low, high] of numbers, sampled uniformly or uniformly in the logarithm."""
+
+    kind: Literal["uniform", "log_uniform", "int_uniform", "log_int_uniform"]
+    low: float | int
+    high: float | int
+    num: int | None = None
+
+    @property
+    def log(self) -> bool:
+        """Whether the sampler draws uniformly in the logarithm."""
+        return self.kind.startswith("log")
+
+    @property
+    def integer(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return "int" in self.kind
+
+    def extremes(self) -> list[Scalar]:
+        """Both ends: what is legal for both is legal between them."""
+        return [self.low, self.high]
+
+    def grid(self) -> list[Scalar]:
+        """The `num` points of the grid sampler, evenly spaced on the domain's own scale."""
+        if self.num is None:
+            raise ValueError("a range needs `num` (number of points) to be searched with sampler: grid")
+        if self.num == 1:
+            return [self.low]
+        forward, back = (math.log, math.exp) if self.log else (float, float)
+        first, last = forward(self.low), forward(self.high)
+        inner = [back(first + (last - first) * i / (self.num - 1)) for i in range(1, self.num - 1)]
+        points = [self.low, *inner, self.high]
+        return list(dict.fromkeys(round(p) for p in points)) if self.integer else list(points)
+
+    def __contains__(self, value: object) -> bool:
+        number = isinstance(value, int if self.integer else (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high  # type: ignore[operator]
+
+    def as_yaml(self) -> dict[str, Any]:
+        """The mapping that the search-space file holds."""
+        return {self.kind: [self.low, self.high]} | ({} if self.num is None else {"num": self.num})
+
+
+class Choice(Frozen):
+    """A finite set of values."""
+
+    kind: Literal["choice"] = "choice"
+    values: tuple[Scalar, ...]
+
+    def extremes(self) -> list[Scalar]:
+        """Every value, since nothing orders them."""
+        return list(self.values)
+
+    grid = extremes
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in self.values)
+
+    def as_yaml(self) -> dict[str, Any]:
+        """The mapping that the search-space file holds."""
+        return {"choice": list(self.values)}
+
+
+Domain = Range | Choice
+KINDS = ("uniform", "log_uniform", "int_uniform", "log_int_uniform", "choice")
+
+
+def parse_domain(mapping: dict[str, Any]) -> Domain:
+    """The domain that a mapping such as {log_uniform: [0.01, 0.5]} means.
+
+    Raises:
+        PydanticCustomError: An unknown kind, bounds that are no two finite numbers with low < high, a logarithm of
+            zero, a fraction in an int domain, or an empty or repeated choice.
+    """
+    keys = [key for key in mapping if key != "num"]
+    if len(keys) != 1 or keys[0] not in KINDS:
+        hint = difflib.get_close_matches(keys[0], KINDS, n=1) if keys else []
+        suggestion = f"; did you mean {hint[0]}?" if hint else ""
+        raise _refused(f"a domain is one of {', '.join(KINDS)}, but got {_shown(mapping)}{suggestion}")
+    kind, body = keys[0], mapping[keys[0]]
+    if kind == "choice":
+        return _parse_choice(body, mapping)
+    return _parse_range(kind, body, mapping.get("num"))
+
+
+def _parse_choice(body: Any, mapping: dict[str, Any]) -> Choice:
+    if "num" in mapping:
+        raise _refused("a choice takes no `num`: all its values are the grid")
+    if not isinstance(body, list) or not body:
+        raise _refused(f"choice takes a list of at least one value, but got {_shown(body)}")
+    if not all(value is None or isinstance(value, (bool, int, float, str)) for value in body):
+        raise _refused(f"choice takes numbers, strings and booleans, but got {_shown(body)}")
+    if len({json.dumps(value) for value in body}) != len(body):
+        raise _refused(f"the values of a choice must differ, but got {_shown(body)}")
+    return Choice(values=tuple(body))
+
+
+def _parse_range(kind: Any, body: Any, num: Any) -> Range:
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    if not isinstance(body, list) or len(body) != 2 or not all(map(number, body)):
+        raise _refused(f"{kind} takes [low, high], two finite numbers, but got {_shown(body)}")
+    low, high = body
+    if low >= high:
+        raise _refused(f"`low < high` must hold, but got low={low}, high={high}")
+    if kind.startswith("log") and low <= 0:
+        raise _refused(f"{kind} needs low > 0 (the logarithm of {low} does not exist)")
+    if "int" in kind and not all(isinstance(bound, int) for bound in body):
+        raise _refused(f"{kind} takes whole numbers, but got {_shown(body)}")
+    if num is not None and (not isinstance(num, int) or isinstance(num, bool) or num < 2):
+        raise _refused(f"`num` is the number of grid points, at least 2, but got {_shown(num)}")
+    return Range(kind=kind, low=low, high=high, num=num)
+
+
+def searchable(inner: Any) -> Any:
+    """The field type whose value is an `inner` or a domain, every value of which is a legal `inner`."""
+    check = _checker(inner)
+
+    def validate(value: Any) -> Any:
+        return _checked_domain(value, check) if isinstance(value, (dict, Range, Choice)) else check(value)
+
+    return Annotated[inner | Range | Choice, PlainValidator(validate), PlainSerializer(as_yaml)]
+
+
+def domain_of(inner: Any) -> Any:
+    """The field type whose value is a domain, every value of which is a legal `inner`."""
+    check = _checker(inner)
+
+    def validate(value: Any) -> Any:
+        if not isinstance(value, (dict, Range, Choice)):
+            raise _refused(f"a domain is needed here (a single value belongs into `training`), but got {_shown(value)}")
+        return _checked_domain(value, check)
+
+    return Annotated[Range | Choice, PlainValidator(validate), PlainSerializer(as_yaml)]
+
+
+def as_yaml(value: Any) -> Any:
+    """A field's value as the search-space file holds it."""
+    return value.as_yaml() if isinstance(value, (Range, Choice)) else value
+
+
+def _checker(inner: Any) -> Callable[[Any], Any]:
+    adapter: TypeAdapter[Any] = TypeAdapter(inner, config=ConfigDict(allow_inf_nan=False))
+
+    def check(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise _refused(f"{first[0].lower()}{first[1:]}, but got {_shown(value)}") from None
+
+    return check
+
+
+def _checked_domain(value: Any, check: Callable[[Any], Any]) -> Domain:
+    domain = parse_domain(value) if isinstance(value, dict) else value
+    for extreme in domain.extremes():
+        check(extreme)
+    return domain
+
+
+def _refused(message: str) -> PydanticCustomError:
+    return PydanticCustomError("domain", "{message}", {"message": message})
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)

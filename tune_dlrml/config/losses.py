@@ -1,0 +1,151 @@
+"""The losses that a search can explore. Each carries its own fields only: a DPO has no beta_mix to set."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
+
+from tune_dlrml.config.domains import Choice, Frozen, Range, as_yaml, searchable
+
+Positive = Annotated[float, Field(gt=0)]
+StrictPositive = Annotated[float, Field(gt=0, strict=True)]
+SearchedPositive = searchable(Positive)
+SearchedNumerics = searchable(Literal["stable", "published"])
+TAU = 0.05
+"""Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
+
+
+class Loss(Frozen):
+    """What all losses share.
+
+    `label` names the branch in parameter names and tables; it defaults to the loss's name, with a number behind it
+    where two branches would otherwise share it.
+    """
+
+    name: str
+    label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)] | None = None
+
+    def default_label(self) -> str:
+        """Name of the branch if the file gives none."""
+        return self.name
+
+    def domains(self) -> dict[str, Range | Choice]:
+        """The searched fields, dotted where nested, in the order of the class."""
+        return searched_fields(self)
+
+
+class DpoLoss(Loss):
+    """Direct preference optimization (arXiv 2305.18290, equation 7)."""
+
+    name: Literal["dpo"] = "dpo"
+    beta: SearchedPositive = 0.1
+
+
+class DiscopopLoss(Loss):
+    """DiscoPOP, the log-ratio modulated loss (arXiv 2406.08414, equation 5)."""
+
+    name: Literal["discopop"] = "discopop"
+    beta: SearchedPositive = 0.05
+    tau: SearchedPositive = TAU
+    numerics: SearchedNumerics = "stable"
+
+
+class LearnableBetaMix(Frozen):
+    """A beta_mix trained beside the policy, at its own constant learning rate and without weight decay.
+
+    The start is given as `init` in units of beta_mix or as the shape number `c_init`. With `c_bounds` the parameter
+    is c = low + (high - low) * sigmoid(theta); with `c_bounds: null` it is the raw scalar, as published.
+    """
+
+    learnable: Literal[True] = True
+    init: SearchedPositive | None = None
+    c_init: SearchedPositive | None = None
+    learning_rate: SearchedPositive = 1e-2
+    c_bounds: Annotated[tuple[StrictPositive, StrictPositive], Field(strict=False)] | None = (1.0, 9.1)
+
+    @model_validator(mode="after")
+    def _one_start_inside_the_bounds(self) -> Self:
+        if (self.init is None) == (self.c_init is None):
+            raise ValueError(f"exactly one of `init` and `c_init` must be given, but {_given(self, 'init', 'c_init')}")
+        if self.c_bounds is not None and self.c_bounds[0] >= self.c_bounds[1]:
+            raise ValueError(f"`c_bounds` must be [low, high] with low < high, but got {list(self.c_bounds)}")
+        return self
+
+
+def _beta_mix(value: Any) -> float | Range | Choice | LearnableBetaMix | None:
+    if value is None or isinstance(value, LearnableBetaMix):
+        return value
+    if isinstance(value, dict) and "learnable" in value:
+        return LearnableBetaMix.model_validate(value)
+    adapter: TypeAdapter[float | Range | Choice] = TypeAdapter(SearchedPositive)
+    return adapter.validate_python(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, LearnableBetaMix) else as_yaml(value)
+
+
+class DlrmlLoss(Loss):
+    """Decoupled log-ratio modulated loss: z = beta_kl * margin, mixing by sigmoid(beta_mix * margin / tau).
+
+    The loss depends on z and c = beta_mix / (tau * beta_kl) only, so exactly one of `c` and `beta_mix` is given.
+    """
+
+    name: Literal["dlrml"] = "dlrml"
+    beta_kl: SearchedPositive = 0.05
+    c: SearchedPositive | None = None
+    beta_mix: Annotated[Any, PlainValidator(_beta_mix), PlainSerializer(_plain)] = None
+    tau: SearchedPositive = TAU
+    numerics: SearchedNumerics = "stable"
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> Self:
+        if (self.c is None) == (self.beta_mix is None):
+            raise ValueError(f"exactly one of `c` and `beta_mix` must be given, but {_given(self, 'c', 'beta_mix')}")
+        if isinstance(self.beta_mix, LearnableBetaMix):
+            self._check_start(self.beta_mix)
+        return self
+
+    def _check_start(self, mix: LearnableBetaMix) -> None:
+        if mix.c_bounds is None:
+            return
+        low, high = mix.c_bounds
+        if mix.c_init is not None:
+            starts = _ends(mix.c_init)
+        else:
+            starts = [i / (t * b) for i in _ends(mix.init) for t in _ends(self.tau) for b in _ends(self.beta_kl)]
+        outside = [c for c in starts if not low < c < high]
+        if outside:
+            raise ValueError(
+                f"a learnable beta_mix must start inside c_bounds={[low, high]}, but init / (tau * beta_kl) reaches "
+                f"c={outside[0]:.4g}; start it by `c_init`, or narrow beta_kl"
+            )
+
+    def default_label(self) -> str:
+        """Three forms of one loss, told apart by what sets the mixing."""
+        if isinstance(self.beta_mix, LearnableBetaMix):
+            return "dlrml_learnable"
+        return "dlrml" if self.c is None else "dlrml_c"
+
+
+AnyLoss = Annotated[DpoLoss | DiscopopLoss | DlrmlLoss, Field(discriminator="name")]
+
+
+def searched_fields(value: Frozen, prefix: str = "") -> dict[str, Range | Choice]:
+    """The fields of `value` that hold a domain, keyed by their dotted path."""
+    found: dict[str, Range | Choice] = {}
+    for name in type(value).model_fields:
+        field = getattr(value, name)
+        if isinstance(field, (Range, Choice)):
+            found[prefix + name] = field
+        elif isinstance(field, Frozen):
+            found |= searched_fields(field, f"{prefix}{name}.")
+    return found
+
+
+def _ends(value: Any) -> list[float]:
+    return [float(end) for end in (value.extremes() if isinstance(value, (Range, Choice)) else [value])]
+
+
+def _given(value: Frozen, *names: str) -> str:
+    given = [name for name in names if getattr(value, name) is not None]
+    return f"got {' and '.join(given)}" if given else "got neither"

@@ -1,0 +1,270 @@
+"""A whole search as one frozen value. Keys carry the names of the library that owns them."""
+
+import math
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tune_dlrml.config.domains import Choice, Frozen, Range, domain_of
+from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
+
+Natural = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+
+class DatasetConfig(Frozen):
+    """References to preference pairs: a JSONL or Parquet file, a hub id or `builtin:`, with an optional `#split`.
+
+    `test` is touched by the final verdict only.
+    """
+
+    train: Text
+    eval: Text
+    test: Text | None = None
+
+
+class LoraSettings(Frozen):
+    """Low-rank adapters, in PEFT's names."""
+
+    r: Natural = 16
+    lora_alpha: Positive = 32
+    lora_dropout: BelowOne = 0.0
+    target_modules: str | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    use_rslora: bool = False
+
+
+class TrainingConfig(Frozen):
+    """One trial's training, in TRL's and transformers' names and with their defaults unless said here.
+
+    `max_steps` or `num_train_epochs` fixes the full budget of a trial in optimizer steps. Without `lora` all weights
+    are trained. `bf16` computes in bfloat16; under LoRA the frozen base is also kept in it. `logging_steps` is the
+    number of optimizer steps that one report averages over.
+    """
+
+    learning_rate: Positive = 1e-6
+    lr_scheduler_type: Schedule = "linear"
+    warmup_steps: NotNegative = 0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"] = "adamw_torch"
+    weight_decay: NotNegative = 0.0
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
+    per_device_train_batch_size: Natural = 8
+    per_device_eval_batch_size: Natural = 8
+    gradient_accumulation_steps: Natural = 1
+    gradient_checkpointing: bool = False
+    max_length: Annotated[int, Field(ge=2)] | None = 1024
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    max_steps: Natural | None = None
+    num_train_epochs: Positive | None = None
+    bf16: bool = True
+    disable_dropout: bool = True
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    logging_steps: Natural = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    lora: LoraSettings | None = None
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            given = "got neither" if self.max_steps is None else "got both"
+            raise ValueError(f"exactly one of `max_steps` and `num_train_epochs` must be given, but {given}")
+        if self.lora is not None and self.lora.lora_dropout != 0 and self.disable_dropout:
+            raise ValueError("`lora.lora_dropout` has no effect while disable_dropout is true; set it to false")
+        return self
+
+    def at(self, point: dict[str, Any]) -> Self:
+        """The same settings with the dotted keys of `point` put in, checked again."""
+        return type(self).model_validate(overlay(self.model_dump(), point))
+
+    def steps(self, rows: int, workers: int) -> int:
+        """Full budget of a trial in optimizer steps, given the number of training pairs."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.num_train_epochs is not None
+        pairs_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * workers
+        return max(1, math.ceil(self.num_train_epochs * rows / pairs_per_step))
+
+
+class SchedulerConfig(Frozen):
+    """Asynchronous successive halving over optimizer steps, up to the full budget of a trial."""
+
+    grace_period: Natural = 25
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+
+
+class BaselineConfig(Frozen):
+    """The plain DPO of trial 0, against which every other trial is read."""
+
+    beta: Positive = 0.1
+
+
+class SearchSettings(Frozen):
+    """How the space is explored. `num_trials` counts the baseline; null takes every point of a grid."""
+
+    num_trials: Natural | None = None
+    metric: Literal["eval_accuracy", "eval_margin"] = "eval_accuracy"
+    mode: Literal["max", "min"] = "max"
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    n_startup_trials: Annotated[int, Field(ge=0)] = 10
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    time_budget_s: Positive | None = None
+    scheduler: SchedulerConfig | None = SchedulerConfig()
+    baseline: BaselineConfig | None = BaselineConfig()
+
+
+class LoraSpace(Frozen):
+    """Domains of the adapter settings that a search may vary."""
+
+    r: domain_of(Natural) | None = None  # type: ignore[valid-type]
+    lora_alpha: domain_of(Positive) | None = None  # type: ignore[valid-type]
+    lora_dropout: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
+
+
+class TrainingSpace(Frozen):
+    """Domains of the training settings that a search may vary, shared by all branches."""
+
+    learning_rate: domain_of(Positive) | None = None  # type: ignore[valid-type]
+    lr_scheduler_type: domain_of(Schedule) | None = None  # type: ignore[valid-type]
+    warmup_steps: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
+    weight_decay: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
+    adam_beta1: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
+    adam_beta2: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
+    adam_epsilon: domain_of(Positive) | None = None  # type: ignore[valid-type]
+    max_grad_norm: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
+    per_device_train_batch_size: domain_of(Natural) | None = None  # type: ignore[valid-type]
+    gradient_accumulation_steps: domain_of(Natural) | None = None  # type: ignore[valid-type]
+    lora: LoraSpace | None = None
+
+
+class SpaceConfig(Frozen):
+    """The losses, one branch each, and the training settings that every branch shares."""
+
+    losses: Annotated[list[AnyLoss], Field(min_length=1)]
+    training: TrainingSpace = TrainingSpace()
+
+    def branches(self) -> dict[str, AnyLoss]:
+        """The losses by the name of their branch."""
+        labels = [loss.label or loss.default_label() for loss in self.losses]
+        seen: Counter[str] = Counter()
+        named: dict[str, AnyLoss] = {}
+        for label, loss in zip(labels, self.losses, strict=True):
+            seen[label] += 1
+            named[label if seen[label] == 1 else f"{label}_{seen[label]}"] = loss
+        return named
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        given = Counter(loss.label for loss in self.losses if loss.label)
+        repeated = [label for label, times in given.items() if times > 1]
+        if repeated or len(self.branches()) < len(self.losses):
+            raise ValueError(f"every loss needs its own label, but {(repeated or ['one'])[0]!r} is used twice")
+        return self
+
+
+class DivergenceConfig(Frozen):
+    """When a trial has diverged; judged at every optimizer step over the last `window` of them.
+
+    It has when more than nonfinite_fraction x window steps were non-finite, when the mean loss exceeds loss_factor
+    times the loss at margin 0, or when the mean margin of a step exceeds margin_limit (nats) on either side.
+    `nonfinite_step` says whether a non-finite gradient is skipped on every rank or applied as TRL does.
+    """
+
+    nonfinite_fraction: Share = 0.05
+    window: Natural = 20
+    nonfinite_step: Literal["skip", "apply"] = "skip"
+    loss_factor: Annotated[float, Field(gt=1)] = 20.0
+    margin_limit: Positive = 500.0
+
+
+class ResourcesConfig(Frozen):
+    """What one worker group takes, how many run at once, and how long to wait for it (seconds).
+
+    A group is started anew after `trials_per_group` trials; null keeps it for the whole search.
+    """
+
+    workers: Natural = 1
+    cpus_per_worker: Natural = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    concurrent_trials: Natural = 1
+    wait_s: NotNegative = 60
+    trials_per_group: Natural | None = None
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow keeps its runs; null is <storage>/mlflow.db."""
+
+    mlflow: Text | None = None
+    experiment: Text = "tune_dlrml"
+
+
+class SearchConfig(Frozen):
+    """A search-space file, complete and legal."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    model: Text
+    dataset: DatasetConfig
+    training: TrainingConfig
+    search: SearchSettings = SearchSettings()
+    space: SpaceConfig
+    divergence: DivergenceConfig = DivergenceConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _laws_across_sections(self) -> Self:
+        searched = searched_fields(self.space.training)
+        if self.space.training.lora is not None and self.training.lora is None:
+            raise ValueError(
+                "space.training.lora needs a `lora` section in training; without it all weights are trained"
+            )
+        if "lora.lora_dropout" in searched and self.training.disable_dropout:
+            raise ValueError("space.training.lora.lora_dropout needs training.disable_dropout: false to have an effect")
+        if self.training.num_train_epochs is not None and set(searched) & _BATCH_KEYS:
+            raise ValueError("a searched batch size needs `max_steps`: epochs would give each trial other rungs")
+        scheduler, full = self.search.scheduler, self.training.max_steps
+        if scheduler is not None and full is not None and scheduler.grace_period > full:
+            raise ValueError(
+                f"`grace_period <= max_steps` must hold, but got grace_period={scheduler.grace_period}, "
+                f"max_steps={full}"
+            )
+        if self.search.sampler == "grid":
+            self._check_grid(searched)
+        elif self.search.num_trials is None:
+            raise ValueError(f"sampler {self.search.sampler} needs `search.num_trials`; only a grid ends by itself")
+        return self
+
+    def _check_grid(self, searched: dict[str, Range | Choice]) -> None:
+        ranges = {f"space.training.{key}": domain for key, domain in searched.items()}
+        for label, loss in self.space.branches().items():
+            ranges |= {f"{label}.{key}": domain for key, domain in loss.domains().items()}
+        for key, domain in ranges.items():
+            if isinstance(domain, Range) and domain.num is None:
+                raise ValueError(f"sampler grid needs `num`, the number of points, in every range, but {key} has none")
+
+    def baseline_loss(self) -> DpoLoss | None:
+        """The loss of trial 0, unless switched off."""
+        baseline = self.search.baseline
+        return None if baseline is None else DpoLoss(beta=baseline.beta)
+
+
+_BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+
+
+def overlay(nested: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `nested` with the dotted keys of `point` set."""
+    result = dict(nested)
+    for key, value in point.items():
+        head, _, rest = key.partition(".")
+        inner = result.get(head)
+        result[head] = overlay(inner if isinstance(inner, dict) else {}, {rest: value}) if rest else value
+    return result

@@ -1,0 +1,58 @@
+"""Frozen values that cross the stages of a search."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+
+class State(StrEnum):
+    """Where a trial stands: under way, or one of its four ends."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial says after an optimizer step.
+
+    Metrics are finite; a quantity that was not finite is left out and counted by the non-finite fractions beside it.
+    `evaluated` marks a report that carries held-out metrics, `rung` one that waits for a verdict.
+    """
+
+    number: int
+    step: int
+    timestamp_ms: int
+    metrics: Mapping[str, float]
+    evaluated: bool = False
+    rung: bool = False
+
+    def __post_init__(self) -> None:
+        bad = [name for name, value in self.metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"a report holds finite numbers only, but {bad[0]} is {self.metrics[bad[0]]}")
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of events.jsonl."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Self:
+        """The report that `as_json` wrote."""
+        return cls(**line)
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """How a trial ended in its worker group: complete, diverged or failed; being pruned is the study's decision."""
+
+    number: int
+    state: State
+    reason: str
+    exception: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)

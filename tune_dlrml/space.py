@@ -1,0 +1,124 @@
+"""From a search-space file to the parameters a sampler draws, and from a drawn point to the trial it means."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from tune_dlrml.config import AnyLoss, Choice, Domain, DpoLoss, SearchConfig, TrainingConfig
+from tune_dlrml.config.domains import Frozen
+from tune_dlrml.config.losses import searched_fields
+from tune_dlrml.config.schema import overlay
+
+BRANCH = "loss"
+"""Name of the categorical parameter that chooses the branch, where there is more than one."""
+TRAINING = "training"
+"""Prefix of the training parameters, which all branches share."""
+Point = Mapping[str, Any]
+
+
+class TrialSpec(Frozen):
+    """One trial as its worker group gets it; every value is a number, no domain is left.
+
+    Attributes:
+        number: Optuna's number of the trial, used everywhere.
+        attempt: 0, and one more for each time the trial was issued again.
+        branch: Label of the loss in the space, or `baseline`.
+        params: The point in the space, keyed as in the study.
+    """
+
+    number: int
+    attempt: int = 0
+    branch: str
+    loss: AnyLoss
+    training: TrainingConfig
+    params: dict[str, float | int | str | bool | None]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The spec that `model_dump(mode="json")` wrote."""
+        return cls.model_validate(document)
+
+    def settings(self) -> dict[str, Any]:
+        """The loss's own values and the training settings that the search varies, flat, for tables and MLflow."""
+        loss = {key: value for key, value in _flat(self.loss.model_dump()).items() if value is not None}
+        loss.pop("label", None)
+        varied = {key: value for key, value in self.params.items() if key.startswith(f"{TRAINING}.")}
+        return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
+
+
+class SearchSpace:
+    """The branches of a search and the domains of each, as the sampler sees them.
+
+    Args:
+        config: The search that the space belongs to.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.branches: dict[str, AnyLoss] = config.space.branches()
+        self.shared: dict[str, Domain] = {
+            f"{TRAINING}.{key}": domain for key, domain in searched_fields(config.space.training).items()
+        }
+        self._training = config.training
+        self._baseline = config.baseline_loss()
+
+    def domains(self, branch: str) -> dict[str, Domain]:
+        """Parameters of one branch: its own, under its name, and the shared ones."""
+        own = {f"{branch}.{key}": domain for key, domain in self.branches[branch].domains().items()}
+        return own | self.shared
+
+    def choice_of_branch(self) -> Choice | None:
+        """Domain of the parameter `loss`; None where there is one branch only and nothing to choose."""
+        return Choice(values=tuple(self.branches)) if len(self.branches) > 1 else None
+
+    def branch_of(self, point: Point) -> str:
+        """Branch that a point lies in."""
+        return str(point[BRANCH]) if BRANCH in point else next(iter(self.branches))
+
+    def spec(self, number: int, point: Point) -> TrialSpec:
+        """The trial that a point means."""
+        branch = self.branch_of(point)
+        loss = self.branches[branch]
+        own = {key.removeprefix(f"{branch}."): value for key, value in point.items() if key.startswith(f"{branch}.")}
+        concrete = type(loss).model_validate(overlay(loss.model_dump(), own))
+        shared = {key.partition(".")[2]: value for key, value in point.items() if key in self.shared}
+        return TrialSpec(
+            number=number, branch=branch, loss=concrete, training=self._training.at(shared), params=dict(point)
+        )
+
+    def baseline_spec(self, number: int) -> TrialSpec | None:
+        """The plain DPO of trial 0 under the training settings that the file gives outside the space."""
+        if self._baseline is None:
+            return None
+        return TrialSpec(number=number, branch="baseline", loss=self._baseline, training=self._training, params={})
+
+    def baseline_point(self) -> Point | None:
+        """The baseline as a point of the space, where the space holds it, so that the sampler learns from it."""
+        spec = self.baseline_spec(0)
+        if spec is None:
+            return None
+        branch = next((name for name, loss in self.branches.items() if isinstance(loss, DpoLoss)), None)
+        if branch is None:
+            return None
+        point: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}
+        training = _flat(self._training.model_dump())
+        for key, domain in self.domains(branch).items():
+            value = training[key.partition(".")[2]] if key in self.shared else getattr(spec.loss, key.partition(".")[2])
+            if value not in domain:
+                return None
+            point[key] = value
+        return point if self.branches[branch].domains() or self.branches[branch] == spec.loss else None
+
+    def grid(self) -> Iterator[Point]:
+        """Every point of the product of each branch's grids."""
+        for branch in self.branches:
+            domains = self.domains(branch)
+            start: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}
+            for values in itertools.product(*(domain.grid() for domain in domains.values())):
+                yield start | dict(zip(domains, values, strict=True))
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
