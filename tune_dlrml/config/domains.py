@@ -3,11 +3,10 @@
 import difflib
 import json
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
 Scalar = float | int | str | bool | None
 
@@ -133,51 +132,43 @@ def _parse_range(kind: Any, body: Any, num: Any) -> Range:
     return Range(kind=kind, low=low, high=high, num=num)
 
 
-def searchable(inner: Any) -> Any:
-    """The field type whose value is an `inner` or a domain, every value of which is a legal `inner`."""
-    check = _checker(inner)
+class Searchable:
+    """Metadata of a field whose value is an `inner` or a domain, every value of which is a legal `inner`.
 
-    def validate(value: Any) -> Any:
-        return _checked_domain(value, check) if isinstance(value, (dict, Range, Choice)) else check(value)
+    With `domain_only`, the value must be a domain.
+    """
 
-    return Annotated[inner | Range | Choice, PlainValidator(validate), PlainSerializer(as_yaml)]
+    def __init__(self, inner: Any, *, domain_only: bool = False) -> None:
+        self._adapter: TypeAdapter[Any] = TypeAdapter(inner, config=ConfigDict(allow_inf_nan=False))
+        self._domain_only = domain_only
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(as_yaml)
+        )
 
-def domain_of(inner: Any) -> Any:
-    """The field type whose value is a domain, every value of which is a legal `inner`."""
-    check = _checker(inner)
-
-    def validate(value: Any) -> Any:
-        if not isinstance(value, (dict, Range, Choice)):
+    def _validate(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = parse_domain(value)
+        if isinstance(value, (Range, Choice)):
+            for extreme in value.extremes():
+                self._check(extreme)
+            return value
+        if self._domain_only:
             raise _refused(f"a domain is needed here (a single value belongs into `training`), but got {_shown(value)}")
-        return _checked_domain(value, check)
+        return self._check(value)
 
-    return Annotated[Range | Choice, PlainValidator(validate), PlainSerializer(as_yaml)]
+    def _check(self, value: Any) -> Any:
+        try:
+            return self._adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise _refused(f"{first[0].lower()}{first[1:]}, but got {_shown(value)}") from None
 
 
 def as_yaml(value: Any) -> Any:
     """A field's value as the search-space file holds it."""
     return value.as_yaml() if isinstance(value, (Range, Choice)) else value
-
-
-def _checker(inner: Any) -> Callable[[Any], Any]:
-    adapter: TypeAdapter[Any] = TypeAdapter(inner, config=ConfigDict(allow_inf_nan=False))
-
-    def check(value: Any) -> Any:
-        try:
-            return adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise _refused(f"{first[0].lower()}{first[1:]}, but got {_shown(value)}") from None
-
-    return check
-
-
-def _checked_domain(value: Any, check: Callable[[Any], Any]) -> Domain:
-    domain = parse_domain(value) if isinstance(value, dict) else value
-    for extreme in domain.extremes():
-        check(extreme)
-    return domain
 
 
 def _refused(message: str) -> PydanticCustomError:

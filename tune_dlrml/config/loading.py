@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -63,7 +63,7 @@ def parse_config(document: dict[str, Any], *, source: str, lines: dict[str, int]
 
 def to_yaml(config: SearchConfig) -> str:
     """The resolved search, every key written out."""
-    return cast(str, yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=120))
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=120)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -97,9 +97,7 @@ def _check(root: yaml.Node, source: str) -> Iterator[tuple[str, int]]:
         if visited > NODE_LIMIT:
             raise InputError(f"{source}:{line}: more than {NODE_LIMIT} values once the aliases are written out")
         if node.tag not in _PLAIN_TAGS:
-            raise InputError(
-                f"{source}:{line}: {key}: YAML tags are not allowed, but got {node.tag}; write plain values"
-            )
+            raise InputError(f"{source}:{line}: {key}: a plain value is needed, but got the YAML tag {node.tag}")
         yield key, line
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()

@@ -4,12 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
-from tune_dlrml.config.domains import Choice, Frozen, Range, as_yaml, searchable
+from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml
 
 Positive = Annotated[float, Field(gt=0)]
+Numerics = Literal["stable", "published"]
 StrictPositive = Annotated[float, Field(gt=0, strict=True)]
-SearchedPositive = searchable(Positive)
-SearchedNumerics = searchable(Literal["stable", "published"])
+SearchedPositive = Annotated[float | Range | Choice, Searchable(Positive)]
+SearchedNumerics = Annotated[Numerics | Choice, Searchable(Numerics)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
 
@@ -142,8 +143,8 @@ def searched_fields(value: Frozen, prefix: str = "") -> dict[str, Range | Choice
     return found
 
 
-def _ends(value: Any) -> list[float]:
-    return [float(end) for end in (value.extremes() if isinstance(value, (Range, Choice)) else [value])]
+def _ends(value: Any) -> list[Any]:
+    return list(value.extremes()) if isinstance(value, (Range, Choice)) else [value]
 
 
 def _given(value: Frozen, *names: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tune_dlrml.config.domains import Choice, Frozen, Range, domain_of
+from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
 
 Natural = Annotated[int, Field(ge=1)]
@@ -125,24 +125,24 @@ class SearchSettings(Frozen):
 class LoraSpace(Frozen):
     """Domains of the adapter settings that a search may vary."""
 
-    r: domain_of(Natural) | None = None  # type: ignore[valid-type]
-    lora_alpha: domain_of(Positive) | None = None  # type: ignore[valid-type]
-    lora_dropout: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
+    r: Annotated[Domain, Searchable(Natural, domain_only=True)] | None = None
+    lora_alpha: Annotated[Domain, Searchable(Positive, domain_only=True)] | None = None
+    lora_dropout: Annotated[Domain, Searchable(BelowOne, domain_only=True)] | None = None
 
 
 class TrainingSpace(Frozen):
     """Domains of the training settings that a search may vary, shared by all branches."""
 
-    learning_rate: domain_of(Positive) | None = None  # type: ignore[valid-type]
-    lr_scheduler_type: domain_of(Schedule) | None = None  # type: ignore[valid-type]
-    warmup_steps: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
-    weight_decay: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
-    adam_beta1: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
-    adam_beta2: domain_of(BelowOne) | None = None  # type: ignore[valid-type]
-    adam_epsilon: domain_of(Positive) | None = None  # type: ignore[valid-type]
-    max_grad_norm: domain_of(NotNegative) | None = None  # type: ignore[valid-type]
-    per_device_train_batch_size: domain_of(Natural) | None = None  # type: ignore[valid-type]
-    gradient_accumulation_steps: domain_of(Natural) | None = None  # type: ignore[valid-type]
+    learning_rate: Annotated[Domain, Searchable(Positive, domain_only=True)] | None = None
+    lr_scheduler_type: Annotated[Domain, Searchable(Schedule, domain_only=True)] | None = None
+    warmup_steps: Annotated[Domain, Searchable(NotNegative, domain_only=True)] | None = None
+    weight_decay: Annotated[Domain, Searchable(NotNegative, domain_only=True)] | None = None
+    adam_beta1: Annotated[Domain, Searchable(BelowOne, domain_only=True)] | None = None
+    adam_beta2: Annotated[Domain, Searchable(BelowOne, domain_only=True)] | None = None
+    adam_epsilon: Annotated[Domain, Searchable(Positive, domain_only=True)] | None = None
+    max_grad_norm: Annotated[Domain, Searchable(NotNegative, domain_only=True)] | None = None
+    per_device_train_batch_size: Annotated[Domain, Searchable(Natural, domain_only=True)] | None = None
+    gradient_accumulation_steps: Annotated[Domain, Searchable(Natural, domain_only=True)] | None = None
     lora: LoraSpace | None = None
 
 
