@@ -1,0 +1,1 @@
+"""Training of one trial after another on a resident model."""

@@ -1,0 +1,135 @@
+"""Held-out numbers of a policy that do not depend on its loss: accuracy, margin, trapped pairs, KL to the reference.
+
+Shape legend: B = pairs in a batch, N = held-out pairs, C = completion tokens of one row, V = vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, by_length, computing, to_device
+from tune_dlrml.training.trainer import pair_log_probs, preference_collator
+
+KL_ROWS = 16
+"""Held-out pairs whose chosen completions `eval_kl` is computed on, the first ones of the set."""
+
+
+class HeldOut:
+    """The held-out pairs, resident with their reference values and split over the ranks.
+
+    Args:
+        rows: Token ids of every held-out pair.
+        reference: Completes the rows of this rank.
+        model: The base model without an adapter.
+        tokenizer: The model's own.
+        training: Truncation, precision and batch size.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        reference: ReferenceLogProbs,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        training: TrainingConfig,
+    ) -> None:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._training = training
+        self._collate = preference_collator(tokenizer, training)
+        mine = [rows[index] for index in by_length(rows)][rank::world]
+        reference.fill(mine)
+        size = training.per_device_eval_batch_size
+        self._batches = [to_device(self._collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
+        self._kl_rows = [self._chosen(row, model) for row in rows[:KL_ROWS][rank::world]]
+        with torch.no_grad():
+            # Kept in the model's own precision: C x V numbers a row are the largest thing that stays in memory.
+            self._reference_logits = [self._logits(model, ids, start).cpu() for ids, start in self._kl_rows]
+
+    def untrained(self) -> dict[str, float]:
+        """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
+        return {"eval_accuracy": 0.5, "eval_accuracy_se": 0.0, "eval_margin": 0.0, "eval_kl": 0.0}
+
+    def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry) -> dict[str, float]:
+        """Held-out numbers of the policy; accuracy counts a tie one half, margins and KL are in nats.
+
+        Raises:
+            NotFiniteError: A margin or the KL is not finite.
+        """
+        model.eval()
+        chosen_N, rejected_N, ratio_chosen_N, ratio_rejected_N = self._log_probs(model)
+        margin_N = ratio_chosen_N - ratio_rejected_N
+        kl = self._kl(model)
+        bad = int((~margin_N.isfinite()).sum())
+        if bad or not math.isfinite(kl):
+            raise NotFiniteError(f"{bad} of {len(margin_N)} held-out margins are not finite, the KL is {kl:.4g}")
+        right_N = (margin_N > 0).double() + 0.5 * (margin_N == 0).double()
+        metrics = {
+            "eval_accuracy": right_N.mean(),
+            "eval_accuracy_se": right_N.std(correction=0) / math.sqrt(len(right_N)),
+            "eval_margin": margin_N.mean(),
+            "eval_margin_se": margin_N.std(correction=0) / math.sqrt(len(margin_N)),
+            "eval_chosen_logps": chosen_N.mean(),
+            "eval_rejected_logps": rejected_N.mean(),
+        }
+        return {name: value.item() for name, value in metrics.items()} | {
+            "eval_kl": kl,
+            "eval_trap_fraction": trap_fraction(margin_N, beta_kl=beta_kl, geometry=geometry),
+        }
+
+    def _log_probs(self, model: nn.Module) -> Tensor:
+        """Chosen and rejected log-probs and their log-ratios to the reference, shape (4, N), float64."""
+        parts: list[Tensor] = []
+        with torch.no_grad(), computing(model, self._training):
+            for batch in self._batches:
+                chosen_B, rejected_B = pair_log_probs(model, batch)
+                ratios = chosen_B - batch["ref_chosen_logps"], rejected_B - batch["ref_rejected_logps"]
+                parts.append(torch.stack([chosen_B, rejected_B, *ratios]).double())
+        return torch.cat(gathered(torch.cat(parts, dim=1) if parts else None), dim=1)
+
+    def _kl(self, model: nn.Module) -> float:
+        """Exact KL(policy || reference) over the vocabulary, summed over a completion, mean over the rows, in nats."""
+        values = []
+        with torch.no_grad():
+            for (ids, start), reference_CV in zip(self._kl_rows, self._reference_logits, strict=True):
+                policy = torch.log_softmax(self._logits(model, ids, start).float(), dim=-1)
+                reference = torch.log_softmax(reference_CV.to(policy.device).float(), dim=-1)
+                values.append(torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double())
+        everywhere = torch.cat(gathered(torch.stack(values) if values else None))
+        return everywhere.mean().item()
+
+    def _chosen(self, row: Mapping[str, Any], model: nn.Module) -> tuple[Tensor, int]:
+        """Token ids (1, T) of prompt and chosen completion, truncated as in training, and the completion's start."""
+        batch = self._collate([dict(row)])
+        keep = batch["attention_mask"][0].bool()
+        ids = batch["input_ids"][:1, keep]
+        start = int(batch["completion_mask"][0, keep].argmax())
+        return ids.to(next(model.parameters()).device), start
+
+    def _logits(self, model: nn.Module, ids: Tensor, start: int) -> Tensor:
+        """Logits (C, V) that predict the completion's tokens."""
+        with computing(model, self._training):
+            return model(input_ids=ids, use_cache=False, logits_to_keep=ids.size(1) - start + 1).logits[0, :-1]
+
+
+def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry) -> float:
+    """Share of pairs below the barrier, from where descent leads into the trap; 0 for a loss without one."""
+    if geometry.barrier is None:
+        return 0.0
+    return (margin_N < geometry.barrier.z / beta_kl).double().mean().item()
+
+
+def gathered(mine: Tensor | None) -> list[Tensor]:
+    """What every rank holds, in rank order; a rank without rows gives None."""
+    if not dist.is_initialized():
+        return [] if mine is None else [mine]
+    parts: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, None if mine is None else mine.cpu())
+    return [part for part in parts if part is not None]

@@ -1,0 +1,327 @@
+"""The one adapter to TRL: its data preparation, its forward and transformers' loop, with this project's losses.
+
+TRL keeps its losses in one chain inside `DPOTrainer._compute_loss`, without a hook, so that method is overridden whole.
+Every private name of TRL and transformers that is leaned on stands in this file; a test pins their signatures.
+
+Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from tune_dlrml.config import LoraSettings, TrainingConfig
+from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
+from tune_dlrml.training.divergence import StepStats
+
+Batch = Mapping[str, Tensor]
+OnStep = Callable[[StepStats], bool]
+"""Called on every rank after each optimizer step with the same numbers; True ends the training."""
+
+
+def tokenize_pairs(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Token ids of every pair (`prompt_ids`, `chosen_ids`, `rejected_ids`) exactly as TRL makes them.
+
+    Pairs whose prompt alone fills `max_length` are left out, as in TRL.
+    """
+    PartialState()  # TRL's map runs on the main process first, and asks this state who that is
+    arguments = SimpleNamespace(
+        dataset_num_proc=None, max_length=training.max_length, truncation_mode=training.truncation_mode
+    )
+    prepared = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), pairs, tokenizer, arguments, "pairs")
+    return list(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
+
+
+def preference_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> DataCollatorForPreference:
+    """TRL's collator: rows of the batch are the chosen sequences, then the rejected ones; padding on the right."""
+    return DataCollatorForPreference(
+        pad_token_id=tokenizer.pad_token_id, max_length=training.max_length, truncation_mode=training.truncation_mode
+    )
+
+
+def add_log_prob_head(model: PreTrainedModel) -> None:
+    """Let `model(..., fused_lm_head=True)` return log-probs per token without logits, and no other statistic."""
+    add_fused_lm_head(model, outputs=("log_probs",))
+
+
+def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
+    completion = batch["completion_mask"]
+    outputs = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(completion == 0, -100),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    per_token_2BT = outputs.log_probs[:, -(completion.size(1) - 1) :]
+    chosen_B, rejected_B = per_token_2BT.float().sum(dim=1).chunk(2)
+    return chosen_B, rejected_B
+
+
+def lora_config(lora: LoraSettings) -> LoraConfig:
+    """PEFT's configuration of the adapter that a trial trains."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool) -> DPOConfig:
+    """TRL's arguments for one trial: no logging, saving or evaluation of its own, data in the order given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers has renamed gradient_checkpointing, TRL 1.16 has not
+        return _trl_config(training, steps=steps, output_dir=output_dir, on_cpu=on_cpu)
+
+
+def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool) -> DPOConfig:
+    return DPOConfig(
+        output_dir=output_dir,
+        max_steps=steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_steps,
+        optim=training.optim,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_checkpointing=training.gradient_checkpointing,
+        max_length=training.max_length,
+        truncation_mode=training.truncation_mode,
+        bf16=training.bf16,
+        disable_dropout=training.disable_dropout,
+        seed=training.seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        train_sampling_strategy="sequential",
+        ddp_find_unused_parameters=False,
+        logging_nan_inf_filter=False,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, see pyproject.toml
+    """Trains one trial on a resident model.
+
+    The reference log-probs come with the rows, so no step runs the reference. A learnable beta_mix lies outside the
+    wrapped model, where neither DDP nor the Trainer sees it: its gradient is averaged over the ranks here, and its own
+    Adam steps it at a constant rate, without weight decay or clipping.
+
+    Args:
+        model: The resident base model, patched by `add_log_prob_head`.
+        args: From `trl_config`.
+        rows: Token ids and reference log-probs in training order.
+        tokenizer: The model's own.
+        loss: The trial's loss.
+        mix_learning_rate: Constant rate of a learnable beta_mix; None without one.
+        skip_nonfinite: Leave a step with a non-finite gradient unapplied on every rank.
+        on_step: Told every optimizer step.
+        lora: Adapter to train; None trains all weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DPOConfig,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        loss: PreferenceLoss,
+        *,
+        mix_learning_rate: float | None,
+        skip_nonfinite: bool,
+        on_step: OnStep,
+        lora: LoraSettings | None,
+    ) -> None:
+        self._head = model.forward
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT and TRL comment on choices made here on purpose
+            super().__init__(
+                model=model,
+                # Unless it sees a reference, TRL loads a second model; this shallow copy shares every weight.
+                ref_model=copy.copy(model) if lora is None else None,
+                args=args,
+                train_dataset=rows,
+                processing_class=tokenizer,
+                peft_config=None if lora is None else lora_config(lora),
+            )
+        # TRL patches the head anew for every trainer, with statistics that nobody asked for; one plain patch is enough.
+        model.forward = self._head
+        self.ref_model = None
+        self.remove_callback(PrinterCallback)
+        self.preference_loss = loss.to(args.device)
+        self._skip_nonfinite = skip_nonfinite
+        self._micro_batches: list[Tensor] = []
+        self._step = Tensor()
+        self._grad_norm = float("nan")
+        self._mix_optimizer = (
+            None if loss.mix is None else torch.optim.Adam(loss.mix.parameters(), lr=mix_learning_rate or 0.0)
+        )
+        self.add_callback(_StepHook(self, on_step))
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
+        assert not return_outputs, "held-out evaluation does not go through the trainer"
+        chosen_B, rejected_B = pair_log_probs(model, inputs)
+        chosen_length_B, rejected_length_B = inputs["completion_mask"].sum(dim=1).chunk(2)
+        pairs = PairBatch(
+            chosen_B - inputs["ref_chosen_logps"],
+            rejected_B - inputs["ref_rejected_logps"],
+            chosen_length_B,
+            rejected_length_B,
+        )
+        loss_B = self.preference_loss(pairs)
+        self._micro_batches.append(
+            _sums(loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs)
+        )
+        return loss_B.mean()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; the last of a step also closes the step's books, before the gradient is clipped."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._close_step()
+        return loss
+
+    def _close_step(self) -> None:
+        mix = self.preference_loss.mix
+        if mix is not None and dist.is_initialized():
+            dist.all_reduce(mix.theta.grad)
+            mix.theta.grad /= dist.get_world_size()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients += [p.grad for p in mix.parameters() if p.grad is not None] if mix is not None else []
+        norms = torch.stack(torch._foreach_norm(gradients)).double()
+        entries = sum(gradient.numel() for gradient in gradients)
+        bad = torch.zeros((), dtype=torch.float64, device=norms.device)
+        if not norms.isfinite().all():
+            bad = sum((~gradient.isfinite()).sum() for gradient in gradients).double()
+        self._grad_norm = norms.norm().item()
+        sums = torch.cat(
+            [torch.stack(self._micro_batches).sum(dim=0), torch.stack([bad, torch.full_like(bad, entries)])]
+        )
+        self._micro_batches.clear()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        self._step = sums
+
+    def before_optimizer_step(self) -> None:
+        """Drop a non-finite gradient or step beta_mix with a finite one; the policy's optimizer follows."""
+        apply = self.last_step(0.0).finite or not self._skip_nonfinite
+        if not apply:
+            self.model.zero_grad(set_to_none=True)  # AdamW leaves parameters without a gradient as they are
+        if self._mix_optimizer is not None:
+            if apply:
+                self._mix_optimizer.step()
+            self._mix_optimizer.zero_grad()
+
+    def last_step(self, learning_rate: float) -> StepStats:
+        """What the step just closed did, the same on every rank."""
+        pairs, loss_ok, loss, correct, margin_ok, margin, chosen, rejected, tokens, bad, entries = self._step.tolist()
+        return StepStats(
+            step=self.state.global_step,
+            pairs=int(pairs),
+            loss=loss / loss_ok if loss_ok else None,
+            accuracy=correct / margin_ok if margin_ok else None,
+            margin=margin / margin_ok if margin_ok else None,
+            chosen_logps=chosen / margin_ok if margin_ok else None,
+            rejected_logps=rejected / margin_ok if margin_ok else None,
+            grad_norm=self._grad_norm if torch.isfinite(torch.tensor(self._grad_norm)) else None,
+            nonfinite_loss=1 - loss_ok / pairs,
+            nonfinite_grad=bad / entries,
+            learning_rate=learning_rate,
+            tokens=int(tokens),
+        )
+
+    def close(self) -> None:
+        """Give the base model back as it was, the adapter removed, and forget everything else of the trial.
+
+        PartialState, which owns the process group, stays; the other states of Accelerate belong to one trainer.
+        """
+        self.accelerator.free_memory()
+        base = self.model
+        if isinstance(base, PeftModel):
+            base = base.unload()
+            base.__dict__.pop("peft_config", None)
+        if self.args.gradient_checkpointing:
+            base.gradient_checkpointing_disable()
+            base.disable_input_require_grads()
+        base.__dict__.pop("_original_forward", None)  # Accelerate's, under its autocast
+        base.forward = self._head
+        base.zero_grad(set_to_none=True)
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        self.callback_handler.callbacks.clear()
+        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self._mix_optimizer = None
+
+
+class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers, see pyproject.toml
+    """Turns transformers' callbacks into one call an optimizer step."""
+
+    def __init__(self, trainer: PreferenceTrainer, on_step: OnStep) -> None:
+        self._trainer = trainer
+        self._on_step = on_step
+        self._learning_rate = 0.0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._learning_rate = self._trainer.optimizer.param_groups[0]["lr"]
+        self._trainer.before_optimizer_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._on_step(self._trainer.last_step(self._learning_rate)):
+            control.should_training_stop = True
+
+
+def _sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, batch: Batch) -> Tensor:
+    """Sums over the finite pairs of one micro-batch, shape (9,), float64, in the order that `last_step` reads."""
+    loss_ok, margin_ok = loss_B.isfinite(), margin_B.isfinite()
+
+    def total(values: Tensor, keep: Tensor) -> Tensor:
+        return values.double().where(keep, torch.zeros((), dtype=torch.float64, device=values.device)).sum()
+
+    correct = (margin_B > 0).double() + 0.5 * (margin_B == 0).double()
+    return torch.stack(
+        [
+            torch.tensor(len(loss_B), dtype=torch.float64, device=loss_B.device),
+            loss_ok.sum().double(),
+            total(loss_B, loss_ok),
+            total(correct, margin_ok),
+            margin_ok.sum().double(),
+            total(margin_B, margin_ok),
+            total(chosen_B, margin_ok),
+            total(rejected_B, margin_ok),
+            batch["attention_mask"].sum().double(),
+        ]
+    )
+
+
+def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Rows of token ids and reference log-probs as TRL's trainer takes them."""
+    return Dataset.from_list([dict(row) for row in rows])

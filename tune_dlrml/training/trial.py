@@ -1,0 +1,211 @@
+"""One trial on a resident model, from its hand-over to its end. Knows nothing of Ray: reports go through a channel."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tune_dlrml.config import DivergenceConfig, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.losses.registry import PreferenceLoss, build_loss
+from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.training.divergence import DivergenceRule, StepStats
+from tune_dlrml.training.resident import Resident
+from tune_dlrml.training.trainer import PreferenceTrainer, trl_config
+
+
+class Channel(Protocol):
+    """The way from a trial to those who decide about it; called on every rank with the same report."""
+
+    def send(self, report: Report) -> bool:
+        """Deliver a report, wait for the verdict if it is at a rung, and say whether to go on."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a group needs to know of its search to train any trial of it.
+
+    Attributes:
+        steps: Full budget in optimizer steps.
+        rungs: Steps before the last at which a trial is evaluated and waits for a verdict.
+        workers: Ranks of the group.
+    """
+
+    steps: int
+    rungs: frozenset[int]
+    workers: int
+    divergence: DivergenceConfig
+
+
+def train_trial(
+    resident: Resident,
+    spec: TrialSpec,
+    plan: TrialPlan,
+    channel: Channel,
+    *,
+    handed_over_s: float | None = None,
+    clock: Callable[[], float] = time.time,
+) -> TrialOutcome | None:
+    """Train one trial and leave the resident model as it was.
+
+    Args:
+        resident: Model and data.
+        spec: The trial.
+        plan: Budget and rules of the search.
+        channel: Where reports go.
+        handed_over_s: When the trial was handed to the group, in seconds of `clock`; now if None.
+        clock: Wall clock.
+
+    Returns:
+        COMPLETE or DIVERGED with its reason; None if the channel said to stop.
+    """
+    loss = build_loss(spec.loss)
+    run = _Run(resident, spec, plan, channel, loss, clock, clock() if handed_over_s is None else handed_over_s)
+    with tempfile.TemporaryDirectory(prefix="tune_dlrml_trial_") as folder:
+        rows = resident.rows(spec.training, steps=plan.steps, workers=plan.workers)
+        resident.restore()
+        device = next(resident.model.parameters()).device
+        arguments = trl_config(spec.training, steps=plan.steps, output_dir=folder, on_cpu=device.type == "cpu")
+        trainer = PreferenceTrainer(
+            resident.model,
+            arguments,
+            rows,
+            resident.tokenizer,
+            loss,
+            mix_learning_rate=_mix_learning_rate(spec),
+            skip_nonfinite=plan.divergence.nonfinite_step == "skip",
+            on_step=run.on_step,
+            lora=spec.training.lora,
+        )
+        run.policy = trainer.model
+        try:
+            if run.start():
+                trainer.train()
+        finally:
+            trainer.close()
+            resident.restore()
+    return run.outcome
+
+
+def _mix_learning_rate(spec: TrialSpec) -> float | None:
+    mix = spec.loss.beta_mix if isinstance(spec.loss, DlrmlLoss) else None
+    return float(mix.learning_rate) if isinstance(mix, LearnableBetaMix) else None  # type: ignore[arg-type]
+
+
+@dataclass
+class _Run:
+    """The books of one trial: what since the last report, whether diverged, when to evaluate."""
+
+    resident: Resident
+    spec: TrialSpec
+    plan: TrialPlan
+    channel: Channel
+    loss: PreferenceLoss
+    clock: Callable[[], float]
+    handed_over_s: float
+    policy: object = None
+    outcome: TrialOutcome | None = None
+    since_report: list[StepStats] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "waiting": 0.0})
+    tokens: int = 0
+    reported_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._rule = DivergenceRule(self.plan.divergence, loss_at_zero=self.loss.geometry().value_at_zero)
+
+    def start(self) -> bool:
+        """Report the state at step 0, which every trial shares and which needs no forward pass."""
+        self.reported_s = self.clock()
+        return self._send(0, self.resident.held_out.untrained() | self._shape(), evaluated=True, rung=False)
+
+    def on_step(self, stats: StepStats) -> bool:
+        """Judge, report and evaluate as the step demands; True ends the training."""
+        if "to_first_step" not in self.seconds:
+            self.seconds["to_first_step"] = self.clock() - self.handed_over_s
+        self.since_report.append(stats)
+        self.tokens += stats.tokens
+        last, rung = stats.step == self.plan.steps, stats.step in self.plan.rungs
+        reason = self._rule.judge(stats)
+        metrics: dict[str, float] = {}
+        if reason is None and (rung or last):
+            try:
+                metrics = self._evaluate()
+            except NotFiniteError as error:
+                reason = f"step {stats.step}: {error}"
+        if reason is not None:
+            self._send(stats.step, self._training_metrics(), evaluated=False, rung=False)
+            self._end(State.DIVERGED, reason)
+            return True
+        if rung or last or stats.step % self.spec.training.logging_steps == 0:
+            go_on = self._send(stats.step, self._training_metrics() | metrics, evaluated=bool(metrics), rung=rung)
+            if not go_on:
+                return True
+        if last:
+            self._end(State.COMPLETE, f"all {self.plan.steps} steps done")
+        return last
+
+    def _evaluate(self) -> dict[str, float]:
+        began = self.clock()
+        metrics = self.resident.held_out.evaluate(
+            self.policy,
+            beta_kl=self.loss.beta_kl,
+            geometry=self.loss.geometry(),  # type: ignore[arg-type]
+        )
+        self.seconds["evaluation"] += self.clock() - began
+        return metrics
+
+    def _training_metrics(self) -> dict[str, float]:
+        """Means over the steps since the last report; what no step has finite is left out."""
+        steps, now = self.since_report, self.clock()
+        means = {
+            "train_loss": [s.loss for s in steps],
+            "train_accuracy": [s.accuracy for s in steps],
+            "train_margin": [s.margin for s in steps],
+            "train_chosen_logps": [s.chosen_logps for s in steps],
+            "train_rejected_logps": [s.rejected_logps for s in steps],
+            "grad_norm": [s.grad_norm for s in steps],
+            "nonfinite_loss_fraction": [s.nonfinite_loss for s in steps],
+            "nonfinite_grad_fraction": [s.nonfinite_grad for s in steps],
+        }
+        metrics = {name: mean for name, values in means.items() if (mean := _mean(values)) is not None}
+        metrics |= {
+            "learning_rate": steps[-1].learning_rate,
+            "tokens": float(self.tokens),
+            "steps_per_second": len(steps) / max(now - self.reported_s, 1e-9),
+        }
+        self.since_report = []
+        self.reported_s = now
+        return metrics | self._shape()
+
+    def _shape(self) -> dict[str, float]:
+        """The present c and beta_mix; absent for a loss without mixing, or when they are not finite."""
+        c = self.loss.geometry().c
+        if c is None or not math.isfinite(c):
+            return {}
+        tau = getattr(self.spec.loss, "tau", None)
+        return {"c": c} | ({} if tau is None else {"beta_mix": c * tau * self.loss.beta_kl})
+
+    def _send(self, step: int, metrics: dict[str, float], *, evaluated: bool, rung: bool) -> bool:
+        report = Report(
+            number=self.spec.number,
+            step=step,
+            timestamp_ms=int(self.clock() * 1000),
+            metrics=metrics,
+            evaluated=evaluated,
+            rung=rung,
+        )
+        began = self.clock()
+        go_on = self.channel.send(report)
+        self.seconds["waiting"] += self.clock() - began
+        return go_on
+
+    def _end(self, state: State, reason: str) -> None:
+        self.outcome = TrialOutcome(self.spec.number, state, reason, seconds=dict(self.seconds))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
