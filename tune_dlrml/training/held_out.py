@@ -103,7 +103,7 @@ class HeldOut:
                 reference = torch.log_softmax(reference_CV.to(policy.device).float(), dim=-1)
                 values.append(torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double())
         everywhere = torch.cat(gathered(torch.stack(values) if values else None))
-        return everywhere.mean().item()
+        return float(everywhere.mean())
 
     def _chosen(self, row: Mapping[str, Any], model: nn.Module) -> tuple[Tensor, int]:
         """Token ids (1, T) of prompt and chosen completion, truncated as in training, and the completion's start."""
@@ -123,7 +123,7 @@ def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry) -> fl
     """Share of pairs below the barrier, from where descent leads into the trap; 0 for a loss without one."""
     if geometry.barrier is None:
         return 0.0
-    return (margin_N < geometry.barrier.z / beta_kl).double().mean().item()
+    return float((margin_N < geometry.barrier.margin(beta_kl)).double().mean())
 
 
 def gathered(mine: Tensor | None) -> list[Tensor]:

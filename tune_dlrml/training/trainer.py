@@ -206,7 +206,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch; the last of a step also closes the step's books, before the gradient is clipped."""
-        loss = super().training_step(*args, **kwargs)
+        loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._close_step()
         return loss
@@ -279,7 +279,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         AcceleratorState._reset_state()
         GradientState._reset_state()
         self.callback_handler.callbacks.clear()
-        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self._mix_optimizer = None
+        for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "_mix_optimizer"):
+            setattr(self, name, None)
 
 
 class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers, see pyproject.toml

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tune_dlrml.config import DivergenceConfig, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
@@ -106,7 +106,7 @@ class _Run:
     loss: PreferenceLoss
     clock: Callable[[], float]
     handed_over_s: float
-    policy: object = None
+    policy: Any = None
     outcome: TrialOutcome | None = None
     since_report: list[StepStats] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "waiting": 0.0})
@@ -160,15 +160,15 @@ class _Run:
     def _training_metrics(self) -> dict[str, float]:
         """Means over the steps since the last report; what no step has finite is left out."""
         steps, now = self.since_report, self.clock()
-        means = {
+        means: dict[str, list[float | None]] = {
             "train_loss": [s.loss for s in steps],
             "train_accuracy": [s.accuracy for s in steps],
             "train_margin": [s.margin for s in steps],
             "train_chosen_logps": [s.chosen_logps for s in steps],
             "train_rejected_logps": [s.rejected_logps for s in steps],
             "grad_norm": [s.grad_norm for s in steps],
-            "nonfinite_loss_fraction": [s.nonfinite_loss for s in steps],
-            "nonfinite_grad_fraction": [s.nonfinite_grad for s in steps],
+            "nonfinite_loss_fraction": [*(s.nonfinite_loss for s in steps)],
+            "nonfinite_grad_fraction": [*(s.nonfinite_grad for s in steps)],
         }
         metrics = {name: mean for name, values in means.items() if (mean := _mean(values)) is not None}
         metrics |= {
