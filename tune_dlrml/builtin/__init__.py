@@ -1,0 +1,29 @@
+"""Preference pairs that come with the package: the IMDb sentiment experiment of the DiscoPOP paper, in small.
+
+What they are: `sentiment_train` (256 pairs) and `sentiment_eval` (64 pairs, other prompts), one JSON object a line in
+TRL's conversational format (`prompt`, `chosen`, `rejected` as message lists) with `chosen_score` and `rejected_score`,
+the VADER compound sentiment in [-1, 1] of each completion. As in the paper (Lu et al., 2024, "Discovering Preference
+Optimization Algorithms with and for Large Language Models"), a sentiment scorer stands in for human preference, and
+the policy that is trained is the one that the completions were sampled from.
+
+How they were made: `python -m tune_dlrml.builtin.make_sentiment_pairs` samples several completions of each prompt in
+`prompts.py` from SmolLM2-135M-Instruct, scores each with VADER, and takes the most positive as chosen and the most
+negative as rejected where their scores differ by at least `MIN_GAP`.
+
+Licence: Apache-2.0, as the rest of the project. The prompts were written for it; the completions were sampled from
+SmolLM2-135M-Instruct, which is under Apache-2.0.
+"""
+
+from pathlib import Path
+
+from tune_dlrml.errors import InputError
+
+MIN_GAP = 0.4
+NAMES = ("sentiment_train", "sentiment_eval")
+
+
+def path(name: str) -> Path:
+    """The JSON Lines file of a built-in data set."""
+    if name not in NAMES:
+        raise InputError(f"There is no built-in data set {name!r}. Built-in are: {', '.join(NAMES)}.")
+    return Path(__file__).parent / f"{name}.jsonl"
