@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import sys
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -36,8 +37,8 @@ class Range(Frozen):
         return "int" in self.kind
 
     def extremes(self) -> list[Scalar]:
-        """Both ends: what is legal for both is legal between them."""
-        return [self.low, self.high]
+        """Both ends, as the sampler draws them: what is legal for both is legal between them."""
+        return [self.low, self.high] if self.integer else [float(self.low), float(self.high)]
 
     def grid(self) -> list[Scalar]:
         """The `num` points of the grid sampler, evenly spaced on the domain's own scale."""
@@ -70,7 +71,9 @@ class Choice(Frozen):
         """Every value, since nothing orders them."""
         return list(self.values)
 
-    grid = extremes
+    def grid(self) -> list[Scalar]:
+        """Every value: the grid of a choice is the choice itself."""
+        return list(self.values)
 
     def __contains__(self, value: object) -> bool:
         return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in self.values)
@@ -93,9 +96,9 @@ def parse_domain(mapping: dict[str, Any]) -> Domain:
     """
     keys = [key for key in mapping if key != "num"]
     if len(keys) != 1 or keys[0] not in KINDS:
-        hint = difflib.get_close_matches(keys[0], KINDS, n=1) if keys else []
+        hint = difflib.get_close_matches(str(keys[0]), KINDS, n=1) if len(keys) == 1 else []
         suggestion = f"; did you mean {hint[0]}?" if hint else ""
-        raise _refused(f"a domain is one of {', '.join(KINDS)}, but got {_shown(mapping)}{suggestion}")
+        raise law(f"a domain is one of {', '.join(KINDS)}, but got {_shown(mapping)}{suggestion}")
     kind, body = keys[0], mapping[keys[0]]
     if kind == "choice":
         return _parse_choice(body, mapping)
@@ -104,31 +107,31 @@ def parse_domain(mapping: dict[str, Any]) -> Domain:
 
 def _parse_choice(body: Any, mapping: dict[str, Any]) -> Choice:
     if "num" in mapping:
-        raise _refused("a choice takes no `num`: all its values are the grid")
+        raise law("a choice takes no `num`: all its values are the grid")
     if not isinstance(body, list) or not body:
-        raise _refused(f"choice takes a list of at least one value, but got {_shown(body)}")
+        raise law(f"choice takes a list of at least one value, but got {_shown(body)}")
     if not all(value is None or isinstance(value, (bool, int, float, str)) for value in body):
-        raise _refused(f"choice takes numbers, strings and booleans, but got {_shown(body)}")
-    if len({json.dumps(value) for value in body}) != len(body):
-        raise _refused(f"the values of a choice must differ, but got {_shown(body)}")
+        raise law(f"choice takes numbers, strings and booleans, but got {_shown(body)}")
+    if len({(isinstance(value, bool), value) for value in body}) != len(body):
+        raise law(f"the values of a choice must differ, but got {_shown(body)}")
     return Choice(values=tuple(body))
 
 
 def _parse_range(kind: Any, body: Any, num: Any) -> Range:
     def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
     if not isinstance(body, list) or len(body) != 2 or not all(map(number, body)):
-        raise _refused(f"{kind} takes [low, high], two finite numbers, but got {_shown(body)}")
+        raise law(f"{kind} takes [low, high], two finite numbers, but got {_shown(body)}")
     low, high = body
     if low >= high:
-        raise _refused(f"`low < high` must hold, but got low={low}, high={high}")
+        raise law(f"`low < high` must hold, but got low={low}, high={high}")
     if kind.startswith("log") and low <= 0:
-        raise _refused(f"{kind} needs low > 0 (the logarithm of {low} does not exist)")
+        raise law(f"{kind} needs low > 0 (the logarithm of {low} does not exist)")
     if "int" in kind and not all(isinstance(bound, int) for bound in body):
-        raise _refused(f"{kind} takes whole numbers, but got {_shown(body)}")
+        raise law(f"{kind} takes whole numbers, but got {_shown(body)}")
     if num is not None and (not isinstance(num, int) or isinstance(num, bool) or num < 2):
-        raise _refused(f"`num` is the number of grid points, at least 2, but got {_shown(num)}")
+        raise law(f"`num` is the number of grid points, at least 2, but got {_shown(num)}")
     return Range(kind=kind, low=low, high=high, num=num)
 
 
@@ -152,18 +155,19 @@ class Searchable:
             value = parse_domain(value)
         if isinstance(value, (Range, Choice)):
             for extreme in value.extremes():
-                self._check(extreme)
+                self._check(extreme, given=value)
             return value
         if self._domain_only:
-            raise _refused(f"a domain is needed here (a single value belongs into `training`), but got {_shown(value)}")
-        return self._check(value)
+            raise law(f"a domain is needed here (a single value belongs into `training`), but got {_shown(value)}")
+        return self._check(value, given=value)
 
-    def _check(self, value: Any) -> Any:
+    def _check(self, value: Any, *, given: Any) -> Any:
         try:
             return self._adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise _refused(f"{first[0].lower()}{first[1:]}, but got {_shown(value)}") from None
+            first = error.errors()[0]
+            hint = " (int_uniform and log_int_uniform draw whole numbers)" if first["type"] == "int_type" else ""
+            raise law(f"{first['msg'][0].lower()}{first['msg'][1:]}, but got {_shown(as_yaml(given))}{hint}") from None
 
 
 def as_yaml(value: Any) -> Any:
@@ -171,9 +175,10 @@ def as_yaml(value: Any) -> Any:
     return value.as_yaml() if isinstance(value, (Range, Choice)) else value
 
 
-def _refused(message: str) -> PydanticCustomError:
-    return PydanticCustomError("domain", "{message}", {"message": message})
+def law(message: str, *, key: str = "") -> PydanticCustomError:
+    """The error of a value that breaks a law; `key` is dotted, from the section whose validator raises it."""
+    return PydanticCustomError("law", "{message}", {"message": message, "key": key})
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=str)[:200]

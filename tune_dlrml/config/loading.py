@@ -35,6 +35,8 @@ _StrictLoader.add_implicit_resolver(
 )
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
+_KEY_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}
+
 
 def load_config(path: Path, overrides: list[str] | None = None, **changes: Any) -> SearchConfig:
     """The search that a file describes.
@@ -42,23 +44,32 @@ def load_config(path: Path, overrides: list[str] | None = None, **changes: Any) 
     Args:
         path: A YAML file.
         overrides: `dotted.key=value` as given to `--set`; the value is read as YAML.
-        **changes: Top-level keys set by other options of the command line.
+        **changes: Top-level keys set by other options of the command line, each by the option of its name.
 
     Raises:
-        InputError: Naming file, line, key, value and what is allowed.
+        InputError: Naming file and line (or the option), key, value and what is allowed.
     """
-    document, lines = _read(path)
+    document, places = _read(path)
     for override in overrides or []:
-        document = _override(document, override)
-    return parse_config({**document, **changes}, source=str(path), lines=lines)
+        key, value = _parse_override(override, document)
+        document, places = overlay(document, {key: value}), _moved(places, key, f"--set {key}")
+    for key, value in changes.items():
+        document, places = {**document, key: value}, _moved(places, key, f"--{key}")
+    return parse_config(document, source=str(path), places=places)
 
 
-def parse_config(document: dict[str, Any], *, source: str, lines: dict[str, int] | None = None) -> SearchConfig:
-    """The search that a mapping of plain values describes; `source` and `lines` serve the error message."""
+def parse_config(document: dict[str, Any], *, source: str, places: dict[str, str] | None = None) -> SearchConfig:
+    """The search that a mapping of plain values describes.
+
+    Args:
+        document: The mapping.
+        source: What the message of a mistake names where no place is known.
+        places: Where each dotted key was given, such as `search.yaml:12`.
+    """
     try:
         return SearchConfig.model_validate(document)
     except ValidationError as error:
-        raise InputError(_message(error, document, source, lines or {})) from None
+        raise InputError(_message(error, document, source, places or {})) from None
 
 
 def to_yaml(config: SearchConfig) -> str:
@@ -66,7 +77,7 @@ def to_yaml(config: SearchConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=120)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise InputError(f"{path}: a search-space file has at most {SIZE_LIMIT} bytes, but this one is larger")
@@ -75,19 +86,29 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a search-space file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    document, lines = _parse(text, str(path))
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must hold a mapping of keys such as name, model, dataset, training, space")
+    return document, {key: f"{path}:{line}" for key, line in lines.items()}
+
+
+def _parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
+    """The value of a YAML text and the line of each of its dotted keys."""
     try:
         root = yaml.compose(text, Loader=_StrictLoader)
-        if not isinstance(root, yaml.MappingNode):
-            raise InputError(f"{path}: must hold a mapping of keys such as name, model, dataset, training, space")
-        lines = dict(_check(root, str(path)))
-        document = _StrictLoader("").construct_document(root)
+        if root is None:
+            return None, {}
+        lines = dict(_check(root, source))
+        return _StrictLoader("").construct_document(root), lines
     except yaml.YAMLError as error:
-        raise InputError(_yaml_message(path, error)) from None
-    return document, lines
+        raise InputError(_yaml_message(source, error)) from None
+    except RecursionError:
+        raise InputError(f"{source}: is nested too deeply, or without end; a real file has five levels") from None
 
 
 def _check(root: yaml.Node, source: str) -> Iterator[tuple[str, int]]:
     """Yield the line of every dotted key; refuse repeated keys, tags, and aliases that grow out of bounds."""
+    loader = _StrictLoader("")
     visited = 0
 
     def walk(node: yaml.Node, key: str) -> Iterator[tuple[str, int]]:
@@ -96,68 +117,114 @@ def _check(root: yaml.Node, source: str) -> Iterator[tuple[str, int]]:
         line = node.start_mark.line + 1
         if visited > NODE_LIMIT:
             raise InputError(f"{source}:{line}: more than {NODE_LIMIT} values once the aliases are written out")
-        if node.tag not in _PLAIN_TAGS:
-            raise InputError(f"{source}:{line}: {key}: a plain value is needed, but got the YAML tag {node.tag}")
-        yield key, line
+        if node.tag not in _PLAIN_TAGS or node.tag != _plain_tag(loader, node):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise InputError(f"{source}:{line}: {key or 'value'}: a plain value is needed, but got the YAML tag {tag}")
         if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for name, value in node.value:
-                inner = f"{key}.{name.value}" if key else str(name.value)
-                if not isinstance(name, yaml.ScalarNode) or name.value in seen:
-                    raise InputError(f"{source}:{name.start_mark.line + 1}: {inner}: the key is given twice; keep one")
-                seen.add(name.value)
-                yield inner, name.start_mark.line + 1
-                yield from walk(value, inner)
+            yield from walk_mapping(node, key)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
+                yield f"{key}[{index}]", value.start_mark.line + 1
                 yield from walk(value, f"{key}[{index}]")
+        else:
+            try:
+                loader.construct_object(node)
+            except ValueError:
+                raise InputError(f"{source}:{line}: {key or 'value'}: is no number: {node.value[:40]}") from None
+
+    def walk_mapping(node: yaml.MappingNode, key: str) -> Iterator[tuple[str, int]]:
+        seen: set[str] = set()
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if name.tag not in _KEY_TAGS or name.tag != _plain_tag(loader, name):
+                shown = name.value if isinstance(name, yaml.ScalarNode) else f"a {name.id}"
+                raise InputError(f"{source}:{line}: {key or 'top level'}: a key must be text, but got {shown}")
+            inner = f"{key}.{name.value}" if key else name.value
+            if name.value in seen:
+                raise InputError(f"{source}:{line}: {inner}: the key is given twice; keep one")
+            seen.add(name.value)
+            yield inner, line
+            yield from walk(value, inner)
 
     yield from walk(root, "")
 
 
-def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
+def _plain_tag(loader: _StrictLoader, node: yaml.Node) -> Any:
+    """The tag that the node's text has by itself, without one written in front of it."""
+    implicit: Any = True
+    if isinstance(node, yaml.ScalarNode):
+        implicit = (node.style is None, node.style is not None)
+    return loader.resolve(type(node), node.value, implicit)  # type: ignore[no-untyped-call]
+
+
+def _yaml_message(source: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    return f"{where}: is not YAML: {getattr(error, 'problem', None) or error}"
+    where = f"{source}:{mark.line + 1}" if mark else source
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{where}: is not YAML: {problem}"
 
 
-def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
+def _parse_override(override: str, document: dict[str, Any]) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"--set {override}: must be dotted.key=value, such as search.num_trials=8")
-    try:
-        root = yaml.compose(text, Loader=_StrictLoader)
-        if root is not None:
-            list(_check(root, f"--set {key}"))
-        value = None if root is None else _StrictLoader("").construct_document(root)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not YAML: {error}") from None
-    return overlay(document, {key.strip(): value})
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {override[:200]}: must be dotted.key=value, such as search.num_trials=8")
+    section: Any = document
+    for depth, part in enumerate(parts[:-1], start=1):
+        section = section.get(part)
+        if section is None:
+            break
+        if not isinstance(section, dict):
+            outer, shown = ".".join(parts[:depth]), json.dumps(section)[:200]
+            raise InputError(f"--set {key}: {outer} must be a mapping to have keys of its own, but it is {shown}")
+    return key, _parse(text, f"--set {key}")[0]
 
 
-def _message(error: ValidationError, document: dict[str, Any], source: str, lines: dict[str, int]) -> str:
-    messages = list(dict.fromkeys(_one_message(detail, document, source, lines) for detail in error.errors()))
+def _moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
+    """The places after `key`, with all that it held, was given anew at `place`, and sections made for it."""
+    inside = (f"{key}.", f"{key}[")
+    kept = {other: old for other, old in places.items() if not other.startswith(inside)}
+    parts = key.split(".")
+    sections = {".".join(parts[:depth]): place for depth in range(1, len(parts))}
+    return sections | kept | {key: place}
+
+
+def _message(error: ValidationError, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
+    messages = list(dict.fromkeys(_one_message(detail, document, source, places) for detail in error.errors()))
     return "\n".join(messages[:10])
 
 
-def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, lines: dict[str, int]) -> str:
-    path = _path_in(document, detail["loc"])
+def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
+    path, given, kind = _path_in(document, detail["loc"]), detail["input"], detail["type"]
     key = _dotted(path)
-    line = lines.get(key) or lines.get(_dotted(path[:-1]))
-    where = f"{source}:{line}" if line and key else source
-    prefix = f"{where}: {key}" if key else where
-    given, kind = detail["input"], detail["type"]
+    if kind == "law":
+        key = ".".join(part for part in (key, detail["ctx"]["key"]) if part)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        key, given = f"{key}.name", given.get("name")
+    where = _place(key, places) or source
+    prefix = where if not key or where == f"--set {key}" else f"{where}: {key}"
+    if kind == "law":
+        return f"{prefix}: {detail['msg']}"
     if kind == "extra_forbidden":
-        return f"{prefix}: is no key of this section ({_nearest(str(path[-1]), _legal_keys(detail['loc'], document))})"
+        return f"{prefix}: is no key of this section ({_nearest(str(path[-1]), _legal_keys(detail['loc']))})"
     if kind == "missing":
         return f"{prefix}: must be given, but is missing"
+    shown = json.dumps(given, default=str)[:200]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        name = given.get("name") if isinstance(given, dict) else given
-        return f"{prefix}.name: {_nearest(str(name), _loss_names())}, but got {json.dumps(name, default=str)}"
-    if kind in ("domain", "value_error"):
-        return f"{prefix}: {detail['msg'].removeprefix('Value error, ')}"
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{prefix}: {message}, but got {json.dumps(given, default=str)[:200]}"
+        return f"{prefix}: {_nearest(str(given), _loss_names())}, but got {shown}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{prefix}: a mapping of keys is needed, but got {shown}"
+    return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}"
+
+
+def _place(key: str, places: dict[str, str]) -> str | None:
+    """Where a key was given or, failing that, the section around it."""
+    while key:
+        if key in places:
+            return places[key]
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return None
 
 
 def _path_in(document: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -179,7 +246,7 @@ def _dotted(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
-def _legal_keys(loc: tuple[int | str, ...], document: Any) -> list[str]:
+def _legal_keys(loc: tuple[int | str, ...]) -> list[str]:
     """Keys of the section that `loc` lies in."""
     model: Any = SearchConfig
     for part in loc[:-1]:
@@ -189,8 +256,7 @@ def _legal_keys(loc: tuple[int | str, ...], document: Any) -> list[str]:
             model = next(loss for loss in _losses() if loss.model_fields["name"].default == part)
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _section(model.model_fields[part].annotation) or model
-    keys = list(model.model_fields)
-    return [key for key in keys if key != "learnable"]
+    return list(model.model_fields)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

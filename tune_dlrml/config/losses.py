@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
-from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml
+from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml, law
 
 Positive = Annotated[float, Field(gt=0)]
 Numerics = Literal["stable", "published"]
@@ -66,9 +66,9 @@ class LearnableBetaMix(Frozen):
     @model_validator(mode="after")
     def _one_start_inside_the_bounds(self) -> Self:
         if (self.init is None) == (self.c_init is None):
-            raise ValueError(f"exactly one of `init` and `c_init` must be given, but {_given(self, 'init', 'c_init')}")
+            raise law(f"exactly one of `init` and `c_init` must be given, but {_given(self, 'init', 'c_init')}")
         if self.c_bounds is not None and self.c_bounds[0] >= self.c_bounds[1]:
-            raise ValueError(f"`c_bounds` must be [low, high] with low < high, but got {list(self.c_bounds)}")
+            raise law(f"must be [low, high] with low < high, but got {list(self.c_bounds)}", key="c_bounds")
         return self
 
 
@@ -94,14 +94,18 @@ class DlrmlLoss(Loss):
     name: Literal["dlrml"] = "dlrml"
     beta_kl: SearchedPositive = 0.05
     c: SearchedPositive | None = None
-    beta_mix: Annotated[Any, PlainValidator(_beta_mix), PlainSerializer(_plain)] = None
+    beta_mix: Annotated[
+        LearnableBetaMix | float | Range | Choice | None, PlainValidator(_beta_mix), PlainSerializer(_plain)
+    ] = None
     tau: SearchedPositive = TAU
     numerics: SearchedNumerics = "stable"
 
     @model_validator(mode="after")
     def _one_way_to_mix(self) -> Self:
         if (self.c is None) == (self.beta_mix is None):
-            raise ValueError(f"exactly one of `c` and `beta_mix` must be given, but {_given(self, 'c', 'beta_mix')}")
+            raise law(f"exactly one of `c` and `beta_mix` must be given, but {_given(self, 'c', 'beta_mix')}")
+        if isinstance(self.tau, (Range, Choice)) and not self._depends_on_tau():
+            raise law("the loss depends on c alone where c is given, so a search over tau changes nothing", key="tau")
         if isinstance(self.beta_mix, LearnableBetaMix):
             self._check_start(self.beta_mix)
         return self
@@ -116,10 +120,16 @@ class DlrmlLoss(Loss):
             starts = [i / (t * b) for i in _ends(mix.init) for t in _ends(self.tau) for b in _ends(self.beta_kl)]
         outside = [c for c in starts if not low < c < high]
         if outside:
-            raise ValueError(
-                f"a learnable beta_mix must start inside c_bounds={[low, high]}, but init / (tau * beta_kl) reaches "
-                f"c={outside[0]:.4g}; start it by `c_init`, or narrow beta_kl"
+            reached = f"c_init={outside[0]:.4g}" if mix.init is None else f"init / (tau * beta_kl) = {outside[0]:.4g}"
+            raise law(
+                f"a learnable beta_mix must start inside c_bounds={[low, high]}, but {reached}; give a `c_init` inside",
+                key="beta_mix.init" if mix.c_init is None else "beta_mix.c_init",
             )
+
+    def _depends_on_tau(self) -> bool:
+        if isinstance(self.beta_mix, LearnableBetaMix):
+            return self.beta_mix.c_bounds is None or self.beta_mix.init is not None
+        return self.c is None
 
     def default_label(self) -> str:
         """Three forms of one loss, told apart by what sets the mixing."""

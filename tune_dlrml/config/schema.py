@@ -1,12 +1,13 @@
 """A whole search as one frozen value. Keys carry the names of the library that owns them."""
 
+import json
 import math
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
-from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable
+from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
 
 Natural = Annotated[int, Field(ge=1)]
@@ -31,13 +32,22 @@ class DatasetConfig(Frozen):
     test: Text | None = None
 
 
+def _target_modules(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise law(
+            f"`all-linear`, a regular expression or a list of module names is needed, but got {json.dumps(value)}"
+        )
+    return value
+
+
 class LoraSettings(Frozen):
     """Low-rank adapters, in PEFT's names."""
 
     r: Natural = 16
     lora_alpha: Positive = 32
     lora_dropout: BelowOne = 0.0
-    target_modules: str | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
     use_rslora: bool = False
 
 
@@ -76,10 +86,13 @@ class TrainingConfig(Frozen):
     @model_validator(mode="after")
     def _laws(self) -> Self:
         if (self.max_steps is None) == (self.num_train_epochs is None):
-            given = "got neither" if self.max_steps is None else "got both"
-            raise ValueError(f"exactly one of `max_steps` and `num_train_epochs` must be given, but {given}")
+            given, key = ("got neither", "") if self.max_steps is None else ("got both", "num_train_epochs")
+            raise law(f"exactly one of `max_steps` and `num_train_epochs` must be given, but {given}", key=key)
         if self.lora is not None and self.lora.lora_dropout != 0 and self.disable_dropout:
-            raise ValueError("`lora.lora_dropout` has no effect while disable_dropout is true; set it to false")
+            raise law(
+                f"has no effect while disable_dropout is true, but got {self.lora.lora_dropout}; set that to false",
+                key="lora.lora_dropout",
+            )
         return self
 
     def at(self, point: dict[str, Any]) -> Self:
@@ -146,6 +159,10 @@ class TrainingSpace(Frozen):
     lora: LoraSpace | None = None
 
 
+RESERVED_LABELS = ("baseline", "training")
+"""Branch of trial 0, and prefix of the parameters that all branches share."""
+
+
 class SpaceConfig(Frozen):
     """The losses, one branch each, and the training settings that every branch shares."""
 
@@ -154,20 +171,26 @@ class SpaceConfig(Frozen):
 
     def branches(self) -> dict[str, AnyLoss]:
         """The losses by the name of their branch."""
-        labels = [loss.label or loss.default_label() for loss in self.losses]
+        return dict(zip(self._names(), self.losses, strict=True))
+
+    def _names(self) -> list[str]:
         seen: Counter[str] = Counter()
-        named: dict[str, AnyLoss] = {}
-        for label, loss in zip(labels, self.losses, strict=True):
-            seen[label] += 1
-            named[label if seen[label] == 1 else f"{label}_{seen[label]}"] = loss
-        return named
+        names: list[str] = []
+        for loss in self.losses:
+            name = loss.label or loss.default_label()
+            seen[name] += 1
+            names.append(name if loss.label or seen[name] == 1 else f"{name}_{seen[name]}")
+        return names
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        given = Counter(loss.label for loss in self.losses if loss.label)
-        repeated = [label for label, times in given.items() if times > 1]
-        if repeated or len(self.branches()) < len(self.losses):
-            raise ValueError(f"every loss needs its own label, but {(repeated or ['one'])[0]!r} is used twice")
+        names = self._names()
+        for index, name in enumerate(names):
+            key = f"losses[{index}].label"
+            if name in names[:index]:
+                raise law(f"every loss needs its own label, but {name!r} is used twice", key=key)
+            if name in RESERVED_LABELS:
+                raise law(f"{name!r} names something else in tables and parameters; take another label", key=key)
         return self
 
 
@@ -199,6 +222,13 @@ class ResourcesConfig(Frozen):
     wait_s: NotNegative = 60
     trials_per_group: Natural | None = None
 
+    @model_validator(mode="after")
+    def _ray_shares_one_gpu_only(self) -> Self:
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            raise law(f"a share of one GPU or a whole number of them is needed, but got {gpus}", key="gpus_per_worker")
+        return self
+
 
 class TrackingConfig(Frozen):
     """Where MLflow keeps its runs; null is <storage>/mlflow.db."""
@@ -224,32 +254,48 @@ class SearchConfig(Frozen):
     def _laws_across_sections(self) -> Self:
         searched = searched_fields(self.space.training)
         if self.space.training.lora is not None and self.training.lora is None:
-            raise ValueError(
-                "space.training.lora needs a `lora` section in training; without it all weights are trained"
+            raise law(
+                "needs a `lora` section in training; without it all weights are trained", key="space.training.lora"
             )
         if "lora.lora_dropout" in searched and self.training.disable_dropout:
-            raise ValueError("space.training.lora.lora_dropout needs training.disable_dropout: false to have an effect")
-        if self.training.num_train_epochs is not None and set(searched) & _BATCH_KEYS:
-            raise ValueError("a searched batch size needs `max_steps`: epochs would give each trial other rungs")
+            raise law(
+                "needs training.disable_dropout: false to have an effect, but it is true",
+                key="space.training.lora.lora_dropout",
+            )
+        batch = sorted(set(searched) & _BATCH_KEYS)
+        if batch and self.training.num_train_epochs is not None:
+            raise law(
+                "a searched batch size needs `training.max_steps`, since epochs would give each trial other rungs, "
+                f"but got num_train_epochs={self.training.num_train_epochs}",
+                key=f"space.training.{batch[0]}",
+            )
+        self._check_search(searched)
+        return self
+
+    def _check_search(self, searched: dict[str, Range | Choice]) -> None:
         scheduler, full = self.search.scheduler, self.training.max_steps
         if scheduler is not None and full is not None and scheduler.grace_period > full:
-            raise ValueError(
+            raise law(
                 f"`grace_period <= max_steps` must hold, but got grace_period={scheduler.grace_period}, "
-                f"max_steps={full}"
+                f"max_steps={full}",
+                key="search.scheduler.grace_period",
             )
         if self.search.sampler == "grid":
             self._check_grid(searched)
         elif self.search.num_trials is None:
-            raise ValueError(f"sampler {self.search.sampler} needs `search.num_trials`; only a grid ends by itself")
-        return self
+            raise law(
+                f"sampler {self.search.sampler} needs a number of trials, but got null; only a grid ends by itself",
+                key="search.num_trials",
+            )
 
     def _check_grid(self, searched: dict[str, Range | Choice]) -> None:
-        ranges = {f"space.training.{key}": domain for key, domain in searched.items()}
-        for label, loss in self.space.branches().items():
-            ranges |= {f"{label}.{key}": domain for key, domain in loss.domains().items()}
-        for key, domain in ranges.items():
+        domains = {f"space.training.{key}": domain for key, domain in searched.items()}
+        for index, loss in enumerate(self.space.losses):
+            domains |= {f"space.losses[{index}].{key}": domain for key, domain in loss.domains().items()}
+        for key, domain in domains.items():
             if isinstance(domain, Range) and domain.num is None:
-                raise ValueError(f"sampler grid needs `num`, the number of points, in every range, but {key} has none")
+                given = json.dumps(domain.as_yaml())
+                raise law(f"sampler grid needs `num`, the number of points, in every range, but got {given}", key=key)
 
     def baseline_loss(self) -> DpoLoss | None:
         """The loss of trial 0, unless switched off."""
