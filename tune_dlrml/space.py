@@ -40,7 +40,7 @@ class TrialSpec(Frozen):
 
     def settings(self) -> dict[str, Any]:
         """The loss's own values and the training settings that the search varies, flat, for tables and MLflow."""
-        loss = {key: value for key, value in _flat(self.loss.model_dump()).items() if value is not None}
+        loss = self.loss.flat()
         loss.pop("label", None)
         varied = {key: value for key, value in self.params.items() if key.startswith(f"{TRAINING}.")}
         return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
@@ -100,9 +100,11 @@ class SearchSpace:
         if branch is None:
             return None
         point: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}
-        training = _flat(self._training.model_dump())
+        training = self._training.flat()
         for key, domain in self.domains(branch).items():
-            value = training[key.partition(".")[2]] if key in self.shared else getattr(spec.loss, key.partition(".")[2])
+            value = (
+                training.get(key.partition(".")[2]) if key in self.shared else getattr(spec.loss, key.partition(".")[2])
+            )
             if value not in domain:
                 return None
             point[key] = value
@@ -115,10 +117,3 @@ class SearchSpace:
             start: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}
             for values in itertools.product(*(domain.grid() for domain in domains.values())):
                 yield start | dict(zip(domains, values, strict=True))
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

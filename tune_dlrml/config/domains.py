@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -16,6 +17,19 @@ class Frozen(BaseModel):
     """A value that was checked once when it was read: no unknown keys, no later change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def flat(self) -> dict[str, Any]:
+        """The plain values by dotted key; what is null is left out."""
+        return flat(self.model_dump(mode="json"))
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys; what is None is left out."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if value is not None:
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 class Range(Frozen):
