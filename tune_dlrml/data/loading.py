@@ -1,0 +1,173 @@
+"""Reading the rows of a file or a hub data set, and the check that they exist before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tune_dlrml import builtin
+from tune_dlrml.data.pairs import COLUMNS, Fault, Pair, Row, checked_pairs
+from tune_dlrml.data.reference import FORMS, DatasetReference, did_you_mean, parse_dataset_reference
+from tune_dlrml.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_LOOKED_AT = 20
+HUB_TIMEOUT_S = 3.0
+# The HTTP client's own timeout does not cover the name lookup, which can block for half a minute without a network.
+HUB_DEADLINE_S = 4.0
+
+
+def check_dataset_reference(ref: DatasetReference) -> None:
+    """Raise InputError unless the data set exists and, of a file, the first rows are pairs; does not import datasets.
+
+    Without a network a hub id is answered within 5 s.
+    """
+    if ref.kind == "hub":
+        _check_hub(ref)
+    else:
+        checked_pairs(list(itertools.islice(_file_rows(ref), ROWS_LOOKED_AT)), str(ref))
+
+
+def load_pairs(reference_text: str, *, section: str) -> Dataset:
+    """The preference pairs of a reference, in TRL's conversational or plain format with an explicit prompt.
+
+    Args:
+        reference_text: As in the search-space file.
+        section: Key below `dataset` that the reference stands at, for the message of a mistake.
+
+    Raises:
+        InputError: The data set does not exist, holds no row, or holds rows that are no pairs.
+    """
+    try:
+        ref = parse_dataset_reference(reference_text)
+        rows = _hub_rows(ref) if ref.kind == "hub" else list(_file_rows(ref))
+        pairs = checked_pairs(rows[ref.start : ref.stop], str(ref))
+    except InputError as error:
+        raise InputError(f"dataset.{section}: {error}") from None
+    return _dataset(pairs)
+
+
+def _dataset(pairs: list[Pair]) -> Dataset:
+    from datasets import Dataset, Features, Value
+
+    text = Value("string")
+    cell = text if isinstance(pairs[0]["chosen"], str) else [{"role": text, "content": text}]
+    return Dataset.from_list(pairs, features=Features(dict.fromkeys(COLUMNS, cell)))
+
+
+def _file_rows(ref: DatasetReference) -> Iterator[Row]:
+    path = builtin.path(ref.location) if ref.kind == "builtin" else Path(ref.location)
+    if ref.split not in (None, "train"):
+        raise InputError(f"{ref}: a file has no split {ref.split!r}, only rows; take some of them by `#[:64]`.")
+    try:
+        if not path.is_file():
+            raise InputError(f"{ref}: there is no such file.{did_you_mean(path)}")
+        if path.suffix == ".parquet":
+            yield from _parquet_rows(path, str(ref))
+        else:
+            with path.open(encoding="utf-8-sig", newline="\n") as file:
+                yield from _json_rows(file, str(ref))
+    except OSError as error:
+        raise InputError(f"{ref}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{ref}: is not UTF-8 text (byte {error.start}: {error.reason}).") from None
+
+
+def _json_rows(file: TextIO, source: str) -> Iterator[Row]:
+    """One object a line or, where the file starts with a bracket, one array of them."""
+    first = file.readline()
+    if first.lstrip().startswith("["):
+        array = _read_json(first + file.read())
+        if isinstance(array, Fault):
+            raise InputError(f"{source}: {array}.")
+        yield from (Row(f"row {number}", value) for number, value in enumerate(array, start=1))
+        return
+    number = 0
+    for line_number, line in enumerate(itertools.chain([first], file), start=1):
+        if line.strip():
+            number += 1
+            yield Row(f"row {number} (line {line_number})", _read_json(line))
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        return Fault(f"is not JSON ({error.msg}: {where})")
+    except (ValueError, RecursionError) as error:
+        return Fault(f"cannot be read as JSON ({error})")
+
+
+def _parquet_rows(path: Path, source: str) -> Iterator[Row]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        batches = file.iter_batches(columns=columns or None)
+        values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from (Row(f"row {number}", value) for number, value in enumerate(values, start=1))
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{source}: is no Parquet file that can be read ({_one_line(error)}).") from None
+
+
+def _hub_rows(ref: DatasetReference) -> list[Row]:
+    _check_hub(ref)
+    import datasets
+    from huggingface_hub import errors
+
+    try:
+        data = datasets.load_dataset(ref.location, revision=ref.revision, split=ref.split or "train")
+    except (OSError, ValueError, RuntimeError, errors.HTTPError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{ref}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from None
+    data = data.select_columns([name for name in COLUMNS if name in data.column_names] or data.column_names)
+    return [Row(f"row {number}", value) for number, value in enumerate(data, start=1)]
+
+
+def _check_hub(ref: DatasetReference) -> None:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HOME)
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{ref.location.replace('/', '--')}" / "snapshots"
+    prepared = cache / "datasets" / ref.location.replace("/", "___")
+    if any(downloaded.glob("*")) or any(prepared.glob("*")):
+        return
+    refusal = _ask_hub(ref)
+    if refusal:
+        near = did_you_mean(Path(ref.location))
+        raise InputError(f"{ref}: not in the local hub cache ({cache}), and {refusal}.{near} What is allowed: {FORMS}.")
+
+
+def _ask_hub(ref: DatasetReference) -> str | None:
+    """Why the hub does not give this data set; None where it does."""
+    from huggingface_hub import dataset_info, errors
+
+    def ask() -> str | None:
+        try:
+            dataset_info(ref.location, revision=ref.revision, timeout=HUB_TIMEOUT_S)
+        except errors.RevisionNotFoundError:
+            return f"the hub says that it has no revision {ref.revision!r}"
+        except errors.RepositoryNotFoundError:
+            return "the hub says that no such data set exists or that this account may not see it"
+        except (errors.HTTPError, OSError, ValueError) as error:
+            return f"the hub cannot be reached ({type(error).__name__}: {_one_line(error)})"
+        return None
+
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(ask()), daemon=True).start()
+    try:
+        return answers.get(timeout=HUB_DEADLINE_S)
+    except queue.Empty:
+        return f"the hub cannot be reached (no answer in {HUB_DEADLINE_S:g} s)"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,154 @@
+"""From rows as they were read to preference pairs in one format, or to a message that names the first bad rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_dlrml.errors import InputError
+
+COLUMNS = ("prompt", "chosen", "rejected")
+FAULTS_SHOWN = 3
+
+Cell = str | list[dict[str, str]]
+Pair = dict[str, Cell]
+
+
+class Fault(ValueError):
+    """Why one row is no preference pair."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it was read; `value` is a Fault where it could not be."""
+
+    place: str
+    value: object
+
+
+def checked_pairs(rows: Sequence[Row], source: str) -> list[Pair]:
+    """The rows as pairs with an explicit prompt.
+
+    A prompt is explicit where any row gives one; otherwise it is the start that chosen and rejected share.
+
+    Raises:
+        InputError: No row, or rows that are no pairs: how many, and what is wrong with the first three.
+    """
+    if not rows:
+        raise InputError(f"{source}: no rows; at least one preference pair is needed.")
+    explicit = any(isinstance(row.value, dict) and row.value.get("prompt") is not None for row in rows)
+    pairs: list[Pair] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            pair = _pair(row.value, explicit=explicit)
+            if pairs and _format(pair["chosen"]) != _format(pairs[0]["chosen"]):
+                here, there = _format(pair["chosen"]), _format(pairs[0]["chosen"])
+                raise Fault(f"`chosen` is {here}, but that of the rows before is {there}; all rows must be the same")
+            pairs.append(pair)
+        except Fault as fault:
+            faults.append(f"{row.place}: {fault}")
+    if faults:
+        raise InputError(_message(faults, len(rows), source))
+    return pairs
+
+
+def _message(faults: list[str], rows: int, source: str) -> str:
+    if len(faults) == 1:
+        return f"{source}: {faults[0]}."
+    more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+    lines = "".join(f"\n  {line}" for line in faults[:FAULTS_SHOWN] + more)
+    return f"{source}: {len(faults)} of {rows} rows are no preference pairs:{lines}"
+
+
+def _pair(value: object, *, explicit: bool) -> Pair:
+    if isinstance(value, Fault):
+        raise value
+    if not isinstance(value, dict):
+        raise Fault(f"must be a mapping with the columns {', '.join(COLUMNS)}, but got {_short(value)}")
+    chosen, rejected = _cell(value, "chosen"), _cell(value, "rejected")
+    if _format(chosen) != _format(rejected):
+        raise Fault(f"`chosen` is {_format(chosen)}, but `rejected` is {_format(rejected)}; both must be the same")
+    if chosen == rejected:
+        raise Fault(f"`chosen` and `rejected` must differ, but both are {_short(chosen)}")
+    prompt = _cell(value, "prompt") if explicit else None
+    if prompt is None:
+        return _split(chosen, rejected, "`prompt` is missing, and `chosen` and `rejected` share no start to be it")
+    if _format(prompt) == _format(chosen):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    mixed = f"`prompt` is {_format(prompt)}, but `chosen` is {_format(chosen)}; both must be the same"
+    if isinstance(prompt, str):
+        # Data sets such as UltraFeedback repeat the prompt as a text beside whole conversations.
+        return _split(chosen, rejected, mixed)
+    raise Fault(mixed)
+
+
+def _split(chosen: Cell, rejected: Cell, without_start: str) -> Pair:
+    start = _length_of_prompt(chosen, rejected)
+    pair: Pair = {"prompt": chosen[:start], "chosen": chosen[start:], "rejected": rejected[start:]}
+    if _is_empty(pair["prompt"]):
+        raise Fault(f"{without_start}, but got {_short(chosen)} and {_short(rejected)}")
+    for column in ("chosen", "rejected"):
+        if _is_empty(pair[column]):
+            raise Fault(f"`{column}` must not be empty after the start that both share, but got {_short(pair[column])}")
+    return pair
+
+
+def _length_of_prompt(chosen: Cell, rejected: Cell) -> int:
+    """Length of the shared start, by TRL's rule.
+
+    The space before two texts part belongs to them, not to the prompt. Where one continues the other, the last turn
+    (or letter) of the shorter is its completion.
+    """
+    shorter = min(len(chosen), len(rejected))
+    shared = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
+    if shared == shorter or (shared > 0 and chosen[shared - 1] == " "):
+        return shared - 1
+    return shared
+
+
+def _cell(row: dict[str, Any], column: str) -> Cell:
+    given = row.get(column)
+    if given is None:
+        columns = ", ".join(map(str, row)) or "none"
+        raise Fault(f"column `{column}` is needed, but is missing or null; the columns given are {columns}")
+    if isinstance(given, str):
+        cell: Cell = _text(given, column)
+    elif isinstance(given, list):
+        cell = [_turn(turn, column) for turn in given]
+    else:
+        raise Fault(f"`{column}` must be a text or a list of messages, but got {_short(given)}")
+    if _is_empty(cell):
+        raise Fault(f"`{column}` must not be empty, but got {_short(given)}")
+    return cell
+
+
+def _turn(turn: object, column: str) -> dict[str, str]:
+    """The two fields that chat templates read; others, such as `name` or `weight`, are dropped."""
+    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise Fault(f"each message of `{column}` must be {{role: text, content: text}}, but got {_short(turn)}")
+    return {"role": _text(role, column), "content": _text(content, column)}
+
+
+def _text(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Fault(f"`{column}` must be Unicode text, but character {error.start} is half of a pair") from None
+    return text
+
+
+def _format(cell: Cell) -> str:
+    return "a text" if isinstance(cell, str) else "a list of messages"
+
+
+def _is_empty(cell: Cell) -> bool:
+    texts = [cell] if isinstance(cell, str) else [turn["content"] for turn in cell]
+    return not any(text.strip() for text in texts)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 80 else f"{text[:80]}..."
+    return text.encode("utf-8", "backslashreplace").decode()

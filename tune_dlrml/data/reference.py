@@ -1,0 +1,84 @@
+"""What a reference to preference pairs says: a file, a built-in set or a hub id, and which of its rows."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tune_dlrml.errors import InputError
+
+BUILTIN_PREFIX = "builtin:"
+SUFFIXES = (".jsonl", ".json", ".parquet")
+FORMS = (
+    "a data set is a file (.jsonl, .json, .parquet), `builtin:<name>` or a hub id `org/name[@revision]`, each with an "
+    "optional `#split`, `#split[:1000]` or `#[:64]`"
+)
+
+_REFERENCE = re.compile(
+    r"(?P<location>[^#\0]+)(?:#(?P<split>\w+(?:\.\w+)*)?(?:\[(?P<start>-?\d{1,12})?:(?P<stop>-?\d{1,12})?\])?)?"
+)
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?")
+
+
+@dataclass(frozen=True)
+class DatasetReference:
+    """Where preference pairs come from.
+
+    Attributes:
+        kind: Which of the three forms.
+        location: An absolute path, the name of a built-in set, or a hub id.
+        revision: Branch, tag or commit of a hub id; None is the hub's default branch.
+        split: Name of the split; None is the only one of a file, and `train` of a hub data set.
+        start: First row taken, as in a Python slice.
+        stop: Row before which to stop, as in a Python slice.
+    """
+
+    kind: Literal["file", "builtin", "hub"]
+    location: str
+    revision: str | None = None
+    split: str | None = None
+    start: int | None = None
+    stop: int | None = None
+
+    def __str__(self) -> str:
+        """The text that `parse_dataset_reference` reads back, from any working directory."""
+        prefix = BUILTIN_PREFIX if self.kind == "builtin" else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        bounds = ["" if bound is None else str(bound) for bound in (self.start, self.stop)]
+        rows = f"[{':'.join(bounds)}]" if any(bounds) else ""
+        selection = f"#{self.split or ''}{rows}" if self.split or rows else ""
+        return f"{prefix}{self.location}{revision}{selection}"
+
+
+def parse_dataset_reference(text: str) -> DatasetReference:
+    """Tell which form `text` has; only its form is judged, see `check_dataset_reference`.
+
+    Files become absolute, since the workers that load the pairs run in another working directory.
+    """
+    match = _REFERENCE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} is no reference to a data set: {FORMS}.")
+    location, split = match["location"].strip(), match["split"]
+    start, stop = (None if match[bound] is None else int(match[bound]) for bound in ("start", "stop"))
+    if location.startswith(BUILTIN_PREFIX):
+        name = location.removeprefix(BUILTIN_PREFIX)
+        return DatasetReference("builtin", name, split=split, start=start, stop=stop)
+    path = Path(location).expanduser() if location.startswith("~/") else Path(location)
+    if path.suffix in SUFFIXES:
+        return DatasetReference("file", str(path.resolve()), split=split, start=start, stop=stop)
+    hub = _HUB_ID.fullmatch(location)
+    if hub is None or path.exists():
+        raise InputError(f"{text!r} is no reference to a data set: {FORMS}.{did_you_mean(path)}")
+    return DatasetReference("hub", hub["id"], hub["revision"], split, start, stop)
+
+
+def did_you_mean(path: Path) -> str:
+    """Name a file of pairs beside `path` whose name is close, or one inside it."""
+    try:
+        folder = path if path.is_dir() else path.parent
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES)
+    except OSError:
+        return ""
+    near = names if folder is path else difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {folder / near[0]}?" if near else ""
