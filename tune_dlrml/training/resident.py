@@ -13,6 +13,7 @@ from tune_dlrml.data import batch_plan
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.held_out import HeldOut
+from tune_dlrml.training.pristine import Pristine
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
 from tune_dlrml.training.trainer import add_log_prob_head, rows_dataset, tokenize_pairs
 
@@ -42,7 +43,7 @@ class Resident:
         model.eval()
         self.model = model
         self.tokenizer = tokenizer
-        self._pristine = None if training.lora else {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         self.reference = ReferenceLogProbs(model, tokenizer, training)
         self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")
         eval_rows = _tokenised(pairs.eval, tokenizer, training, "eval")
@@ -74,12 +75,8 @@ class Resident:
         return self._datasets[key]
 
     def restore(self) -> None:
-        """Put the pristine weights back in place; under LoRA the base never changes."""
-        if self._pristine is not None:
-            with torch.no_grad():
-                for name, tensor in self.model.state_dict().items():
-                    tensor.copy_(self._pristine[name])
-        self.model.eval()
+        """Put the model back as it was before the first trial."""
+        self._pristine.restore()
 
 
 def _tokenised(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig, section: str) -> list[Row]:

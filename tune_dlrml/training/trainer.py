@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -128,7 +129,7 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
 
 
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, see pyproject.toml
-    """Trains one trial on a resident model.
+    """Trains one trial on a resident model, which its owner puts back afterwards.
 
     The reference log-probs come with the rows, so no step runs the reference. A learnable beta_mix lies outside the
     wrapped model, where neither DDP nor the Trainer sees it: its gradient is averaged over the ranks here, and its own
@@ -159,7 +160,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         on_step: OnStep,
         lora: LoraSettings | None,
     ) -> None:
-        self._head = model.forward
+        log_prob_head = model.forward
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT and TRL comment on choices made here on purpose
             super().__init__(
@@ -172,7 +173,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
                 peft_config=None if lora is None else lora_config(lora),
             )
         # TRL patches the head anew for every trainer, with statistics that nobody asked for; one plain patch is enough.
-        model.forward = self._head
+        model.forward = log_prob_head
         self.ref_model = None
         self.remove_callback(PrinterCallback)
         self.preference_loss = loss.to(args.device)
@@ -184,6 +185,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             None if loss.mix is None else torch.optim.Adam(loss.mix.parameters(), lr=mix_learning_rate or 0.0)
         )
         self.add_callback(_StepHook(self, on_step))
+
+    def _send_telemetry(self) -> None:
+        """Do not tell the hub of every trainer made, as TRL does: a search makes hundreds."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -260,28 +264,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             tokens=int(tokens),
         )
 
-    def close(self) -> None:
-        """Give the base model back as it was, the adapter removed, and forget everything else of the trial.
-
-        PartialState, which owns the process group, stays; the other states of Accelerate belong to one trainer.
-        """
-        self.accelerator.free_memory()
-        base = self.model
-        if isinstance(base, PeftModel):
-            base = base.unload()
-            base.__dict__.pop("peft_config", None)
-        if self.args.gradient_checkpointing:
-            base.gradient_checkpointing_disable()
-            base.disable_input_require_grads()
-        base.__dict__.pop("_original_forward", None)  # Accelerate's, under its autocast
-        base.forward = self._head
-        base.zero_grad(set_to_none=True)
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
-        self.callback_handler.callbacks.clear()
-        for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "_mix_optimizer"):
-            setattr(self, name, None)
-
 
 class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers, see pyproject.toml
     """Turns transformers' callbacks into one call an optimizer step."""
@@ -321,6 +303,17 @@ def _sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor
             batch["attention_mask"].sum().double(),
         ]
     )
+
+
+def release_trainer() -> None:
+    """Free what the last trainer of this process held; call it when nothing refers to that trainer any more.
+
+    PartialState, which owns the process group, stays; the other states of Accelerate belong to one trainer. Trainer and
+    model refer to each other, so only a collection frees a trial's adapter and optimizer.
+    """
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    clear_device_cache(garbage_collection=True)
 
 
 def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:

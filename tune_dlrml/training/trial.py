@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from datasets import Dataset
+
 from tune_dlrml.config import DivergenceConfig, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
@@ -14,7 +16,7 @@ from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trainer import PreferenceTrainer, trl_config
+from tune_dlrml.training.trainer import PreferenceTrainer, release_trainer, trl_config
 
 
 class Channel(Protocol):
@@ -64,30 +66,34 @@ def train_trial(
     """
     loss = build_loss(spec.loss)
     run = _Run(resident, spec, plan, channel, loss, clock, clock() if handed_over_s is None else handed_over_s)
-    with tempfile.TemporaryDirectory(prefix="tune_dlrml_trial_") as folder:
-        rows = resident.rows(spec.training, steps=plan.steps, workers=plan.workers)
+    rows = resident.rows(spec.training, steps=plan.steps, workers=plan.workers)
+    try:
+        _train(run, rows)
+    finally:
+        run.policy = None
         resident.restore()
-        device = next(resident.model.parameters()).device
-        arguments = trl_config(spec.training, steps=plan.steps, output_dir=folder, on_cpu=device.type == "cpu")
+        release_trainer()
+    return run.outcome
+
+
+def _train(run: "_Run", rows: Dataset) -> None:
+    training, model = run.spec.training, run.resident.model
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with tempfile.TemporaryDirectory(prefix="tune_dlrml_trial_") as folder:
         trainer = PreferenceTrainer(
-            resident.model,
-            arguments,
+            model,
+            trl_config(training, steps=run.plan.steps, output_dir=folder, on_cpu=on_cpu),
             rows,
-            resident.tokenizer,
-            loss,
-            mix_learning_rate=_mix_learning_rate(spec),
-            skip_nonfinite=plan.divergence.nonfinite_step == "skip",
+            run.resident.tokenizer,
+            run.loss,
+            mix_learning_rate=_mix_learning_rate(run.spec),
+            skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
             on_step=run.on_step,
-            lora=spec.training.lora,
+            lora=training.lora,
         )
         run.policy = trainer.model
-        try:
-            if run.start():
-                trainer.train()
-        finally:
-            trainer.close()
-            resident.restore()
-    return run.outcome
+        if run.start():
+            trainer.train()
 
 
 def _mix_learning_rate(spec: TrialSpec) -> float | None:
@@ -118,7 +124,6 @@ class _Run:
 
     def start(self) -> bool:
         """Report the state at step 0, which every trial shares and which needs no forward pass."""
-        self.reported_s = self.clock()
         return self._send(0, self.resident.held_out.untrained() | self._shape(), evaluated=True, rung=False)
 
     def on_step(self, stats: StepStats) -> bool:
@@ -148,13 +153,13 @@ class _Run:
         return last
 
     def _evaluate(self) -> dict[str, float]:
+        if self.loss.mix is not None and not self._shape():
+            raise NotFiniteError(f"the learnt c is {self.loss.mix.c().item()}")
         began = self.clock()
-        metrics = self.resident.held_out.evaluate(
-            self.policy,
-            beta_kl=self.loss.beta_kl,
-            geometry=self.loss.geometry(),  # type: ignore[arg-type]
-        )
-        self.seconds["evaluation"] += self.clock() - began
+        metrics = self.resident.held_out.evaluate(self.policy, beta_kl=self.loss.beta_kl, geometry=self.loss.geometry())
+        took = self.clock() - began
+        self.seconds["evaluation"] += took
+        self.reported_s += took
         return metrics
 
     def _training_metrics(self) -> dict[str, float]:
@@ -177,12 +182,12 @@ class _Run:
             "steps_per_second": len(steps) / max(now - self.reported_s, 1e-9),
         }
         self.since_report = []
-        self.reported_s = now
         return metrics | self._shape()
 
     def _shape(self) -> dict[str, float]:
         """The present c and beta_mix; absent for a loss without mixing, or when they are not finite."""
-        c = self.loss.geometry().c
+        mix = self.loss.mix
+        c = self.loss.geometry().c if mix is None else mix.c().item()
         if c is None or not math.isfinite(c):
             return {}
         tau = getattr(self.spec.loss, "tau", None)
@@ -199,7 +204,8 @@ class _Run:
         )
         began = self.clock()
         go_on = self.channel.send(report)
-        self.seconds["waiting"] += self.clock() - began
+        self.reported_s = self.clock()
+        self.seconds["waiting"] += self.reported_s - began
         return go_on
 
     def _end(self, state: State, reason: str) -> None:
