@@ -46,6 +46,11 @@ class TrialSpec(Frozen):
         return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
 
 
+def loss_at(loss: AnyLoss, values: Mapping[str, Any]) -> AnyLoss:
+    """The loss with the dotted fields of `values` put in, checked again."""
+    return type(loss).model_validate(overlay(loss.model_dump(), dict(values)))
+
+
 class SearchSpace:
     """The branches of a search and the domains of each, as the sampler sees them.
 
@@ -79,7 +84,7 @@ class SearchSpace:
         branch = self.branch_of(point)
         loss = self.branches[branch]
         own = {key.removeprefix(f"{branch}."): value for key, value in point.items() if key.startswith(f"{branch}.")}
-        concrete = type(loss).model_validate(overlay(loss.model_dump(), own))
+        concrete = loss_at(loss, own)
         shared = {key.partition(".")[2]: value for key, value in point.items() if key in self.shared}
         return TrialSpec(
             number=number, branch=branch, loss=concrete, training=self._training.at(shared), params=dict(point)

@@ -1,6 +1,6 @@
 """The losses that a search can explore. Each carries its own fields only: a DPO has no beta_mix to set."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
@@ -160,3 +160,13 @@ def _ends(value: Any) -> list[Any]:
 def _given(value: Frozen, *names: str) -> str:
     given = [name for name in names if getattr(value, name) is not None]
     return f"got {' and '.join(given)}" if given else "got neither"
+
+
+def described() -> list[dict[str, Any]]:
+    """Every loss with its fields, their defaults and the first line of its documentation."""
+    listed = []
+    for loss in get_args(get_args(AnyLoss)[0]):
+        fields = {key: field.default for key, field in loss.model_fields.items() if key not in ("name", "label")}
+        summary = (loss.__doc__ or "").strip().splitlines()[0]
+        listed.append({"name": loss.model_fields["name"].default, "fields": fields, "description": summary})
+    return listed

@@ -1,0 +1,260 @@
+"""`tune-dlrml`: argv and environment to calls. The only file that reads either, and the only one that prints."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tune_dlrml.config import SearchConfig, load_config
+from tune_dlrml.errors import InputError, TuneDlrmlError
+
+INTERRUPTED = 130
+WITHOUT_TERMINAL = 180
+"""Width of what is printed into a file or a pipe."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Search the preference loss that trains a language model best, and learn why.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+losses_app = typer.Typer(help="The preference losses that a search can explore.", invoke_without_command=True)
+app.add_typer(losses_app, name="losses")
+
+SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Search-space file.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a dotted key, such as search.num_trials=8.")
+]
+Storage = Annotated[Path, typer.Option("--storage", help="Folder of all searches.")]
+Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DEFAULT_STORAGE = Path("runs")
+
+
+@app.command()
+def search(
+    space: SpaceFile,
+    name: Name = None,
+    set_: Settings = None,
+    storage: Storage = DEFAULT_STORAGE,
+    num_trials: Trials = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search, or let the one of that name go on."""
+    config = _config(space, name, set_, num_trials)
+    from tune_dlrml.search.checks import check_references
+
+    check_references(config)
+    out = _console(as_json)
+    folder = storage.resolve() / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    out.print(f"search {config.name}: everything else is in {folder / 'search.log'}", highlight=False)
+    with _noise_to(folder / "search.log", out) as quiet:
+        result = _run(config, storage, quiet)
+    from tune_dlrml.terminal import duration, trials_table
+
+    if as_json:
+        _print_json(_search_document(result))
+    else:
+        out.print(trials_table(result.rows, result.metrics, result.best))
+        ends = ", ".join(f"{count} {state}" for state, count in _ends(result.rows).items())
+        out.print(f"{len(result.rows)} trials in {duration(result.seconds)}: {ends}", highlight=False)
+        _print_best(out, result)
+        out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
+    _exit_as(result)
+
+
+@app.command()
+def doctor(space: SpaceFile, set_: Settings = None, as_json: AsJson = False) -> None:
+    """Check everything that can be checked before a process starts."""
+    config = _config(space, None, set_, None)
+    from tune_dlrml.search.checks import Finding, examine
+    from tune_dlrml.search.cluster import examine_resources
+
+    out, worst = _console(as_json), 0
+    style = {"ok": "green", "warning": "yellow", "error": "red"}
+    found: list[Finding] = [Finding("config", "ok", str(space))]
+    out.print(f"[green]{'ok':>7}[/]  config: {escape(str(space))}", highlight=False)
+    for finding in (*examine(config), examine_resources(config.resources, os.environ.get("RAY_ADDRESS"))):
+        found.append(finding)
+        worst = max(worst, InputError.exit_code if finding.level == "error" else 0)
+        text = f"[{style[finding.level]}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
+        out.print(text, highlight=False, soft_wrap=True)
+    if as_json:
+        _print_json({"name": config.name, "findings": [finding.__dict__ for finding in found]})
+    raise typer.Exit(worst)
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the search.")],
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a search stands, from its study alone; it may be running."""
+    from tune_dlrml.search.driver import SearchPlace, read_search
+    from tune_dlrml.terminal import trials_table
+
+    result = read_search(name, SearchPlace(storage))
+    if as_json:
+        _print_json(_search_document(result))
+        return
+    out = _console(False)
+    out.print(trials_table(result.rows, result.metrics, result.best))
+    ends = ", ".join(f"{count} {state}" for state, count in _ends(result.rows).items())
+    out.print(f"search {name}: {len(result.rows)} trials, {ends}", highlight=False)
+    _print_best(out, result)
+    out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
+
+
+@losses_app.callback()
+def losses(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the losses, their fields and where they come from."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from tune_dlrml.config.losses import described
+
+    documents = described()
+    if as_json:
+        _print_json(documents)
+        return
+    table = Table("name", "fields (default)", "what it is", header_style="bold")
+    for document in documents:
+        fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
+        table.add_row(document["name"], fields, document["description"])
+    _console(False).print(table)
+
+
+def main() -> None:
+    """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
+    try:
+        app()
+    except TuneDlrmlError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _config(space: Path, name: str | None, set_: list[str] | None, num_trials: int | None) -> SearchConfig:
+    overrides = [*(set_ or []), *([] if num_trials is None else [f"search.num_trials={num_trials}"])]
+    return load_config(space, overrides, **({} if name is None else {"name": name}))
+
+
+def _run(config: SearchConfig, storage: Path, out: Console) -> Any:
+    from tune_dlrml.search.driver import SearchPlace, run_search
+    from tune_dlrml.terminal import ProgressView
+
+    with ProgressView(out) as view:
+        return run_search(config, SearchPlace(storage, os.environ.get("RAY_ADDRESS")), view)
+
+
+@contextmanager
+def _noise_to(path: Path, out: Console) -> Iterator[Console]:
+    """Send what Ray and the other libraries print into a file; yields a console that still reaches the terminal.
+
+    The file descriptors are moved, not only Python's streams, since Ray also prints from C++.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(out.file.fileno())
+    saved = {number: os.dup(number) for number in (1, 2)}
+    with path.open("ab") as sink, os.fdopen(kept, "w", encoding="utf-8", buffering=1) as terminal:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        for number in saved:
+            os.dup2(sink.fileno(), number)
+        try:
+            yield Console(file=terminal, width=out.width, force_terminal=out.is_terminal)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            logging.getLogger().removeHandler(handler)
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _console(as_json: bool) -> Console:
+    """Where people read: stdout, or stderr while stdout is kept for one JSON document."""
+    stream = sys.stderr if as_json else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else WITHOUT_TERMINAL)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _search_document(result: Any) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "best": result.best,
+        "interrupted": result.interrupted,
+        "mlflow": result.mlflow_uri,
+        "trials": [
+            {
+                "number": row.number,
+                "state": str(row.state),
+                "stop_reason": row.stop_reason,
+                "params": {} if row.spec is None else row.spec.settings(),
+                "value": row.value,
+                "steps": row.steps,
+                "mlflow_run_id": row.attrs.get("mlflow_run_id"),
+                "branch": None if row.spec is None else row.spec.branch,
+                "attempt": row.attempt,
+                "metrics": dict(result.metrics.get(row.number, {})),
+            }
+            for row in result.rows
+        ],
+    }
+
+
+def _ends(rows: Any) -> dict[str, int]:
+    states = [str(row.state) for row in rows]
+    return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def _print_best(out: Console, result: Any) -> None:
+    from tune_dlrml.terminal import parameters
+
+    best = next((row for row in result.rows if row.number == result.best), None)
+    if best is None or best.spec is None:
+        out.print("no trial is complete, so there is no best one")
+        return
+    metrics = result.metrics.get(best.number, {})
+    error = metrics.get("eval_accuracy_se", 0.0)
+    out.print(
+        f"best: trial {best.number} ({best.spec.branch}: {parameters(best.spec)}), {best.value:.3f} with a standard "
+        f"error of {error:.3f}; trials closer than about two of them are not told apart",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _mlflow_command(uri: str) -> str:
+    if "://" in uri and not uri.startswith("sqlite"):
+        return f"open {uri}"
+    return f"mlflow ui --backend-store-uri {uri}"
+
+
+def _exit_as(result: Any) -> None:
+    if result.interrupted:
+        print("interrupted; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if result.same_failures:
+        print(result.same_failures, file=sys.stderr)
+    if result.untracked:
+        print(f"MLflow did not take everything; {result.untracked} pieces are left in the event logs", file=sys.stderr)
+    if result.best is None or result.same_failures:
+        raise typer.Exit(3)

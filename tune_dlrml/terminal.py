@@ -1,0 +1,157 @@
+"""What a person sees: the progress of a search and its table. Renders for a rich console; prints nothing by itself."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tune_dlrml.records import Report, State
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.space import TrialSpec
+
+STYLE = {
+    State.COMPLETE: "green",
+    State.PRUNED: "dim",
+    State.DIVERGED: "yellow",
+    State.FAILED: "red",
+    State.RUNNING: "cyan",
+}
+_HIDDEN = {"loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"}
+
+
+class ProgressView:
+    """Tells of a search while it runs: a line when a trial starts, is evaluated and ends, and a bar on a terminal.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._num_trials = self._full_steps = self._done = self._ended = 0
+        self._began, self._first_end = time.monotonic(), 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._total = self._progress.add_task("trials", total=None)
+        self._tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> "ProgressView":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
+        """The search is open: how many trials it has, how many have ended before, the full budget in steps."""
+        self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
+        self._progress.update(self._total, total=num_trials, completed=done)
+        resumed = f", {done} of them ended before" if done else ""
+        self._say(
+            f"{num_trials} trials of at most {full_steps} steps{resumed}; starting Ray and the first worker group"
+        )
+
+    def on_start(self, spec: TrialSpec) -> None:
+        """A line with the trial's parameters."""
+        again = f" (attempt {spec.attempt + 1})" if spec.attempt else ""
+        self._say(f"trial {spec.number:>3} {spec.branch}{again}: {parameters(spec)}")
+        self._tasks[spec.number] = self._progress.add_task(f"trial {spec.number} steps", total=self._full_steps)
+
+    def on_report(self, spec: TrialSpec, report: Report) -> None:
+        """The bar for every report, a line for an evaluated one."""
+        if spec.number in self._tasks:
+            self._progress.update(self._tasks[spec.number], completed=report.step)
+        if report.evaluated and report.step > 0:
+            where = "rung" if report.rung else "step"
+            numbers = report.metrics
+            self._say(
+                f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: accuracy "
+                f"{numbers['eval_accuracy']:.3f} +- {numbers['eval_accuracy_se']:.3f}, margin "
+                f"{numbers['eval_margin']:+.2f} nats, KL {numbers['eval_kl']:.3f}"
+            )
+
+    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
+        """A line with the trial's end and the time left."""
+        self._ended += 1
+        task = self._tasks.pop(spec.number, None)
+        if task is not None:
+            self._progress.remove_task(task)
+        self._progress.update(self._total, completed=self._done + self._ended)
+        self._say(f"trial {spec.number:>3} [{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}{self._ahead()}")
+
+    def _ahead(self) -> str:
+        """What is left; its time is told once two trials have ended, since the first also waits for the group."""
+        now, left = time.monotonic(), self._num_trials - self._done - self._ended
+        self._first_end = self._first_end or now
+        if not left:
+            return ""
+        if self._ended == 1:
+            return f"; {left} to go"
+        return f"; {left} to go, about {duration((now - self._first_end) / (self._ended - 1) * left)}"
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dim]{duration(time.monotonic() - self._began):>6}[/] {text}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+def parameters(spec: TrialSpec) -> str:
+    """The settings that tell a trial from the others."""
+    shown = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
+    return ", ".join(f"{key} {number(value)}" for key, value in shown.items())
+
+
+def number(value: object) -> str:
+    """A value in at most four significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], best: int | None) -> Table:
+    """All trials of a search, the best one marked."""
+    table = Table(header_style="bold", row_styles=["", "on grey7"], pad_edge=False)
+    for heading in ("#", "loss", "parameters", "state", "stop reason"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "#" else "left")
+    for heading in ("accuracy", "margin", "KL", "non-finite", "trapped", "c"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        own = metrics.get(row.number, {})
+        table.add_row(
+            f"{row.number}*" if row.number == best else str(row.number),
+            "" if row.spec is None else row.spec.branch,
+            "" if row.spec is None else parameters(row.spec),
+            f"[{STYLE[row.state]}]{row.state}[/]",
+            escape(row.stop_reason),
+            _accuracy(own),
+            _shown(own, "eval_margin", "+.2f"),
+            _shown(own, "eval_kl", ".3f"),
+            _shown(own, "nonfinite_grad_fraction", ".0%"),
+            _shown(own, "eval_trap_fraction", ".0%"),
+            _shown(own, "c", ".3g"),
+            style="bold" if row.number == best else None,
+        )
+    return table
+
+
+def _accuracy(metrics: Mapping[str, float]) -> str:
+    if "eval_margin_se" not in metrics:
+        return "-"
+    return f"{metrics['eval_accuracy']:.3f} +- {metrics['eval_accuracy_se']:.3f}"
+
+
+def _shown(metrics: Mapping[str, float], name: str, form: str) -> str:
+    return format(metrics[name], form) if name in metrics else "-"
