@@ -1,0 +1,119 @@
+"""Every search-space file that ships loads, means legal trials in every corner, and asks what its comment says."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tune_dlrml.config import Domain, Range, load_config, to_yaml
+from tune_dlrml.config.domains import Choice
+from tune_dlrml.data import parse_dataset_reference
+from tune_dlrml.models import parse_model_reference
+from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
+
+FOLDER = Path(__file__).parents[1] / "search_spaces"
+FILES = sorted(FOLDER.glob("*.yaml"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def samples(domain: Domain):
+    """Both ends of a domain and a value inside it."""
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    inside = (domain.low * domain.high) ** 0.5 if domain.log else (domain.low + domain.high) / 2
+    return [domain.low, round(inside) if domain.integer else inside, domain.high]
+
+
+def points(space: SearchSpace):
+    for branch in space.branches:
+        domains = space.domains(branch)
+        for values in itertools.product(*map(samples, domains.values())):
+            yield {BRANCH: branch} | dict(zip(domains, values, strict=True))
+
+
+def test_the_experiments_that_the_readme_promises_are_shipped():
+    promised = {"quickstart", "seed-experiment", "stability-grid", "safe-band", "learnable-beta-mix"}
+    assert promised | {"dlrml-vs-discopop", "real-pairs"} <= {path.stem for path in FILES}
+
+
+@every_file
+def test_a_file_is_named_as_its_search(path):
+    assert load_config(path).name == path.stem
+
+
+@every_file
+def test_a_file_begins_with_the_question_it_answers(path):
+    first, *_ = path.read_text().splitlines()
+    assert first.startswith("# ")
+
+
+@every_file
+def test_model_and_data_have_a_legal_form(path):
+    config = load_config(path)
+    assert parse_model_reference(config.model).kind in ("package", "hub")
+    for reference in (config.dataset.train, config.dataset.eval):
+        assert str(parse_dataset_reference(str(parse_dataset_reference(reference)))) == str(
+            parse_dataset_reference(reference)
+        )
+
+
+@every_file
+def test_every_corner_and_the_middle_of_every_branch_is_a_trial(path):
+    space = SearchSpace(load_config(path))
+    for number, point in enumerate(points(space)):
+        spec = space.spec(number, point)
+        assert spec.branch == point[BRANCH]
+        assert spec.loss.domains() == {}
+        assert TrialSpec.from_json(spec.model_dump(mode="json")) == spec
+
+
+def test_the_grid_of_every_grid_search_holds_each_point_once_and_its_corners_are_trials():
+    grids = [space for space in map(load_config, FILES) if space.search.sampler == "grid"]
+    assert len(grids) >= 2
+    for space in map(SearchSpace, grids):
+        grid = list(space.grid())
+        assert len({tuple(point.items()) for point in grid}) == len(grid)
+        for point in (grid[0], grid[-1]):
+            assert space.spec(0, point).loss.domains() == {}
+
+
+@every_file
+def test_the_resolved_file_means_the_same_search(path, tmp_path):
+    config = load_config(path)
+    resolved = tmp_path / path.name
+    resolved.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(resolved) == config
+
+
+def test_the_stability_grid_has_a_trial_for_every_cell_of_its_box():
+    config = load_config(FOLDER / "stability-grid.yaml")
+    cells = {tuple(point.values()) for point in SearchSpace(config).grid()}
+    beta_kl, beta_mix = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5), (0.05, 0.1, 0.2, 0.25, 0.5)
+    assert cells == set(itertools.product(beta_kl, beta_mix))
+    assert config.search.scheduler is None
+
+
+def test_the_seed_experiment_compares_its_three_losses_and_prunes_none():
+    config = load_config(FOLDER / "seed-experiment.yaml")
+    space = SearchSpace(config)
+    losses = [space.spec(number, point).loss for number, point in enumerate(space.grid())]
+    assert [(loss.name, getattr(loss, "beta", None)) for loss in losses] == [
+        ("dpo", 0.05),
+        ("discopop", 0.05),
+        ("dlrml", None),
+    ]
+    assert (losses[2].beta_kl, losses[2].beta_mix, losses[2].tau) == (0.05, 0.2, 0.05)
+    assert config.training.steps(6750, workers=1) == 844  # 2 epochs of 6750 pairs, 16 a step
+    assert config.search.scheduler is None
+
+
+def test_the_safe_band_stays_inside_the_band_without_a_trap():
+    branch = SearchSpace(load_config(FOLDER / "safe-band.yaml")).branches["dlrml_c"]
+    assert isinstance(branch.c, Range)
+    assert 1 <= branch.c.low < branch.c.high <= 9.109
+    assert branch.c.log
+
+
+def test_the_learnable_searches_differ_in_what_bounds_beta_mix():
+    branches = SearchSpace(load_config(FOLDER / "learnable-beta-mix.yaml")).branches
+    assert [loss.beta_mix.c_bounds for loss in branches.values()] == [(1, 9.1), (1, 80), None]
