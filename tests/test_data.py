@@ -1,0 +1,484 @@
+"""Preference pairs: what a reference names, which rows are pairs, and the order in which they are trained on."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tune_dlrml.data import (
+    DatasetReference,
+    batch_plan,
+    check_dataset_reference,
+    content_hash,
+    load_pairs,
+    loading,
+    parse_dataset_reference,
+    shared_prompts,
+)
+from tune_dlrml.errors import InputError
+
+PLAIN = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
+USER, BLUE, GREEN = (
+    {"role": "user", "content": "What color is the sky?"},
+    {"role": "assistant", "content": "It is blue."},
+    {"role": "assistant", "content": "It is green."},
+)
+CHAT = {"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_jsonl(path, *rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def pairs_of(path, *rows):
+    return list(load_pairs(write_jsonl(path, *rows), section="train"))
+
+
+def refusal(reference, section="train"):
+    with pytest.raises(InputError) as caught:
+        load_pairs(str(reference), section=section)
+    return str(caught.value)
+
+
+# References.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "location", "rest"),
+    [
+        ("pairs/train.jsonl", "file", "{cwd}/pairs/train.jsonl", {}),
+        ("/data/train.parquet#[:64]", "file", "/data/train.parquet", {"stop": 64}),
+        ("train.json#[-10:]", "file", "{cwd}/train.json", {"start": -10}),
+        ("builtin:sentiment_eval", "builtin", "sentiment_eval", {}),
+        ("builtin:sentiment_eval#[8:16]", "builtin", "sentiment_eval", {"start": 8, "stop": 16}),
+        ("org/name", "hub", "org/name", {}),
+        ("org/na-me.v2@main", "hub", "org/na-me.v2", {"revision": "main"}),
+        ("org/name@refs/pr/1#test[:1000]", "hub", "org/name", {"revision": "refs/pr/1", "split": "test", "stop": 1000}),
+        ("org/name#train_prefs", "hub", "org/name", {"split": "train_prefs"}),
+    ],
+)
+def test_a_reference_is_read_as_what_it_names(text, kind, location, rest, folder):
+    expected = DatasetReference(kind, location.format(cwd=folder), **rest)
+    assert parse_dataset_reference(text) == expected
+    assert parse_dataset_reference(str(expected)) == expected
+
+
+def test_a_file_stays_the_same_file_in_another_working_directory(folder, monkeypatch):
+    reference = str(parse_dataset_reference("train.jsonl#[:2]"))
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert str(parse_dataset_reference(reference)) == reference == f"{folder}/train.jsonl#[:2]"
+
+
+@pytest.mark.parametrize(
+    "text", ["name", "train.csv", "a/b/c", "org/name#a b", "a.jsonl#[1]", "a.jsonl#[::2]", "#x", ""]
+)
+def test_a_text_that_is_no_reference_is_refused_with_the_legal_forms(text, folder):
+    with pytest.raises(InputError, match=r"is no reference to a data set: .*builtin:<name>.*org/name.*#split"):
+        parse_dataset_reference(text)
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(folder):
+    (folder / "pairs").mkdir()
+    write_jsonl(folder / "pairs" / "train.jsonl", PLAIN)
+    (folder / "pairs" / "train.csv").touch()
+    for text in ("pairs/train.csv", "pairs"):
+        with pytest.raises(InputError, match=r"Did you mean pairs/train\.jsonl\?"):
+            parse_dataset_reference(text)
+
+
+# What loads.
+
+
+def test_plain_pairs_load_as_they_are_without_their_other_columns(folder):
+    dataset = load_pairs(write_jsonl(folder / "train.jsonl", {**PLAIN, "score": 3}), section="train")
+    assert dataset.column_names == ["prompt", "chosen", "rejected"]
+    assert list(dataset) == [PLAIN]
+
+
+def test_conversational_pairs_keep_role_and_content_of_each_message(folder):
+    row = {**CHAT, "prompt": [{**USER, "name": "Ada"}]}
+    assert pairs_of(folder / "train.jsonl", row) == [CHAT]
+
+
+IMPLICIT = {
+    "conversations": ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, CHAT),
+    "prompt repeated as a text": ({"prompt": "What?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, CHAT),
+    "a longer answer to the same start": (
+        {"chosen": [USER, BLUE], "rejected": [USER, BLUE, USER, GREEN]},
+        {"prompt": [USER], "chosen": [BLUE], "rejected": [BLUE, USER, GREEN]},
+    ),
+    "texts": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    ),
+    "texts that part inside a word": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is black."},
+        {"prompt": "The sky is bl", "chosen": "ue.", "rejected": "ack."},
+    ),
+    "a text that continues the other": (
+        {"chosen": "The sky", "rejected": "The sky is"},
+        {"prompt": "The sk", "chosen": "y", "rejected": "y is"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "pair"), IMPLICIT.values(), ids=IMPLICIT.keys())
+def test_a_shared_start_becomes_the_prompt(row, pair, folder):
+    assert pairs_of(folder / "train.jsonl", row) == [pair]
+
+
+def test_the_prompt_is_the_one_that_trl_extracts():
+    from trl.data_utils import extract_prompt
+
+    for row, pair in IMPLICIT.values():
+        assert extract_prompt(row) == pair
+
+
+def test_every_file_format_gives_the_same_pairs(folder):
+    rows = [CHAT, {**CHAT, "chosen": [{"role": "assistant", "content": "Blue, mostly."}]}]
+    (folder / "array.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_jsonl(folder / "lines.json", *rows)
+    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "id": 1} for row in rows]), folder / "table.parquet")
+    for name in ("array.json", "lines.json", "windows.jsonl", "table.parquet"):
+        check_dataset_reference(parse_dataset_reference(name))
+        assert list(load_pairs(name, section="train")) == rows
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_line(folder):
+    row = {**PLAIN, "chosen": " blue\u2028and\x85grey."}
+    (folder / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert list(load_pairs("train.jsonl", section="train")) == [row]
+
+
+@pytest.mark.parametrize(
+    ("selection", "numbers"),
+    [("#[:2]", [0, 1]), ("#[3:]", [3, 4]), ("#[-1:]", [4]), ("#train[1:3]", [1, 2]), ("#[:]", [*range(5)])],
+)
+def test_a_slice_takes_the_rows_that_python_would(selection, numbers, folder):
+    rows = [{**PLAIN, "prompt": str(number)} for number in range(5)]
+    dataset = load_pairs(write_jsonl(folder / "train.jsonl", *rows) + selection, section="train")
+    assert [int(prompt) for prompt in dataset["prompt"]] == numbers
+
+
+def test_a_bad_row_outside_the_slice_does_no_harm(folder):
+    reference = write_jsonl(folder / "train.jsonl", PLAIN, "no row")
+    assert len(load_pairs(f"{reference}#[:1]", section="train")) == 1
+
+
+# What is refused.
+
+BAD_ROWS = {
+    "no mapping": ("pair", ["must be a mapping with the columns prompt, chosen, rejected", '"pair"']),
+    "missing column": ({"prompt": "a", "chosen": "b"}, ["column `rejected` is needed", "prompt, chosen"]),
+    "null": ({**PLAIN, "chosen": None}, ["column `chosen` is needed", "null"]),
+    "number": ({**PLAIN, "rejected": 7}, ["`rejected` must be a text or a list of messages", "got 7"]),
+    "mapping": ({**PLAIN, "chosen": {"a": 1}}, ["`chosen` must be a text or a list of messages", '{"a": 1}']),
+    "message without role": ({**CHAT, "chosen": [{"content": "x"}]}, ["each message of `chosen`", '{"content": "x"}']),
+    "message of parts": ({**CHAT, "chosen": [{"role": "user", "content": []}]}, ["content: text", '"content": []']),
+    "text among messages": ({**CHAT, "chosen": ["x"]}, ["each message of `chosen`", '"x"']),
+    "empty text": ({**PLAIN, "chosen": " \n"}, ["`chosen` must not be empty", '" \\n"']),
+    "empty prompt": ({**PLAIN, "prompt": ""}, ["`prompt` must not be empty", '""']),
+    "no messages": ({**CHAT, "rejected": []}, ["`rejected` must not be empty", "[]"]),
+    "empty message": ({**CHAT, "chosen": [{**BLUE, "content": ""}]}, ["`chosen` must not be empty", '"content": ""']),
+    "equal texts": ({**PLAIN, "rejected": " blue."}, ["`chosen` and `rejected` must differ", '" blue."']),
+    "equal messages": ({**CHAT, "rejected": [BLUE]}, ["`chosen` and `rejected` must differ", "It is blue."]),
+    "two formats": ({**PLAIN, "rejected": [GREEN]}, ["`chosen` is a text, but `rejected` is a list of messages"]),
+    "prompt in another format": (
+        {**PLAIN, "prompt": [USER]},
+        ["`prompt` is a list of messages, but `chosen` is a text"],
+    ),
+    "text prompt of messages": (
+        {**CHAT, "prompt": "What?"},
+        ["`prompt` is a text, but `chosen` is a list of messages"],
+    ),
+    "half a surrogate pair": ({**PLAIN, "chosen": "a\ud800"}, ["`chosen` must be Unicode text", "character 1"]),
+}
+
+
+@pytest.mark.parametrize(("row", "says"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_a_bad_row_is_told_by_file_row_line_column_and_value(row, says, folder):
+    good = CHAT if isinstance(row, dict) and isinstance(row.get("chosen"), list) else PLAIN
+    reference = write_jsonl(folder / "train.jsonl", good, row)
+    message = refusal(reference, section="eval")
+    assert message.startswith(f"dataset.eval: {reference}: row 2 (line 2): ")
+    for text in says:
+        assert text in message
+    with pytest.raises(InputError, match="row 2"):
+        check_dataset_reference(parse_dataset_reference(reference))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"chosen": "blue", "rejected": "green"}, "`prompt` is missing, and `chosen` and `rejected` share no start"),
+        ({"chosen": [BLUE], "rejected": [GREEN]}, "`prompt` is missing, and `chosen` and `rejected` share no start"),
+        ({"chosen": [USER, {**BLUE, "content": ""}], "rejected": [USER, GREEN]}, "`chosen` must not be empty after"),
+    ],
+)
+def test_a_shared_start_must_leave_a_prompt_and_two_completions(row, says, folder):
+    assert says in refusal(write_jsonl(folder / "train.jsonl", row))
+
+
+def test_a_row_without_the_prompt_that_others_give_is_refused(folder):
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    assert "row 2 (line 2): column `prompt` is needed" in refusal(write_jsonl(folder / "train.jsonl", PLAIN, row))
+
+
+def test_all_rows_of_a_data_set_have_one_format(folder):
+    message = refusal(write_jsonl(folder / "train.jsonl", PLAIN, CHAT))
+    assert "row 2 (line 2): `chosen` is a list of messages, but that of the rows before is a text" in message
+
+
+def test_of_many_bad_rows_the_message_counts_all_and_shows_three(folder):
+    message = refusal(write_jsonl(folder / "train.jsonl", PLAIN, *[{**PLAIN, "chosen": number} for number in range(5)]))
+    head, *shown, rest = message.splitlines()
+    assert head.endswith("train.jsonl: 5 of 6 rows are no preference pairs:")
+    assert [line.strip()[:14] for line in shown] == ["row 2 (line 2)", "row 3 (line 3)", "row 4 (line 4)"]
+    assert rest == "  and 2 more"
+
+
+def test_a_long_value_is_shortened(folder):
+    assert len(refusal(write_jsonl(folder / "train.jsonl", "x" * 10_000))) < 400
+
+
+def test_a_line_that_is_no_json_is_told_by_its_number(folder):
+    path = folder / "train.jsonl"
+    path.write_text(f'{json.dumps(PLAIN)}\n\n{{"prompt": "a",}}\n{json.dumps(PLAIN)}\n', encoding="utf-8")
+    message = refusal(path)
+    assert "train.jsonl: row 2 (line 3): is not JSON (" in message
+    assert "column 16" in message
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, f"[{'1' * 5000}]", '[{"prompt": "a"\n'])
+def test_an_array_that_is_no_json_is_refused(text, folder):
+    (folder / "train.json").write_text(text, encoding="utf-8")
+    assert "train.json: " in refusal("train.json")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
+def test_an_empty_data_set_is_refused(content, folder):
+    (folder / "train.json").write_text(content, encoding="utf-8")
+    assert refusal("train.json").endswith("train.json: no rows; at least one preference pair is needed.")
+
+
+def test_a_slice_of_no_rows_is_refused(folder):
+    assert "#[5:]: no rows" in refusal(write_jsonl(folder / "train.jsonl", PLAIN) + "#[5:]")
+
+
+def test_a_missing_file_is_answered_with_the_nearest_beside_it(folder):
+    write_jsonl(folder / "train.jsonl", PLAIN)
+    assert refusal("trian.jsonl").endswith(f"there is no such file. Did you mean {folder}/train.jsonl?")
+    assert refusal("nowhere/train.jsonl").endswith("nowhere/train.jsonl: there is no such file.")
+
+
+def test_a_file_has_no_named_split(folder):
+    assert "a file has no split 'test'" in refusal(write_jsonl(folder / "train.jsonl", PLAIN) + "#test")
+
+
+def test_an_unknown_builtin_set_is_answered_with_those_there_are():
+    assert "sentiment_train, sentiment_eval" in refusal("builtin:sentiments")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_a_file_of_bytes_is_refused(name, folder):
+    (folder / name).write_bytes(b"\xff\xfe\x00PAR")
+    assert f"{name}: is no" in refusal(name)
+
+
+# Hubs. No test reaches one: what it would answer is put in place of the client's functions.
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that knows org/name, with an empty cache; loading and asking are recorded."""
+    calls = []
+
+    def dataset_info(repo_id, *, revision=None, timeout=None):
+        assert timeout is not None and timeout <= 5
+        calls.append(("ask", repo_id, revision))
+        if repo_id != "org/name":
+            raise huggingface_hub.errors.RepositoryNotFoundError(
+                "404", response=SimpleNamespace(headers={}, request=None)
+            )
+        if revision not in (None, "v1"):
+            raise huggingface_hub.errors.RevisionNotFoundError(
+                "404", response=SimpleNamespace(headers={}, request=None)
+            )
+
+    def load_dataset(path, *, revision=None, split=None):
+        calls.append(("load", path, revision, split))
+        if split not in ("train", "test"):
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['train', 'test'].")
+        rows = [
+            {"chosen": [{**USER, "content": str(n)}, BLUE], "rejected": [{**USER, "content": str(n)}, GREEN]}
+            for n in range(5)
+        ]
+        return datasets.Dataset.from_list([{**row, "rating": 5} for row in rows])
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    return calls
+
+
+def test_a_hub_data_set_loads_its_train_split_with_the_prompt_made_explicit(hub):
+    dataset = load_pairs("org/name", section="train")
+    assert hub == [("ask", "org/name", None), ("load", "org/name", None, "train")]
+    assert dataset.column_names == ["prompt", "chosen", "rejected"]
+    assert dataset[3] == {"prompt": [{"role": "user", "content": "3"}], "chosen": [BLUE], "rejected": [GREEN]}
+
+
+def test_revision_split_and_slice_reach_the_hub_data_set(hub):
+    dataset = load_pairs("org/name@v1#test[1:3]", section="eval")
+    assert hub[-1] == ("load", "org/name", "v1", "test")
+    assert [prompt[0]["content"] for prompt in dataset["prompt"]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("org/nome", "no such data set exists"),
+        ("org/name@v2", "has no revision 'v2'"),
+        ("org/name#validation", "Should be one of ['train', 'test']"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_with_its_answer(reference, says, hub):
+    message = refusal(reference)
+    assert message.startswith(f"dataset.train: {reference}: ")
+    assert says in message
+
+
+def test_a_cached_hub_data_set_is_not_asked_for(hub, tmp_path):
+    (tmp_path / "home" / "hub" / "datasets--org--other" / "snapshots" / "abc").mkdir(parents=True)
+    check_dataset_reference(parse_dataset_reference("org/other"))
+    (tmp_path / "home" / "datasets" / "org___third" / "default").mkdir(parents=True)
+    check_dataset_reference(parse_dataset_reference("org/third"))
+    assert hub == []
+
+
+def test_a_machine_without_a_network_is_told_so_with_the_file_that_may_be_meant(hub, folder, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", unreachable)
+    (folder / "pairs").mkdir()
+    write_jsonl(folder / "pairs" / "train.jsonl", PLAIN)
+    message = refusal("pairs/train")
+    assert "the hub cannot be reached (OSError: Name or service not known)" in message
+    assert "Did you mean pairs/train.jsonl?" in message
+
+
+def test_a_hub_that_does_not_answer_is_given_up_on(hub, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(huggingface_hub, "dataset_info", lambda *args, **kwargs: answered.wait(60))
+    monkeypatch.setattr(loading, "HUB_DEADLINE_S", 0.1)
+    started = time.monotonic()
+    assert "no answer in 0.1 s" in refusal("org/name")
+    assert time.monotonic() - started < 5
+    answered.set()
+
+
+# Checking without loading.
+
+
+def test_a_check_reads_the_first_rows_only(folder):
+    rows = [PLAIN] * 50
+    reference = parse_dataset_reference(write_jsonl(folder / "train.jsonl", *rows, "no row"))
+    check_dataset_reference(reference)
+    assert "row 51" in refusal(str(reference))
+
+
+def test_a_check_of_a_file_imports_neither_datasets_nor_torch(folder):
+    write_jsonl(folder / "train.jsonl", PLAIN)
+    program = (
+        "import sys; from tune_dlrml.data import *; check_dataset_reference(parse_dataset_reference('train.jsonl'));"
+        "print([name for name in ('datasets', 'torch', 'huggingface_hub') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# Identity, overlap and order.
+
+
+def test_the_content_hash_depends_on_rows_and_their_order_only(folder):
+    other = {**PLAIN, "prompt": "The sea is"}
+    hashes = [
+        content_hash(load_pairs(write_jsonl(folder / name, *rows), section="train"))
+        for name, rows in {
+            "a.jsonl": [PLAIN, other],
+            "b.json": [dict(reversed(PLAIN.items())), {**other, "score": 1}],
+            "c.jsonl": [other, PLAIN],
+            "d.jsonl": [PLAIN],
+        }.items()
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    assert hashes[3] == sha256(b'{"chosen":" blue.","prompt":"The sky is","rejected":" green."}\n').hexdigest()
+
+
+def test_held_out_rows_with_a_prompt_of_the_training_rows_are_counted(folder):
+    prompts = [{**PLAIN, "prompt": prompt} for prompt in ("a", "b", "c")]
+    train = load_pairs(write_jsonl(folder / "train.jsonl", *prompts), section="train")
+    held_out = [{**PLAIN, "prompt": prompt} for prompt in ("d", "c", "c", "A")]
+    assert shared_prompts(train, load_pairs(write_jsonl(folder / "eval.jsonl", *held_out), section="eval")) == 2
+
+
+def test_a_plan_visits_every_row_once_an_epoch_in_a_new_order():
+    plan = batch_plan(10, steps=5, pairs_per_step=4, seed=0)
+    epochs = plan[:10], plan[10:]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1] != list(range(10))
+
+
+def test_a_shorter_plan_is_the_start_of_a_longer_one():
+    assert batch_plan(7, steps=9, pairs_per_step=4, seed=3)[:20] == batch_plan(7, steps=5, pairs_per_step=4, seed=3)
+
+
+def test_a_plan_depends_on_its_seed():
+    assert batch_plan(50, steps=1, pairs_per_step=50, seed=0) != batch_plan(50, steps=1, pairs_per_step=50, seed=1)
+
+
+def test_fewer_rows_than_a_step_needs_are_repeated_evenly():
+    plan = batch_plan(3, steps=2, pairs_per_step=8, seed=0)
+    assert len(plan) == 16
+    assert set(Counter(plan).values()) == {5, 6}
+
+
+def test_a_plan_is_the_same_on_every_machine():
+    assert batch_plan(6, steps=3, pairs_per_step=4, seed=0) == [0, 5, 3, 1, 4, 2, 4, 3, 0, 5, 2, 1]
+
+
+def test_a_plan_over_no_rows_is_refused():
+    with pytest.raises(ValueError, match="`rows >= 1` must hold"):
+        batch_plan(0, steps=1, pairs_per_step=1, seed=0)
