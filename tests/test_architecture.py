@@ -1,0 +1,153 @@
+"""Imports go down, each vendor has one place, and only the command line reads arguments and the environment."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tune_dlrml"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = {"builtin/make_sentiment_pairs.py"}
+"""Run by hand to make what ships; imported by nothing."""
+
+LAYERS = [
+    {"errors"},
+    {"records", "builtin"},
+    {"config"},
+    {"space"},
+    {"losses", "data", "models"},
+    {"training", "evaluation", "tracking"},
+    {"search", "report"},
+    {"terminal"},
+    {"cli"},
+]
+"""From the bottom to the top; a part may import from the layers below its own and from itself."""
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+VENDORS = {
+    "ray": ("search/", "training/worker.py"),
+    "optuna": ("search/",),
+    "trl": ("training/trainer.py",),
+    "mlflow": ("tracking.py",),
+    "openai": ("evaluation/judge.py",),
+    "vaderSentiment": ("builtin/make_sentiment_pairs.py",),
+    "datasets": ("data/", "training/"),
+    "torch": (
+        "losses/",
+        "training/",
+        "evaluation/",
+        "models.py",
+        "builtin/make_sentiment_pairs.py",
+        "search/checks.py",
+    ),
+}
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+
+
+def place(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Dotted names of all modules that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{place(path)}:{node.lineno}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_part_of_the_package_has_a_layer():
+    assert {part(path) for path in FILES} - {"__init__", "__main__"} <= set(RANK)
+
+
+@every_file
+def test_imports_go_down_only(path):
+    if place(path) in SCRIPTS or part(path) == "__main__":
+        return
+    own = [name.split(".")[1] for name in imported(path) if name.startswith("tune_dlrml.")]
+    upward = {name for name in own if name != part(path) and RANK[name] >= RANK.get(part(path), 0)}
+    assert not upward, f"{place(path)} imports {upward}, which is not below it"
+
+
+@every_file
+def test_a_vendor_is_imported_in_its_place_only(path):
+    for name in imported(path):
+        allowed = VENDORS.get(name.partition(".")[0])
+        assert allowed is None or place(path).startswith(allowed), f"{place(path)} imports {name}; allowed: {allowed}"
+
+
+def test_no_part_imports_a_script():
+    names = {f"tune_dlrml.{script.removesuffix('.py').replace('/', '.')}" for script in SCRIPTS}
+    assert not [place(path) for path in FILES if names & set(imported(path))]
+
+
+@pytest.mark.parametrize("module", ["config", "space", "records", "data", "models", "losses.geometry"])
+def test_checking_a_search_needs_no_heavy_library(module):
+    heavy = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]
+    program = f"import sys, tune_dlrml.{module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def parents(tree):
+    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+
+def is_written(node, parent_of):
+    """Whether `os.environ` is assigned to or changed here, and its values are not used."""
+    parent = parent_of[node]
+    if isinstance(parent, ast.Subscript):
+        return isinstance(parent.ctx, ast.Store | ast.Del)
+    changed = isinstance(parent, ast.Attribute) and parent.attr in ("update", "setdefault", "pop")
+    return changed and isinstance(parent_of[parent_of[parent]], ast.Expr)
+
+
+def reads_of_arguments_and_environment(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parent_of = parents(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "sys"):
+            yield from (alias.name for alias in node.names if alias.name in ("environ", "getenv", "argv"))
+        if not isinstance(node, ast.Attribute) or ast.unparse(node) not in ("os.environ", "os.getenv", "sys.argv"):
+            continue
+        # Ray takes its settings from the environment alone, so search/ may write them there.
+        if not (place(path).startswith("search/") and is_written(node, parent_of)):
+            yield f"{ast.unparse(node)} in line {node.lineno}"
+
+
+@every_file
+def test_only_the_command_line_reads_arguments_and_the_environment(path):
+    if place(path) != "cli.py":
+        assert list(reads_of_arguments_and_environment(path)) == []
+
+
+def test_what_counts_as_reading_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "search").mkdir()
+    program = tmp_path / "search" / "driver.py"
+    program.write_text(
+        "import os\n"
+        "os.environ['A'] = 'written'\n"
+        "del os.environ['A']\n"
+        "os.environ.update(A='written')\n"
+        "os.environ.pop('A', None)\n"
+        "a = os.environ['A']\n"
+        "b = os.environ.pop('A')\n"
+        "c = os.environ.get('A')\n"
+        "d = dict(os.environ)\n"
+        "e = os.getenv('A')\n",
+        encoding="utf-8",
+    )
+    lines = [int(read.split()[-1]) for read in reads_of_arguments_and_environment(program)]
+    assert sorted(lines) == [6, 7, 8, 9, 10]
