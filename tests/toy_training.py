@@ -1,0 +1,83 @@
+"""Trials of the toy model in one process: a resident model, trial specifications, and a channel that keeps reports."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import toy
+from datasets import Dataset, disable_progress_bars
+from pydantic import TypeAdapter
+from transformers.utils import logging as transformers_logging
+
+from tune_dlrml.config import AnyLoss, DivergenceConfig, TrainingConfig
+from tune_dlrml.records import Report, TrialOutcome
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.training.resident import Pairs, Resident
+from tune_dlrml.training.trial import TrialPlan, train_trial
+
+disable_progress_bars()
+transformers_logging.disable_progress_bar()
+
+LORA = {"r": 4, "lora_alpha": 8}
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 4,
+    "max_length": 64,
+    "max_steps": 8,
+    "bf16": False,
+    "lora": LORA,
+}
+DPO = {"name": "dpo", "beta": 0.1}
+DISCOPOP = {"name": "discopop", "beta": 0.1}
+LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}}
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    """Training settings of the toy; a key may be dotted."""
+    return TrainingConfig.model_validate(SETTINGS).at(changes)
+
+
+def pairs(train: int = 48, held_out: int = 16) -> Pairs:
+    return Pairs(Dataset.from_list(toy.pairs(train)), Dataset.from_list(toy.pairs(held_out, seed=1)))
+
+
+def resident(model: Path, training: TrainingConfig, **sizes: int) -> Resident:
+    return Resident.load(str(model), pairs(**sizes), training)
+
+
+def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:
+    parsed = TypeAdapter(AnyLoss).validate_python(loss)
+    return TrialSpec(number=number, branch=loss["name"], loss=parsed, training=training, params={})
+
+
+def plan(steps: int = 8, rungs: Iterable[int] = (), workers: int = 1, **divergence: Any) -> TrialPlan:
+    return TrialPlan(steps, frozenset(rungs), workers, DivergenceConfig(**divergence))
+
+
+@dataclass
+class Recorder:
+    """A channel that keeps every report and says stop at one step."""
+
+    stop_at: int | None = None
+    reports: list[Report] = field(default_factory=list)
+
+    def send(self, report: Report) -> bool:
+        self.reports.append(report)
+        return report.step != self.stop_at
+
+    def curve(self, metric: str = "train_loss") -> list[float]:
+        return [report.metrics[metric] for report in self.reports if report.step > 0]
+
+
+def run(
+    model: Resident,
+    loss: dict[str, Any],
+    training: TrainingConfig,
+    budget: TrialPlan | None = None,
+    stop_at: int | None = None,
+) -> tuple[TrialOutcome | None, Recorder]:
+    channel = Recorder(stop_at)
+    outcome = train_trial(model, spec(loss, training), budget or plan(), channel)
+    return outcome, channel

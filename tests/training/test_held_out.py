@@ -1,0 +1,217 @@
+"""Held-out numbers against a computation of our own: one row at a time, no padding, full logits, float64 sums."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+import toy_training
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from toy_training import settings
+from transformers import AutoModelForCausalLM
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.losses.geometry import dlrml_geometry, dpo_geometry
+from tune_dlrml.training.resident import Pairs, Resident
+
+Pair = dict[str, str]
+
+
+def resident_with(model: Path, held_out: list[Pair], training: TrainingConfig) -> Resident:
+    return Resident.load(str(model), Pairs(Dataset.from_list(toy.pairs(4)), Dataset.from_list(held_out)), training)
+
+
+@contextmanager
+def adapter(resident: Resident, seed: int | None = 0) -> Iterator[PeftModel]:
+    """The resident model with a random adapter that changes its output, or with a fresh one that does not."""
+    torch.manual_seed(seed or 0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=seed is None)
+    policy = get_peft_model(resident.model, config)
+    if seed is not None:
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=0.1)
+    try:
+        yield policy
+    finally:
+        resident.restore()
+
+
+def token_log_probs(model: Any, ids: list[int], start: int) -> Tensor:
+    """Log-probs (C, V) of the distributions that predict ids[start:], from the full logits."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+    return torch.log_softmax(logits.double(), dim=-1)[start - 1 : len(ids) - 1]
+
+
+def completion(resident: Resident, pair: Pair, side: str, training: TrainingConfig) -> tuple[list[int], int]:
+    """Token ids of prompt, completion and end of sequence, cut to max_length, and where the completion starts."""
+    tokenizer = resident.tokenizer
+    prompt = tokenizer(pair["prompt"])["input_ids"]
+    ids = tokenizer(pair["prompt"] + pair[side] + tokenizer.eos_token)["input_ids"]
+    assert ids[: len(prompt)] == prompt
+    if training.truncation_mode == "keep_start":
+        return ids[: training.max_length], len(prompt)
+    cut = max(0, len(ids) - training.max_length)
+    return ids[cut:], len(prompt) - cut
+
+
+def sequence_log_prob(model: Any, ids: list[int], start: int) -> float:
+    start = max(start, 1)  # nothing predicts the first token
+    rows = token_log_probs(model, ids, start)
+    return float(rows.gather(1, torch.tensor(ids[start:])[:, None]).sum())
+
+
+def naive_margins(
+    resident: Resident, policy: Any, base: Any, pairs: list[Pair], training: TrainingConfig
+) -> list[float]:
+    margins = []
+    for pair in pairs:
+        chosen, rejected = (completion(resident, pair, side, training) for side in ("chosen", "rejected"))
+        ratio_chosen = sequence_log_prob(policy, *chosen) - sequence_log_prob(base, *chosen)
+        ratio_rejected = sequence_log_prob(policy, *rejected) - sequence_log_prob(base, *rejected)
+        margins.append(ratio_chosen - ratio_rejected)
+    return margins
+
+
+@pytest.mark.parametrize(
+    "truncation",
+    [{}, {"max_length": 20}, {"max_length": 20, "truncation_mode": "keep_end"}, {"per_device_eval_batch_size": 3}],
+)
+def test_margins_equal_those_of_full_logits(toy_model: Path, truncation: dict[str, Any]) -> None:
+    training = settings(**truncation)
+    pairs = toy.pairs(10, seed=3)
+    resident = resident_with(toy_model, pairs, training)
+    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with adapter(resident) as policy:
+        policy.eval()
+        found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+        expected = naive_margins(resident, policy, base, pairs, training)
+    assert max(expected) > 0.2 and min(expected) < -0.2
+    assert found["eval_margin"] == pytest.approx(sum(expected) / 10, abs=1e-4)
+    share = sum(margin > 0 for margin in expected) / 10
+    assert 0 < share < 1
+    assert found["eval_accuracy"] == share
+    assert found["eval_accuracy_se"] == pytest.approx(math.sqrt(share * (1 - share) / 10))
+    spread = math.sqrt(sum((margin - sum(expected) / 10) ** 2 for margin in expected) / 10)
+    assert found["eval_margin_se"] == pytest.approx(spread / math.sqrt(10), rel=1e-3)
+
+
+def test_log_probs_of_chosen_and_rejected_are_those_of_full_logits(toy_model: Path) -> None:
+    training, pairs = settings(), toy.pairs(6, seed=3)
+    resident = resident_with(toy_model, pairs, training)
+    with adapter(resident) as policy:
+        policy.eval()
+        found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+        for side in ("chosen", "rejected"):
+            values = [sequence_log_prob(policy, *completion(resident, pair, side, training)) for pair in pairs]
+            assert found[f"eval_{side}_logps"] == pytest.approx(sum(values) / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("truncation", [{}, {"max_length": 20, "truncation_mode": "keep_end"}])
+def test_kl_is_that_of_whole_distributions_over_the_first_16_chosen_completions(
+    toy_model: Path, count: int, truncation: dict[str, Any]
+) -> None:
+    training, pairs = settings(**truncation), toy.pairs(count, seed=4)
+    resident = resident_with(toy_model, pairs, training)
+    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with adapter(resident) as policy:
+        policy.eval()
+        found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())["eval_kl"]
+        values = []
+        for pair in pairs[:16]:
+            ids, start = completion(resident, pair, "chosen", training)
+            ours, theirs = (token_log_probs(model, ids, max(start, 1)) for model in (policy, base))
+            values.append(float((ours.exp() * (ours - theirs)).sum()))
+    assert found == pytest.approx(sum(values) / len(values), rel=1e-4)
+    assert found > 0.01
+
+
+def test_ties_count_one_half(toy_model: Path) -> None:
+    pairs = toy.pairs(8, seed=3)
+    for pair in pairs[:3]:
+        pair["rejected"] = pair["chosen"]
+    training = settings(per_device_eval_batch_size=1)
+    resident = resident_with(toy_model, pairs, training)
+    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with adapter(resident) as policy:
+        policy.eval()
+        found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+        right = sum(margin > 0 for margin in naive_margins(resident, policy, base, pairs[3:], training))
+    assert found["eval_accuracy"] == (right + 1.5) / 8
+    variance = (right * 1.0 + 3 * 0.25) / 8 - ((right + 1.5) / 8) ** 2
+    assert found["eval_accuracy_se"] == pytest.approx(math.sqrt(variance / 8))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("lora", [toy_training.LORA, None])
+def test_before_the_first_step_every_margin_and_the_kl_are_zero(
+    toy_model: Path, bf16: bool, lora: dict[str, Any] | None
+) -> None:
+    resident = resident_with(toy_model, toy.pairs(20, seed=3), settings(bf16=bf16, lora=lora))
+    assert resident.model.dtype == (torch.bfloat16 if bf16 and lora else torch.float32)
+    if lora is None:
+        found = resident.held_out.evaluate(resident.model, beta_kl=0.1, geometry=dlrml_geometry(20.0))
+    else:
+        with adapter(resident, seed=None) as policy:
+            found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dlrml_geometry(20.0))
+    assert (found["eval_margin"], found["eval_margin_se"]) == (0.0, 0.0)
+    assert (found["eval_accuracy"], found["eval_accuracy_se"]) == (0.5, 0.0)
+    assert found["eval_kl"] == pytest.approx(0, abs=1e-5)
+    assert found.items() >= (resident.held_out.untrained() | {"eval_kl": found["eval_kl"]}).items()
+
+
+def barrier_by_search(c: float) -> float:
+    """Highest z at which the loss still rises, from its values on a fine grid."""
+    z = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    m = torch.sigmoid(c * z)
+    loss = (1 - m) * torch.nn.functional.softplus(-z) + m * torch.exp(-z)
+    return float(z[int(loss.argmax())])
+
+
+def test_trapped_are_the_pairs_below_the_barrier(toy_model: Path) -> None:
+    training, pairs = settings(), toy.pairs(12, seed=3)
+    resident = resident_with(toy_model, pairs, training)
+    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with adapter(resident) as policy:
+        policy.eval()
+        margins = naive_margins(resident, policy, base, pairs, training)
+        shares = {}
+        for beta_kl in (0.02, 0.1, 0.5):
+            expected = sum(margin < barrier_by_search(20.0) / beta_kl for margin in margins) / 12
+            found = resident.held_out.evaluate(policy, beta_kl=beta_kl, geometry=dlrml_geometry(20.0))
+            shares[beta_kl] = found["eval_trap_fraction"]
+            assert shares[beta_kl] == expected
+        assert len(set(shares.values())) > 1
+        monotone = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dlrml_geometry(9.0))
+        assert monotone["eval_trap_fraction"] == 0
+
+
+def test_a_policy_that_is_not_finite_raises_instead_of_reporting(lora_resident: Resident) -> None:
+    with adapter(lora_resident) as policy:
+        weight = next(parameter for name, parameter in policy.named_parameters() if "lora_B" in name)
+        with torch.no_grad():
+            weight[0, 0] = math.nan
+        with pytest.raises(NotFiniteError, match="16 of 16 held-out margins are not finite, the KL is nan"):
+            lora_resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+
+
+def test_reference_values_do_not_depend_on_the_batch_they_were_computed_in(toy_model: Path) -> None:
+    pairs = toy.pairs(9, seed=5)
+    alone, together = (
+        resident_with(toy_model, pairs, settings(per_device_eval_batch_size=size)).rows(
+            settings(per_device_train_batch_size=4), steps=1, workers=1
+        )
+        for size in (1, 8)
+    )
+    assert alone["ref_chosen_logps"] == pytest.approx(together["ref_chosen_logps"], rel=1e-6)
+    assert alone["ref_rejected_logps"] == pytest.approx(together["ref_rejected_logps"], rel=1e-6)

@@ -1,0 +1,129 @@
+"""Loss curves equal to those of TRL's own trainer, which tokenises the text and runs its reference in every step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_training
+from peft import LoraConfig
+from toy_training import Recorder, plan, settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.data import batch_plan
+from tune_dlrml.training.resident import Resident
+
+STEPS = 10
+INTO_THE_TRAP = {"beta": 0.1, "tau": 0.05, "learning_rate": 2e-3}
+UPWARDS = {"beta": 0.1, "tau": 0.2, "learning_rate": 5e-3}
+
+
+def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[float]:
+    """Losses that TRL logs, step by step, on the text of the same pairs in the same order."""
+    pairs = toy_training.pairs().train
+    pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    order = batch_plan(len(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
+    lora = training.lora
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        weight_decay=0.01,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_checkpointing=False,
+        max_length=64,
+        bf16=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        seed=training.seed,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        **loss,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) if lora is None else None,
+        args=arguments,
+        train_dataset=pairs.select(order),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=None
+        if lora is None
+        else LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def matching(**changes: Any) -> TrainingConfig:
+    return settings(lr_scheduler_type="linear", warmup_steps=2, weight_decay=0.01, max_steps=STEPS, **changes)
+
+
+def our_run(model: Resident, loss: dict[str, Any], training: TrainingConfig) -> Recorder:
+    return toy_training.run(model, loss, training, plan(STEPS))[1]
+
+
+def test_dpo_follows_trl_step_by_step(lora_resident: Resident, toy_model: Path, tmp_path: Path) -> None:
+    training = matching(learning_rate=5e-3)
+    expected = trl_curve(toy_model, training, tmp_path, loss_type="sigmoid", beta=0.2)
+    ours = our_run(lora_resident, {"name": "dpo", "beta": 0.2}, training)
+    assert ours.curve() == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.05
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("case", "direction"), [(INTO_THE_TRAP, -1), (UPWARDS, 1)])
+def test_discopop_follows_trl_step_by_step_in_both_numerics(
+    lora_resident: Resident,
+    toy_model: Path,
+    tmp_path: Path,
+    case: dict[str, float],
+    direction: int,
+    accumulation: int,
+) -> None:
+    beta, tau = case["beta"], case["tau"]
+    training = matching(learning_rate=case["learning_rate"], gradient_accumulation_steps=accumulation)
+    expected = trl_curve(toy_model, training, tmp_path, loss_type="discopop", beta=beta, discopop_tau=tau)
+    for numerics in ("published", "stable"):
+        loss = {"name": "discopop", "beta": beta, "tau": tau, "numerics": numerics}
+        ours = our_run(lora_resident, loss, training)
+        assert ours.curve() == pytest.approx(expected, rel=1e-5)
+        assert direction * ours.curve("train_margin")[-1] > 0.5
+    assert expected[-1] < expected[0] - 0.03
+
+
+@pytest.mark.parametrize(
+    ("loss", "discopop_tau"),
+    [
+        ({"beta_kl": 0.1, "beta_mix": 0.1, "tau": 0.2}, 0.2),
+        ({"beta_kl": 0.1, "beta_mix": 0.04, "tau": 0.05}, 0.05 * 0.1 / 0.04),
+        ({"beta_kl": 0.1, "beta_mix": 0.4, "tau": 0.05}, 0.05 * 0.1 / 0.4),
+        ({"beta_kl": 0.1, "c": 8.0}, 1 / 8.0),
+    ],
+)
+def test_dlrml_follows_trls_discopop_of_the_same_c(
+    lora_resident: Resident, toy_model: Path, tmp_path: Path, loss: dict[str, float], discopop_tau: float
+) -> None:
+    training = matching(learning_rate=2e-3)
+    expected = trl_curve(toy_model, training, tmp_path, loss_type="discopop", beta=0.1, discopop_tau=discopop_tau)
+    ours = our_run(lora_resident, {"name": "dlrml", **loss}, training)
+    assert ours.curve() == pytest.approx(expected, rel=1e-5)
+    assert abs(expected[-1] - expected[0]) > 0.01
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "dpo"), ("discopop", "discopop")])
+def test_training_all_weights_follows_trl_with_a_second_model_as_reference(
+    full_resident: Resident, toy_model: Path, tmp_path: Path, loss_type: str, name: str
+) -> None:
+    training = matching(learning_rate=1e-3, lora=None)
+    expected = trl_curve(toy_model, training, tmp_path, loss_type=loss_type, beta=0.1)
+    ours = our_run(full_resident, {"name": name, "beta": 0.1}, training)
+    assert ours.curve() == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.03
