@@ -1,0 +1,61 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.space import SearchSpace
+
+FOUR_BRANCHES = [
+    {"name": "dpo", "beta": {"log_uniform": [0.01, 0.5]}},
+    {"name": "discopop", "beta": {"log_uniform": [0.01, 0.5]}},
+    {"name": "dlrml", "beta_kl": {"log_uniform": [0.01, 0.5]}, "c": {"log_uniform": [1, 9.1]}},
+    {"name": "dlrml", "beta_kl": {"log_uniform": [0.01, 0.5]}, "beta_mix": {"log_uniform": [0.05, 0.5]}},
+]
+
+
+def make_config(losses: list[dict[str, Any]] = FOUR_BRANCHES, **search: Any) -> SearchConfig:
+    document = {
+        "name": "planted",
+        "model": "any",
+        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
+        "training": {"learning_rate": 1e-6, "max_steps": 40},
+        "search": {"num_trials": 20, "scheduler": {"grace_period": 5, "reduction_factor": 2}} | search,
+        "space": {"losses": losses, "training": {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}},
+    }
+    return parse_config(document, source="test")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What these tests ask of SQLite does not depend on a power cut."""
+
+    def relax(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture
+def config_with() -> Callable[..., SearchConfig]:
+    return make_config
+
+
+@pytest.fixture
+def open_study(tmp_path: Path) -> Iterator[Callable[..., SearchStudy]]:
+    """Opens studies in one SQLite file, so that opening twice is a driver that ended and its successor."""
+    opened: list[SearchStudy] = []
+
+    def open_(config: SearchConfig, url: str = f"sqlite:///{tmp_path}/study.db", **options: Any) -> SearchStudy:
+        study = SearchStudy(config, SearchSpace(config), url, **{"full_steps": 40} | options)
+        opened.append(study)
+        return study
+
+    yield open_
+    for study in opened:
+        study.close()

@@ -1,0 +1,1 @@
+"""Optuna decides, Ray Tune schedules: the study, and the adapters through which Tune asks it."""

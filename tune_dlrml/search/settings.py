@@ -1,0 +1,53 @@
+"""What must stay the same for a search to be resumed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tune_dlrml.errors import InputError
+
+FREE_KEYS = ("search.num_trials", "search.time_budget_s", "resources", "tracking")
+"""Settings that may change: they decide how far and where a search runs, not what it finds."""
+_ABSENT = "absent"
+
+
+def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Compare the settings that a search was begun with to those that it is resumed with.
+
+    Args:
+        name: The search.
+        old: `config`, `full_steps` and `data_hash` as the study holds them; what is missing is not compared.
+        new: The same as they are now.
+
+    Raises:
+        InputError: Naming every differing key with both values.
+    """
+    differing: list[str] = []
+    for section in old.keys() & new.keys():
+        prefix = "" if section == "config" else section
+        before, now = dict(_leaves(old[section], prefix)), dict(_leaves(new[section], prefix))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key, _ABSENT) != now.get(key, _ABSENT) and not _is_free(key):
+                was, is_now = (json.dumps(values[key]) if key in values else _ABSENT for values in (before, now))
+                differing.append(f"  {key}: was {was}, is now {is_now}")
+    if differing:
+        raise InputError(
+            f"search {name!r} was begun with other settings; resume it with those, or give this one another --name:\n"
+            + "\n".join(differing)
+        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every plain value inside `value`, keyed by its dotted path; an empty container is a value, too."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, (list, tuple)) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, value

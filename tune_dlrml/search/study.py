@@ -1,0 +1,266 @@
+"""The one place where the decisions of a search live: which trials, which of them go on, and how each ended."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import TrialState
+
+from tune_dlrml.config import SearchConfig
+from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.search.halving import is_promoted, rung_steps
+from tune_dlrml.search.history import DIVERGED, StudyHistory, TrialRow, open_storage, row_of
+from tune_dlrml.search.sampling import draw, sampler_for
+from tune_dlrml.search.settings import refuse_differences
+from tune_dlrml.space import Point, SearchSpace, TrialSpec
+
+Verdict = Literal["continue", "prune"]
+
+
+@dataclass
+class _OpenTrial:
+    """A trial under way, with what the study holds of it: this process is the study's only writer."""
+
+    trial: optuna.Trial
+    values: dict[int, float] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    rungs_judged: frozenset[str] = frozenset()
+
+
+class SearchStudy(StudyHistory):
+    """A search as an Optuna study, begun or resumed.
+
+    Every decision is in the study before it is acted on. A driver that dies leaves trials RUNNING: they are
+    `interrupted` at the next start and keep their number when they are issued again.
+
+    Args:
+        config: The search; its name is the study's.
+        space: The points that it explores.
+        url: SQLAlchemy URL of the study's storage.
+        full_steps: Full budget of a trial in optimizer steps.
+        data_hash: Content hashes of the data; like the settings, they must be the same when the search is resumed.
+
+    Raises:
+        InputError: The storage cannot be opened, or the study was begun with other settings.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: SearchSpace,
+        url: str,
+        full_steps: int,
+        data_hash: Mapping[str, str] | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        backend = open_storage(url)
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=backend,
+            direction="maximize" if config.search.mode == "max" else "minimize",
+            sampler=sampler_for(config.search, 0),
+            pruner=_pruner(config),
+            load_if_exists=True,
+        )
+        super().__init__(study, backend)
+        self.config, self.space, self.full_steps = config, space, full_steps
+        self.metric = config.search.metric
+        self.rungs = rung_steps(config.search.scheduler, full_steps)
+        self._adopt_settings(data_hash)
+        self._lay_out()
+        trials = study.get_trials(deepcopy=False)
+        self._issued = sum(trial.state != TrialState.WAITING for trial in trials)
+        self._enqueued = len(trials) > self._issued
+        self._open_trials: dict[int, _OpenTrial] = {}
+
+    def _adopt_settings(self, data_hash: Mapping[str, str] | None) -> None:
+        """Refuse settings other than those of an earlier driver, and write down those that are new."""
+        # Without `tracking`: the address of a server may hold a password.
+        new: dict[str, Any] = {
+            "full_steps": self.full_steps,
+            "config": self.config.model_dump(mode="json", exclude={"tracking"}),
+        } | ({} if data_hash is None else {"data_hash": dict(data_hash)})
+        old = self._study.user_attrs
+        refuse_differences(self.config.name, old, new)
+        for key, value in new.items():
+            if key not in old or old[key] != value:
+                self._study.set_user_attr(key, value)
+
+    def _lay_out(self) -> None:
+        """Number the trials that need no sampler: the baseline and, for a grid, its points."""
+        search = self.config.search
+        self._baseline = self.space.baseline_spec(0)
+        point = self.space.baseline_point()
+        self._fixed: dict[int, Point] = {} if point is None else {0: point}
+        if search.sampler == "grid":
+            first = 0 if self._baseline is None else 1
+            points = [other for other in self.space.grid() if other != point]
+            self._fixed |= dict(enumerate(points, start=first))
+            total = first + len(points)
+            self.num_trials = total if search.num_trials is None else min(search.num_trials, total)
+        else:
+            assert search.num_trials is not None  # config: only a grid ends by itself
+            self.num_trials = search.num_trials
+
+    def ask(self) -> TrialSpec | None:
+        """Issue the next trial; None when all have been."""
+        if self._issued >= self.num_trials:
+            return None
+        point = self._fixed.get(self._issued)
+        if point is not None and not self._enqueued:
+            self._study.enqueue_trial(dict(point))
+        trial = self._study.ask()
+        self._issued, self._enqueued = trial.number + 1, False
+        self._open_trials[trial.number] = _OpenTrial(trial)
+        return self._resolve(trial)
+
+    def _resolve(self, trial: optuna.Trial) -> TrialSpec:
+        if trial.number == 0 and self._baseline is not None and 0 not in self._fixed:
+            spec = self._baseline
+        else:
+            spec = self.space.spec(trial.number, draw(self._study, trial, self.space, self.config.search))
+        return self._store(trial, spec)
+
+    def _store(self, trial: optuna.Trial, spec: TrialSpec) -> TrialSpec:
+        trial.set_user_attr("spec", spec.model_dump(mode="json"))
+        return spec
+
+    def interrupted(self) -> list[int]:
+        """Trials that an earlier driver left under way, in the order of their numbers."""
+        return [
+            trial.number
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if trial.number not in self._open_trials
+        ]
+
+    def reissue(self, number: int) -> TrialSpec:
+        """Issue a trial that is under way once more: same number and point, attempt + 1.
+
+        A trial whose driver died while its point was drawn has not been issued before, and is so now.
+        """
+        trial = self._open(number).trial
+        stored = trial.user_attrs.get("spec")
+        if stored is None:
+            return self._resolve(trial)
+        spec = TrialSpec.from_json(stored)
+        return self._store(trial, spec.model_copy(update={"attempt": spec.attempt + 1}))
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Keep the objective of a trial at a rung or at the full budget; the first value at a step stands.
+
+        Raises:
+            NotFiniteError: `value` is no finite number.
+            ValueError: `step` is neither a rung nor the full budget.
+        """
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"an objective must be finite, but {self.metric} of trial {number} is {value} at step {step}; "
+                "a trial without a finite objective has diverged"
+            )
+        if not self.is_rung(step) and step != self.full_steps:
+            raise ValueError(f"objectives are recorded at steps {[*self.rungs, self.full_steps]}, but got step {step}")
+        known = self._open(number)
+        if step not in known.values:
+            known.trial.report(value, step)
+            known.values[step] = value
+
+    def is_rung(self, step: int) -> bool:
+        """Whether trials wait for a verdict at this step."""
+        return step in self.rungs
+
+    def verdict(self, number: int, step: int) -> Verdict:
+        """Whether a trial goes on after a rung, once its value there is recorded.
+
+        The verdict is written before it is returned, and asked again, the same one is returned. A trial that reached
+        the full budget is never pruned.
+        """
+        known = self._open(number)
+        key = str(step)
+        if not self.is_rung(step):
+            return "continue"
+        if key not in known.verdicts:
+            known.verdicts[key] = "continue" if self._passes(known, step) else "prune"
+            known.trial.set_user_attr("verdicts", known.verdicts)
+        return known.verdicts[key]
+
+    def _passes(self, known: _OpenTrial, step: int) -> bool:
+        judged = f"completed_rung_{self.rungs.index(step)}"
+        if judged not in known.rungs_judged:
+            return not known.trial.should_prune()
+        # The pruner has recorded the rung, and so would answer no more, but its driver died before the verdict.
+        attrs = [trial.system_attrs for trial in self._study.get_trials(deepcopy=False)]
+        recorded = [float(own[judged]) for own in attrs if judged in own]
+        scheduler = self.config.search.scheduler
+        assert scheduler is not None
+        return is_promoted(known.values[step], recorded, scheduler.reduction_factor, maximize=self.maximize)
+
+    def pruned_at(self, number: int) -> int | None:
+        """Step of a recorded verdict that ends the trial; None if there is none."""
+        verdicts = self._open(number).verdicts
+        return next((int(step) for step, verdict in verdicts.items() if verdict == "prune"), None)
+
+    def set_attribute(self, number: int, key: str, value: Any) -> None:
+        """Keep a JSON value with a trial under way; a trial that has ended takes no more."""
+        self._open(number).trial.set_user_attr(key, value)
+
+    def finish(self, outcome: TrialOutcome, steps: int) -> TrialRow:
+        """End a trial, `steps` optimizer steps after its start.
+
+        Diverged trials are told to the sampler as pruned and infeasible, so that it avoids where they lie; told as
+        failed, it would learn nothing from them.
+
+        Raises:
+            ValueError: The trial is to be COMPLETE, but has no value at the full budget.
+        """
+        known = self._open(outcome.number)
+        value = known.values.get(self.full_steps)
+        if outcome.state is State.COMPLETE and value is None:
+            raise ValueError(
+                f"a complete trial has {self.metric} at step {self.full_steps}, but trial {outcome.number} has none"
+            )
+        self._describe_end(known.trial, outcome, steps)
+        complete = outcome.state is State.COMPLETE
+        told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
+        del self._open_trials[outcome.number]
+        return row_of(told)
+
+    def _describe_end(self, trial: optuna.Trial, outcome: TrialOutcome, steps: int) -> None:
+        attrs: dict[str, Any] = {"stop_reason": outcome.reason, "steps": steps}
+        attrs |= {"seconds": dict(outcome.seconds)} if outcome.seconds else {}
+        attrs |= {"exception": outcome.exception} if outcome.exception else {}
+        for key, value in attrs.items():
+            trial.set_user_attr(key, value)
+        if DIVERGED not in trial.constraints:
+            trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
+
+    def _open(self, number: int) -> _OpenTrial:
+        """A trial under way, fetched from the study if an earlier driver issued it."""
+        if number not in self._open_trials:
+            frozen = self._study.get_trials(deepcopy=False)[number]
+            self._open_trials[number] = _OpenTrial(
+                optuna.Trial(self._study, frozen._trial_id),  # the one way to reopen a trial
+                values=dict(frozen.intermediate_values),
+                verdicts=dict(frozen.user_attrs.get("verdicts", {})),
+                rungs_judged=frozenset(frozen.system_attrs),
+            )
+        return self._open_trials[number]
+
+
+_TOLD = {
+    State.COMPLETE: TrialState.COMPLETE,
+    State.PRUNED: TrialState.PRUNED,
+    State.DIVERGED: TrialState.PRUNED,
+    State.FAILED: TrialState.FAIL,
+}
+
+
+def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
+    scheduler = config.search.scheduler
+    if scheduler is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=scheduler.grace_period, reduction_factor=scheduler.reduction_factor
+    )
