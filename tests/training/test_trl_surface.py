@@ -1,0 +1,95 @@
+"""What training/trainer.py leans on beyond the public interfaces, so that a new version fails here and by name."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.memory import clear_device_cache
+from transformers import Trainer, TrainerCallback
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+from tune_dlrml.training.trainer import PreferenceTrainer
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (DPOTrainer._compute_loss, ["self", "model", "inputs", "return_outputs"]),
+        (DPOTrainer._prepare_dataset, ["self", "dataset", "processing_class", "args", "dataset_name"]),
+        (DPOTrainer._send_telemetry, ["self"]),
+        (DPOTrainer._set_signature_columns_if_needed, ["self"]),
+        (DPOTrainer.training_step, ["self", "args", "kwargs"]),
+        (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
+        (add_fused_lm_head, ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]),
+        (TrainerCallback.on_pre_optimizer_step, ["self", "args", "state", "control", "kwargs"]),
+        (TrainerCallback.on_step_end, ["self", "args", "state", "control", "kwargs"]),
+        (AcceleratorState._reset_state, ["reset_partial_state"]),
+        (GradientState._reset_state, []),
+        (clear_device_cache, ["garbage_collection"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_a_function_takes_the_parameters_it_is_called_with(function: Callable[..., Any], parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+@pytest.mark.parametrize("name", ["_compute_loss", "_prepare_dataset", "_send_telemetry", "training_step"])
+def test_an_overridden_method_is_the_one_that_trl_calls(name: str) -> None:
+    assert name in vars(PreferenceTrainer)
+    callers = {
+        "_compute_loss": DPOTrainer.compute_loss,
+        "_prepare_dataset": DPOTrainer.__init__,
+        "_send_telemetry": DPOTrainer.__mro__[1].__init__,
+        "training_step": Trainer._run_epoch,
+    }
+    assert f"self.{name}(" in inspect.getsource(callers[name])
+
+
+def test_the_trainer_overrides_nothing_else_of_trl() -> None:
+    own = {name for name in vars(PreferenceTrainer) if hasattr(DPOTrainer, name) and not name.startswith("__")}
+    assert own == {"_compute_loss", "_prepare_dataset", "_send_telemetry", "training_step"}
+
+
+def test_a_step_clips_then_calls_back_then_steps_then_counts() -> None:
+    source = inspect.getsource(Trainer._run_epoch)
+    order = ["_clip_grad_norm(", "on_pre_optimizer_step(", "optimizer.step(", "global_step += 1", "on_step_end("]
+    assert [source.count(part) for part in order] == [1] * len(order)
+    assert sorted(order, key=source.index) == order
+
+
+def test_the_last_micro_batch_of_a_step_is_told_by_sync_gradients() -> None:
+    assert isinstance(Accelerator.sync_gradients, property)
+    assert inspect.getsource(Trainer._run_epoch).index("_set_sync_gradients(do_sync_step)") < inspect.getsource(
+        Trainer._run_epoch
+    ).index("self.training_step(")
+
+
+def test_the_collator_puts_chosen_before_rejected_and_carries_reference_values() -> None:
+    assert {"pad_token_id", "max_length", "truncation_mode"} <= {
+        field.name for field in dataclasses.fields(DataCollatorForPreference)
+    }
+    row = {"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": [8], "ref_chosen_logps": -1.0}
+    batch = DataCollatorForPreference(pad_token_id=0)([row | {"ref_rejected_logps": -2.0}])
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[5, 6, 7], [5, 8, 0]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "completion_mask": [[0, 1, 1], [0, 1, 0]],
+        "ref_chosen_logps": [-1.0],
+        "ref_rejected_logps": [-2.0],
+    }
+
+
+def test_columns_that_survive_are_token_ids_and_reference_values() -> None:
+    source = inspect.getsource(DPOTrainer._set_signature_columns_if_needed)
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"):
+        assert f'"{column}"' in source
+
+
+def test_the_head_returns_log_probs_per_token() -> None:
+    assert "log_probs" in {field.name for field in dataclasses.fields(FusedCausalLMOutput)}
