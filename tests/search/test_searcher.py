@@ -1,0 +1,323 @@
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.utils import flatten_dict
+
+from tune_dlrml.config import SearchConfig
+from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.scheduler import StudyScheduler
+from tune_dlrml.search.searcher import StudySearcher, headline
+from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.space import TrialSpec
+
+Config = Callable[..., SearchConfig]
+Open = Callable[..., SearchStudy]
+MEMORY = "sqlite://"
+
+
+@dataclass
+class Witness:
+    """Remembers what it is told, and whether the study knew it already."""
+
+    study: SearchStudy | None = None
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def on_start(self, spec: TrialSpec) -> None:
+        self.events.append(("start", spec.number, spec.attempt))
+
+    def on_report(self, spec: TrialSpec, report: Report) -> None:
+        known = None if self.study is None else self.study.row(spec.number).value
+        self.events.append(("report", spec.number, report.step, known))
+
+    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
+        self.events.append(("end", spec.number, row.state))
+
+
+@dataclass
+class TuneTrial:
+    trial_id: str
+    error_file: str | None = None
+
+
+class Tune:
+    """Calls searcher and scheduler in the order in which Ray 2.60's TuneController does."""
+
+    def __init__(self, study: SearchStudy, **options: Any) -> None:
+        self.witness = Witness(study)
+        self.searcher = StudySearcher(study, self.witness, **options)
+        self.scheduler = StudyScheduler(self.searcher)
+        self.trials = 0
+
+    def next(self) -> str | None:
+        """Tune's id of the next trial; None if there is none."""
+        self.trials += 1
+        config = self.searcher.suggest(f"tune-{self.trials}")
+        if not isinstance(config, dict):
+            return config
+        self.spec = TrialSpec.from_json(config["spec"])
+        return f"tune-{self.trials}"
+
+    def result(self, trial_id: str, *reports: Report, outcome: TrialOutcome | None = None) -> str:
+        result = {
+            "number": 0,
+            "reports": [report.as_json() for report in reports],
+            "outcome": None if outcome is None else asdict(outcome),
+            "done": outcome is not None,
+        }
+        flat = flatten_dict(result)
+        stop = flat["done"] or self.scheduler.on_trial_result(None, TuneTrial(trial_id), flat) == "STOP"
+        if not stop:
+            self.searcher.on_trial_result(trial_id, flat)
+            return "CONTINUE"
+        self.scheduler.on_trial_complete(None, TuneTrial(trial_id), flat)
+        self.searcher.on_trial_complete(trial_id, result=flat)
+        return "STOP"
+
+    def error(self, trial_id: str, folder: Path, text: str) -> None:
+        file = folder / "error.txt"
+        file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
+        self.scheduler.on_trial_error(None, TuneTrial(trial_id, str(file)))
+        self.searcher.on_trial_complete(trial_id, error=True)
+
+
+def report(number: int, step: int, accuracy: float | None = None, rung: bool = False) -> Report:
+    metrics = {"train_loss": 0.5} | ({} if accuracy is None else {"eval_accuracy": accuracy})
+    return Report(number, step, 1000 * step, metrics, evaluated=rung or accuracy is not None, rung=rung)
+
+
+def complete(tune: Tune, trial_id: str, accuracy: float = 0.9) -> None:
+    number = tune.spec.number
+    tune.result(
+        trial_id, report(number, 40, accuracy), outcome=TrialOutcome(number, State.COMPLETE, "done", seconds={"x": 1.0})
+    )
+
+
+def fail(tune: Tune, trial_id: str, reason: str) -> None:
+    tune.result(trial_id, outcome=TrialOutcome(tune.spec.number, State.FAILED, reason, "Traceback ..."))
+
+
+@pytest.fixture
+def tune_with(config_with: Config, open_study: Open) -> Callable[..., Tune]:
+    def make(expired: Callable[[], bool] = lambda: False, **search: Any) -> Tune:
+        return Tune(open_study(config_with(sampler="random", **search), MEMORY), expired=expired)
+
+    return make
+
+
+def study_of(tune: Tune) -> SearchStudy:
+    assert tune.witness.study is not None
+    return tune.witness.study
+
+
+def test_reports_are_passed_on_once_in_order_and_before_the_study_learns_of_them(
+    tune_with: Callable[..., Tune],
+) -> None:
+    tune = tune_with()
+    trial = tune.next()
+    tune.result(trial)
+    tune.result(trial, report(0, 1), report(0, 5, 0.6, rung=True))
+    tune.result(trial)
+    tune.result(trial, report(0, 9), report(0, 10, 0.7, rung=True))
+    complete(tune, trial, 0.9)
+    assert tune.witness.events == [
+        ("start", 0, 0),
+        ("report", 0, 1, None),
+        ("report", 0, 5, None),
+        ("report", 0, 9, 0.6),
+        ("report", 0, 10, 0.6),
+        ("report", 0, 40, 0.7),
+        ("end", 0, State.COMPLETE),
+    ]
+    row = study_of(tune).row(0)
+    assert (row.value, row.steps, row.stop_reason, row.attrs["seconds"]) == (0.9, 40, "done", {"x": 1.0})
+
+
+def test_a_trial_that_the_study_prunes_is_stopped_and_told_once(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with()
+    for accuracy, decision in ((0.8, "CONTINUE"), (0.4, "STOP")):
+        trial = tune.next()
+        assert tune.result(trial, report(tune.spec.number, 5, accuracy, rung=True)) == decision
+    assert tune.witness.events[2:] == [("start", 1, 0), ("report", 1, 5, None), ("end", 1, State.PRUNED)]
+    row = study_of(tune).row(1)
+    assert (row.state, row.value, row.steps) == (State.PRUNED, 0.4, 5)
+    assert row.stop_reason == "successive halving at step 5"
+
+
+def test_the_full_budget_is_complete_however_bad(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with()
+    for accuracy in (0.9, 0.1):
+        trial = tune.next()
+        assert tune.result(trial, report(tune.spec.number, 40, accuracy)) == "CONTINUE"
+        tune.result(trial, outcome=TrialOutcome(tune.spec.number, State.COMPLETE, "done"))
+    assert [row.state for row in study_of(tune).rows()] == [State.COMPLETE, State.COMPLETE]
+
+
+def test_a_diverged_trial_is_told_so_with_its_reason(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with()
+    trial = tune.next()
+    tune.result(trial, report(0, 3), outcome=TrialOutcome(0, State.DIVERGED, "mean margin -600 nats at step 3"))
+    row = study_of(tune).row(0)
+    assert (row.state, row.steps, row.stop_reason) == (State.DIVERGED, 3, "mean margin -600 nats at step 3")
+
+
+def test_a_rung_without_the_metric_is_a_divergence(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with()
+    trial = tune.next()
+    assert tune.result(trial, report(0, 5, rung=True)) == "STOP"
+    row = study_of(tune).row(0)
+    assert (row.state, row.value, row.stop_reason) == (
+        State.DIVERGED,
+        None,
+        "eval_accuracy is not finite at step 5",
+    )
+
+
+def test_an_error_of_the_trial_actor_is_a_failure_with_its_exception(
+    tune_with: Callable[..., Tune], tmp_path: Path
+) -> None:
+    tune = tune_with()
+    trial = tune.next()
+    tune.result(trial, report(0, 1))
+    text = "ray::TrialSlot.train() (pid=7)\n  File 'a.py', line 3\nRuntimeError: out of paper"
+    tune.error(trial, tmp_path, text)
+    row = study_of(tune).row(0)
+    assert (row.state, row.steps, row.stop_reason) == (State.FAILED, 1, "RuntimeError: out of paper")
+    assert row.attrs["exception"].strip() == text
+
+
+@pytest.mark.parametrize("end", ["silent", "without an outcome", "pending"])
+def test_a_trial_that_tune_stops_of_its_own_accord_stays_under_way(
+    config_with: Config, open_study: Open, end: str
+) -> None:
+    config = config_with(sampler="random")
+    tune = Tune(open_study(config))
+    trial = tune.next()
+    tune.result(trial, report(0, 5, 0.6, rung=True))
+    if end == "without an outcome":
+        tune.searcher.on_trial_complete(trial, result={"number": 0, "reports": [], "outcome": None, "done": True})
+    elif end == "pending":
+        tune.searcher.on_trial_complete(trial)
+    assert study_of(tune).row(0).state is State.RUNNING
+
+    later = Tune(open_study(config))
+    trial = later.next()
+    assert (later.spec.number, later.spec.attempt) == (0, 1)
+    complete(later, trial)
+    assert later.witness.events[-1] == ("end", 0, State.COMPLETE)
+    later.next()
+    assert later.spec.number == 1
+
+
+def test_a_verdict_that_was_not_acted_on_ends_the_trial_without_more_training(
+    config_with: Config, open_study: Open
+) -> None:
+    config = config_with(sampler="random")
+    study = open_study(config)
+    for value in (0.8, 0.4):
+        spec = study.ask()
+        assert spec is not None
+        study.record(spec.number, 5, value)
+        study.verdict(spec.number, 5)
+    tune = Tune(open_study(config))
+    assert [tune.next(), tune.spec.number] == ["tune-1", 0]
+    assert [tune.next(), tune.spec.number] == ["tune-2", 2]
+    assert tune.witness.events == [
+        ("start", 0, 1),
+        ("start", 1, 0),
+        ("end", 1, State.PRUNED),
+        ("start", 2, 0),
+    ]
+
+
+def test_the_searcher_finishes_only_when_no_trial_is_under_way(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with(num_trials=1)
+    trial = tune.next()
+    assert tune.next() is None
+    complete(tune, trial)
+    assert tune.next() == "FINISHED"
+
+
+def test_no_trial_is_issued_after_the_time_is_up(tune_with: Callable[..., Tune]) -> None:
+    now = [0]
+    tune = tune_with(expired=lambda: now[0] > 10)
+    assert tune.next() == "tune-1"
+    now[0] = 11
+    assert tune.next() == "FINISHED"
+    assert len(study_of(tune).rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("reasons", "ended"),
+    [
+        (["OOM: 20 MiB at 0x7f00ab", "OOM: 31 MiB at 0x7f11cd", "OOM: 5 MiB at 0x1"], True),
+        (["OOM: 20 MiB", "OOM: 20 MiB"], False),
+        (["OOM: 20 MiB", "ValueError: no", "OOM: 20 MiB", "OOM: 20 MiB"], False),
+        (["OOM: 20 MiB", "OOM: 20 MiB", "complete", "OOM: 20 MiB"], False),
+        (["complete", "complete", "complete", "OOM: 20 MiB"], False),
+        (["ValueError: no", "OOM: 1", "OOM: 2", "OOM: 3"], True),
+    ],
+)
+def test_three_failures_of_one_kind_in_a_row_end_the_search(
+    tune_with: Callable[..., Tune], reasons: list[str], ended: bool
+) -> None:
+    tune = tune_with()
+    for reason in reasons:
+        trial = tune.next()
+        if reason == "complete":
+            complete(tune, trial)
+        else:
+            fail(tune, trial, reason)
+    assert (tune.next() == "FINISHED") is ended
+    assert bool(tune.searcher.same_failures) is ended
+    if ended:
+        assert tune.searcher.same_failures.startswith("3 trials in a row failed in the same way: OOM")
+
+
+def test_an_error_of_the_observer_ends_the_search_and_leaves_the_trial_under_way(
+    tune_with: Callable[..., Tune], tmp_path: Path
+) -> None:
+    tune = tune_with()
+    trial = tune.next()
+
+    def disk_full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    tune.witness.on_report = disk_full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        complete(tune, trial)
+    tune.error(trial, tmp_path, "TuneError: what Tune makes of it")
+    assert study_of(tune).row(0).state is State.RUNNING
+    with pytest.raises(OSError, match="No space left"):
+        tune.next()
+    assert isinstance(tune.searcher.broken, OSError)
+
+
+def test_a_pickled_searcher_says_nothing_of_the_study(config_with: Config, open_study: Open, tmp_path: Path) -> None:
+    (tmp_path / "canary").mkdir()
+    tune = Tune(open_study(config_with(), f"sqlite:///{tmp_path}/canary/study.db"))
+    tune.next()
+    for value in (tune.searcher, tune.scheduler):
+        assert b"canary" not in pickle.dumps(value)
+        assert type(pickle.loads(pickle.dumps(value))) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Traceback (most recent call last):\n  File 'a'\nValueError: no\n", "ValueError: no"),
+        ("ray::Slot.train() (pid=1)\nmy.module.OddError: one\nover two lines", "my.module.OddError: one"),
+        ("a: first\n\nDuring handling:\nKeyError: 'x'", "KeyError: 'x'"),
+        (
+            "The actor died.\n\tpid: 5\nThe actor is dead because its worker died.",
+            "The actor is dead because its worker died.",
+        ),
+        ("", "the trial's slot died"),
+    ],
+)
+def test_the_headline_of_a_traceback_names_the_exception(text: str, line: str) -> None:
+    assert headline(text) == line

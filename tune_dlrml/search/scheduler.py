@@ -1,0 +1,36 @@
+"""Asynchronous successive halving as Ray Tune's scheduler; the study decides."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler
+
+from tune_dlrml.search.searcher import StudySearcher
+
+
+class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Passes Tune's results on to the study, through the searcher, and the study's verdicts back.
+
+    Tune asks the scheduler before it tells the searcher, and does not tell the searcher of a result on which the
+    scheduler stops the trial. So results go through here, and the searcher's own notification is left empty.
+
+    Args:
+        searcher: The searcher of the same run.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE, as the study decides."""
+        verdict = self._searcher.receive(trial.trial_id, result)
+        return str(self.STOP if verdict == "prune" else self.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Keep the exception's text, which Tune does not give to the searcher."""
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        _, _, exception = text.partition("\n")  # behind Tune's own line with the time
+        self._searcher.note_error(trial.trial_id, exception)
