@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import toy
 from datasets import Dataset, disable_progress_bars
 from pydantic import TypeAdapter
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import AnyLoss, DivergenceConfig, TrainingConfig
@@ -81,3 +83,11 @@ def run(
     channel = Recorder(stop_at)
     outcome = train_trial(model, spec(loss, training), budget or plan(), channel)
     return outcome, channel
+
+
+def disturb(model: nn.Module, seed: int = 0) -> None:
+    """Move all weights a little, the same way for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)

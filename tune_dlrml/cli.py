@@ -67,8 +67,7 @@ def search(
         _print_json(_search_document(result))
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
-        ends = ", ".join(f"{count} {state}" for state, count in _ends(result.rows).items())
-        out.print(f"{len(result.rows)} trials in {duration(result.seconds)}: {ends}", highlight=False)
+        out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
         _print_best(out, result)
         out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
     _exit_as(result)
@@ -111,8 +110,7 @@ def status(
         return
     out = _console(False)
     out.print(trials_table(result.rows, result.metrics, result.best))
-    ends = ", ".join(f"{count} {state}" for state, count in _ends(result.rows).items())
-    out.print(f"search {name}: {len(result.rows)} trials, {ends}", highlight=False)
+    out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
     _print_best(out, result)
     out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
 
@@ -220,9 +218,9 @@ def _search_document(result: Any) -> dict[str, Any]:
     }
 
 
-def _ends(rows: Any) -> dict[str, int]:
+def _ends(rows: Any) -> str:
     states = [str(row.state) for row in rows]
-    return {state: states.count(state) for state in dict.fromkeys(states)}
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trial yet"
 
 
 def _print_best(out: Console, result: Any) -> None:

@@ -34,8 +34,11 @@ def check_references(config: SearchConfig) -> None:
     Raises:
         InputError: Naming the key, the reference and what it may be.
     """
-    for _, check in _references(config):
-        check()
+    for subject, check in _references(config):
+        try:
+            check()
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from None
 
 
 def examine(config: SearchConfig) -> Iterator[Finding]:
