@@ -1,0 +1,127 @@
+"""Two processes under DDP (gloo) against one process with the same pairs in a step."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_training
+from toy_training import DPO, LEARNABLE, plan, settings
+
+from tune_dlrml.losses.geometry import dlrml_geometry
+from tune_dlrml.training.resident import Resident
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parents[1]
+TIMEOUT_S = 300
+Seen = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What each of the two ranks saw."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_WORLD_SIZE": "2"}
+    program = [sys.executable, str(TESTS / "training" / "two_workers.py")]
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    processes = []
+    try:
+        for rank in range(2):
+            with logs[rank].open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [*program, str(rank), str(toy_model), str(folder)],
+                        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        codes = [process.wait(TIMEOUT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def untimed(seen: dict[str, Any]) -> list[dict[str, float]]:
+    return [{name: value for name, value in report.items() if name != "steps_per_second"} for report in seen["reports"]]
+
+
+def close(found: dict[str, Any], expected: Any) -> None:
+    for ours, theirs in zip(untimed(found), expected.reports, strict=True):
+        for name, value in ours.items() - {("step", ours["step"])}:
+            assert value == pytest.approx(theirs.metrics[name], rel=1e-4, abs=1e-6), (ours["step"], name)
+
+
+@pytest.mark.parametrize("job", ["dpo", "accumulated"])
+def test_two_workers_of_batch_4_equal_one_of_batch_8(ranks: Seen, lora_resident: Resident, job: str) -> None:
+    _, alone = toy_training.run(lora_resident, DPO, settings(per_device_train_batch_size=8), plan(8, {4}))
+    close(ranks[0][job], alone)
+    assert alone.curve()[-1] < alone.curve()[0] - 0.05
+
+
+def test_all_weights_trained_by_two_workers_equal_those_of_one(ranks: Seen, full_resident: Resident) -> None:
+    training = settings(per_device_train_batch_size=8, lora=None, learning_rate=1e-3)
+    close(ranks[0]["full"], toy_training.run(full_resident, DPO, training, plan(8, {4}))[1])
+
+
+def test_a_learnt_beta_mix_is_that_of_one_worker(ranks: Seen, lora_resident: Resident) -> None:
+    _, alone = toy_training.run(lora_resident, LEARNABLE, settings(per_device_train_batch_size=8), plan(8, {4}))
+    close(ranks[0]["learnable"], alone)
+    c = [report["c"] for report in ranks[0]["learnable"]["reports"]]
+    assert abs(c[-1] - c[0]) > 0.05
+
+
+@pytest.mark.parametrize("job", ["dpo", "accumulated", "learnable", "full", "stopped", "diverged", "fault"])
+def test_both_ranks_report_the_same_and_end_together(ranks: Seen, job: str) -> None:
+    assert untimed(ranks[0][job]) == untimed(ranks[1][job])
+    assert ranks[0][job]["outcome"] == ranks[1][job]["outcome"]
+
+
+def test_a_stop_that_rank_0_hears_of_ends_both(ranks: Seen) -> None:
+    for rank in ranks:
+        assert rank["stopped"]["outcome"] is None
+        assert rank["stopped"]["reports"][-1]["step"] == 4
+
+
+def test_divergence_ends_both_in_the_same_step(ranks: Seen) -> None:
+    for rank in ranks:
+        assert rank["diverged"]["outcome"][0] == "diverged"
+        assert rank["diverged"]["reports"][-1]["step"] == 3
+
+
+def test_a_fault_on_one_rank_is_skipped_and_counted_on_both(ranks: Seen) -> None:
+    for rank in ranks:
+        reports = rank["fault"]["reports"]
+        assert [report.get("nonfinite_loss_fraction") for report in reports] == [None, 0, 0, 0.5, 0, 0, 0, 0, 0]
+        assert [report.get("nonfinite_grad_fraction") for report in reports] == [None, 0, 0, 1, 0, 0, 0, 0, 0]
+        assert rank["fault"]["outcome"][0] == "complete"
+        assert all(math.isfinite(report["eval_margin"]) for report in (reports[4], reports[8]))
+
+
+def test_the_same_trial_is_bit_identical_first_and_last_in_a_group_of_two(ranks: Seen) -> None:
+    assert untimed(ranks[0]["again"]) == untimed(ranks[0]["dpo"])
+
+
+def test_the_base_weights_of_both_ranks_are_pristine_afterwards(ranks: Seen, full_resident: Resident) -> None:
+    pristine = sum(parameter.double().sum().item() for parameter in full_resident.model.parameters())
+    assert [rank["checksum"] for rank in ranks] == [pristine, pristine]
+
+
+def test_held_out_numbers_split_over_two_ranks_equal_those_of_one(ranks: Seen, full_resident: Resident) -> None:
+    toy_training.disturb(full_resident.model)
+    try:
+        alone = full_resident.held_out.evaluate(full_resident.model, beta_kl=0.1, geometry=dlrml_geometry(20.0))
+    finally:
+        full_resident.restore()
+    for rank in ranks:
+        assert rank["held_out"] == pytest.approx(alone, rel=1e-4)
+    assert 0 < alone["eval_accuracy"] < 1 and alone["eval_kl"] > 0.01
