@@ -20,12 +20,12 @@ INTO_THE_TRAP = {"beta": 0.1, "tau": 0.05, "learning_rate": 2e-3}
 UPWARDS = {"beta": 0.1, "tau": 0.2, "learning_rate": 5e-3}
 
 
-def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[float]:
-    """Losses that TRL logs, step by step, on the text of the same pairs in the same order."""
+def trl_logs(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[dict[str, float]]:
+    """What TRL logs, step by step, on the text of the same pairs in the same order."""
     pairs = toy_training.pairs().train
     pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     order = batch_plan(len(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
-    lora = training.lora
+    lora, dtype = training.lora, torch.bfloat16 if training.bf16 else torch.float32
     arguments = DPOConfig(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -37,7 +37,7 @@ def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) 
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_checkpointing=False,
         max_length=64,
-        bf16=False,
+        bf16=training.bf16,
         use_cpu=True,
         dataloader_pin_memory=False,
         seed=training.seed,
@@ -49,8 +49,8 @@ def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) 
         **loss,
     )
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        ref_model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) if lora is None else None,
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
+        ref_model=AutoModelForCausalLM.from_pretrained(model, dtype=dtype) if lora is None else None,
         args=arguments,
         train_dataset=pairs.select(order),
         processing_class=AutoTokenizer.from_pretrained(model),
@@ -59,7 +59,11 @@ def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) 
         else LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trl_curve(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[float]:
+    return [entry["loss"] for entry in trl_logs(model, training, folder, **loss)]
 
 
 def matching(**changes: Any) -> TrainingConfig:
@@ -75,6 +79,31 @@ def test_dpo_follows_trl_step_by_step(lora_resident: Resident, toy_model: Path, 
     expected = trl_curve(toy_model, training, tmp_path, loss_type="sigmoid", beta=0.2)
     ours = our_run(lora_resident, {"name": "dpo", "beta": 0.2}, training)
     assert ours.curve() == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.05
+
+
+def test_the_metrics_beside_the_loss_are_trls(lora_resident: Resident, toy_model: Path, tmp_path: Path) -> None:
+    """TRL scales margins by beta, and counts a tie as wrong: the first two steps, before any update, are ties."""
+    training = matching(learning_rate=5e-3)
+    expected = trl_logs(toy_model, training, tmp_path, loss_type="sigmoid", beta=0.2)
+    reports = our_run(lora_resident, {"name": "dpo", "beta": 0.2}, training).reports[1:]
+    for ours, theirs in zip(reports, expected, strict=True):
+        assert ours.metrics["train_margin"] == pytest.approx(theirs["rewards/margins"] / 0.2, rel=1e-4, abs=1e-4)
+        assert ours.metrics["train_chosen_logps"] == pytest.approx(theirs["logps/chosen"], rel=1e-5)
+        assert ours.metrics["train_rejected_logps"] == pytest.approx(theirs["logps/rejected"], rel=1e-5)
+        assert ours.metrics["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours.metrics["learning_rate"] == theirs["learning_rate"]
+        assert ours.metrics["tokens"] == theirs["num_tokens"]
+    accuracies = [report.metrics["train_accuracy"] for report in reports]
+    assert accuracies == [0.5, 0.5, *(entry["rewards/accuracies"] for entry in expected[2:])]
+    assert len(set(accuracies[2:])) > 1
+
+
+def test_bfloat16_follows_trl_as_closely_as_it_can(toy_model: Path, tmp_path: Path) -> None:
+    training = matching(learning_rate=5e-3, bf16=True)
+    expected = trl_curve(toy_model, training, tmp_path, loss_type="sigmoid", beta=0.2)
+    ours = our_run(toy_training.resident(toy_model, training), {"name": "dpo", "beta": 0.2}, training)
+    assert ours.curve() == pytest.approx(expected, rel=1e-3)
     assert expected[-1] < expected[0] - 0.05
 
 

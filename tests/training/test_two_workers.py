@@ -26,7 +26,12 @@ Seen = list[dict[str, Any]]
 def ranks(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What each of the two ranks saw."""
     folder = tmp_path_factory.mktemp("two_workers")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+    }
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_WORLD_SIZE": "2"}
     program = [sys.executable, str(TESTS / "training" / "two_workers.py")]
     logs = [folder / f"rank{rank}.log" for rank in range(2)]
