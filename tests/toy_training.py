@@ -13,9 +13,10 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import AnyLoss, DivergenceConfig, TrainingConfig
+from tune_dlrml.data import Pairs
 from tune_dlrml.records import Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.resident import Pairs, Resident
+from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
 
 disable_progress_bars()

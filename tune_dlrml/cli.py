@@ -52,17 +52,18 @@ def search(
 ) -> None:
     """Run a search, or let the one of that name go on."""
     config = _config(space, name, set_, num_trials)
-    from tune_dlrml.search.checks import check_references
+    from tune_dlrml.search.preparation import SearchPlace, prepare
 
-    check_references(config)
-    out = _console(as_json)
-    folder = storage.resolve() / config.name
+    place = SearchPlace(storage, os.environ.get("RAY_ADDRESS"))
+    prepared = prepare(config, place)
+    from tune_dlrml.search.driver import run_search
+    from tune_dlrml.terminal import ProgressView, duration, trials_table
+
+    out, folder = _console(as_json), place.folder(config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    out.print(f"search {config.name}: everything else is in {folder / 'search.log'}", highlight=False)
-    with _noise_to(folder / "search.log", out) as quiet:
-        result = _run(config, storage, quiet)
-    from tune_dlrml.terminal import duration, trials_table
-
+    out.print(f"search {config.name}: what the libraries say is in {folder / 'search.log'}", highlight=False)
+    with _noise_to(folder / "search.log", out) as quiet, ProgressView(quiet) as view:
+        result = run_search(prepared, view)
     if as_json:
         _print_json(_search_document(result))
     else:
@@ -101,7 +102,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say where a search stands, from its study alone; it may be running."""
-    from tune_dlrml.search.driver import SearchPlace, read_search
+    from tune_dlrml.search.driver import read_search
+    from tune_dlrml.search.preparation import SearchPlace
     from tune_dlrml.terminal import trials_table
 
     result = read_search(name, SearchPlace(storage))
@@ -147,14 +149,6 @@ def main() -> None:
 def _config(space: Path, name: str | None, set_: list[str] | None, num_trials: int | None) -> SearchConfig:
     overrides = [*(set_ or []), *([] if num_trials is None else [f"search.num_trials={num_trials}"])]
     return load_config(space, overrides, **({} if name is None else {"name": name}))
-
-
-def _run(config: SearchConfig, storage: Path, out: Console) -> Any:
-    from tune_dlrml.search.driver import SearchPlace, run_search
-    from tune_dlrml.terminal import ProgressView
-
-    with ProgressView(out) as view:
-        return run_search(config, SearchPlace(storage, os.environ.get("RAY_ADDRESS")), view)
 
 
 @contextmanager

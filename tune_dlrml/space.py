@@ -87,7 +87,7 @@ class SearchSpace:
         concrete = loss_at(loss, own)
         missing = concrete.domains().keys()
         if missing:
-            raise ValueError(f"a point of branch {branch} needs a value for {', '.join(missing)}, but got {dict(point)}")
+            raise ValueError(f"a point of branch {branch} needs {', '.join(missing)}, but got {dict(point)}")
         shared = {key.partition(".")[2]: value for key, value in point.items() if key in self.shared}
         return TrialSpec(
             number=number, branch=branch, loss=concrete, training=self._training.at(shared), params=dict(point)

@@ -17,9 +17,10 @@ from toy_training import settings
 from transformers import AutoModelForCausalLM
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.data import Pairs
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import dlrml_geometry, dpo_geometry
-from tune_dlrml.training.resident import Pairs, Resident
+from tune_dlrml.training.resident import Resident
 
 Pair = dict[str, str]
 

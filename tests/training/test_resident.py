@@ -8,9 +8,10 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from toy_training import DPO, plan, settings
 
+from tune_dlrml.data import Pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.training.reference_logps import ReferenceLogProbs
-from tune_dlrml.training.resident import Pairs, Resident
+from tune_dlrml.training.resident import Resident
 
 
 def load(model: Path, train: list[dict[str, str]], held_out: list[dict[str, str]], max_length: int) -> Resident:

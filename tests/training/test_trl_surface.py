@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
+from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
@@ -26,6 +27,7 @@ from tune_dlrml.training.trainer import PreferenceTrainer
         (DPOTrainer._set_signature_columns_if_needed, ["self"]),
         (DPOTrainer.training_step, ["self", "args", "kwargs"]),
         (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
+        (trl_utils._use_triton, ["device"]),
         (add_fused_lm_head, ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]),
         (TrainerCallback.on_pre_optimizer_step, ["self", "args", "state", "control", "kwargs"]),
         (TrainerCallback.on_step_end, ["self", "args", "state", "control", "kwargs"]),

@@ -4,12 +4,13 @@ datasets is imported inside the functions that need it, so that checking a confi
 with a data set is never run.
 """
 
-from tune_dlrml.data.loading import check_dataset_reference, load_pairs
+from tune_dlrml.data.loading import Pairs, check_dataset_reference, load_pairs
 from tune_dlrml.data.plan import batch_plan, content_hash, shared_prompts
 from tune_dlrml.data.reference import DatasetReference, parse_dataset_reference
 
 __all__ = [
     "DatasetReference",
+    "Pairs",
     "batch_plan",
     "check_dataset_reference",
     "content_hash",

@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +23,14 @@ ROWS_LOOKED_AT = 20
 HUB_TIMEOUT_S = 3.0
 # The HTTP client's own timeout does not cover the name lookup, which can block for half a minute without a network.
 HUB_DEADLINE_S = 4.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The preference pairs of a search: those it trains on and those it holds out."""
+
+    train: Dataset
+    eval: Dataset
 
 
 def check_dataset_reference(ref: DatasetReference) -> None:

@@ -15,19 +15,19 @@ from filelock import FileLock, Timeout
 from ray import tune
 
 from tune_dlrml.config import SearchConfig, load_config, to_yaml
-from tune_dlrml.data import content_hash, load_pairs
+from tune_dlrml.data import content_hash
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.cluster import group_storage, ray_cluster
 from tune_dlrml.search.events import EventLog
 from tune_dlrml.search.history import StudyHistory, TrialRow
+from tune_dlrml.search.preparation import PreparedSearch, SearchPlace
 from tune_dlrml.search.scheduler import StudyScheduler
 from tune_dlrml.search.searcher import SearchObserver, StudySearcher
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace, TrialSpec
 from tune_dlrml.tracking import Tracker
-from tune_dlrml.training.resident import Pairs
 from tune_dlrml.training.trial import TrialPlan
 from tune_dlrml.training.worker import GroupSpec
 
@@ -35,31 +35,6 @@ log = logging.getLogger(__name__)
 
 SLOT_MEMORY = 1 << 20
 """Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""
-
-
-@dataclass(frozen=True)
-class SearchPlace:
-    """Where a search lives.
-
-    Attributes:
-        storage: Folder of all searches; the search has `<storage>/<name>/`.
-        ray_address: A running cluster; None starts Ray on this machine.
-    """
-
-    storage: Path
-    ray_address: str | None = None
-
-    def folder(self, name: str) -> Path:
-        """Folder of one search."""
-        return self.storage.resolve() / name
-
-    def study_url(self, name: str) -> str:
-        """The study's storage."""
-        return f"sqlite:///{self.folder(name) / 'study.db'}"
-
-    def mlflow_uri(self, config: SearchConfig) -> str:
-        """The tracking store, `<storage>/mlflow.db` unless the file names one."""
-        return config.tracking.mlflow or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -93,35 +68,30 @@ class SearchView(SearchObserver, Protocol):
         """The study is open; nothing was started yet."""
 
 
-def run_search(config: SearchConfig, place: SearchPlace, view: SearchView) -> SearchResult:
+def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     """Run a search to its end, or let an interrupted one go on.
 
     Args:
-        config: The search.
-        place: Where it lives.
+        prepared: The search.
         view: Told of the search's beginning and of every trial's start, reports and end.
 
     Raises:
-        InputError: Data, resources or storage are at fault; nothing was started.
+        InputError: The study belongs to other settings or is in use, or the cluster cannot hold the search.
     """
-    folder = place.folder(config.name)
+    folder = prepared.place.folder(prepared.config.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            return _run(config, place, view)
+            return _run(prepared, view)
     except Timeout:
-        raise InputError(
-            f"search {config.name!r} already runs in {folder}; wait for it or choose another --name"
-        ) from None
+        name = prepared.config.name
+        raise InputError(f"search {name!r} already runs in {folder}; wait, or choose another --name") from None
 
 
-def _run(config: SearchConfig, place: SearchPlace, view: SearchView) -> SearchResult:
-    began, folder = time.monotonic(), place.folder(config.name)
-    pairs = Pairs(
-        train=load_pairs(config.dataset.train, section="train"), eval=load_pairs(config.dataset.eval, section="eval")
-    )
+def _run(prepared: PreparedSearch, view: SearchView) -> SearchResult:
+    began, config, place = time.monotonic(), prepared.config, prepared.place
+    pairs, steps, folder = prepared.pairs, prepared.steps, place.folder(config.name)
     hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
-    steps = config.training.steps(len(pairs.train), config.resources.workers)
     study = SearchStudy(config, SearchSpace(config), place.study_url(config.name), steps, hashes)
     ended = sum(row.state is not State.RUNNING for row in study.rows())
     view.on_begin(study.num_trials, ended, steps)

@@ -1,7 +1,6 @@
 """What stays in a worker between trials: base model, tokenizer, tokenised pairs, reference values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,21 +8,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import batch_plan
+from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.held_out import HeldOut
 from tune_dlrml.training.pristine import Pristine
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
 from tune_dlrml.training.trainer import add_log_prob_head, rows_dataset, tokenize_pairs
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Preference pairs of a search, before tokenisation."""
-
-    train: Dataset
-    eval: Dataset
 
 
 class Resident:

@@ -12,9 +12,10 @@ from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
+from tune_dlrml.data import Pairs
 from tune_dlrml.records import Report
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.resident import Pairs, Resident
+from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
 
 

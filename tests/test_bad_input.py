@@ -1,0 +1,149 @@
+"""What a user sees of a mistake: exit 2, one message naming file, key, value and what is allowed, nothing started."""
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+import yaml
+
+from tune_dlrml import cli
+
+
+@pytest.fixture
+def document(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    train = toy.write_pairs(tmp_path / "train.jsonl", 40)
+    held_out = toy.write_pairs(tmp_path / "eval.jsonl", 40, seed=1)
+    return toy.document(tmp_path / "model", train, held_out)
+
+
+def run(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["tune-dlrml", *argv])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def changed(document: dict, dotted: str, value: object) -> dict:
+    head, _, rest = dotted.partition(".")
+    inner = changed(document[head], rest, value) if rest else value
+    return {**document, head: inner}
+
+
+MISTAKES = {
+    "unknown key": ("search.num_trails", 3, ["num_trails", "did you mean num_trials"]),
+    "wrong type": ("training.learning_rate", "fast", ["training.learning_rate", '"fast"', "number"]),
+    "low above high": (
+        "space.losses",
+        [{"name": "dpo", "beta": {"uniform": [0.5, 0.1]}}],
+        ["beta", "low < high", "0.5"],
+    ),
+    "empty range": ("space.losses", [{"name": "dpo", "beta": {"uniform": [0.1, 0.1]}}], ["beta", "low < high"]),
+    "logarithm of 0": ("space.losses", [{"name": "dpo", "beta": {"log_uniform": [0, 1]}}], ["beta", "log", "0"]),
+    "NaN": ("training.learning_rate", float("nan"), ["training.learning_rate", "finite"]),
+    "foreign field": ("space.losses", [{"name": "dpo", "beta_mix": 0.2}], ["beta_mix", "allowed", "beta"]),
+    "unknown loss": ("space.losses", [{"name": "dqo"}], ["dqo", "dpo, discopop, dlrml"]),
+    "missing data file": ("dataset.train", "nowhere/train.jsonl", ["dataset.train", "nowhere/train.jsonl"]),
+    "unknown model": ("model", "nowhere/at/all", ["model", "nowhere/at/all"]),
+    "model in a missing package": ("model", "package:no_such_package/m.gguf", ["model", "no_such_package"]),
+    "more CPUs than there are": ("resources", {"cpus_per_worker": 4096}, ["cpus_per_worker", "4096"]),
+    "more GPUs than there are": ("resources", {"gpus_per_worker": 512}, ["gpus_per_worker", "512"]),
+    "rungs beyond the budget": ("search.scheduler.grace_period", 99, ["grace_period", "99", "max_steps"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_and_starts_nothing(mistake, document, tmp_path, monkeypatch, capsys):
+    key, value, expected = MISTAKES[mistake]
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(changed(document, key, value)))
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    code, out, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
+    assert code == 2
+    assert "Traceback" not in err + out
+    for words in expected:
+        assert words in err
+    assert not list((tmp_path / "runs").glob("*/trials"))
+
+
+def bad_rows(path: Path, row: object) -> None:
+    with path.open("a") as file:
+        file.write((row if isinstance(row, str) else json.dumps(row)) + "\n")
+
+
+ROWS = {
+    "missing column": ({"prompt": "a", "chosen": "b"}, ["line 41", "rejected"]),
+    "not JSON": ("{broken", ["line 41", "JSON"]),
+    "wrong type": ({"prompt": "a", "chosen": 3, "rejected": "c"}, ["line 41", "chosen"]),
+}
+
+
+@pytest.mark.parametrize("fault", ROWS)
+def test_a_bad_row_is_named_by_file_and_line(fault, document, tmp_path, monkeypatch, capsys):
+    row, expected = ROWS[fault]
+    bad_rows(tmp_path / "train.jsonl", row)
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(document))
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    code, _, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
+    assert code == 2
+    for words in ("train.jsonl", *expected):
+        assert words in err
+
+
+def test_an_empty_data_set_is_refused(document, tmp_path, monkeypatch, capsys):
+    (tmp_path / "eval.jsonl").write_text("")
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(document))
+    code, _, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
+    assert code == 2
+    assert "eval.jsonl" in err
+
+
+TEXTS = {
+    "duplicate key": ("name: a\nname: b\n", [":2:", "name", "twice"]),
+    "YAML tag": ("name: !!python/object/apply:os.system [echo]\n", [":1:", "tag"]),
+    "no YAML": ("name: [a\n", [":2:", "YAML"]),
+}
+
+
+@pytest.mark.parametrize("fault", TEXTS)
+def test_text_that_is_no_plain_yaml_is_refused_with_its_line(fault, tmp_path, monkeypatch, capsys):
+    text, expected = TEXTS[fault]
+    space = tmp_path / "space.yaml"
+    space.write_text(text)
+    code, _, err = run(monkeypatch, capsys, "search", str(space))
+    assert code == 2
+    for words in ("space.yaml", *expected):
+        assert words in err
+
+
+def test_doctor_names_every_fault_and_exits_with_2(document, tmp_path, monkeypatch, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({**document, "model": "nowhere/at/all", "resources": {"cpus_per_worker": 4096}}))
+    code, out, _ = run(monkeypatch, capsys, "doctor", str(space), "--json")
+    findings = {finding["subject"]: finding["level"] for finding in json.loads(out)["findings"]}
+    assert code == 2
+    assert findings["model"] == "error"
+    assert findings["resources"] == "error"
+    assert findings["dataset.train"] == "ok"
+    assert findings["space.losses: discopop"] == "warning"
+
+
+def test_a_search_that_does_not_exist_has_no_status(tmp_path, monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, "status", "nothing", "--storage", str(tmp_path))
+    assert code == 2
+    assert "nothing" in err
+
+
+def test_the_losses_are_listed_with_their_fields(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "losses", "--json")
+    listed = {loss["name"]: loss["fields"] for loss in json.loads(out)}
+    assert code == 0
+    assert listed.keys() == {"dpo", "discopop", "dlrml"}
+    assert listed["discopop"]["tau"] == 0.05
+    assert "beta_mix" not in listed["dpo"]
