@@ -1,11 +1,14 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy
 
 from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.search.history import open_storage
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace
 
@@ -46,10 +49,22 @@ def config_with() -> Callable[..., SearchConfig]:
     return make_config
 
 
+class Memory(optuna.storages.InMemoryStorage):  # type: ignore[misc]
+    """A storage without a database, for tests of what many trials add up to."""
+
+    engine = SimpleNamespace(dispose=lambda: None)
+
+
 @pytest.fixture
-def open_study(tmp_path: Path) -> Iterator[Callable[..., SearchStudy]]:
-    """Opens studies in one SQLite file, so that opening twice is a driver that ended and its successor."""
+def open_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SearchStudy]]:
+    """Opens studies in one SQLite file, so that opening twice is a driver that ended and its successor.
+
+    With url="memory", each is a new one without a database.
+    """
     opened: list[SearchStudy] = []
+    monkeypatch.setattr(
+        "tune_dlrml.search.study.open_storage", lambda url: Memory() if url == "memory" else open_storage(url)
+    )
 
     def open_(config: SearchConfig, url: str = f"sqlite:///{tmp_path}/study.db", **options: Any) -> SearchStudy:
         study = SearchStudy(config, SearchSpace(config), url, **{"full_steps": 40} | options)

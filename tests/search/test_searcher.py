@@ -17,7 +17,7 @@ from tune_dlrml.space import TrialSpec
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]
-MEMORY = "sqlite://"
+MEMORY = "memory"
 
 
 @dataclass

@@ -19,14 +19,13 @@ from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.history import StudyHistory
-from tune_dlrml.search.sampling import sampler_for
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]
 ONE_BRANCH = [{"name": "dpo", "beta": {"log_uniform": [0.01, 0.5]}}]
-MEMORY = "sqlite://"
+MEMORY = "memory"
 
 
 def raw(study: SearchStudy) -> optuna.Study:
@@ -248,10 +247,12 @@ def test_the_sampler_draws_the_same_with_and_without_regard_to_trials_under_way_
     config = config_with(num_trials=10, n_startup_trials=4)
     plain = open_study(config, MEMORY)
     search_on(plain, 10)
-    monkeypatch.setattr(
-        "tune_dlrml.search.sampling.sampler_for",
-        lambda settings, number, name="", *, others_run: sampler_for(settings, number, name, others_run=True),
-    )
+    make = optuna.samplers.TPESampler
+
+    def with_regard(**options: Any) -> optuna.samplers.TPESampler:
+        return make(**options | {"constant_liar": True})
+
+    monkeypatch.setattr(optuna.samplers, "TPESampler", with_regard)
     wary = open_study(config, MEMORY)
     search_on(wary, 10)
     assert [row.params for row in wary.rows()] == [row.params for row in plain.rows()]

@@ -183,11 +183,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
 def headline(traceback: str) -> str:
     """The line of a traceback that names the exception; in a text without one, the first sentence of its last line."""
-    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
+    lines = [line for line in traceback.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
     if named:
-        return named[-1]
-    return re.split(r"(?<=\.) ", lines[-1])[0] if lines else "the trial's slot died"
+        return named[-1].strip()
+    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else "the trial's slot died"
 
 
 def _without_numbers(reason: str) -> str:

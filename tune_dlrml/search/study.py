@@ -13,7 +13,7 @@ from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.halving import is_promoted, rung_steps
 from tune_dlrml.search.history import DIVERGED, StudyHistory, TrialRow, open_storage, row_of
-from tune_dlrml.search.sampling import draw, sampler_for
+from tune_dlrml.search.sampling import BranchSampler, draw
 from tune_dlrml.search.settings import refuse_differences
 from tune_dlrml.space import Point, SearchSpace, TrialSpec
 
@@ -22,12 +22,15 @@ Verdict = Literal["continue", "prune"]
 
 @dataclass
 class _OpenTrial:
-    """A trial under way, with what the study holds of it: this process is the study's only writer."""
+    """A trial under way, with what the study holds of it: this process is the study's only writer.
+
+    `earlier_attrs` are the names of rungs and constraints that an earlier driver left behind.
+    """
 
     trial: optuna.Trial
     values: dict[int, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    rungs_judged: frozenset[str] = frozenset()
+    earlier_attrs: frozenset[str] = frozenset()
 
 
 class SearchStudy(StudyHistory):
@@ -61,7 +64,7 @@ class SearchStudy(StudyHistory):
             study_name=config.name,
             storage=backend,
             direction="maximize" if config.search.mode == "max" else "minimize",
-            sampler=sampler_for(config.search, 0),
+            sampler=BranchSampler(space, config.search, 0),
             pruner=_pruner(config),
             load_if_exists=True,
         )
@@ -74,6 +77,7 @@ class SearchStudy(StudyHistory):
         trials = study.get_trials(deepcopy=False)
         self._issued = sum(trial.state != TrialState.WAITING for trial in trials)
         self._enqueued = len(trials) > self._issued
+        self._under_way = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
         self._open_trials: dict[int, _OpenTrial] = {}
 
     def _adopt_settings(self, data_hash: Mapping[str, str] | None) -> None:
@@ -115,13 +119,16 @@ class SearchStudy(StudyHistory):
         trial = self._study.ask()
         self._issued, self._enqueued = trial.number + 1, False
         self._open_trials[trial.number] = _OpenTrial(trial)
+        self._under_way.add(trial.number)
         return self._resolve(trial)
 
     def _resolve(self, trial: optuna.Trial) -> TrialSpec:
         if trial.number == 0 and self._baseline is not None and 0 not in self._fixed:
             spec = self._baseline
         else:
-            spec = self.space.spec(trial.number, draw(self._study, trial, self.space, self.config.search))
+            others_run = len(self._under_way) > 1
+            self._study.sampler = BranchSampler(self.space, self.config.search, trial.number, others_run=others_run)
+            spec = self.space.spec(trial.number, draw(trial, self.space))
         return self._store(trial, spec)
 
     def _store(self, trial: optuna.Trial, spec: TrialSpec) -> TrialSpec:
@@ -130,11 +137,7 @@ class SearchStudy(StudyHistory):
 
     def interrupted(self) -> list[int]:
         """Trials that an earlier driver left under way, in the order of their numbers."""
-        return [
-            trial.number
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if trial.number not in self._open_trials
-        ]
+        return sorted(self._under_way - self._open_trials.keys())
 
     def reissue(self, number: int) -> TrialSpec:
         """Issue a trial that is under way once more: same number and point, attempt + 1.
@@ -188,7 +191,7 @@ class SearchStudy(StudyHistory):
 
     def _passes(self, known: _OpenTrial, step: int) -> bool:
         judged = f"completed_rung_{self.rungs.index(step)}"
-        if judged not in known.rungs_judged:
+        if judged not in known.earlier_attrs:
             return not known.trial.should_prune()
         # The pruner has recorded the rung, and so would answer no more, but its driver died before the verdict.
         attrs = [trial.system_attrs for trial in self._study.get_trials(deepcopy=False)]
@@ -221,20 +224,21 @@ class SearchStudy(StudyHistory):
             raise ValueError(
                 f"a complete trial has {self.metric} at step {self.full_steps}, but trial {outcome.number} has none"
             )
-        self._describe_end(known.trial, outcome, steps)
+        self._describe_end(known, outcome, steps)
         complete = outcome.state is State.COMPLETE
         told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
         del self._open_trials[outcome.number]
+        self._under_way.remove(outcome.number)
         return row_of(told)
 
-    def _describe_end(self, trial: optuna.Trial, outcome: TrialOutcome, steps: int) -> None:
+    def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
         attrs: dict[str, Any] = {"stop_reason": outcome.reason, "steps": steps}
         attrs |= {"seconds": dict(outcome.seconds)} if outcome.seconds else {}
         attrs |= {"exception": outcome.exception} if outcome.exception else {}
         for key, value in attrs.items():
-            trial.set_user_attr(key, value)
-        if DIVERGED not in trial.constraints:
-            trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
+            known.trial.set_user_attr(key, value)
+        if DIVERGED not in known.earlier_attrs:
+            known.trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
 
     def _open(self, number: int) -> _OpenTrial:
         """A trial under way, fetched from the study if an earlier driver issued it."""
@@ -244,7 +248,7 @@ class SearchStudy(StudyHistory):
                 optuna.Trial(self._study, frozen._trial_id),  # the one way to reopen a trial
                 values=dict(frozen.intermediate_values),
                 verdicts=dict(frozen.user_attrs.get("verdicts", {})),
-                rungs_judged=frozenset(frozen.system_attrs),
+                earlier_attrs=frozenset(frozen.system_attrs) | frozenset(frozen.constraints),
             )
         return self._open_trials[number]
 
