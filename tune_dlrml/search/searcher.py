@@ -23,7 +23,11 @@ class SearchObserver(Protocol):
     """Who is told of a search while it runs: the event log, MLflow, the progress display."""
 
     def on_start(self, spec: TrialSpec) -> None:
-        """A trial is issued, for the first time or again; the study takes attributes for it from now on."""
+        """A trial is issued, for the first time or again, as its attempt says; the study takes attributes for it.
+
+        Where the last driver died between a verdict and the end that it means, the attempt is the one that trained,
+        and the end follows at once.
+        """
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
         """A report arrived; before the study learns of it, so that what counts there is in the event log."""
