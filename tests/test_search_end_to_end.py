@@ -25,9 +25,13 @@ def command(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=400, env=environment)
 
 
-def descendants_of_ray() -> set[int]:
-    names = ("raylet", "gcs_server", "ray::")
-    return {p.pid for p in psutil.process_iter(["cmdline"]) if any(n in " ".join(p.info["cmdline"] or []) for n in names)}
+def processes_of_ray() -> set[int]:
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if any(name in line for name in ("raylet", "gcs_server", "ray::")):
+            found.add(process.pid)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +55,10 @@ def search(tmp_path_factory):
         "training": {"learning_rate": {"choice": [3e-3, EXPLODING]}},
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(document))
-    before = descendants_of_ray()
+    before = processes_of_ray()
     ended = command("search", "toy.yaml", "--json", folder=folder)
     assert ended.returncode == 0, ended.stderr + ended.stdout
-    return folder, json.loads(ended.stdout), ended.stderr, descendants_of_ray() - before
+    return folder, json.loads(ended.stdout), ended.stderr, processes_of_ray() - before
 
 
 def test_every_point_of_the_grid_and_the_baseline_became_a_trial(search):

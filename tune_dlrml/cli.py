@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +54,8 @@ def search(
 ) -> None:
     """Run a search, or let the one of that name go on."""
     config = _config(space, name, set_, num_trials)
-    from tune_dlrml.search.preparation import SearchPlace, prepare
+    from tune_dlrml.search.preparation import prepare
+    from tune_dlrml.search.result import SearchPlace
 
     place = SearchPlace(storage, os.environ.get("RAY_ADDRESS"))
     prepared = prepare(config, place)
@@ -102,8 +105,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say where a search stands, from its study alone; it may be running."""
-    from tune_dlrml.search.driver import read_search
-    from tune_dlrml.search.preparation import SearchPlace
+    from tune_dlrml.search.result import SearchPlace, read_search
     from tune_dlrml.terminal import trials_table
 
     result = read_search(name, SearchPlace(storage))
@@ -139,8 +141,13 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
+    # A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         app()
+    except KeyboardInterrupt:
+        print("interrupted at once; the same command goes on with it", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except TuneDlrmlError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -237,7 +244,9 @@ def _print_best(out: Console, result: Any) -> None:
 def _mlflow_command(uri: str) -> str:
     if "://" in uri and not uri.startswith("sqlite"):
         return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {uri}"
+    beside = Path(sys.executable).with_name("mlflow")
+    program = "mlflow" if shutil.which("mlflow") or not beside.exists() else str(beside)
+    return f"{program} ui --backend-store-uri {uri}"
 
 
 def _exit_as(result: Any) -> None:

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -14,14 +14,15 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 from ray import tune
 
-from tune_dlrml.config import SearchConfig, load_config, to_yaml
+from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import content_hash
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.cluster import group_storage, ray_cluster
 from tune_dlrml.search.events import EventLog
-from tune_dlrml.search.history import StudyHistory, TrialRow
-from tune_dlrml.search.preparation import PreparedSearch, SearchPlace
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.preparation import PreparedSearch
+from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
 from tune_dlrml.search.scheduler import StudyScheduler
 from tune_dlrml.search.searcher import SearchObserver, StudySearcher
 from tune_dlrml.search.slot import TrialSlot
@@ -35,30 +36,6 @@ log = logging.getLogger(__name__)
 
 SLOT_MEMORY = 1 << 20
 """Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What became of a search.
-
-    Attributes:
-        rows: All trials.
-        best: Number of the best complete one; None if none is.
-        metrics: Newest value of every metric, by trial.
-        interrupted: The search was ended by a signal or its time budget, and can go on.
-        same_failures: Why it ended early, if trials kept failing in the same way.
-        untracked: Pieces of work that MLflow never took.
-    """
-
-    name: str
-    rows: tuple[TrialRow, ...]
-    best: int | None
-    metrics: Mapping[int, Mapping[str, float]]
-    mlflow_uri: str
-    interrupted: bool = False
-    same_failures: str = ""
-    untracked: int = 0
-    seconds: float = 0.0
 
 
 class SearchView(SearchObserver, Protocol):
@@ -156,15 +133,10 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
 
 
 def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, seconds: float) -> SearchResult:
-    rows, config = tuple(study.rows()), study.config
-    events = EventLog(place.folder(config.name))
-    unfinished = len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
-    return SearchResult(
-        name=config.name,
-        rows=rows,
-        best=study.best(),
-        metrics={row.number: events.last_metrics(row.number) for row in rows},
-        mlflow_uri=place.mlflow_uri(config),
+    result = read_search(study.config.name, place)
+    unfinished = result.interrupted or len(result.rows) < study.num_trials
+    return replace(
+        result,
         interrupted=unfinished and not searcher.same_failures,
         same_failures=searcher.same_failures,
         seconds=seconds,
@@ -179,28 +151,6 @@ def _close(tracker: Tracker, result: SearchResult) -> int:
     tags = {"best_trial": "none" if result.best is None else str(result.best)}
     tracker.end_search(summary, tags, status="KILLED" if result.interrupted else "FINISHED")
     return tracker.close()
-
-
-def read_search(name: str, place: SearchPlace) -> SearchResult:
-    """Where a search stands, from its study and event logs; it may be running in another process.
-
-    Raises:
-        InputError: There is no such search.
-    """
-    history = StudyHistory.open(place.study_url(name), name)
-    rows = tuple(history.rows())
-    events = EventLog(place.folder(name))
-    config = load_config(place.folder(name) / "search.yaml")
-    result = SearchResult(
-        name=name,
-        rows=rows,
-        best=history.best(),
-        metrics={row.number: events.last_metrics(row.number) for row in rows},
-        mlflow_uri=place.mlflow_uri(config),
-        interrupted=any(row.state is State.RUNNING for row in rows),
-    )
-    history.close()
-    return result
 
 
 def code_state() -> dict[str, str]:

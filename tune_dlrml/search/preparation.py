@@ -1,38 +1,13 @@
 """A search found to be sound before anything is started or written. Imports no torch: a mistake is told in seconds."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import Pairs, load_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.checks import check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
-
-
-@dataclass(frozen=True)
-class SearchPlace:
-    """Where a search lives.
-
-    Attributes:
-        storage: Folder of all searches; the search has `<storage>/<name>/`.
-        ray_address: A running cluster; None starts Ray on this machine.
-    """
-
-    storage: Path
-    ray_address: str | None = None
-
-    def folder(self, name: str) -> Path:
-        """Folder of one search."""
-        return self.storage.resolve() / name
-
-    def study_url(self, name: str) -> str:
-        """The study's storage."""
-        return f"sqlite:///{self.folder(name) / 'study.db'}"
-
-    def mlflow_uri(self, config: SearchConfig) -> str:
-        """The tracking store, `<storage>/mlflow.db` unless the file names one."""
-        return config.tracking.mlflow or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+from tune_dlrml.search.result import SearchPlace
 
 
 @dataclass(frozen=True)
