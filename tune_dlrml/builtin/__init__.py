@@ -10,6 +10,10 @@ How they were made: `python -m tune_dlrml.builtin.make_sentiment_pairs` samples 
 `prompts.py` from SmolLM2-135M-Instruct, scores each with VADER, and takes the most positive as chosen and the most
 negative as rejected where their scores differ by at least `MIN_GAP`.
 
+What to know when reading results: the chosen completion is the longer one in 57 % of the training pairs and in 72 % of
+the held-out pairs, since neutral completions tend to be short. A policy that only learns to prefer length reaches that
+held-out accuracy, so compare with it before calling a number a preference for positive sentiment.
+
 Licence: Apache-2.0, as the rest of the project. The prompts were written for it; the completions were sampled from
 SmolLM2-135M-Instruct, which is under Apache-2.0.
 """

