@@ -40,6 +40,7 @@ def test_a_built_in_set_has_its_stated_size_and_trl_conversational_format(name: 
             assert message["content"] == message["content"].strip() != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_trl_itself_takes_the_rows_for_conversational_preference_pairs(name: str) -> None:
     data_utils = pytest.importorskip("trl.data_utils")
