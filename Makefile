@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint pairs clean
+.PHONY: quickstart test lint bench pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -15,6 +15,9 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/dev.stamp  ## Hand-over of a trial to a warm group, over 30 trials.
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/handover.py
 
 pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the same seed.
 	$(BIN)/python -m tune_dlrml.builtin.make_sentiment_pairs --out tune_dlrml/builtin

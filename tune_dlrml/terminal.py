@@ -33,6 +33,7 @@ class ProgressView:
         self._console = console
         self._num_trials = self._full_steps = self._done = self._ended = 0
         self._began, self._first_end = time.monotonic(), 0.0
+        self._told_dropped = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -71,7 +72,9 @@ class ProgressView:
         """The bar for every report, a line for an evaluated one."""
         if spec.number in self._tasks:
             self._progress.update(self._tasks[spec.number], completed=report.step)
-        if report.evaluated and report.step > 0:
+        if report.step == 0:
+            self._tell_dropped(report.metrics)
+        elif report.evaluated:
             where = "rung" if report.rung else "step"
             numbers = report.metrics
             self._say(
@@ -79,6 +82,15 @@ class ProgressView:
                 f"{numbers['eval_accuracy']:.3f} +- {numbers['eval_accuracy_se']:.3f}, margin "
                 f"{numbers['eval_margin']:+.2f} nats, KL {numbers['eval_kl']:.3f}"
             )
+
+    def _tell_dropped(self, metrics: Mapping[str, float]) -> None:
+        dropped = int(metrics["dropped_train_pairs"]), int(metrics["dropped_eval_pairs"])
+        if any(dropped) and not self._told_dropped:
+            self._say(
+                f"[yellow]left out[/] {dropped[0]} training and {dropped[1]} held-out pairs, whose prompt alone fills "
+                "training.max_length"
+            )
+        self._told_dropped = True
 
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A line with the trial's end and the time left."""

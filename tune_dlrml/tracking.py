@@ -98,11 +98,6 @@ class Tracker:
         self._thread = threading.Thread(target=self._work_forever, name="mlflow", daemon=True)
         self._thread.start()
 
-    @property
-    def experiment_id(self) -> str:
-        """MLflow's id of the experiment."""
-        return self._experiment
-
     def describe_search(self, config_yaml: str, params: Mapping[str, Any]) -> None:
         """The resolved search-space file as an artifact of the parent run, and its settings as params."""
         self._client.log_text(self.parent, config_yaml, "search.yaml")
@@ -124,8 +119,24 @@ class Tracker:
         """Close a child run, behind its last metric, with what became of its trial."""
         self._put(_End(number, state, reason), hurry=False)
 
-    def end_search(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> None:
-        """Close the parent run with the numbers of the whole search."""
+    def close(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> int:
+        """Do what is left, for up to `CLOSE_S` seconds, and close the parent run with the numbers of the whole search.
+
+        Returns:
+            How many pieces of work MLflow never took.
+        """
+        with self._changed:
+            self._closing = self._hurry = True
+            self._changed.notify_all()
+        self._thread.join(CLOSE_S)
+        try:
+            self._close_parent(summary, tags, status)
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow is away, the parent run stays open: %s", error)
+            return len(self._work) + 1
+        return len(self._work)
+
+    def _close_parent(self, summary: Mapping[str, float], tags: Mapping[str, str], status: str) -> None:
         now = int(time.time() * 1000)
         self._client.log_batch(
             self.parent,
@@ -133,18 +144,6 @@ class Tracker:
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
         self._client.set_terminated(self.parent, status=status)
-
-    def add_artifact(self, path: Path) -> None:
-        """Copy a file into the parent run's artifacts."""
-        self._client.log_artifact(self.parent, str(path))
-
-    def close(self) -> int:
-        """Do what is left, for up to `CLOSE_S` seconds; returns how many pieces of work MLflow never took."""
-        with self._changed:
-            self._closing = self._hurry = True
-            self._changed.notify_all()
-        self._thread.join(CLOSE_S)
-        return len(self._work)
 
     def _find_experiment(self, name: str, artifacts: Path | None) -> str:
         found = self._client.get_experiment_by_name(name)

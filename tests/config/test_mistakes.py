@@ -194,6 +194,8 @@ def test_a_mistake_is_answered_by_its_line_its_key_its_value_and_what_is_allowed
 ACROSS_SECTIONS = [
     ("lora: {r: {choice: [4, 8]}}", ["training.lora=null"], "lora", "needs a `lora` section in training"),
     ("lora: {lora_dropout: {choice: [0.1, 0.2]}}", [], "lora.lora_dropout", "training.disable_dropout: false"),
+    ("warmup_steps: {choice: [0, 5]}", ["training.lr_scheduler_type=constant"], "warmup_steps", "changes nothing"),
+    ("adam_beta2: {choice: [0.9, 0.99]}", ["training.optim=sgd"], "adam_beta2", "changes nothing"),
     (
         "gradient_accumulation_steps: {choice: [1, 2]}",
         ["training.max_steps=null", "training.num_train_epochs=2"],

@@ -24,7 +24,7 @@ def test_pairs_whose_prompt_leaves_no_room_are_dropped_and_counted(toy_model: Pa
     for pair in (*train[:3], *held_out[:1]):
         pair["prompt"] = "review " * 20
     resident = load(toy_model, train, held_out, max_length=40)
-    assert resident.dropped == (3, 1)
+    assert (resident.counts["dropped_train_pairs"], resident.counts["dropped_eval_pairs"]) == (3, 1)
     assert len(resident.train_rows) == 9
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
@@ -262,6 +263,13 @@ class SearchConfig(Frozen):
                 "needs training.disable_dropout: false to have an effect, but it is true",
                 key="space.training.lora.lora_dropout",
             )
+        idle = sorted(set(searched) & _without_effect(self.training, searched))
+        if idle:
+            raise law(
+                f"changes nothing under training.optim: {self.training.optim} and "
+                f"training.lr_scheduler_type: {self.training.lr_scheduler_type}; leave it out or change those",
+                key=f"space.training.{idle[0]}",
+            )
         batch = sorted(set(searched) & _BATCH_KEYS)
         if batch and self.training.num_train_epochs is not None:
             raise law(
@@ -301,6 +309,13 @@ class SearchConfig(Frozen):
         """The loss of trial 0, unless switched off."""
         baseline = self.search.baseline
         return None if baseline is None else DpoLoss(beta=baseline.beta)
+
+
+def _without_effect(training: TrainingConfig, searched: Mapping[str, Any]) -> set[str]:
+    """Settings that the optimizer and the schedule do not look at, and so would be a dead dimension."""
+    warmless = training.lr_scheduler_type == "constant" and "lr_scheduler_type" not in searched
+    adam = set() if training.optim.startswith("adamw") else {"adam_beta1", "adam_beta2", "adam_epsilon"}
+    return adam | ({"warmup_steps"} if warmless else set())
 
 
 _BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}

@@ -1,6 +1,5 @@
 """A whole search: data and study opened, Ray joined, Tune run over the slots, every end recorded."""
 
-import logging
 import shutil
 import subprocess
 import tempfile
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 from ray import tune
@@ -31,8 +30,6 @@ from tune_dlrml.space import SearchSpace, TrialSpec
 from tune_dlrml.tracking import Tracker
 from tune_dlrml.training.trial import TrialPlan
 from tune_dlrml.training.worker import GroupSpec
-
-log = logging.getLogger(__name__)
 
 SLOT_MEMORY = 1 << 20
 """Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""
@@ -73,6 +70,8 @@ def _run(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     ended = sum(row.state is not State.RUNNING for row in study.rows())
     view.on_begin(study.num_trials, ended, steps)
     (folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if ended >= study.num_trials:
+        return read_search(config.name, place)
     plan = TrialPlan(steps, frozenset(study.rungs), config.resources.workers, config.divergence)
     group = GroupSpec(
         name=config.name,
@@ -85,7 +84,7 @@ def _run(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     )
     with ray_cluster(place.ray_address, config.resources):
         tracker = _tracker(config, place)
-        tracker.describe_search(to_yaml(config), config.flat())
+        tracker.describe_search(to_yaml(config), _params(config))
         books = _Books(study, EventLog(folder), tracker, view)
         searcher = StudySearcher(study, books, expired=_expiry(config, began))
         _tune(searcher, group, config)
@@ -99,6 +98,11 @@ def _run(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 def _tracker(config: SearchConfig, place: SearchPlace) -> Tracker:
     artifacts = place.storage / "mlflow-artifacts" if config.tracking.mlflow is None else None
     return Tracker(place.mlflow_uri(config), config.tracking.experiment, artifacts, config.name, code_state())
+
+
+def _params(config: SearchConfig) -> dict[str, Any]:
+    """The settings of a search for MLflow's parent run, without the address of the tracking store itself."""
+    return {key: value for key, value in config.flat().items() if not key.startswith("tracking.")}
 
 
 def _expiry(config: SearchConfig, began: float) -> Callable[[], bool]:
@@ -149,8 +153,7 @@ def _close(tracker: Tracker, result: SearchResult) -> int:
     if result.best is not None:
         summary |= {f"best_{name}": value for name, value in result.metrics[result.best].items() if "eval" in name}
     tags = {"best_trial": "none" if result.best is None else str(result.best)}
-    tracker.end_search(summary, tags, status="KILLED" if result.interrupted else "FINISHED")
-    return tracker.close()
+    return tracker.close(summary, tags, status="KILLED" if result.interrupted else "FINISHED")
 
 
 def code_state() -> dict[str, str]:

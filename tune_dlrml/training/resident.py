@@ -38,7 +38,12 @@ class Resident:
         self.reference = ReferenceLogProbs(model, tokenizer, training)
         self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")
         eval_rows = _tokenised(pairs.eval, tokenizer, training, "eval")
-        self.dropped = len(pairs.train) - len(self.train_rows), len(pairs.eval) - len(eval_rows)
+        self.counts = {
+            "train_pairs": float(len(self.train_rows)),
+            "eval_pairs": float(len(eval_rows)),
+            "dropped_train_pairs": float(len(pairs.train) - len(self.train_rows)),
+            "dropped_eval_pairs": float(len(pairs.eval) - len(eval_rows)),
+        }
         self.held_out = HeldOut(eval_rows, self.reference, model, tokenizer, training)
         self._datasets: dict[tuple[int, ...], Dataset] = {}
 

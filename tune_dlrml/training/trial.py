@@ -124,7 +124,9 @@ class _Run:
 
     def start(self) -> bool:
         """Report the state at step 0, which every trial shares and which needs no forward pass."""
-        return self._send(0, self.resident.held_out.untrained() | self._shape(), evaluated=True, rung=False)
+        return self._send(
+            0, self.resident.held_out.untrained() | self.resident.counts | self._shape(), evaluated=True, rung=False
+        )
 
     def on_step(self, stats: StepStats) -> bool:
         """Judge, report and evaluate as the step demands; True ends the training."""
