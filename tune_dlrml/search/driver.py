@@ -113,7 +113,7 @@ def _expiry(config: SearchConfig, began: float) -> Callable[[], bool]:
 def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> None:
     """Let Tune run the trials; its own files are thrown away, what counts is in the study and the event logs."""
     with tempfile.TemporaryDirectory(prefix="tune_") as folder:
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(TrialSlot, group=group), tune.PlacementGroupFactory([{"memory": SLOT_MEMORY}])
             ),
@@ -130,8 +130,15 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except Exception:
+            # Tune wraps an error of the study or the observer; the cause itself says more.
+            if searcher.broken is None:
+                raise
     if searcher.broken is not None:
         raise searcher.broken
 

@@ -13,7 +13,8 @@ class EventLog:
     """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`.
 
     A line has `kind` (start, report or end) and `timestamp_ms`. A trial that is issued again begins a new attempt
-    with a start line; what stands before it belongs to the attempt that was lost.
+    with a start line; what stands before it belongs to the attempt that was lost. A start line with the attempt that
+    is under way already only says that another driver took it over.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +42,9 @@ class EventLog:
             return
         lines = self.path(number).read_text(encoding="utf-8").splitlines()
         events = [event for line in lines if (event := _parsed(line)) is not None]
-        begin = max((i for i, event in enumerate(events) if event["kind"] == "start"), default=0)
+        attempts = [event["attempt"] for event in events if event["kind"] == "start"]
+        starts = (i for i, event in enumerate(events) if event["kind"] == "start" and event["attempt"] == attempts[-1])
+        begin = next(starts, 0)
         for event in events[begin:]:
             if event.pop("kind") == "report":
                 yield Report.from_json(event)

@@ -18,8 +18,8 @@ from tune_dlrml.training.worker import GroupSpec, train_trials
 
 HEARTBEAT_S = 2.0
 """A step without news returns after this; a longer one would delay every decision of Tune."""
-CLOSE_S = 30.0
-"""How long a group may take to leave its loop before it is abandoned."""
+CLOSE_S = 7.0
+"""How long a group may take to leave its loop; Tune kills a slot that needs more than 10 s to stop, step included."""
 
 
 class Mailbox:
