@@ -21,6 +21,7 @@ def document(tmp_path):
 
 
 def run(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("sys.argv", ["tune-dlrml", *argv])
     with pytest.raises(SystemExit) as end:
         cli.main()
