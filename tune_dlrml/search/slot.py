@@ -1,6 +1,7 @@
 """A Tune trial actor that owns no training process: it hands trials to a worker group that outlives them."""
 
 import asyncio
+import re
 import threading
 import time
 from collections import defaultdict
@@ -20,6 +21,10 @@ HEARTBEAT_S = 2.0
 """A step without news returns after this; a longer one would delay every decision of Tune."""
 CLOSE_S = 7.0
 """How long a group may take to leave its loop; Tune kills a slot that needs more than 10 s to stop, step included."""
+
+
+REASON_LENGTH = 300
+"""Characters of an exception that fit a table; all of it is in the study."""
 
 
 class Mailbox:
@@ -194,11 +199,12 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
 
 
 def _root_cause(error: BaseException) -> str:
-    """First line of the exception that a worker raised, which Ray Train wraps."""
+    """Type and first sentence of the exception that a worker raised, which Ray Train wraps."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         error = next(iter(failures.values()))
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None and cause is not error:
         error = cause
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else ''}"
+    lines = str(error).strip().splitlines() or [""]
+    sentence = re.split(r"(?<=\.)\s", lines[-1].strip())[0]
+    return f"{type(error).__name__}: {sentence[:REASON_LENGTH]}"
