@@ -14,6 +14,7 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 
 LAYERS = [
     {"errors"},
+    {"hub"},
     {"records", "builtin"},
     {"config"},
     {"space"},

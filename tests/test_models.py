@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml import models
+from tune_dlrml import hub, models
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import ModelReference, check_model_reference, parse_model_reference, resolve_model
 
@@ -161,7 +161,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytes
         raise TimeoutError
 
     isolate_hub(monkeypatch, tmp_path, model_info=silent)
-    monkeypatch.setattr(models, "HUB_DEADLINE_S", 0.2)
+    monkeypatch.setattr(hub, "HUB_DEADLINE_S", 0.2)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"no answer in 0\.2 s"):
         check_model_reference(parse_model_reference("org/name"))

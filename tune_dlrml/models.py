@@ -12,10 +12,8 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import logging
-import queue
 import re
 import shutil
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -26,6 +24,7 @@ import platformdirs
 from filelock import FileLock
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +36,6 @@ PACKAGE_PREFIX = "package:"
 FORMS = (
     "a model is `package:<python_package>/<file>.gguf`, a folder with config.json, or a hub id `org/name[@revision]`"
 )
-HUB_TIMEOUT_S = 3.0
-# httpx's own timeout does not cover the name lookup, which can block for half a minute on a machine without a network.
-HUB_DEADLINE_S = 4.0
 
 _PACKAGE_FILE = re.compile(r"(?P<package>[A-Za-z_]\w*)/(?P<file>[^/].*\.gguf)")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
@@ -266,12 +262,7 @@ def _ask_hub(ref: ModelReference) -> str | None:
             return "the hub holds no safetensors weights of it (pickle weights are refused: reading them can run code)"
         return None
 
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(ask()), daemon=True).start()
-    try:
-        return answers.get(timeout=HUB_DEADLINE_S)
-    except queue.Empty:
-        return f"the hub cannot be reached (no answer in {HUB_DEADLINE_S:g} s)"
+    return refusal_in_time(ask)
 
 
 def _did_you_mean(word: str, choices: Iterable[str]) -> str:

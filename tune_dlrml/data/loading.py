@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,12 @@ from tune_dlrml import builtin
 from tune_dlrml.data.pairs import COLUMNS, Fault, Pair, Row, checked_pairs
 from tune_dlrml.data.reference import FORMS, DatasetReference, did_you_mean, parse_dataset_reference
 from tune_dlrml.errors import InputError
+from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_LOOKED_AT = 20
-HUB_TIMEOUT_S = 3.0
-# The HTTP client's own timeout does not cover the name lookup, which can block for half a minute without a network.
-HUB_DEADLINE_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -170,12 +166,7 @@ def _ask_hub(ref: DatasetReference) -> str | None:
             return f"the hub cannot be reached ({type(error).__name__}: {_one_line(error)})"
         return None
 
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(ask()), daemon=True).start()
-    try:
-        return answers.get(timeout=HUB_DEADLINE_S)
-    except queue.Empty:
-        return f"the hub cannot be reached (no answer in {HUB_DEADLINE_S:g} s)"
+    return refusal_in_time(ask)
 
 
 def _one_line(error: Exception) -> str:
