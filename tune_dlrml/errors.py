@@ -19,6 +19,12 @@ class SearchFailedError(TuneDlrmlError):
     exit_code = 3
 
 
+class StorageError(TuneDlrmlError):
+    """A disk is full or read-only, or the study's database is away: the search stops and can go on later."""
+
+    exit_code = 130
+
+
 class GroupDiedError(TuneDlrmlError):
     """A worker group ended while a trial was training in it."""
 

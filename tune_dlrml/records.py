@@ -48,6 +48,19 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a trial hears when it reports.
+
+    Attributes:
+        go_on: Whether to train on.
+        acknowledged: Step of the newest report that is in the trial's event log; -1 while none is.
+    """
+
+    go_on: bool
+    acknowledged: int = -1
+
+
+@dataclass(frozen=True)
 class TrialOutcome:
     """How a trial ended in its worker group: complete, diverged or failed; being pruned is the study's decision."""
 

@@ -12,6 +12,7 @@ from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable,
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
 
 Natural = Annotated[int, Field(ge=1)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -123,15 +124,21 @@ class BaselineConfig(Frozen):
 
 
 class SearchSettings(Frozen):
-    """How the space is explored. `num_trials` counts the baseline; null takes every point of a grid."""
+    """How the space is explored. `num_trials` counts the baseline; null takes every point of a grid.
+
+    A trial whose worker, slot or node dies goes on from its last checkpoint, up to `max_failures` times. `study_url` is
+    the database of the study (null is SQLite in the search's folder); a password in it is used and not written down.
+    """
 
     num_trials: Natural | None = None
     metric: Literal["eval_accuracy", "eval_margin"] = "eval_accuracy"
     mode: Literal["max", "min"] = "max"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    n_startup_trials: Annotated[int, Field(ge=0)] = 10
+    n_startup_trials: NotNegativeInt = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     time_budget_s: Positive | None = None
+    max_failures: NotNegativeInt = 3
+    study_url: Text | None = None
     scheduler: SchedulerConfig | None = SchedulerConfig()
     baseline: BaselineConfig | None = BaselineConfig()
 
@@ -213,7 +220,8 @@ class DivergenceConfig(Frozen):
 class ResourcesConfig(Frozen):
     """What one worker group takes, how many run at once, and how long to wait for it (seconds).
 
-    A group is started anew after `trials_per_group` trials; null keeps it for the whole search.
+    A group is started anew after `trials_per_group` trials; null keeps it for the whole search. A trial from which
+    nothing is heard for `silence_s` seconds is told of, with what its group may be waiting for.
     """
 
     workers: Natural = 1
@@ -221,6 +229,7 @@ class ResourcesConfig(Frozen):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     concurrent_trials: Natural = 1
     wait_s: NotNegative = 60
+    silence_s: Positive = 120
     trials_per_group: Natural | None = None
 
     @model_validator(mode="after")
@@ -229,6 +238,16 @@ class ResourcesConfig(Frozen):
         if gpus > 1 and gpus != int(gpus):
             raise law(f"a share of one GPU or a whole number of them is needed, but got {gpus}", key="gpus_per_worker")
         return self
+
+
+class CheckpointConfig(Frozen):
+    """When a trial is saved so that it can go on after a fault, and how many of its checkpoints are kept.
+
+    A trial is saved behind every rung that it passes, every `save_steps` optimizer steps between them, and at its end.
+    """
+
+    save_steps: Natural = 50
+    save_total_limit: Natural = 2
 
 
 class TrackingConfig(Frozen):
@@ -248,6 +267,7 @@ class SearchConfig(Frozen):
     search: SearchSettings = SearchSettings()
     space: SpaceConfig
     divergence: DivergenceConfig = DivergenceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 

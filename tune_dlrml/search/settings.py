@@ -6,7 +6,15 @@ from typing import Any
 
 from tune_dlrml.errors import InputError
 
-FREE_KEYS = ("search.num_trials", "search.time_budget_s", "resources", "tracking")
+FREE_KEYS = (
+    "search.num_trials",
+    "search.time_budget_s",
+    "search.max_failures",
+    "search.study_url",
+    "checkpoint",
+    "resources",
+    "tracking",
+)
 """Settings that may change: they decide how far and where a search runs, not what it finds."""
 _ABSENT = "absent"
 
