@@ -20,6 +20,7 @@ def local_ray() -> Iterator[str]:
         for name, value in {
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "TMPDIR": str(folder),  # what the dashboard's processes leave is removed with the folder
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",

@@ -1,6 +1,8 @@
 """Preference pairs: what a reference names, which rows are pairs, and the order in which they are trained on."""
 
+import gzip
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -21,9 +23,8 @@ from tune_dlrml.data import (
     batch_plan,
     check_dataset_reference,
     content_hash,
-    load_pairs,
+    load_section,
     parse_dataset_reference,
-    shared_prompts,
 )
 from tune_dlrml.errors import InputError
 
@@ -47,13 +48,17 @@ def write_jsonl(path, *rows):
     return str(path)
 
 
+def load_pairs(reference, section="train"):
+    return load_section(str(reference), f"dataset.{section}")[0].dataset()
+
+
 def pairs_of(path, *rows):
-    return list(load_pairs(write_jsonl(path, *rows), section="train"))
+    return list(load_pairs(write_jsonl(path, *rows)))
 
 
 def refusal(reference, section="train"):
     with pytest.raises(InputError) as caught:
-        load_pairs(str(reference), section=section)
+        load_pairs(reference, section)
     return str(caught.value)
 
 
@@ -108,7 +113,7 @@ def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(folder):
 
 
 def test_plain_pairs_load_as_they_are_without_their_other_columns(folder):
-    dataset = load_pairs(write_jsonl(folder / "train.jsonl", {**PLAIN, "score": 3}), section="train")
+    dataset = load_pairs(write_jsonl(folder / "train.jsonl", {**PLAIN, "score": 3}))
     assert dataset.column_names == ["prompt", "chosen", "rejected"]
     assert list(dataset) == [PLAIN]
 
@@ -161,13 +166,13 @@ def test_every_file_format_gives_the_same_pairs(folder):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "id": 1} for row in rows]), folder / "table.parquet")
     for name in ("array.json", "lines.json", "windows.jsonl", "table.parquet"):
         check_dataset_reference(parse_dataset_reference(name))
-        assert list(load_pairs(name, section="train")) == rows
+        assert list(load_pairs(name)) == rows
 
 
 def test_a_line_separator_inside_a_text_does_not_end_the_line(folder):
     row = {**PLAIN, "chosen": " blue\u2028and\x85grey."}
     (folder / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    assert list(load_pairs("train.jsonl", section="train")) == [row]
+    assert list(load_pairs("train.jsonl")) == [row]
 
 
 @pytest.mark.parametrize(
@@ -176,13 +181,13 @@ def test_a_line_separator_inside_a_text_does_not_end_the_line(folder):
 )
 def test_a_slice_takes_the_rows_that_python_would(selection, numbers, folder):
     rows = [{**PLAIN, "prompt": str(number)} for number in range(5)]
-    dataset = load_pairs(write_jsonl(folder / "train.jsonl", *rows) + selection, section="train")
+    dataset = load_pairs(write_jsonl(folder / "train.jsonl", *rows) + selection)
     assert [int(prompt) for prompt in dataset["prompt"]] == numbers
 
 
 def test_a_bad_row_outside_the_slice_does_no_harm(folder):
     reference = write_jsonl(folder / "train.jsonl", PLAIN, "no row")
-    assert len(load_pairs(f"{reference}#[:1]", section="train")) == 1
+    assert len(load_pairs(f"{reference}#[:1]")) == 1
 
 
 # What is refused.
@@ -305,6 +310,99 @@ def test_a_file_of_bytes_is_refused(name, folder):
     assert f"{name}: is no" in refusal(name)
 
 
+def test_a_text_of_more_than_a_million_characters_is_a_bad_row(folder):
+    rows = [{**PLAIN, "chosen": "x" * 1_000_000}, {**PLAIN, "rejected": "x" * 1_000_001}]
+    message = refusal(write_jsonl(folder / "train.jsonl", *rows))
+    assert "row 2 (line 2): a text of `rejected` must have at most 1,000,000 characters, but has 1,000,001" in message
+
+
+def test_a_key_that_is_given_twice_is_a_bad_row(folder):
+    (folder / "train.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}\n')
+    assert 'row 1 (line 1): cannot be read as JSON (the key "chosen" is given twice; keep one)' in refusal(
+        "train.jsonl"
+    )
+
+
+def test_a_line_without_end_is_not_read_to_its_end(folder, monkeypatch):
+    monkeypatch.setattr("tune_dlrml.data.loading.LINE_LIMIT", 1000)
+    (folder / "train.jsonl").write_text(f"{json.dumps(PLAIN)}\n{'x' * 1001}")
+    assert "train.jsonl: line 2: a line has at most 1,000 characters" in refusal("train.jsonl")
+
+
+def test_an_array_is_read_up_to_its_own_limit(folder, monkeypatch):
+    monkeypatch.setattr("tune_dlrml.data.loading.LINE_LIMIT", 100)
+    monkeypatch.setattr("tune_dlrml.data.loading.ARRAY_LIMIT", 1000)
+    (folder / "short.json").write_text(json.dumps([PLAIN] * 10))
+    (folder / "long.json").write_text(json.dumps([PLAIN] * 20))
+    assert len(load_pairs("short.json")) == 10
+    assert "long.json: an array has at most 1,000 characters" in refusal("long.json")
+
+
+def test_characters_that_other_programs_stop_at_are_part_of_a_text(folder):
+    row = {**PLAIN, "chosen": " blue\0\x1a\u2028\ufeff"}
+    assert pairs_of(folder / "train.jsonl", row) == [row]
+
+
+def loop(path):
+    path.symlink_to(path.name)
+
+
+PATHS = {
+    "folder": (Path.mkdir, "must be a file, but is a folder"),
+    "pipe": (os.mkfifo, "must be a file, but is a pipe, a socket or a device"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "must be a file, but is a pipe, a socket or a device"),
+    "links in a circle": (loop, "cannot be read (Too many levels of symbolic links)"),
+    "link to nothing": (lambda path: path.symlink_to("nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_path_that_is_no_file_is_refused_without_waiting(suffix, make, says, folder):
+    make(folder / f"train{suffix}")
+    assert says in refusal(f"train{suffix}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_refused(folder):
+    Path(write_jsonl(folder / "train.jsonl", PLAIN)).chmod(0)
+    assert "train.jsonl: cannot be read (Permission denied)" in refusal("train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(json.dumps(PLAIN).encode()), "is not UTF-8 text"),
+        (json.dumps(PLAIN).encode("utf-16"), "is not UTF-8 text"),
+        (b"\0" * 1000, "is not JSON"),
+    ],
+    ids=["compressed", "UTF-16", "zeros"],
+)
+def test_a_file_of_another_kind_is_refused(content, says, folder):
+    (folder / "train.jsonl").write_bytes(content)
+    assert says in refusal("train.jsonl")
+
+
+PARQUET = {
+    "no rows": ([], "no rows; at least one preference pair is needed"),
+    "numbers": (
+        [{"prompt": 1, "chosen": 2, "rejected": 3}],
+        "`chosen` must be a text or a list of messages, but got 2",
+    ),
+    "bytes": ([{**PLAIN, "chosen": b"x"}], "`chosen` must be a text or a list of messages"),
+    "null": ([{**PLAIN, "chosen": None}], "column `chosen` is needed, but is missing or null"),
+    "other columns": ([{"text": "a"}], "column `chosen` is needed"),
+    "nested lists": ([{"prompt": "a", "chosen": [["b"]], "rejected": [["c"]]}], "each message of `chosen` must be"),
+}
+
+
+@pytest.mark.parametrize(("rows", "says"), PARQUET.values(), ids=PARQUET.keys())
+def test_parquet_of_other_things_is_refused(rows, says, folder):
+    table = pyarrow.Table.from_pylist(rows, schema=None if rows else pyarrow.schema([("prompt", pyarrow.string())]))
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    assert says in refusal("train.parquet")
+
+
 # Hubs. No test reaches one: what it would answer is put in place of the client's functions.
 
 
@@ -343,7 +441,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_hub_data_set_loads_its_train_split_with_the_prompt_made_explicit(hub):
-    dataset = load_pairs("org/name", section="train")
+    dataset = load_pairs("org/name")
     assert hub == [("ask", "org/name", None), ("load", "org/name", None, "train")]
     assert dataset.column_names == ["prompt", "chosen", "rejected"]
     assert dataset[3] == {"prompt": [{"role": "user", "content": "3"}], "chosen": [BLUE], "rejected": [GREEN]}
@@ -433,7 +531,7 @@ def test_a_check_of_a_file_imports_neither_datasets_nor_torch(folder):
 def test_the_content_hash_depends_on_rows_and_their_order_only(folder):
     other = {**PLAIN, "prompt": "The sea is"}
     hashes = [
-        content_hash(load_pairs(write_jsonl(folder / name, *rows), section="train"))
+        content_hash(load_pairs(write_jsonl(folder / name, *rows)))
         for name, rows in {
             "a.jsonl": [PLAIN, other],
             "b.json": [dict(reversed(PLAIN.items())), {**other, "score": 1}],
@@ -444,13 +542,6 @@ def test_the_content_hash_depends_on_rows_and_their_order_only(folder):
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
     assert hashes[3] == sha256(b'{"chosen":" blue.","prompt":"The sky is","rejected":" green."}\n').hexdigest()
-
-
-def test_held_out_rows_with_a_prompt_of_the_training_rows_are_counted(folder):
-    prompts = [{**PLAIN, "prompt": prompt} for prompt in ("a", "b", "c")]
-    train = load_pairs(write_jsonl(folder / "train.jsonl", *prompts), section="train")
-    held_out = [{**PLAIN, "prompt": prompt} for prompt in ("d", "c", "c", "A")]
-    assert shared_prompts(train, load_pairs(write_jsonl(folder / "eval.jsonl", *held_out), section="eval")) == 2
 
 
 def test_a_plan_visits_every_row_once_an_epoch_in_a_new_order():

@@ -1,5 +1,6 @@
 """Trials of the toy model in one process: a resident model, trial specifications, and a channel that keeps reports."""
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,9 @@ from pydantic import TypeAdapter
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from tune_dlrml.config import AnyLoss, DivergenceConfig, TrainingConfig
+from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, TrainingConfig
 from tune_dlrml.data import Pairs
-from tune_dlrml.records import Report, TrialOutcome
+from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
@@ -55,20 +56,29 @@ def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> Tri
     return TrialSpec(number=number, branch=loss["name"], loss=parsed, training=training, params={})
 
 
-def plan(steps: int = 8, rungs: Iterable[int] = (), workers: int = 1, **divergence: Any) -> TrialPlan:
-    return TrialPlan(steps, frozenset(rungs), workers, DivergenceConfig(**divergence))
+def plan(
+    steps: int = 8,
+    rungs: Iterable[int] = (),
+    workers: int = 1,
+    *,
+    save_steps: int = 50,
+    save_total_limit: int = 2,
+    **divergence: Any,
+) -> TrialPlan:
+    checkpoint = CheckpointConfig(save_steps=save_steps, save_total_limit=save_total_limit)
+    return TrialPlan(steps, frozenset(rungs), workers, DivergenceConfig(**divergence), checkpoint)
 
 
 @dataclass
 class Recorder:
-    """A channel that keeps every report and says stop at one step."""
+    """A channel that keeps every report, acknowledges it at once and says stop at one step."""
 
     stop_at: int | None = None
     reports: list[Report] = field(default_factory=list)
 
-    def send(self, report: Report) -> bool:
+    def send(self, report: Report) -> Answer:
         self.reports.append(report)
-        return report.step != self.stop_at
+        return Answer(report.step != self.stop_at, acknowledged=report.step)
 
     def curve(self, metric: str = "train_loss") -> list[float]:
         return [report.metrics[metric] for report in self.reports if report.step > 0]
@@ -81,8 +91,10 @@ def run(
     budget: TrialPlan | None = None,
     stop_at: int | None = None,
 ) -> tuple[TrialOutcome | None, Recorder]:
+    """One trial from its first step, in a folder of its own that is gone afterwards."""
     channel = Recorder(stop_at)
-    outcome = train_trial(model, spec(loss, training), budget or plan(), channel)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = train_trial(model, spec(loss, training), budget or plan(), channel, folder=Path(folder))
     return outcome, channel
 
 

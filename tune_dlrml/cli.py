@@ -39,6 +39,16 @@ Settings = Annotated[
 ]
 Storage = Annotated[Path, typer.Option("--storage", help="Folder of all searches.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
+StudyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--study-url",
+        envvar="TUNE_DLRML_STUDY_URL",
+        metavar="URL",
+        help="PostgreSQL database of the study, postgresql://user@host/database; a password may come from PGPASSFILE.",
+        show_envvar=True,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DEFAULT_STORAGE = Path("runs")
 
@@ -50,6 +60,7 @@ def search(
     set_: Settings = None,
     storage: Storage = DEFAULT_STORAGE,
     num_trials: Trials = None,
+    study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a search, or let the one of that name go on."""
@@ -57,15 +68,15 @@ def search(
     from tune_dlrml.search.preparation import prepare
     from tune_dlrml.search.result import SearchPlace
 
-    place = SearchPlace(storage, os.environ.get("RAY_ADDRESS"))
+    place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     prepared = prepare(config, place)
     from tune_dlrml.search.driver import run_search
     from tune_dlrml.terminal import ProgressView, duration, trials_table
 
-    out, folder = _console(as_json), place.folder(config.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    out.print(f"search {config.name}: what the libraries say is in {folder / 'search.log'}", highlight=False)
-    with _noise_to(folder / "search.log", out) as quiet, ProgressView(quiet) as view:
+    out = _console(as_json)
+    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
+        for note in prepared.notes:
+            view.on_notice(note)
         result = run_search(prepared, view)
     if as_json:
         _print_json(_search_document(result))
@@ -102,13 +113,14 @@ def doctor(space: SpaceFile, set_: Settings = None, as_json: AsJson = False) -> 
 def status(
     name: Annotated[str, typer.Argument(help="Name of the search.")],
     storage: Storage = DEFAULT_STORAGE,
+    study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Say where a search stands, from its study alone; it may be running."""
     from tune_dlrml.search.result import SearchPlace, read_search
     from tune_dlrml.terminal import trials_table
 
-    result = read_search(name, SearchPlace(storage))
+    result = read_search(name, SearchPlace(storage, study=study_url))
     if as_json:
         _print_json(_search_document(result))
         return
@@ -156,6 +168,20 @@ def main() -> None:
 def _config(space: Path, name: str | None, set_: list[str] | None, num_trials: int | None) -> SearchConfig:
     overrides = [*(set_ or []), *([] if num_trials is None else [f"search.num_trials={num_trials}"])]
     return load_config(space, overrides, **({} if name is None else {"name": name}))
+
+
+@contextmanager
+def _log_of(folder: Path, out: Console) -> Iterator[Console]:
+    """The search's log file, told of; see `_noise_to`."""
+    from tune_dlrml.search.database import faults_of_storage
+
+    log = folder / "search.log"
+    with faults_of_storage(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    out.print(f"search {folder.name}: what the libraries say is in {log}", highlight=False)
+    with _noise_to(log, out) as quiet:
+        yield quiet
 
 
 @contextmanager

@@ -66,6 +66,9 @@ def parse_model_reference(text: str) -> ModelReference:
 
     An existing folder wins over a hub id of the same name, as in `from_pretrained`. Folders become absolute, since the
     workers that load the model run in another working directory.
+
+    Raises:
+        InputError: It has none of the forms.
     """
     text = text.strip()
     if not text:
@@ -76,11 +79,13 @@ def parse_model_reference(text: str) -> ModelReference:
         if not match or ".." in Path(match["file"]).parts:
             raise InputError(f"`package:<python_package>/<file>.gguf` must name a GGUF file, but got {text!r}.")
         return ModelReference("package", location)
-    folder = Path(text).expanduser()
-    hub = _HUB_ID.fullmatch(text)
-    if hub and not folder.is_dir():
-        return ModelReference("hub", hub["id"], hub["revision"])
-    return ModelReference("folder", str(folder.resolve()))
+    try:
+        folder, hub = Path(text).expanduser(), _HUB_ID.fullmatch(text)
+        if hub and not folder.is_dir():
+            return ModelReference("hub", hub["id"], hub["revision"])
+        return ModelReference("folder", str(folder.resolve()))
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, an unknown ~user, a NUL
+        raise InputError(f"{text[:200]!r} is no path ({error}): {FORMS}.") from None
 
 
 def check_model_reference(ref: ModelReference) -> None:
@@ -125,11 +130,18 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
 
     The pad token may be the end-of-sequence token (SmolLM2 has it so, and a tokenizer without one is given it): mask
     padding by the attention mask, never by the id.
+
+    Raises:
+        InputError: The model comes without a tokenizer, or with files that cannot be read as one.
     """
     from transformers import AutoTokenizer
 
     source, revision = _from_pretrained_arguments(ref)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions for files that it cannot read
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"{ref}: its tokenizer cannot be loaded ({reason}).") from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

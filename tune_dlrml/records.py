@@ -60,6 +60,19 @@ class Answer:
     acknowledged: int = -1
 
 
+class Fault(StrEnum):
+    """What lies behind a failure, and so what follows from it."""
+
+    TRIAL = "trial"
+    """Training raised: the trial has failed, and would fail again."""
+    LOST = "lost"
+    """A process or a node died: the trial goes on elsewhere, from its last checkpoint."""
+    STORAGE = "storage"
+    """A disk is full or read-only: the search stops, and can go on later."""
+    INPUT = "input"
+    """The search's own settings are at fault: no trial of it can be trained."""
+
+
 @dataclass(frozen=True)
 class TrialOutcome:
     """How a trial ended in its worker group: complete, diverged or failed; being pruned is the study's decision."""
@@ -69,3 +82,4 @@ class TrialOutcome:
     reason: str
     exception: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    fault: Fault = Fault.TRIAL

@@ -92,15 +92,27 @@ class ProgressView:
             )
         self._told_dropped = True
 
+    def on_notice(self, text: str) -> None:
+        """A line with something that a person should know."""
+        self._say(f"[yellow]{escape(text)}[/]")
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        """A line that a trial starts again, and why."""
+        self._remove_task(spec.number)
+        self.on_notice(f"trial {spec.number} lost its workers and goes on in new ones ({left} more times): {reason}")
+
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A line with the trial's end and the time left."""
         self._ended += 1
-        task = self._tasks.pop(spec.number, None)
-        if task is not None:
-            self._progress.remove_task(task)
+        self._remove_task(spec.number)
         self._progress.update(self._total, completed=self._done + self._ended)
         end = f"[{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}"
         self._say(f"trial {spec.number:>3} {end}{self._ahead()}")
+
+    def _remove_task(self, number: int) -> None:
+        task = self._tasks.pop(number, None)
+        if task is not None:
+            self._progress.remove_task(task)
 
     def _ahead(self) -> str:
         """What is left; its time is told once two trials have ended, since the first also waits for the group."""

@@ -7,9 +7,9 @@ from typing import Any
 import psutil
 import pytest
 import toy
+import toy_training
 
 from tune_dlrml.config import SearchConfig, parse_config
-from tune_dlrml.data import Pairs, load_pairs
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.training.trial import TrialPlan
@@ -44,7 +44,7 @@ def slot(config, local_ray, tmp_path_factory) -> Iterator[Any]:
     group = GroupSpec(
         name="toy",
         model=config.model,
-        pairs=Pairs(load_pairs(config.dataset.train, section="train"), load_pairs(config.dataset.eval, section="eval")),
+        pairs=toy_training.pairs(64, 32),
         training=config.training,
         plan=TrialPlan(STEPS, frozenset({2, 4}), 1, config.divergence),
         resources=config.resources,

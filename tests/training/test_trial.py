@@ -2,6 +2,7 @@
 
 import gc
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from toy_training import DISCOPOP, DPO, LEARNABLE, LORA, Recorder, plan, setting
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import batch_plan
 from tune_dlrml.losses.registry import Dlrml, PairBatch
-from tune_dlrml.records import Report, State
+from tune_dlrml.records import Answer, Report, State
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import PreferenceTrainer
@@ -83,15 +84,26 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 class Broken(Recorder):
     """A channel that fails at the report of step 3."""
 
-    def send(self, report: Report) -> bool:
+    def send(self, report: Report) -> Answer:
         if report.step == 3:
             raise ConnectionError("nobody listens")
         return super().send(report)
 
 
 def raising(resident: Resident, training: TrainingConfig) -> None:
-    with pytest.raises(ConnectionError, match="nobody listens"):
-        trial.train_trial(resident, toy_training.spec(DPO, training), plan(), Broken())
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(ConnectionError, match="nobody listens"):
+        trial.train_trial(resident, toy_training.spec(DPO, training), plan(), Broken(), folder=Path(folder))
+
+
+def resumed(resident: Resident, training: TrainingConfig) -> None:
+    """A trial that was killed at step 3 and goes on from step 2."""
+    budget, spec = plan(save_steps=2), toy_training.spec(LEARNABLE, training)
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ConnectionError, match="nobody listens"):
+            trial.train_trial(resident, spec, budget, Broken(), folder=Path(folder))
+        channel = Recorder()
+        trial.train_trial(resident, spec, budget, channel, folder=Path(folder))
+    assert [report.step for report in channel.reports] == [3, 4, 5, 6, 7, 8]
 
 
 def unprepared(resident: Resident, training: TrainingConfig) -> None:
@@ -113,6 +125,7 @@ ENDS: dict[str, Callable[[Resident, TrainingConfig], Any]] = {
         model, DPO, training.at({"gradient_checkpointing": True}), plan(3)
     ),
     "raised": raising,
+    "resumed": resumed,
     "unprepared": unprepared,
 }
 
@@ -145,6 +158,7 @@ def test_an_exception_in_training_leaves_the_resident_usable(
     resident, training = (lora_resident if lora else full_resident), settings(lora=lora)
     _, before = toy_training.run(resident, DPO, training)
     raising(resident, training)
+    resumed(resident, training)
     unprepared(resident, training)
     _, after = toy_training.run(resident, DPO, training)
     assert untimed(after.reports) == untimed(before.reports)
@@ -172,6 +186,8 @@ def test_nothing_of_a_trial_stays_in_memory(toy_model: Path, training: TrainingC
     for loss in (DPO, LEARNABLE, DISCOPOP):
         toy_training.run(resident, loss, training, plan(3, {2}))
         assert alive() == before
+    resumed(resident, training)
+    assert alive() == before
 
 
 def test_step_zero_is_reported_before_any_forward_pass(
@@ -210,7 +226,7 @@ def test_reports_come_at_logging_steps_and_evaluations_at_rungs_and_the_last_ste
     ]
     assert outcome is not None
     assert (outcome.number, outcome.state, outcome.reason) == (0, State.COMPLETE, "all 8 steps done")
-    assert outcome.seconds.keys() == {"evaluation", "waiting", "to_first_step"}
+    assert outcome.seconds.keys() == {"evaluation", "waiting", "saving", "to_first_step"}
 
 
 @pytest.mark.parametrize("rung", [2, 5])
@@ -295,12 +311,12 @@ def test_tokens_count_prompts_and_completions_without_padding(lora_resident: Res
     assert channel.curve("tokens") == [sum(lengths[index] for index in order[: 8 * step]) for step in (1, 2, 3)]
 
 
-def test_steps_per_second_leave_evaluation_and_waiting_out(lora_resident: Resident) -> None:
-    """On a clock that stands still but for 100 s of each report, 50 s of each evaluation and 2 s of each step."""
+def test_steps_per_second_leave_evaluation_waiting_and_saving_out(lora_resident: Resident, tmp_path: Path) -> None:
+    """On a clock that stands still but for 100 s a report, 50 s an evaluation, 10 s a checkpoint and 2 s a step."""
     now = 0.0
 
     class Slow(Recorder):
-        def send(self, report: Report) -> bool:
+        def send(self, report: Report) -> Answer:
             nonlocal now
             now += 100.0
             return super().send(report)
@@ -318,17 +334,26 @@ def test_steps_per_second_leave_evaluation_and_waiting_out(lora_resident: Reside
         now += 50.0
         return evaluate(*args, **kwargs)
 
+    write_state = PreferenceTrainer.write_state
+
+    def saving(*args: Any) -> None:
+        nonlocal now
+        now += 10.0
+        write_state(*args)
+
     channel = Slow()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lora_resident.held_out, "evaluate", evaluating)
+        patch.setattr(PreferenceTrainer, "write_state", saving)
         patch.setattr(trial, "build_loss", lambda _: Ticking(beta_kl=0.1, beta_mix=0.1, tau=0.05, numerics="stable"))
         outcome = trial.train_trial(
             lora_resident,
             toy_training.spec(DISCOPOP, settings(logging_steps=2)),
-            plan(6, {3}),
+            plan(6, {3}, save_steps=1),
             channel,
+            folder=tmp_path,
             clock=lambda: now,
         )
     assert outcome is not None
     assert channel.curve("steps_per_second") == [0.5] * 4
-    assert outcome.seconds == {"evaluation": 100.0, "waiting": 500.0, "to_first_step": 102.0}
+    assert outcome.seconds == {"evaluation": 100.0, "waiting": 500.0, "saving": 60.0, "to_first_step": 102.0}

@@ -17,6 +17,15 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from tune_dlrml.training.trainer import PreferenceTrainer
 
+OVERRIDDEN = [
+    "_compute_loss",
+    "_load_optimizer_and_scheduler",
+    "_prepare_dataset",
+    "_save_checkpoint",
+    "_send_telemetry",
+    "training_step",
+]
+
 
 @pytest.mark.parametrize(
     ("function", "parameters"),
@@ -25,6 +34,8 @@ from tune_dlrml.training.trainer import PreferenceTrainer
         (DPOTrainer._prepare_dataset, ["self", "dataset", "processing_class", "args", "dataset_name"]),
         (DPOTrainer._send_telemetry, ["self"]),
         (DPOTrainer._set_signature_columns_if_needed, ["self"]),
+        (DPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
         (DPOTrainer.training_step, ["self", "args", "kwargs"]),
         (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
         (trl_utils._use_triton, ["device"]),
@@ -41,12 +52,14 @@ def test_a_function_takes_the_parameters_it_is_called_with(function: Callable[..
     assert list(inspect.signature(function).parameters) == parameters
 
 
-@pytest.mark.parametrize("name", ["_compute_loss", "_prepare_dataset", "_send_telemetry", "training_step"])
+@pytest.mark.parametrize("name", OVERRIDDEN)
 def test_an_overridden_method_is_the_one_that_trl_calls(name: str) -> None:
     assert name in vars(PreferenceTrainer)
     callers = {
         "_compute_loss": DPOTrainer.compute_loss,
+        "_load_optimizer_and_scheduler": Trainer._prepare_for_training,
         "_prepare_dataset": DPOTrainer.__init__,
+        "_save_checkpoint": Trainer._maybe_log_save_evaluate,
         "_send_telemetry": DPOTrainer.__mro__[1].__init__,
         "training_step": Trainer._run_epoch,
     }
@@ -55,7 +68,7 @@ def test_an_overridden_method_is_the_one_that_trl_calls(name: str) -> None:
 
 def test_the_trainer_overrides_nothing_else_of_trl() -> None:
     own = {name for name in vars(PreferenceTrainer) if hasattr(DPOTrainer, name) and not name.startswith("__")}
-    assert own == {"_compute_loss", "_prepare_dataset", "_send_telemetry", "training_step"}
+    assert own == set(OVERRIDDEN)
 
 
 def test_a_step_clips_then_calls_back_then_steps_then_counts() -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy_training
+from safetensors.torch import load_file
 from toy_training import DPO, LEARNABLE, plan, settings
 
 from tune_dlrml.losses.geometry import dlrml_geometry
+from tune_dlrml.training.checkpoint import newest_checkpoint
 from tune_dlrml.training.resident import Resident
 
 pytestmark = pytest.mark.slow
@@ -114,6 +117,28 @@ def test_a_fault_on_one_rank_is_skipped_and_counted_on_both(ranks: Seen) -> None
 
 def test_the_same_trial_is_bit_identical_first_and_last_in_a_group_of_two(ranks: Seen) -> None:
     assert untimed(ranks[0]["again"]) == untimed(ranks[0]["dpo"])
+
+
+@pytest.mark.parametrize("job", ["killed", "killed_full"])
+def test_two_workers_that_were_killed_go_on_together_and_end_bit_identical(ranks: Seen, job: str) -> None:
+    for rank in ranks:
+        whole, before, after = (rank[job][part] for part in ("whole", "before", "after"))
+        assert [report["step"] for report in after["reports"]] == [5, 6, 7, 8]
+        assert untimed(whole) == [*untimed(before)[:5], *untimed(after)]
+        assert after["outcome"] == whole["outcome"] == ["complete", "all 8 steps done"]
+    whole_trial, killed_trial = (newest_checkpoint(Path(folder)) for folder in ranks[0][job]["folders"])
+    assert whole_trial is not None and killed_trial is not None
+    for left in whole_trial.path.glob("*.safetensors"):
+        ours, theirs = load_file(left), load_file(killed_trial.path / left.name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for name in ("rng_state_0.pth", "rng_state_1.pth"):
+        assert (killed_trial.path / name).read_bytes() == (whole_trial.path / name).read_bytes()
+
+
+def test_a_write_that_fails_on_one_rank_ends_both_and_leaves_nothing(ranks: Seen) -> None:
+    for rank in ranks:
+        assert "in trial/attempt-0/checkpoint-2.partial: No space left on device" in rank["storage_error"]
+        assert rank["storage_error"].endswith("Left: ['attempt-0']")
 
 
 def test_the_base_weights_of_both_ranks_are_pristine_afterwards(ranks: Seen, full_resident: Resident) -> None:

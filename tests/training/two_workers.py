@@ -1,9 +1,11 @@
 """One rank of two: runs a row of trials under gloo and writes what it saw. Usage: two_workers.py RANK MODEL FOLDER"""
 
+import errno
 import gc
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,31 @@ import toy_training
 from torch import Tensor, nn
 from toy_training import DPO, LEARNABLE, Recorder, plan, settings
 
+from tune_dlrml.errors import StorageError
 from tune_dlrml.losses.geometry import dlrml_geometry
 from tune_dlrml.losses.registry import Dpo, PairBatch
-from tune_dlrml.records import Report
+from tune_dlrml.records import Answer, Report
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident
+from tune_dlrml.training.trainer import PreferenceTrainer
 
 
 class Verdict(Recorder):
     """Rank 0 decides, the others hear of it."""
 
-    def send(self, report: Report) -> bool:
-        go_on = [super().send(report) if dist.get_rank() == 0 else self.reports.append(report) or True]
-        dist.broadcast_object_list(go_on, 0)
-        return go_on[0]
+    def send(self, report: Report) -> Answer:
+        answer = [super().send(report)]
+        dist.broadcast_object_list(answer, 0)
+        return answer[0]
+
+
+class Dying(Verdict):
+    """Both ranks raise at step 6."""
+
+    def send(self, report: Report) -> Answer:
+        if report.step == 6:
+            raise ConnectionError("nobody listens")
+        return super().send(report)
 
 
 class FaultOnRankOne(Dpo):
@@ -50,7 +63,55 @@ def told(channel: Recorder, outcome: Any) -> dict[str, Any]:
 def run(model: Resident, loss: dict[str, Any], stop_at: int | None = None, **changes: Any) -> dict[str, Any]:
     channel = Verdict(stop_at)
     spec = toy_training.spec(loss, settings(**({"per_device_train_batch_size": 4} | changes)))
-    return told(channel, trial.train_trial(model, spec, plan(8, {4}, workers=2), channel))
+    return told(channel, trial.train_trial(model, spec, plan(8, {4}, workers=2), channel, folder=shared_folder()))
+
+
+def shared_folder() -> Path:
+    """A new folder that both ranks have."""
+    box = [tempfile.mkdtemp(dir=sys.argv[3]) if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(box, 0)
+    return Path(box[0])
+
+
+def run_killed(model: Resident, loss: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A trial that dies on both ranks at step 6 and goes on from step 4, beside one that does not die."""
+    spec, folders = toy_training.spec(loss, settings(**changes)), (shared_folder(), shared_folder())
+    channel, budget = Verdict(), plan(8, {4}, workers=2)
+    whole = told(channel, trial.train_trial(model, spec, budget, channel, folder=folders[0]))
+    dying = Dying()
+    try:
+        trial.train_trial(model, spec, budget, dying, folder=folders[1])
+    except ConnectionError:
+        torch.manual_seed(dist.get_rank() + 99)
+    channel = Verdict()
+    outcome = trial.train_trial(model, spec, budget, channel, folder=folders[1])
+    return {
+        "whole": whole,
+        "before": told(dying, None),
+        "after": told(channel, outcome),
+        "folders": [*map(str, folders)],
+    }
+
+
+def storage_error(model: Resident) -> str:
+    """What both ranks raise when rank 1 alone cannot write its part."""
+    write_state = PreferenceTrainer.write_state
+
+    def failing(trainer: PreferenceTrainer, folder: Path) -> None:
+        if dist.get_rank() == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_state(trainer, folder)
+
+    PreferenceTrainer.write_state = failing
+    folder = shared_folder()
+    try:
+        trial.train_trial(model, toy_training.spec(DPO, settings()), plan(2, workers=2), Verdict(), folder=folder)
+    except StorageError as error:
+        left = [path.name for path in folder.rglob("*")]
+        return f"{str(error).replace(str(folder), 'trial')} Left: {left}"
+    finally:
+        PreferenceTrainer.write_state = write_state
+    return "nothing"
 
 
 def run_with_a_fault(model: Resident) -> dict[str, Any]:
@@ -86,6 +147,9 @@ def main(rank: int, model: Path, folder: Path) -> None:
         "diverged": run(lora, DPO, learning_rate=1e20),
         "fault": run_with_a_fault(lora),
         "again": run(lora, DPO),
+        "killed": run_killed(lora, LEARNABLE, lora={**toy_training.LORA, "lora_dropout": 0.2}, disable_dropout=False),
+        "killed_full": run_killed(full, DPO, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),
+        "storage_error": storage_error(lora),
         "checksum": checksum(full.model),
         "held_out": held_out(full),
     }

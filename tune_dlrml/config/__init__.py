@@ -4,6 +4,9 @@ from tune_dlrml.config.domains import Choice, Domain, Range
 from tune_dlrml.config.loading import load_config, parse_config, to_yaml
 from tune_dlrml.config.losses import AnyLoss, DiscopopLoss, DlrmlLoss, DpoLoss, LearnableBetaMix
 from tune_dlrml.config.schema import (
+    NAME_LENGTH,
+    NAME_PATTERN,
+    CheckpointConfig,
     DatasetConfig,
     DivergenceConfig,
     LoraSettings,
@@ -16,7 +19,10 @@ from tune_dlrml.config.schema import (
 )
 
 __all__ = [
+    "NAME_LENGTH",
+    "NAME_PATTERN",
     "AnyLoss",
+    "CheckpointConfig",
     "Choice",
     "DatasetConfig",
     "DiscopopLoss",

@@ -26,12 +26,28 @@ Schedule = Literal[
 class DatasetConfig(Frozen):
     """References to preference pairs: a JSONL or Parquet file, a hub id or `builtin:`, with an optional `#split`.
 
-    `test` is touched by the final verdict only.
+    `test` is touched by the final verdict only. What is done about rows that cannot be used as they are:
+
+    - `bad_rows`, which are no preference pairs or which the chat template refuses: refused with the first of them, or
+      dropped.
+    - `shared_prompts`, held-out rows whose prompt is trained on: dropped, refused or kept.
+    - `long_pairs`, of more than training.max_length tokens: truncated as training.truncation_mode says, dropped or
+      refused. A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL.
+
+    Whatever is dropped or truncated is counted and told before a search starts.
     """
 
     train: Text
     eval: Text
     test: Text | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    shared_prompts: Literal["drop", "refuse", "keep"] = "drop"
+    long_pairs: Literal["truncate", "drop", "refuse"] = "truncate"
+
+    def references(self) -> dict[str, str]:
+        """The references that are given, by their key."""
+        given = {"train": self.train, "eval": self.eval, "test": self.test}
+        return {key: reference for key, reference in given.items() if reference is not None}
 
 
 def _target_modules(value: Any) -> Any:
@@ -257,10 +273,14 @@ class TrackingConfig(Frozen):
     experiment: Text = "tune_dlrml"
 
 
+NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?$"
+NAME_LENGTH = 100
+
+
 class SearchConfig(Frozen):
     """A search-space file, complete and legal."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
     model: Text
     dataset: DatasetConfig
     training: TrainingConfig

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import itertools
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tune_dlrml import builtin
-from tune_dlrml.data.pairs import COLUMNS, Fault, Pair, Row, checked_pairs
+from tune_dlrml.data.pairs import COLUMNS, Fault, Row, check_rows, faults_message
 from tune_dlrml.data.reference import FORMS, DatasetReference, did_you_mean, parse_dataset_reference
+from tune_dlrml.data.section import Section
 from tune_dlrml.errors import InputError
 from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+BadRows = Literal["refuse", "drop"]
 ROWS_LOOKED_AT = 20
+LINE_LIMIT = 2**26
+"""Characters of one line: a row of three texts of the largest size, every character written as an escape."""
+ARRAY_LIMIT = 2**30
+"""Characters of a file that is one JSON array, and so is read at once."""
 
 
 @dataclass(frozen=True)
@@ -29,42 +36,43 @@ class Pairs:
     eval: Dataset
 
 
-def check_dataset_reference(ref: DatasetReference) -> None:
+def check_dataset_reference(ref: DatasetReference, bad_rows: BadRows = "refuse") -> None:
     """Raise InputError unless the data set exists and, of a file, the first rows are pairs; does not import datasets.
 
-    Without a network a hub id is answered within 5 s.
+    Without a network a hub id is answered within 5 s. Where bad rows are dropped, rows are not looked at yet.
     """
     if ref.kind == "hub":
         _check_hub(ref)
-    else:
-        checked_pairs(list(itertools.islice(_file_rows(ref), ROWS_LOOKED_AT)), str(ref))
+        return
+    rows = list(itertools.islice(_file_rows(ref), ROWS_LOOKED_AT))
+    checked = check_rows(rows, str(ref))
+    if checked.faults and bad_rows == "refuse":
+        raise InputError(faults_message(checked.faults, len(rows), str(ref)))
 
 
-def load_pairs(reference_text: str, *, section: str) -> Dataset:
-    """The preference pairs of a reference, in TRL's conversational or plain format with an explicit prompt.
+def load_section(reference_text: str, key: str, bad_rows: BadRows = "refuse") -> tuple[Section, tuple[str, ...]]:
+    """The preference pairs of a reference, and what is to be told of rows that were dropped.
 
     Args:
         reference_text: As in the search-space file.
-        section: Key below `dataset` that the reference stands at, for the message of a mistake.
+        key: Where it stands there, for the message of a mistake: `dataset.train`.
+        bad_rows: What to do about rows that are no pairs.
 
     Raises:
-        InputError: The data set does not exist, holds no row, or holds rows that are no pairs.
+        InputError: The data set does not exist or holds no pair, or some rows are no pairs and are refused.
     """
     try:
         ref = parse_dataset_reference(reference_text)
         rows = _hub_rows(ref) if ref.kind == "hub" else list(_file_rows(ref))
-        pairs = checked_pairs(rows[ref.start : ref.stop], str(ref))
+        rows = rows[ref.start : ref.stop]
+        checked = check_rows(rows, str(ref))
+        message = faults_message(checked.faults, len(rows), str(ref)) if checked.faults else ""
+        if message and (bad_rows == "refuse" or not checked.pairs):
+            raise InputError(message)
     except InputError as error:
-        raise InputError(f"dataset.{section}: {error}") from None
-    return _dataset(pairs)
-
-
-def _dataset(pairs: list[Pair]) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    text = Value("string")
-    cell = text if isinstance(pairs[0]["chosen"], str) else [{"role": text, "content": text}]
-    return Dataset.from_list(pairs, features=Features(dict.fromkeys(COLUMNS, cell)))
+        raise InputError(f"{key}: {error}") from None
+    notes = (f"{key}: bad rows are dropped. {message}",) if message else ()
+    return Section(key, checked.pairs, checked.places), notes
 
 
 def _file_rows(ref: DatasetReference) -> Iterator[Row]:
@@ -72,43 +80,78 @@ def _file_rows(ref: DatasetReference) -> Iterator[Row]:
     if ref.split not in (None, "train"):
         raise InputError(f"{ref}: a file has no split {ref.split!r}, only rows; take some of them by `#[:64]`.")
     try:
-        if not path.is_file():
-            raise InputError(f"{ref}: there is no such file.{did_you_mean(path)}")
+        _check_is_file(path, str(ref))
         if path.suffix == ".parquet":
             yield from _parquet_rows(path, str(ref))
         else:
             with path.open(encoding="utf-8-sig", newline="\n") as file:
                 yield from _json_rows(file, str(ref))
     except OSError as error:
-        raise InputError(f"{ref}: cannot be read ({error.strerror or error}).") from None
+        raise InputError(f"{ref}: cannot be read ({error.strerror or _one_line(error)}).") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{ref}: is not UTF-8 text (byte {error.start}: {error.reason}).") from None
 
 
+def _check_is_file(path: Path, source: str) -> None:
+    """Opening a pipe would wait for ever, and a device may have no end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{source}: there is no such file.{did_you_mean(path)}") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{source}: must be a file, but is a folder.{did_you_mean(path)}")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{source}: must be a file, but is a pipe, a socket or a device; write the rows into a file.")
+
+
 def _json_rows(file: TextIO, source: str) -> Iterator[Row]:
     """One object a line or, where the file starts with a bracket, one array of them."""
-    first = file.readline()
+    lines = _lines(file, source)
+    first = next(lines, "")
     if first.lstrip().startswith("["):
-        array = _read_json(first + file.read())
+        array = _read_json(first + file.read(ARRAY_LIMIT))
+        if file.read(1):
+            raise InputError(
+                f"{source}: an array has at most {ARRAY_LIMIT:,} characters; write one row a line instead."
+            )
         if isinstance(array, Fault):
             raise InputError(f"{source}: {array}.")
         yield from (Row(f"row {number}", value) for number, value in enumerate(array, start=1))
         return
     number = 0
-    for line_number, line in enumerate(itertools.chain([first], file), start=1):
+    for line_number, line in enumerate(itertools.chain([first], lines), start=1):
         if line.strip():
             number += 1
             yield Row(f"row {number} (line {line_number})", _read_json(line))
 
 
+def _lines(file: TextIO, source: str) -> Iterator[str]:
+    for number in itertools.count(1):
+        line = file.readline(LINE_LIMIT + 1)
+        if len(line) > LINE_LIMIT and not (number == 1 and line.lstrip().startswith("[")):
+            raise InputError(f"{source}: line {number}: a line has at most {LINE_LIMIT:,} characters; one row a line.")
+        if not line:
+            return
+        yield line
+
+
 def _read_json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_mapping)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         return Fault(f"is not JSON ({error.msg}: {where})")
     except (ValueError, RecursionError) as error:
         return Fault(f"cannot be read as JSON ({error})")
+
+
+def _mapping(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(items)
+    if len(mapping) < len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {json.dumps(twice[:80])} is given twice; keep one")
+    return mapping
 
 
 def _parquet_rows(path: Path, source: str) -> Iterator[Row]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from tune_dlrml.errors import InputError
 
-COLUMNS = ("prompt", "chosen", "rejected")
+COMPLETIONS = ("chosen", "rejected")
+COLUMNS = ("prompt", *COMPLETIONS)
 FAULTS_SHOWN = 3
+TEXT_LIMIT = 1_000_000
+"""Characters of one text: more than any model reads, and few enough that a tokenizer is done with it in a second."""
 
 Cell = str | list[dict[str, str]]
 Pair = dict[str, Cell]
@@ -26,18 +29,28 @@ class Row:
     value: object
 
 
-def checked_pairs(rows: Sequence[Row], source: str) -> list[Pair]:
-    """The rows as pairs with an explicit prompt.
+@dataclass(frozen=True)
+class Checked:
+    """Rows told apart: the pairs with their places, and what is wrong with the others, in their order."""
+
+    pairs: list[Pair]
+    places: list[str]
+    faults: list[str]
+
+
+def check_rows(rows: Sequence[Row], source: str) -> Checked:
+    """The rows as pairs with an explicit prompt, and the faults of those that are none.
 
     A prompt is explicit where any row gives one; otherwise it is the start that chosen and rejected share.
 
     Raises:
-        InputError: No row, or rows that are no pairs: how many, and what is wrong with the first three.
+        InputError: There is no row.
     """
     if not rows:
         raise InputError(f"{source}: no rows; at least one preference pair is needed.")
     explicit = any(isinstance(row.value, dict) and row.value.get("prompt") is not None for row in rows)
     pairs: list[Pair] = []
+    places: list[str] = []
     faults: list[str] = []
     for row in rows:
         try:
@@ -46,18 +59,18 @@ def checked_pairs(rows: Sequence[Row], source: str) -> list[Pair]:
                 here, there = _format(pair["chosen"]), _format(pairs[0]["chosen"])
                 raise Fault(f"`chosen` is {here}, but that of the rows before is {there}; all rows must be the same")
             pairs.append(pair)
+            places.append(row.place)
         except Fault as fault:
             faults.append(f"{row.place}: {fault}")
-    if faults:
-        raise InputError(_message(faults, len(rows), source))
-    return pairs
+    return Checked(pairs, places, faults)
 
 
-def _message(faults: list[str], rows: int, source: str) -> str:
+def faults_message(faults: Sequence[str], rows: int, source: str) -> str:
+    """How many of the rows are no pairs, and what is wrong with the first three."""
     if len(faults) == 1:
         return f"{source}: {faults[0]}."
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-    lines = "".join(f"\n  {line}" for line in faults[:FAULTS_SHOWN] + more)
+    lines = "".join(f"\n  {line}" for line in [*faults[:FAULTS_SHOWN], *more])
     return f"{source}: {len(faults)} of {rows} rows are no preference pairs:{lines}"
 
 
@@ -88,7 +101,7 @@ def _split(chosen: Cell, rejected: Cell, without_start: str) -> Pair:
     pair: Pair = {"prompt": chosen[:start], "chosen": chosen[start:], "rejected": rejected[start:]}
     if _is_empty(pair["prompt"]):
         raise Fault(f"{without_start}, but got {_short(chosen)} and {_short(rejected)}")
-    for column in ("chosen", "rejected"):
+    for column in COMPLETIONS:
         if _is_empty(pair[column]):
             raise Fault(f"`{column}` must not be empty after the start that both share, but got {_short(pair[column])}")
     return pair
@@ -132,6 +145,8 @@ def _turn(turn: object, column: str) -> dict[str, str]:
 
 
 def _text(text: str, column: str) -> str:
+    if len(text) > TEXT_LIMIT:
+        raise Fault(f"a text of `{column}` must have at most {TEXT_LIMIT:,} characters, but has {len(text):,}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""The identity of a data set, its overlap with another, and the order of its rows in training."""
+"""The identity of a data set, and the order of its rows in training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,8 @@ def content_hash(dataset: Dataset) -> str:
     """sha256 of the rows in their order, each as canonical JSON."""
     digest = hashlib.sha256()
     for row in dataset:
-        digest.update(_canonical(row).encode() + b"\n")
+        digest.update(canonical(row).encode() + b"\n")
     return digest.hexdigest()
-
-
-def shared_prompts(train: Dataset, eval: Dataset) -> int:
-    """Number of rows of `eval` whose prompt occurs in `train`, so that they are not held out."""
-    seen = {_canonical(prompt) for prompt in train["prompt"]}
-    return sum(_canonical(prompt) in seen for prompt in eval["prompt"])
 
 
 def batch_plan(rows: int, *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
@@ -42,5 +36,6 @@ def batch_plan(rows: int, *, steps: int, pairs_per_step: int, seed: int) -> list
     return plan[:needed]
 
 
-def _canonical(value: Any) -> str:
+def canonical(value: Any) -> str:
+    """Equal values, and no others, have equal texts."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -66,11 +66,18 @@ def parse_dataset_reference(text: str) -> DatasetReference:
         return DatasetReference("builtin", name, split=split, start=start, stop=stop)
     path = Path(location).expanduser() if location.startswith("~/") else Path(location)
     if path.suffix in SUFFIXES:
-        return DatasetReference("file", str(path.resolve()), split=split, start=start, stop=stop)
+        return DatasetReference("file", str(_absolute(path)), split=split, start=start, stop=stop)
     hub = _HUB_ID.fullmatch(location)
     if hub is None or path.exists():
         raise InputError(f"{text!r} is no reference to a data set: {FORMS}.{did_you_mean(path)}")
     return DatasetReference("hub", hub["id"], hub["revision"], split, start, stop)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links that go round in a circle; opening the file will say so
+        return path.absolute()
 
 
 def did_you_mean(path: Path) -> str:

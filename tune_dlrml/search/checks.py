@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from tune_dlrml.config import AnyLoss, Range, SearchConfig
-from tune_dlrml.data import check_dataset_reference, load_pairs, parse_dataset_reference, shared_prompts
+from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, repeated_pairs, select_pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import check_model_reference, parse_model_reference
+from tune_dlrml.models import check_model_reference, load_tokenizer, parse_model_reference
 from tune_dlrml.space import SearchSpace, loss_at
+from tune_dlrml.urls import without_password
 
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 Level = Literal["ok", "warning", "error"]
 POINTS = 7
 """Values of each domain at which a loss is tried."""
@@ -29,7 +32,7 @@ class Finding:
 
 
 def check_references(config: SearchConfig) -> None:
-    """Refuse a model or a data set that is not there; a matter of seconds, with or without a network.
+    """Refuse a model, a data set or a tracking store that cannot be; seconds, with or without a network.
 
     Raises:
         InputError: Naming the key, the reference and what it may be.
@@ -43,9 +46,13 @@ def check_references(config: SearchConfig) -> None:
 
 def examine(config: SearchConfig) -> Iterator[Finding]:
     """Every check but that of the resources; an error does not keep the later ones from running."""
+    sound: set[str] = set()
     for subject, check in _references(config):
-        yield from _as_findings(subject, check)
-    yield from _as_findings("dataset", lambda: _examine_data(config))
+        finding = _as_finding(subject, check)
+        sound |= {subject} if finding.level == "ok" else set()
+        yield finding
+    if sound.issuperset(f"dataset.{key}" for key in config.dataset.references()):
+        yield from _examine_data(config, with_model="model" in sound)
     for label, loss in SearchSpace(config).branches.items():
         yield _examine_loss(config, label, loss)
 
@@ -56,30 +63,67 @@ def _references(config: SearchConfig) -> Iterator[tuple[str, Callable[[], Findin
         return Finding("model", "ok", config.model)
 
     def dataset(section: str, text: str) -> Finding:
-        check_dataset_reference(parse_dataset_reference(text))
+        check_dataset_reference(parse_dataset_reference(text), config.dataset.bad_rows)
         return Finding(f"dataset.{section}", "ok", text)
 
-    for section, text in config.dataset.flat().items():
+    for section, text in config.dataset.references().items():
         yield f"dataset.{section}", partial(dataset, section, text)
     yield "model", model
+    uri = config.tracking.mlflow
+    if uri is not None:
+        yield "tracking.mlflow", partial(_examine_tracking_uri, uri)
 
 
-def _as_findings(subject: str, check: Callable[[], Finding]) -> Iterator[Finding]:
+def _examine_tracking_uri(uri: str) -> Finding:
+    """Whether an MLflow store can be meant; whether it answers is another matter, since training does not wait for it.
+
+    Raises:
+        InputError: It is none of the forms that MLflow takes.
+    """
     try:
-        yield check()
+        parts = urlsplit(uri)
+        served = parts.scheme in ("http", "https")
+        legal = parts.scheme.partition("+")[0] in TRACKING_SCHEMES
+        legal = legal and not (served and (parts.hostname is None or parts.port == 0))
+    except ValueError:
+        legal = False
+    if not legal:
+        raise InputError(
+            "http(s)://host[:port] of a server, or the URL of a database such as sqlite:///file or postgresql://..., is "
+            f"needed, but got {without_password(uri)!r}"
+        )
+    return Finding("tracking.mlflow", "ok", without_password(uri))
+
+
+def _as_finding(subject: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
     except InputError as error:
-        yield Finding(subject, "error", str(error))
+        return Finding(subject, "error", str(error))
 
 
-def _examine_data(config: SearchConfig) -> Finding:
-    train = load_pairs(config.dataset.train, section="train")
-    held_out = load_pairs(config.dataset.eval, section="eval")
-    text = f"{len(train)} pairs to train on, {len(held_out)} held out"
-    shared = shared_prompts(train, held_out)
-    if shared:
-        return Finding("dataset", "warning", f"{text}; {shared} held-out prompts are trained on, too")
-    if len(held_out) < 32:
-        error = 0.5 / len(held_out) ** 0.5
+def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding]:
+    """What is used of the rows; their lengths are looked at only where there is a model to give the tokenizer."""
+    load = partial(load_tokenizer, parse_model_reference(config.model)) if with_model else None
+    try:
+        selection = select_pairs(config.dataset, config.training, load)
+    except InputError as error:
+        yield Finding("dataset", "error", str(error))
+        return
+    for note in selection.notes:
+        yield Finding("dataset", "warning", note)
+    for section in selection.sections.values():
+        repeated = repeated_pairs(section)
+        if repeated:
+            text = f"{section.key}: {section.some_of_all(repeated)} repeat an earlier one, and so count more than once"
+            yield Finding("dataset", "warning", text)
+    yield _examine_sizes(selection.sections["train"], selection.sections["eval"])
+
+
+def _examine_sizes(train: Section, held_out: Section) -> Finding:
+    text = f"{len(train.pairs)} pairs to train on, {len(held_out.pairs)} held out"
+    if len(held_out.pairs) < 32:
+        error = 0.5 / len(held_out.pairs) ** 0.5
         return Finding("dataset", "warning", f"{text}: a standard error of the accuracy of up to {error:.2f}")
     return Finding("dataset", "ok", text)
 

@@ -1,15 +1,19 @@
 """Joining or starting Ray, and whether it can hold what a search asks for."""
 
 import os
-import shutil
-import tempfile
+import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray.autoscaler.sdk import request_resources
+from ray.util import state
+from ray.util.placement_group import PlacementGroup
 
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError
@@ -34,49 +38,82 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 POLL_S = 1.0
+STATE_LIMIT = 10_000
+"""Jobs and placement groups that are looked through at a start; the limit of Ray's State API."""
 
 
 @contextmanager
-def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[None]:
+def ray_cluster(
+    address: str | None, resources: ResourcesConfig, scratch: Path, tell: Callable[[str], None]
+) -> Iterator[None]:
     """Ray for the time of a search: the cluster at `address`, or one of this machine's own.
 
     Args:
         address: Address of a running cluster; None starts one here and ends it afterwards.
         resources: What the search asks for.
+        scratch: Folder for the files of a cluster of this machine's own.
+        tell: Told what is waited for, or was cleared away.
 
     Raises:
         InputError: The cluster cannot be reached, or cannot hold the search within `wait_s`.
     """
-    folder: str | None = None
     os.environ.update(DRIVER_ENVIRONMENT)
-    environment = {"env_vars": WORKER_ENVIRONMENT}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
     if address is None:
         check_resources(resources, local_capacity(), "this machine")
-        folder = tempfile.mkdtemp(prefix="ray_")  # short: Unix sockets below it have at most 107 characters
-        context = ray.init(
-            address="local",
-            num_cpus=int(local_capacity()["CPU"]),
-            include_dashboard=True,  # Ray Train frees placement groups through its State API
-            _temp_dir=folder,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env=environment,
-        )
-    else:
-        try:
-            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
-        except ConnectionError as error:
-            raise InputError(f"no Ray cluster answers at {address}: {error}; start one, or unset RAY_ADDRESS") from None
+        _make_private_token()
+        options |= {
+            "address": "local",
+            "num_cpus": int(local_capacity()["CPU"]),
+            "include_dashboard": True,  # Ray Train frees placement groups through its State API
+            "_temp_dir": str(scratch),
+        }
+    try:
+        context = ray.init(**({"address": address} | options))
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}; start one, or unset RAY_ADDRESS") from None
     try:
         # Ray Train's placement group cleaner looks the cluster up afresh, and hangs on the trace of a dead one.
         os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-        _wait_for(resources)
+        freed = free_dead_placement_groups()
+        if freed:
+            tell(f"removed {freed} placement groups that jobs which have ended had left on the cluster")
+        _wait_for(resources, tell)
         yield
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_private_token() -> None:
+    """Make the token of this user's own clusters; Ray would make it where there is none, readable by everyone."""
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError), os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def free_dead_placement_groups() -> int:
+    """Remove the placement groups whose job has ended: a driver that was killed while it waited for one leaves it.
+
+    Returns:
+        How many.
+    """
+    ended = {
+        job.job_id for job in state.list_jobs(limit=STATE_LIMIT) if job.status in ("SUCCEEDED", "FAILED", "STOPPED")
+    }
+    left = [
+        group
+        for group in state.list_placement_groups(limit=STATE_LIMIT, detail=True)
+        if group.creator_job_id in ended and not group.is_detached and group.state != "REMOVED"
+    ]
+    for group in left:
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
+    return len(left)
 
 
 def local_capacity() -> dict[str, float]:
@@ -125,16 +162,52 @@ def examine_resources(resources: ResourcesConfig, address: str | None) -> Findin
     return Finding("resources", "ok", f"{asked} fit {'this machine' if address is None else address}")
 
 
-def _wait_for(resources: ResourcesConfig) -> None:
-    """Wait for nodes that are still to come, at most `wait_s`."""
-    deadline = time.monotonic() + resources.wait_s
+def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
+    """Wait for nodes that are still to come, at most `wait_s`; an autoscaler is asked for what is missing."""
+    deadline, told = time.monotonic() + resources.wait_s, False
     while True:
         try:
-            return check_resources(resources, ray.cluster_resources(), "the Ray cluster")
-        except InputError:
+            check_resources(resources, ray.cluster_resources(), "the Ray cluster")
+        except InputError as error:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(POLL_S)
+            if not told:
+                tell(f"waiting up to {resources.wait_s:g} s for nodes: {error}")
+                request_resources(bundles=_bundles(resources))
+            told = True
+            time.sleep(POLL_S)
+        else:
+            if told:
+                request_resources(bundles=[])  # from here on the worker groups themselves are the demand
+            return
+
+
+def _bundles(resources: ResourcesConfig) -> list[dict[str, float]]:
+    """What each worker of the search asks for."""
+    bundle = {"CPU": float(resources.cpus_per_worker)}
+    bundle |= {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return [bundle] * (resources.workers * resources.concurrent_trials)
+
+
+def refuse_sqlite_on_a_cluster(nodes: int) -> None:
+    """SQLite has one writer on one machine: a driver that starts again on another node would not find it locked.
+
+    Raises:
+        InputError: There is more than one node.
+    """
+    if nodes > 1:
+        raise InputError(
+            f"the study of a search on a cluster needs a PostgreSQL database, but this cluster has {nodes} nodes and "
+            "the study would be a SQLite file, which is for one machine; give --study-url "
+            "postgresql://user@host:5432/database or search.study_url"
+        )
+
+
+def waited_for(resources: ResourcesConfig) -> str:
+    """What a worker group asks for and what is free, for those who wait."""
+    free = ray.available_resources()
+    asked = f"{resources.workers} x {resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
+    return f"its worker group asks for {asked}; {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
 
 
 def group_storage(folder: Path) -> str:

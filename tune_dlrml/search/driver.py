@@ -1,33 +1,41 @@
 """A whole search: data and study opened, Ray joined, Tune run over the slots, every end recorded."""
 
+import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
+import ray
 from ray import tune
 
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import content_hash
-from tune_dlrml.errors import InputError
+from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.cluster import group_storage, ray_cluster
-from tune_dlrml.search.events import EventLog
+from tune_dlrml.search.cluster import group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.search.database import faults_of_storage, is_sqlite
 from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.lock import DriverLock, only_driver
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
 from tune_dlrml.search.scheduler import StudyScheduler
+from tune_dlrml.search.scratch import scratch_folder
 from tune_dlrml.search.searcher import SearchObserver, StudySearcher
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.watchdog import Watchdog
 from tune_dlrml.space import SearchSpace, TrialSpec
 from tune_dlrml.tracking import Tracker
+from tune_dlrml.tracking.cursor import MlflowStore
+from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
 from tune_dlrml.training.trial import TrialPlan
 from tune_dlrml.training.worker import GroupSpec
 
@@ -41,6 +49,9 @@ class SearchView(SearchObserver, Protocol):
     def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
         """The study is open; nothing was started yet."""
 
+    def on_notice(self, text: str) -> None:
+        """Something that a person should know while the search runs; may come from another thread."""
+
 
 def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     """Run a search to its end, or let an interrupted one go on.
@@ -51,53 +62,86 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 
     Raises:
         InputError: The study belongs to other settings or is in use, or the cluster cannot hold the search.
+        StorageError: A disk or the study's database does not take what the search writes.
     """
-    folder = prepared.place.folder(prepared.config.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return _run(prepared, view)
-    except Timeout:
-        name = prepared.config.name
-        raise InputError(f"search {name!r} already runs in {folder}; wait, or choose another --name") from None
+    config, place = prepared.config, prepared.place
+    folder, url = place.folder(config.name), place.study_url(config.name)
+    with faults_of_storage(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_driver(url, folder, config.name) as lock, scratch_folder(folder) as scratch:
+            return _run(prepared, view, lock, scratch)
 
 
-def _run(prepared: PreparedSearch, view: SearchView) -> SearchResult:
+def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: Path) -> SearchResult:
     began, config, place = time.monotonic(), prepared.config, prepared.place
     pairs, steps, folder = prepared.pairs, prepared.steps, place.folder(config.name)
     hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
     study = SearchStudy(config, SearchSpace(config), place.study_url(config.name), steps, hashes)
-    ended = sum(row.state is not State.RUNNING for row in study.rows())
+    study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
+    events = EventLog(folder)
+    rows = study.rows()
+    _reconcile(rows, events)
+    ended = sum(row.state is not State.RUNNING for row in rows)
     view.on_begin(study.num_trials, ended, steps)
     (folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
-    if ended >= study.num_trials:
-        return read_search(config.name, place)
-    plan = TrialPlan(steps, frozenset(study.rungs), config.resources.workers, config.divergence)
-    group = GroupSpec(
-        name=config.name,
-        model=config.model,
-        pairs=pairs,
-        training=config.training,
-        plan=plan,
-        resources=config.resources,
-        storage=group_storage(folder),
-    )
-    with ray_cluster(place.ray_address, config.resources):
-        tracker = _tracker(config, place)
-        tracker.describe_search(to_yaml(config), _params(config))
-        books = _Books(study, EventLog(folder), tracker, view)
-        searcher = StudySearcher(study, books, expired=_expiry(config, began))
-        _tune(searcher, group, config)
-        result = _result(place, study, searcher, time.monotonic() - began)
-        untracked = _close(tracker, result)
+    tracker = _tracker(config, place, events, must_answer=not rows)
+    tracker.describe_search(to_yaml(config), _params(config))
+    books = _Books(study, events, tracker, view)
+    searcher = StudySearcher(study, books, expired=_expiry(config, began), allowed=lock.check)
+    if ended < study.num_trials:
+        with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
+            if is_sqlite(place.study_url(config.name)):
+                refuse_sqlite_on_a_cluster(sum(node["Alive"] for node in ray.nodes()))
+            with Watchdog(searcher, config.resources, view.on_notice):
+                _tune(searcher, _group(prepared, study), config)
+    result = _result(place, study, searcher, time.monotonic() - began)
+    untracked = _close(tracker, result)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     study.close()
     return replace(result, untracked=untracked)
 
 
-def _tracker(config: SearchConfig, place: SearchPlace) -> Tracker:
-    artifacts = place.storage / "mlflow-artifacts" if config.tracking.mlflow is None else None
-    return Tracker(place.mlflow_uri(config), config.tracking.experiment, artifacts, config.name, code_state())
+def _reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
+    """Bring event logs and checkpoints up to the study, where a driver died between the one and the others."""
+    for row in rows:
+        if row.state is not State.RUNNING and not events.ended(row.number):
+            _write_end(row, events)
+
+
+def _write_end(row: TrialRow, events: EventLog) -> None:
+    """Close the books of a trial that trains no more; only a complete one keeps a checkpoint: the model it made."""
+    trial_folder = events.path(row.number).parent
+    if row.state is State.COMPLETE:
+        keep_newest_checkpoint(trial_folder)
+    else:
+        discard_checkpoints(trial_folder)
+    events.end(row.number, row.state, row.stop_reason)
+
+
+def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
+    config, folder = prepared.config, prepared.place.folder(prepared.config.name)
+    return GroupSpec(
+        name=config.name,
+        model=config.model,
+        pairs=prepared.pairs,
+        training=config.training,
+        plan=TrialPlan(
+            steps=prepared.steps,
+            rungs=frozenset(study.rungs),
+            workers=config.resources.workers,
+            divergence=config.divergence,
+            checkpoint=config.checkpoint,
+        ),
+        resources=config.resources,
+        storage=group_storage(folder),
+        trials=str(folder / "trials"),
+    )
+
+
+def _tracker(config: SearchConfig, place: SearchPlace, events: EventLog, *, must_answer: bool) -> Tracker:
+    artifacts = place.storage / "mlflow-artifacts" if place.mlflow is None else None
+    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, artifacts)
+    return Tracker(store, config.name, code_state(), events, must_answer=must_answer)
 
 
 def _params(config: SearchConfig) -> dict[str, Any]:
@@ -167,6 +211,8 @@ def code_state() -> dict[str, str]:
     """The versions that a number rests on: packages, and the commit of this project where it runs from a checkout."""
     packages = ("tune-dlrml", "torch", "transformers", "trl", "peft", "ray", "optuna", "mlflow")
     tags = {f"version.{package}": metadata.version(package) for package in packages}
+    if shutil.which("git") is None:
+        return tags
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -178,20 +224,30 @@ class _Books:
 
     def __init__(self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchObserver) -> None:
         self._study, self._events, self._tracker, self._view = study, events, tracker, view
+        self._runs: dict[int, str | None] = {}
 
     def on_start(self, spec: TrialSpec) -> None:
-        self._events.start(spec.number, spec.attempt, spec.settings())
-        run = self._tracker.start_trial(spec)
-        if run is not None:
-            self._study.set_attribute(spec.number, "mlflow_run_id", run)
+        self._events.start(spec)
+        self._tracker.notify(spec.number)
         self._view.on_start(spec)
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
-        self._events.report(report)
-        self._tracker.log(report)
+        if self._events.report(report):
+            self._tracker.notify(spec.number)
+            self._note_run(spec.number)
         self._view.on_report(spec, report)
 
+    def _note_run(self, number: int) -> None:
+        """Put MLflow's run into the study, once there is one, for those who look at the study alone."""
+        run = self._tracker.run_id(number)
+        if run != self._runs.get(number):
+            self._study.set_attribute(number, "mlflow_run_id", run)
+            self._runs[number] = run
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        self._view.on_loss(spec, reason, left)
+
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
-        self._events.end(row.number, str(row.state), row.stop_reason)
-        self._tracker.end_trial(row.number, row.state, row.stop_reason)
+        _write_end(row, self._events)
+        self._tracker.notify(row.number)
         self._view.on_end(spec, row)

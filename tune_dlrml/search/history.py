@@ -1,25 +1,26 @@
 """What a study tells about a search to those who only read it: status, tables, reports."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import optuna
-import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through
+import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State
+from tune_dlrml.search.database import is_sqlite, open_storage
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.urls import without_password
 
+DRIVER = "driver"
+"""Name of the attribute that says who runs the search, or ran it last."""
 DIVERGED = "diverged"
 """Name of the constraint that a diverged trial breaks."""
-BUSY_S = 60.0
-"""Seconds to wait for another process that holds the SQLite file."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StudyHistory:
             InputError: There is no such study, or its storage cannot be reached.
         """
         missing = f"there is no search {name!r} in {without_password(url)}; `search` begins one"
-        file = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+        file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
         if file and not Path(file).exists():
             raise InputError(missing)
         backend = open_storage(url)
@@ -88,6 +89,11 @@ class StudyHistory:
         return SearchConfig.model_validate(self._study.user_attrs["config"])
 
     @property
+    def driver(self) -> Mapping[str, Any]:
+        """Host, pid and start of the newest driver; empty before the first."""
+        return dict(self._study.user_attrs.get(DRIVER, {}))
+
+    @property
     def maximize(self) -> bool:
         """Whether larger values of the objective are better."""
         return bool(self._study.direction == optuna.study.StudyDirection.MAXIMIZE)
@@ -110,28 +116,6 @@ class StudyHistory:
     def _issued_trials(self) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state != TrialState.WAITING]
-
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage behind a SQLAlchemy URL.
-
-    Raises:
-        InputError: It cannot be opened; the message shows the URL without its password.
-    """
-    options = {"connect_args": {"timeout": BUSY_S}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise InputError(
-            f"the study at {without_password(url)} cannot be opened: {cause}; "
-            "give a URL such as sqlite:///folder/study.db or postgresql://user@host/database"
-        ) from None
-
-
-def without_password(url: str) -> str:
-    """The URL fit to be shown."""
-    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", url)
 
 
 def row_of(trial: FrozenTrial) -> TrialRow:

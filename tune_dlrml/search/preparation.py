@@ -1,10 +1,15 @@
-"""A search found to be sound before anything is started or written. Imports no torch: a mistake is told in seconds."""
+"""A search found to be sound before anything is started or written.
+
+What takes longest comes last, so that a mistake in a file is told in a second: torch, for the tokenizer, is loaded when
+all rows were read.
+"""
 
 from dataclasses import dataclass
 
 from tune_dlrml.config import SearchConfig
-from tune_dlrml.data import Pairs, load_pairs
+from tune_dlrml.data import Pairs, select_pairs
 from tune_dlrml.errors import InputError
+from tune_dlrml.models import load_tokenizer, parse_model_reference
 from tune_dlrml.search.checks import check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
 from tune_dlrml.search.result import SearchPlace
@@ -15,13 +20,16 @@ class PreparedSearch:
     """A search whose input was found to be sound; nothing was started or written yet.
 
     Attributes:
+        pairs: The rows that are used, without those that were dropped.
         steps: Full budget of a trial in optimizer steps.
+        notes: What a person must be told of rows that were dropped or will be truncated, a sentence each.
     """
 
     config: SearchConfig
     place: SearchPlace
     pairs: Pairs
     steps: int
+    notes: tuple[str, ...] = ()
 
 
 def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
@@ -33,9 +41,10 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
     check_references(config)
     if place.ray_address is None:
         check_resources(config.resources, local_capacity(), "this machine")
-    pairs = Pairs(
-        train=load_pairs(config.dataset.train, section="train"), eval=load_pairs(config.dataset.eval, section="eval")
+    selection = select_pairs(
+        config.dataset, config.training, lambda: load_tokenizer(parse_model_reference(config.model))
     )
+    pairs = Pairs(selection.sections["train"].dataset(), selection.sections["eval"].dataset())
     steps = config.training.steps(len(pairs.train), config.resources.workers)
     scheduler = config.search.scheduler
     if scheduler is not None and scheduler.grace_period > steps:
@@ -44,4 +53,4 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
             f"{scheduler.grace_period} and {config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are "
             f"{steps} steps"
         )
-    return PreparedSearch(config, place, pairs, steps)
+    return PreparedSearch(config, place, pairs, steps, selection.notes)

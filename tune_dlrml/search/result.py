@@ -1,38 +1,74 @@
 """Where a search lives and where it stands, from its study and event logs alone. Imports no ray, torch or mlflow."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tune_dlrml.config import SearchConfig, load_config
+from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_config
+from tune_dlrml.errors import InputError
+from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
-from tune_dlrml.search.events import EventLog
+from tune_dlrml.search.database import study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
+from tune_dlrml.urls import without_password
 
 
 @dataclass(frozen=True)
 class SearchPlace:
-    """Where a search lives.
+    """Where a search lives. Its addresses may hold passwords, which are in no configuration, file or message.
 
     Attributes:
         storage: Folder of all searches; the search has `<storage>/<name>/`.
         ray_address: A running cluster; None starts Ray on this machine.
+        study: PostgreSQL database of the study; None is SQLite in the search's folder.
+        mlflow: Tracking URI; None is `<storage>/mlflow.db`.
     """
 
     storage: Path
     ray_address: str | None = None
+    study: str | None = field(default=None, repr=False)
+    mlflow: str | None = field(default=None, repr=False)
+
+    def of(self, config: SearchConfig) -> tuple["SearchPlace", SearchConfig]:
+        """This place with the addresses that a search's file names and, without their passwords, the file.
+
+        Raises:
+            InputError: The study's address is none of PostgreSQL.
+        """
+        study, mlflow = self.study or config.search.study_url, self.mlflow or config.tracking.mlflow
+        place = replace(self, study=None if study is None else study_database(study), mlflow=mlflow)
+        bare = {"study_url": None if study is None else without_password(study)}
+        return place, config.model_copy(
+            update={
+                "search": config.search.model_copy(update=bare),
+                "tracking": config.tracking.model_copy(
+                    update={"mlflow": None if mlflow is None else without_password(mlflow)}
+                ),
+            }
+        )
 
     def folder(self, name: str) -> Path:
-        """Folder of one search."""
+        """Folder of one search.
+
+        Raises:
+            InputError: The name is none that a search can have, and could lead out of the storage folder.
+        """
+        if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
+            raise InputError(
+                f"--name {name[:NAME_LENGTH]!r}: a search's name has at most {NAME_LENGTH} letters, digits, '.', '_' "
+                "and '-', begins with a letter or a digit and does not end with '.'"
+            )
         return self.storage.resolve() / name
 
     def study_url(self, name: str) -> str:
         """The study's storage."""
-        return f"sqlite:///{self.folder(name) / 'study.db'}"
+        return self.study or f"sqlite:///{self.folder(name) / 'study.db'}"
 
-    def mlflow_uri(self, config: SearchConfig) -> str:
-        """The tracking store, `<storage>/mlflow.db` unless the file names one."""
-        return config.tracking.mlflow or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking store."""
+        return self.mlflow or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -65,16 +101,19 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     Raises:
         InputError: There is no such search.
     """
+    resolved = place.folder(name) / "search.yaml"
+    if not resolved.exists():
+        raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` begins one")
+    place, _ = place.of(load_config(resolved))
     history = StudyHistory.open(place.study_url(name), name)
     rows = tuple(history.rows())
     events = EventLog(place.folder(name))
-    config = load_config(place.folder(name) / "search.yaml")
     result = SearchResult(
         name=name,
         rows=rows,
         best=history.best(),
         metrics={row.number: events.last_metrics(row.number) for row in rows},
-        mlflow_uri=place.mlflow_uri(config),
+        mlflow_uri=without_password(place.mlflow_uri),
         interrupted=any(row.state is State.RUNNING for row in rows),
     )
     history.close()

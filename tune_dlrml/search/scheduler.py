@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler
 
 from tune_dlrml.search.searcher import StudySearcher
@@ -30,7 +31,8 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(self.STOP if verdict == "prune" else self.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Keep the exception's text, which Tune does not give to the searcher."""
+        """Keep the exception, which Tune does not give to the searcher, and whether it is the death of the slot."""
         text = Path(trial.error_file).read_text() if trial.error_file else ""
         _, _, exception = text.partition("\n")  # behind Tune's own line with the time
-        self._searcher.note_error(trial.trial_id, exception)
+        lost = isinstance(trial.get_pickled_error(), RayActorError)
+        self._searcher.note_error(trial.trial_id, exception, lost=lost)

@@ -1,16 +1,18 @@
 """Ray Tune's view of the study: which trial comes next, and what its results mean."""
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 from ray.tune.utils.util import unflatten_dict
 
-from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.records import Fault, Report, State, TrialOutcome
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.study import SearchStudy, Verdict
 from tune_dlrml.space import TrialSpec
@@ -32,6 +34,9 @@ class SearchObserver(Protocol):
     def on_report(self, spec: TrialSpec, report: Report) -> None:
         """A report arrived; before the study learns of it, so that what counts there is in the event log."""
 
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        """A trial lost its workers and will be issued again; it may lose them `left` more times."""
+
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A trial ended, as the study now has it."""
 
@@ -41,7 +46,22 @@ class _LiveTrial:
     spec: TrialSpec
     steps: int = 0
     end: TrialOutcome | None = None
-    error: str = ""
+    error: TrialOutcome | None = None
+    heard_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A trial under way from which no report came for a while.
+
+    Attributes:
+        steps: Of its last report; 0 also while its worker group is still to start.
+        seconds: Since then.
+    """
+
+    number: int
+    steps: int
+    seconds: float
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -52,14 +72,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     a heartbeat.
 
     A trial ends here by a verdict (PRUNED), by its outcome (COMPLETE, DIVERGED, FAILED) or by an error that Tune
-    reports (FAILED). Tune stops trials of its own accord when the search is interrupted or its time is up; it does so
-    without a word to its searcher, or in the worst case without outcome and verdict: such a trial stays RUNNING in
-    the study, and the next driver issues it again.
+    reports (FAILED). One that only lost its workers, its slot or its node is issued again as the next one, with its
+    number, until its budget of `search.max_failures` is used up. Tune stops trials of its own accord when the search is
+    interrupted or its time is up; it does so without a word to its searcher, or in the worst case without outcome and
+    verdict: such a trial stays RUNNING in the study, and the next driver issues it again.
 
     Args:
         study: Where the decisions are.
         observer: Who is told.
         expired: Whether the time of the search is up; then no new trial is issued.
+        allowed: Raises if this driver may drive the search no more; asked before a trial is issued.
 
     Attributes:
         same_failures: Why the search ended early, if trials kept failing in the same way; else empty.
@@ -68,10 +90,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     """
 
     def __init__(
-        self, study: SearchStudy, observer: SearchObserver, *, expired: Callable[[], bool] = lambda: False
+        self,
+        study: SearchStudy,
+        observer: SearchObserver,
+        *,
+        expired: Callable[[], bool] = lambda: False,
+        allowed: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self._study, self._observer, self._expired = study, observer, expired
+        self._study, self._observer, self._expired, self._allowed = study, observer, expired, allowed
         self._interrupted = deque(study.interrupted())
         self._live: dict[str, _LiveTrial] = {}
         self._failure, self._failures = "", 0
@@ -85,6 +112,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if self.same_failures or self._expired():
             return str(Searcher.FINISHED)
         with self._search_ends_on_error():
+            self._allowed()
             spec = self._next()
             if spec is None:
                 return None if self._live else str(Searcher.FINISHED)
@@ -114,7 +142,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         verdict: Verdict = "continue"
         for line in result.get("reports", ()):
             report = Report.from_json(line)
-            live.steps = report.step
+            live.steps, live.heard_s = report.step, time.monotonic()
             self._observer.on_report(live.spec, report)
             if report.rung or (report.evaluated and report.step == self._study.full_steps):
                 verdict = self._judge(live, report)
@@ -131,10 +159,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             live.end = _pruned(number, step)
         return verdict
 
-    def note_error(self, trial_id: str, text: str) -> None:
-        """Keep the exception of a trial that Tune is about to end; `on_trial_complete` does not carry it."""
-        if trial_id in self._live:
-            self._live[trial_id].error = text
+    def note_error(self, trial_id: str, text: str, *, lost: bool) -> None:
+        """Keep the exception of a slot that Tune is about to drop; `on_trial_complete` does not carry it."""
+        live = self._live.get(trial_id)
+        if live is not None:
+            fault = Fault.LOST if lost else Fault.TRIAL
+            live.error = TrialOutcome(live.spec.number, State.FAILED, headline(text), text, fault=fault)
+
+    def silences(self, longer_than_s: float) -> list[Silence]:
+        """Trials under way without a report for so long; safe to be called from another thread."""
+        now = time.monotonic()
+        every = [Silence(live.spec.number, live.steps, now - live.heard_s) for live in list(self._live.values())]
+        return [silence for silence in every if silence.seconds > longer_than_s]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler has passed the result on to `receive`."""
@@ -146,7 +182,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return
         with self._search_ends_on_error():
             if error:
-                live.end = TrialOutcome(live.spec.number, State.FAILED, headline(live.error), live.error)
+                live.end = live.error or TrialOutcome(live.spec.number, State.FAILED, "the trial's slot died")
             elif live.end is None and result is not None:
                 # A result with `done` comes here directly; Tune does not show it to the scheduler.
                 self._take(live, result)
@@ -155,6 +191,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._end(live, live.end)
 
     def _end(self, live: _LiveTrial, outcome: TrialOutcome) -> None:
+        if outcome.fault in _ENDS_THE_SEARCH:
+            raise _ENDS_THE_SEARCH[outcome.fault](outcome.reason)
+        if outcome.fault is Fault.LOST:
+            left = self._study.count_loss(outcome.number)
+            if left >= 0:
+                self._interrupted.appendleft(outcome.number)
+                self._observer.on_loss(live.spec, outcome.reason, left)
+                return
+            outcome = replace(outcome, reason=f"lost once too often: {outcome.reason}")
         row = self._study.finish(outcome, live.steps)
         self._count_failures(row)
         self._observer.on_end(live.spec, row)
@@ -185,13 +230,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return {}
 
 
+_ENDS_THE_SEARCH = {Fault.STORAGE: StorageError, Fault.INPUT: InputError}
+
+
 def headline(traceback: str) -> str:
     """The line of a traceback that names the exception; in a text without one, the first sentence of its last line."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
     if named:
         return named[-1].strip()
-    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else "the trial's slot died"
+    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else "an exception without a text"
 
 
 def _without_numbers(reason: str) -> str:
@@ -207,4 +255,6 @@ def _outcome(result: Mapping[str, Any]) -> TrialOutcome | None:
     """The outcome inside a result, whose nested keys Tune has joined by a slash."""
     own = {key: value for key, value in result.items() if key.partition("/")[0] == "outcome"}
     outcome = unflatten_dict(own).get("outcome")
-    return None if outcome is None else TrialOutcome(**{**outcome, "state": State(outcome["state"])})
+    if outcome is None:
+        return None
+    return TrialOutcome(**{**outcome, "state": State(outcome["state"]), "fault": Fault(outcome["fault"])})

@@ -11,12 +11,15 @@ from optuna.trial import TrialState
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.search.database import open_storage
 from tune_dlrml.search.halving import is_promoted, rung_steps
-from tune_dlrml.search.history import DIVERGED, StudyHistory, TrialRow, open_storage, row_of
+from tune_dlrml.search.history import DIVERGED, DRIVER, StudyHistory, TrialRow, row_of
 from tune_dlrml.search.sampling import BranchSampler, draw
 from tune_dlrml.search.settings import refuse_differences
 from tune_dlrml.space import Point, SearchSpace, TrialSpec
 
+LOSSES = "losses"
+"""Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
 Verdict = Literal["continue", "prune"]
 
 
@@ -92,6 +95,10 @@ class SearchStudy(StudyHistory):
         for key, value in new.items():
             if key not in old or old[key] != value:
                 self._study.set_user_attr(key, value)
+
+    def sign(self, host: str, pid: int, since: str) -> None:
+        """Write down who drives the search, for the message to a second driver."""
+        self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
 
     def _lay_out(self) -> None:
         """Number the trials that need no sampler: the baseline and, for a grid, its points."""
@@ -208,6 +215,16 @@ class SearchStudy(StudyHistory):
     def set_attribute(self, number: int, key: str, value: Any) -> None:
         """Keep a JSON value with a trial under way; a trial that has ended takes no more."""
         self._open(number).trial.set_user_attr(key, value)
+
+    def count_loss(self, number: int) -> int:
+        """Count that a trial lost its workers; how often it may still do so, -1 if this time was once too often.
+
+        Only this counts against `search.max_failures`: the death of a driver does not.
+        """
+        known = self._open(number).trial
+        losses = int(known.user_attrs.get(LOSSES, 0)) + 1
+        known.set_user_attr(LOSSES, losses)
+        return max(-1, self.config.search.max_failures - losses)
 
     def finish(self, outcome: TrialOutcome, steps: int) -> TrialRow:
         """End a trial, `steps` optimizer steps after its start.

@@ -2,7 +2,9 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tune_dlrml.config import DivergenceConfig
 
@@ -54,6 +56,15 @@ class DivergenceRule:
         self._loss_limit = config.loss_factor * loss_at_zero
         self._finite: deque[bool] = deque(maxlen=config.window)
         self._losses: deque[float] = deque(maxlen=config.window)
+
+    def state(self) -> dict[str, list[Any]]:
+        """The windows as JSON values, for a checkpoint."""
+        return {"finite": [*self._finite], "losses": [*self._losses]}
+
+    def restore(self, state: Mapping[str, list[Any]]) -> None:
+        """Go on from the windows that `state` gave."""
+        self._finite.extend(state["finite"])
+        self._losses.extend(state["losses"])
 
     def judge(self, stats: StepStats) -> str | None:
         """Why the trial has diverged at this step, or None if it has not."""

@@ -9,15 +9,16 @@ Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -28,6 +29,8 @@ from trl.trainer.utils import add_fused_lm_head
 from tune_dlrml.config import LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
 from tune_dlrml.training.divergence import StepStats
+from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
+from tune_dlrml.training.step_sums import pair_sums, step_stats
 
 _has_triton = trl_utils._use_triton
 
@@ -40,9 +43,22 @@ def _scores_completions_only(device: torch.device) -> bool:
 # model with a large vocabulary a fifth of its step, and gives the same numbers.
 trl_utils._use_triton = _scores_completions_only
 
+MIX_NAME = "beta_mix.pt"
+"""File of a checkpoint with a learnable beta_mix and its optimizer; the other names are transformers' and PEFT's."""
+
+
+class AfterStep(NamedTuple):
+    """What follows an optimizer step."""
+
+    save: bool = False
+    stop: bool = False
+
+
 Batch = Mapping[str, Tensor]
-OnStep = Callable[[StepStats], bool]
-"""Called on every rank after each optimizer step with the same numbers; True ends the training."""
+OnStep = Callable[[StepStats], AfterStep]
+"""Called on every rank after each optimizer step with the same numbers."""
+OnSave = Callable[[int, Callable[[Path], None]], None]
+"""Called on every rank when a checkpoint is due, with its step and what writes this rank's part into a folder."""
 
 
 def tokenize_pairs(
@@ -156,6 +172,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         mix_learning_rate: Constant rate of a learnable beta_mix; None without one.
         skip_nonfinite: Leave a step with a non-finite gradient unapplied on every rank.
         on_step: Told every optimizer step.
+        on_save: Makes the checkpoints that `on_step` asks for.
         lora: Adapter to train; None trains all weights.
     """
 
@@ -170,6 +187,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         mix_learning_rate: float | None,
         skip_nonfinite: bool,
         on_step: OnStep,
+        on_save: OnSave,
         lora: LoraSettings | None,
     ) -> None:
         log_prob_head = model.forward
@@ -190,6 +208,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.remove_callback(PrinterCallback)
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
+        self._on_save = on_save
+        self._trains_adapter = lora is not None
         self._micro_batches: list[Tensor] = []
         self._step = Tensor()
         self._grad_norm = float("nan")
@@ -216,7 +236,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         )
         loss_B = self.preference_loss(pairs)
         self._micro_batches.append(
-            _sums(loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs)
+            pair_sums(loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs)
         )
         return loss_B.mean()
 
@@ -258,22 +278,47 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
                 self._mix_optimizer.step()
             self._mix_optimizer.zero_grad()
 
+    def write_state(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint, as `train(resume_from_checkpoint=...)` reads it.
+
+        Other than transformers' own, a checkpoint holds no `training_args.bin`, which only a full unpickling could
+        read, and no model card.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        rank, world = self.args.process_index, self.args.world_size
+        write_pickle(random_state(world), folder / (f"rng_state_{rank}.pth" if world > 1 else "rng_state.pth"))
+        if rank != 0:
+            return
+        if self._trains_adapter:
+            # Or else PEFT asks the hub whether the vocabulary has grown.
+            adapter = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            write_tensors(adapter, folder / "adapter_model.safetensors")
+            self.model.peft_config["default"].save_pretrained(folder)
+        else:
+            write_model(self.model, folder / "model.safetensors")
+        write_pickle(self.optimizer.state_dict(), folder / "optimizer.pt")
+        write_pickle(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        if self._mix_optimizer is not None:
+            mix = {"mix": self.preference_loss.mix.state_dict(), "optimizer": self._mix_optimizer.state_dict()}
+            write_pickle(mix, folder / MIX_NAME)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        self._on_save(self.state.global_step, self.write_state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._mix_optimizer is not None:
+            mix = torch.load(Path(checkpoint, MIX_NAME), map_location="cpu", weights_only=True)
+            self.preference_loss.mix.load_state_dict(mix["mix"])
+            self._mix_optimizer.load_state_dict(mix["optimizer"])
+
     def last_step(self, learning_rate: float) -> StepStats:
         """What the step just closed did, the same on every rank."""
-        pairs, loss_ok, loss, correct, margin_ok, margin, chosen, rejected, tokens, bad, entries = self._step.tolist()
-        return StepStats(
-            step=self.state.global_step,
-            pairs=int(pairs),
-            loss=loss / loss_ok if loss_ok else None,
-            accuracy=correct / margin_ok if margin_ok else None,
-            margin=margin / margin_ok if margin_ok else None,
-            chosen_logps=chosen / margin_ok if margin_ok else None,
-            rejected_logps=rejected / margin_ok if margin_ok else None,
-            grad_norm=self._grad_norm if torch.isfinite(torch.tensor(self._grad_norm)) else None,
-            nonfinite_loss=1 - loss_ok / pairs,
-            nonfinite_grad=bad / entries,
-            learning_rate=learning_rate,
-            tokens=int(tokens),
+        return step_stats(
+            self._step, step=self.state.global_step, grad_norm=self._grad_norm, learning_rate=learning_rate
         )
 
 
@@ -290,31 +335,10 @@ class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transforme
         self._trainer.before_optimizer_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._on_step(self._trainer.last_step(self._learning_rate)):
+        after = self._on_step(self._trainer.last_step(self._learning_rate))
+        control.should_save = after.save
+        if after.stop:
             control.should_training_stop = True
-
-
-def _sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, batch: Batch) -> Tensor:
-    """Sums over the finite pairs of one micro-batch, shape (9,), float64, in the order that `last_step` reads."""
-    loss_ok, margin_ok = loss_B.isfinite(), margin_B.isfinite()
-
-    def total(values: Tensor, keep: Tensor) -> Tensor:
-        return values.double().where(keep, torch.zeros((), dtype=torch.float64, device=values.device)).sum()
-
-    correct = (margin_B > 0).double() + 0.5 * (margin_B == 0).double()
-    return torch.stack(
-        [
-            torch.tensor(len(loss_B), dtype=torch.float64, device=loss_B.device),
-            loss_ok.sum().double(),
-            total(loss_B, loss_ok),
-            total(correct, margin_ok),
-            margin_ok.sum().double(),
-            total(margin_B, margin_ok),
-            total(chosen_B, margin_ok),
-            total(rejected_B, margin_ok),
-            batch["attention_mask"].sum().double(),
-        ]
-    )
 
 
 def release_trainer() -> None:

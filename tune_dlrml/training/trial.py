@@ -1,29 +1,38 @@
 """One trial on a resident model, from its hand-over to its end. Knows nothing of Ray: reports go through a channel."""
 
+import json
 import math
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
 
-from tune_dlrml.config import DivergenceConfig, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.config import CheckpointConfig, DivergenceConfig, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
-from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.training.checkpoint import Attempt, Checkpoint, storing
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
+from tune_dlrml.training.ranks import is_rank_zero, on_rank_zero, together
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trainer import PreferenceTrainer, release_trainer, trl_config
+from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer, trl_config
+
+PROGRESS = "progress.json"
+"""File of a checkpoint with what a trial knows beside the state of its trainer."""
 
 
 class Channel(Protocol):
     """The way from a trial to those who decide about it; called on every rank with the same report."""
 
-    def send(self, report: Report) -> bool:
-        """Deliver a report, wait for the verdict if it is at a rung, and say whether to go on."""
+    def send(self, report: Report) -> Answer:
+        """Deliver a report, wait for the verdict if it is at a rung, and say whether to go on.
+
+        A report may come again after its trial was killed; the same answer is due then, and nothing else.
+        """
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,15 @@ class TrialPlan:
         steps: Full budget in optimizer steps.
         rungs: Steps before the last at which a trial is evaluated and waits for a verdict.
         workers: Ranks of the group.
+        divergence: When a trial has diverged.
+        checkpoint: When a trial is saved, and how many of its checkpoints are kept.
     """
 
     steps: int
     rungs: frozenset[int]
     workers: int
     divergence: DivergenceConfig
+    checkpoint: CheckpointConfig
 
 
 def train_trial(
@@ -48,24 +60,37 @@ def train_trial(
     plan: TrialPlan,
     channel: Channel,
     *,
+    folder: Path,
     handed_over_s: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> TrialOutcome | None:
-    """Train one trial and leave the resident model as it was.
+    """Train one trial, from its newest complete checkpoint if it has one, and leave the resident model as it was.
+
+    A trial that was killed and goes on so ends with the same weights, bit for bit, as one that was not (float32, one
+    worker, CPU), and its reports differ in their times only.
 
     Args:
         resident: Model and data.
         spec: The trial.
         plan: Budget and rules of the search.
         channel: Where reports go.
+        folder: The trial's, for its checkpoints; every rank sees it.
         handed_over_s: When the trial was handed to the group, in seconds of `clock`; now if None.
         clock: Wall clock.
 
     Returns:
         COMPLETE or DIVERGED with its reason; None if the channel said to stop.
+
+    Raises:
+        StorageError: The folder is full, read-only or broken; the checkpoints made before stay usable.
     """
-    loss = build_loss(spec.loss)
-    run = _Run(resident, spec, plan, channel, loss, clock, clock() if handed_over_s is None else handed_over_s)
+    began = clock() if handed_over_s is None else handed_over_s
+    attempt = on_rank_zero(lambda: Attempt.begin(folder, keep=plan.checkpoint.save_total_limit))
+    run = _Run(resident, spec, plan, channel, build_loss(spec.loss), attempt, clock, began)
+    if attempt.resumed is not None and attempt.resumed.step == plan.steps:
+        if run.resume(attempt.resumed):
+            run.complete()
+        return run.outcome
     rows = resident.rows(spec.training, steps=plan.steps, workers=plan.workers)
     try:
         _train(run, rows)
@@ -77,23 +102,27 @@ def train_trial(
 
 
 def _train(run: "_Run", rows: Dataset) -> None:
-    training, model = run.spec.training, run.resident.model
+    training, model, resumed = run.spec.training, run.resident.model, run.attempt.resumed
     on_cpu = next(model.parameters()).device.type == "cpu"
-    with tempfile.TemporaryDirectory(prefix="tune_dlrml_trial_") as folder:
-        trainer = PreferenceTrainer(
-            model,
-            trl_config(training, steps=run.plan.steps, output_dir=folder, on_cpu=on_cpu),
-            rows,
-            run.resident.tokenizer,
-            run.loss,
-            mix_learning_rate=_mix_learning_rate(run.spec),
-            skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
-            on_step=run.on_step,
-            lora=training.lora,
-        )
-        run.policy = trainer.model
+    trainer = PreferenceTrainer(
+        model,
+        trl_config(training, steps=run.plan.steps, output_dir=str(run.attempt.path), on_cpu=on_cpu),
+        rows,
+        run.resident.tokenizer,
+        run.loss,
+        mix_learning_rate=_mix_learning_rate(run.spec),
+        skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
+        on_step=run.on_step,
+        on_save=run.on_save,
+        lora=training.lora,
+    )
+    run.policy = trainer.model
+    if resumed is None:
         if run.start():
             trainer.train()
+    elif run.resume(resumed):
+        # Onto the base model, whose reference came with the rows: a policy loaded as the model would become its own.
+        trainer.train(resume_from_checkpoint=str(resumed.path))
 
 
 def _mix_learning_rate(spec: TrialSpec) -> float | None:
@@ -110,12 +139,14 @@ class _Run:
     plan: TrialPlan
     channel: Channel
     loss: PreferenceLoss
+    attempt: Attempt
     clock: Callable[[], float]
     handed_over_s: float
     policy: Any = None
-    outcome: TrialOutcome | None = None
+    ended: tuple[State, str] | None = None
     since_report: list[StepStats] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "waiting": 0.0})
+    unacknowledged: list[Report] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "waiting": 0.0, "saving": 0.0})
     tokens: int = 0
     reported_s: float = 0.0
 
@@ -128,8 +159,24 @@ class _Run:
             0, self.resident.held_out.untrained() | self.resident.counts | self._shape(), evaluated=True, rung=False
         )
 
-    def on_step(self, stats: StepStats) -> bool:
-        """Judge, report and evaluate as the step demands; True ends the training."""
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        """Take the books out of a checkpoint, and report again what nobody had acknowledged when it was made."""
+        with storing(checkpoint.path):
+            progress = json.loads((checkpoint.path / PROGRESS).read_bytes())
+        self._rule.restore(progress["divergence"])
+        self.since_report = [StepStats(**stats) for stats in progress["since_report"]]
+        self.seconds, self.tokens = progress["seconds"], progress["tokens"]
+        go_on = all(self._deliver(Report.from_json(report)) for report in progress["unacknowledged"])
+        self.reported_s = self.clock() - progress["since_report_s"]
+        return go_on
+
+    @property
+    def outcome(self) -> TrialOutcome | None:
+        """How the trial ended, if it did by itself."""
+        return None if self.ended is None else TrialOutcome(self.spec.number, *self.ended, seconds=dict(self.seconds))
+
+    def on_step(self, stats: StepStats) -> AfterStep:
+        """Judge, report and evaluate as the step demands."""
         if "to_first_step" not in self.seconds:
             self.seconds["to_first_step"] = self.clock() - self.handed_over_s
         self.since_report.append(stats)
@@ -144,15 +191,50 @@ class _Run:
                 reason = f"step {stats.step}: {error}"
         if reason is not None:
             self._send(stats.step, self._training_metrics(), evaluated=False, rung=False)
-            self._end(State.DIVERGED, reason)
-            return True
+            self.ended = State.DIVERGED, reason
+            return AfterStep(stop=True)
         if rung or last or stats.step % self.spec.training.logging_steps == 0:
             go_on = self._send(stats.step, self._training_metrics() | metrics, evaluated=bool(metrics), rung=rung)
             if not go_on:
-                return True
+                return AfterStep(stop=True)
         if last:
-            self._end(State.COMPLETE, f"all {self.plan.steps} steps done")
-        return last
+            self.complete()
+        return AfterStep(save=rung or last or stats.step % self.plan.checkpoint.save_steps == 0, stop=last)
+
+    def complete(self) -> None:
+        """The trial has used up its budget."""
+        self.ended = State.COMPLETE, f"all {self.plan.steps} steps done"
+
+    def on_save(self, step: int, write_state: Callable[[Path], None]) -> None:
+        """Make the checkpoint of a step: every rank writes its part, rank 0 says when it is complete."""
+        began = self.clock()
+        partial = on_rank_zero(lambda: self.attempt.partial(step))
+        try:
+            together(lambda: self._write(partial, write_state))
+            on_rank_zero(lambda: self.attempt.seal(partial))
+        except Exception:
+            on_rank_zero(lambda: self.attempt.abandon(partial))
+            raise
+        took = self.clock() - began
+        self.seconds["saving"] += took
+        self.reported_s += took
+
+    def _write(self, partial: Path, write_state: Callable[[Path], None]) -> None:
+        with storing(partial):
+            write_state(partial)
+            if is_rank_zero():
+                (partial / PROGRESS).write_text(json.dumps(self._progress()), encoding="utf-8")
+
+    def _progress(self) -> dict[str, Any]:
+        """What `resume` needs, as JSON; floats come back bit for bit."""
+        return {
+            "divergence": self._rule.state(),
+            "since_report": [asdict(stats) for stats in self.since_report],
+            "since_report_s": self.clock() - self.reported_s,
+            "unacknowledged": [report.as_json() for report in self.unacknowledged],
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+        }
 
     def _evaluate(self) -> dict[str, float]:
         if self.loss.mix is not None and not self._shape():
@@ -204,14 +286,16 @@ class _Run:
             evaluated=evaluated,
             rung=rung,
         )
+        return self._deliver(report)
+
+    def _deliver(self, report: Report) -> bool:
         began = self.clock()
-        go_on = self.channel.send(report)
+        answer = self.channel.send(report)
         self.reported_s = self.clock()
         self.seconds["waiting"] += self.reported_s - began
-        return go_on
-
-    def _end(self, state: State, reason: str) -> None:
-        self.outcome = TrialOutcome(self.spec.number, state, reason, seconds=dict(self.seconds))
+        known = (*self.unacknowledged, report)
+        self.unacknowledged = [waiting for waiting in known if waiting.step > answer.acknowledged]
+        return answer.go_on
 
 
 def _mean(values: list[float | None]) -> float | None:

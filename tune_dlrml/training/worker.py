@@ -1,7 +1,10 @@
 """What a Ray Train worker runs: load once, then train the trials that the mailbox hands over, one after another."""
 
 import gc
+import re
+import traceback
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -9,14 +12,19 @@ import ray.train
 import torch
 import torch.distributed as dist
 from datasets import disable_progress_bars
+from ray.exceptions import RayActorError
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
 from tune_dlrml.data import Pairs
-from tune_dlrml.records import Report
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
+
+REASON_LENGTH = 300
+"""Characters of an exception that fit a table; all of it is in the study."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class GroupSpec:
         plan: Budget and rules of the search.
         resources: Workers and what each takes.
         storage: Folder that every node sees, for the files that Ray Train insists on.
+        trials: Folder that every node sees, with a folder for each trial's checkpoints.
     """
 
     name: str
@@ -40,6 +49,7 @@ class GroupSpec:
     plan: TrialPlan
     resources: ResourcesConfig
     storage: str
+    trials: str
 
 
 class MailboxChannel:
@@ -50,9 +60,9 @@ class MailboxChannel:
         self._index = index
         self._rank = rank
 
-    def send(self, report: Report) -> bool:
+    def send(self, report: Report) -> Answer:
         """Deliver a report; at a rung this waits for the verdict."""
-        answer = [False]
+        answer = [Answer(go_on=False)]
         if self._rank == 0:
             answer = [ray.get(self._mailbox.send.remote(self._index, report.as_json(), report.rung))]
         if dist.is_initialized():
@@ -67,24 +77,58 @@ def train_trials(config: dict[str, Any]) -> None:
         config: `mailbox`, the actor's handle, and `group`, a GroupSpec.
     """
     group: GroupSpec = config["group"]
-    mailbox = config["mailbox"]
+    mailbox, index = config["mailbox"], 0
+    try:
+        rank = ray.train.get_context().get_world_rank()
+        resident = _load(group)
+        # Orders are fetched by their index, so that no rank can miss one that was dropped while it was still busy.
+        while (order := ray.get(mailbox.order.remote(index))) is not None:
+            spec = TrialSpec.from_json(order["spec"])
+            outcome = train_trial(
+                resident,
+                spec,
+                group.plan,
+                MailboxChannel(mailbox, index, rank),
+                folder=Path(group.trials) / str(spec.number),
+                handed_over_s=order["handed_over_s"],
+            )
+            if rank == 0 and outcome is not None:
+                ray.get(mailbox.finish.remote(index, asdict(outcome)))
+            index += 1
+    except Exception as error:
+        if not _is_loss_of_others(error):
+            number = ray.get(mailbox.order.remote(index))["spec"]["number"]
+            ray.get(mailbox.finish.remote(index, asdict(_failed(number, error))))
+        raise
+
+
+def _load(group: GroupSpec) -> Resident:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(group.resources.cpus_per_worker)
-    rank = ray.train.get_context().get_world_rank()
     resident = Resident.load(group.model, group.pairs, group.training)
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own
-    index = 0
-    # Orders are fetched by their index, so that no rank can miss one that was dropped while it was still busy.
-    while (order := ray.get(mailbox.order.remote(index))) is not None:
-        outcome = train_trial(
-            resident,
-            TrialSpec.from_json(order["spec"]),
-            group.plan,
-            MailboxChannel(mailbox, index, rank),
-            handed_over_s=order["handed_over_s"],
-        )
-        if rank == 0 and outcome is not None:
-            ray.get(mailbox.finish.remote(index, asdict(outcome)))
-        index += 1
+    return resident
+
+
+def _is_loss_of_others(error: Exception) -> bool:
+    """Whether an exception says that another process is gone: the mailbox, or a rank that a collective waited for."""
+    # Gloo has no exception of its own; its messages begin with the place in its source.
+    gloo = isinstance(error, RuntimeError) and "gloo/" in str(error)
+    return gloo or isinstance(error, (RayActorError, dist.DistError))
+
+
+def _failed(number: int, error: Exception) -> TrialOutcome:
+    faults = {StorageError: Fault.STORAGE, InputError: Fault.INPUT}
+    fault = next((fault for kind, fault in faults.items() if isinstance(error, kind)), Fault.TRIAL)
+    reason = headline(error) if fault is Fault.TRIAL else str(error)
+    text = "".join(traceback.format_exception(error))
+    return TrialOutcome(number, State.FAILED, reason, exception=text, fault=fault)
+
+
+def headline(error: BaseException) -> str:
+    """Type of an exception and the first sentence of its last line, short enough for a table."""
+    lines = str(error).strip().splitlines() or [""]
+    sentence = re.split(r"(?<=\.)\s", lines[-1].strip())[0]
+    return f"{type(error).__name__}: {sentence[:REASON_LENGTH]}"

@@ -1,0 +1,159 @@
+"""What a search leaves behind once it has ended, undisturbed or killed and resumed: nothing but its own folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cluster.services import free_ports
+from faults.toy_search import PROGRESS_S, Failure, ToySearch, ended_afterwards, generator, require, row, wait_for
+
+GONE_S = 60.0
+"""What Ray may take to end the processes of a driver that was killed."""
+
+
+def run(*, seed: int) -> dict[str, Any]:
+    rng, failures = generator("leftovers", seed), []
+    tried = [_on_its_own_cluster, _on_a_cluster_that_stays]
+    for check in tried:
+        try:
+            with tempfile.TemporaryDirectory(prefix="fault_leftovers_") as name:
+                check(Path(name), rng)
+        except Failure as failure:
+            failures.append(str(failure))
+    return row("leftovers", len(tried), failures, "processes, temporary files, actors, placement groups, descriptors")
+
+
+def end_and_kill(search: ToySearch, rng: Any) -> None:
+    """One search that ends, and one that is killed twice and resumed."""
+    for name in ("ended", "killed"):
+        search.name = name
+        for _ in range(2 if name == "killed" else 0):
+            before, driver = search.progress(), search.start("--name", name)
+            with ended_afterwards(driver):
+                wait_for(lambda seen=before: search.progress() > seen, PROGRESS_S, "progress", driver)
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+        search.run("--name", name)
+
+
+def temporary_files() -> set[str]:
+    """Entries of the temporary folder and of the shared memory of this machine."""
+    return {entry.path for folder in (tempfile.gettempdir(), "/dev/shm") for entry in os.scandir(folder)}
+
+
+def processes() -> dict[int, str]:
+    """Living processes of this user."""
+    found = {}
+    for process in psutil.process_iter(["uids", "status", "cmdline"]):
+        uids, zombie = process.info["uids"], process.info["status"] == psutil.STATUS_ZOMBIE
+        if uids is not None and uids.real == os.getuid() and not zombie:
+            found[process.pid] = " ".join(process.info["cmdline"] or [])
+    return found
+
+
+def is_of_a_search(command: str) -> bool:
+    return any(word in command for word in ("ray", "gcs_server", "tune-dlrml", "mlflow"))
+
+
+def new_processes(before: dict[int, str]) -> dict[int, str]:
+    return {pid: text for pid, text in processes().items() if pid not in before and is_of_a_search(text)}
+
+
+def _on_its_own_cluster(folder: Path, rng: Any) -> None:
+    search = ToySearch(folder, trials=2, steps=80)
+    files, running = temporary_files(), processes()
+    descriptors = psutil.Process().num_fds()
+    end_and_kill(search, rng)
+    wait_for(lambda: not new_processes(running), GONE_S, f"the end of {new_processes(running)}")
+    left = temporary_files() - files
+    require(not left, f"temporary files left over: {sorted(left)}")
+    require(psutil.Process().num_fds() == descriptors, "descriptors of the process that started the searches")
+
+
+def _on_a_cluster_that_stays(folder: Path, rng: Any) -> None:
+    """On a cluster that outlives its searches nothing adds up: a second round leaves as much as the first."""
+    search = ToySearch(folder / "search", trials=2, steps=80)
+    node = Node()
+    try:
+        search.environment = node.environment
+        seen = []
+        for round_ in ("first", "second"):
+            search.folder.joinpath("runs").rename(folder / f"runs-{round_}") if search.runs.exists() else None
+            end_and_kill(search, rng)
+            wait_for(lambda: not node.alive("actors"), GONE_S, "the end of all actors")
+            wait_for(lambda: not node.alive("placement-groups"), GONE_S, "the end of all placement groups")
+            seen.append(node.descriptors())
+        grown = {name: (seen[0][name], count) for name, count in seen[1].items() if count > seen[0].get(name, 0) + 2}
+        require(not grown, f"descriptors of the cluster's processes grew: {grown}")
+    finally:
+        node.end()
+
+
+class Node:
+    """A Ray node of this run's own."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="node_", dir="/tmp")
+        token = Path(self._folder) / "token"
+        token.touch(mode=0o600)
+        token.write_text(os.urandom(32).hex())
+        port, dashboard, agent, client, metrics = free_ports(5)
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+        }
+        self._dashboard = f"http://127.0.0.1:{dashboard}"
+        self._process = psutil.Popen(
+            [
+                *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2"),
+                *(f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+                *(f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"),
+                *("--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", "--disable-usage-stats"),
+            ],
+            env=os.environ | self.environment | {"TMPDIR": self._folder},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: self._list("nodes", "state=ALIVE") == 1, 90, "the Ray node")
+
+    def alive(self, kind: str) -> int:
+        """Actors or placement groups that are not gone."""
+        gone = {"actors": "DEAD", "placement-groups": "REMOVED"}[kind]
+        return self._list(kind, f"state!={gone}")
+
+    def descriptors(self) -> Counter[str]:
+        """Open file descriptors of the processes that stay, by their name."""
+        counted: Counter[str] = Counter()
+        for process in self._process.children(recursive=True):
+            if process.name() in ("gcs_server", "raylet"):
+                counted[process.name()] += process.num_fds()
+        return counted
+
+    def end(self) -> None:
+        started = [*self._process.children(recursive=True), self._process]
+        for process in started:
+            process.kill()
+        psutil.wait_procs(started, timeout=20)
+        subprocess.run(["rm", "-rf", self._folder], check=True)
+
+    def _list(self, kind: str, condition: str) -> int:
+        import json
+
+        asked = subprocess.run(
+            [
+                *(Path(sys.executable).with_name("ray"), "list", kind, "--format=json", "--limit=1000"),
+                *("--filter", condition, "--address", self._dashboard),
+            ],
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return len(json.loads(asked.stdout)) if asked.returncode == 0 else -1

@@ -1,0 +1,222 @@
+"""Secrets that a search is given appear in no byte that it leaves behind or prints."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import toy
+import yaml
+
+pytestmark = pytest.mark.slow
+
+SECRETS = {
+    "password in the tracking URI": "canary-in-tracking-uri",
+    "MLFLOW_TRACKING_PASSWORD": "canary-in-mlflow-password",
+    "TUNE_DLRML_STUDY_URL": "canary-in-study-url",
+    "OPENAI_API_KEY": "canary-in-openai-key",
+}
+START_S, SEARCH_S, SCAN_EVERY_S = 120, 400, 0.5
+POSTGRES = [shutil.which(name) for name in ("initdb", "postgres")]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def found_in(content: bytes) -> set[str]:
+    """Names of the secrets in a content."""
+    return {name for name, secret in SECRETS.items() if secret.encode() in content}
+
+
+class Watch(threading.Thread):
+    """Looks into every file below a folder while its owners run, since they remove some of them at their end."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.hits: dict[str, set[str]] = {}
+        self.looked_at: set[str] = set()
+        self._folder, self._seen, self._ended = folder, dict[Path, tuple[int, int]](), threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(SCAN_EVERY_S):
+            self.look()
+
+    def look(self) -> None:
+        for path in self._folder.rglob("*"):
+            try:
+                state = path.lstat()
+                if not path.is_file() or self._seen.get(path) == (state.st_mtime_ns, state.st_size):
+                    continue
+                self._seen[path] = state.st_mtime_ns, state.st_size
+                hits = found_in(path.read_bytes())
+            except OSError:  # it was removed meanwhile
+                continue
+            self.looked_at.add(path.name)
+            if hits:
+                self.hits[str(path.relative_to(self._folder))] = hits
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+        self.look()
+
+
+@contextmanager
+def process(argv: list[str], log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with all that it starts, for the time of the test."""
+    with log.open("wb") as sink:
+        running = subprocess.Popen(argv, stdout=sink, stderr=sink, start_new_session=True, **options)
+    try:
+        yield running
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(running.pid, number)
+                running.wait(timeout=10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    port = free_port()
+    program = str(Path(sys.executable).with_name("mlflow"))
+    argv = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    argv += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with process(argv, folder / "server.log", env=environment):
+        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
+        yield port
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """A database that asks for the canary as its password; yields its URL without it."""
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    password = folder / "password"
+    password.write_text(SECRETS["TUNE_DLRML_STUDY_URL"])
+    if user:
+        for path in (folder, password):
+            shutil.chown(path, "postgres", "postgres")
+    initdb, postgres = (str(program) for program in POSTGRES)
+    argv = [initdb, "-D", str(folder / "data"), "-U", "canary", "--auth", "scram-sha-256", "--pwfile", str(password)]
+    subprocess.run([*argv, "--no-sync"], check=True, capture_output=True, cwd=folder, **user)
+    password.unlink()
+    port = free_port()
+    argv = [postgres, "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
+    with process(argv, folder / "server.log", cwd=folder, **user):
+        url = f"postgresql://canary@127.0.0.1:{port}/postgres"
+        wait_for(lambda: psycopg.connect(url, password=SECRETS["TUNE_DLRML_STUDY_URL"]).close() is None)
+        yield url
+
+
+def wait_for(answers: object) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            assert answers()
+            return
+        except (OSError, psycopg.OperationalError):
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+
+
+def has_postgres() -> bool:
+    runnable = os.geteuid() != 0 or "postgres" in {user.pw_name for user in pwd.getpwall()}
+    return None not in POSTGRES and runnable
+
+
+def rows_of(url: str) -> str:
+    """Every row of a database as text; the files of a server may hold it compressed."""
+    with psycopg.connect(url, password=SECRETS["TUNE_DLRML_STUDY_URL"]) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        return "\n".join(str(connection.execute(f'SELECT t::text FROM "{name}" t').fetchall()) for (name,) in tables)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name, which Ray's sockets need, that a database of another user can be in."""
+    path = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -> None:
+    space, watched = folder / "space", folder / "t"
+    for path in (space, watched, folder / "mlflow", folder / "postgres"):
+        path.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {name: SECRETS[name] for name in ("MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")}
+    environment |= {"MLFLOW_TRACKING_USERNAME": "canary", "TMPDIR": str(watched)}
+    with ExitStack() as servers:
+        port = servers.enter_context(mlflow_server(folder / "mlflow"))
+        database = servers.enter_context(postgres_server(folder / "postgres")) if has_postgres() else None
+        if database is not None:
+            secret = SECRETS["TUNE_DLRML_STUDY_URL"]
+            environment["TUNE_DLRML_STUDY_URL"] = database.replace("canary@", f"canary:{secret}@")
+        tracking = f"http://user:{SECRETS['password in the tracking URI']}@127.0.0.1:{port}"
+        watch = Watch(watched)
+        watch.start()
+        printed = [command(argv, space, environment) for argv in commands(space, tracking)]
+        watch.end()
+        rows = "" if database is None else rows_of(database)
+
+    assert "search.log" in {path.name for path in (space / "runs/canary").iterdir()}
+    assert {"gcs_server.out", "raylet.out"} <= watch.looked_at, "the logs of Ray were not looked at"
+    assert database is None or "canary" in rows, "the study was not in the database"
+    assert found_in((folder / "mlflow/mlflow.db").read_bytes() + b"canary") == set()
+    assert b"eval_accuracy" in (folder / "mlflow/mlflow.db").read_bytes(), "MLflow was not used"
+    hits = dict(watch.hits)
+    for path in (*space.rglob("*"), *(folder / "mlflow").rglob("*")):
+        if path.is_file() and path.name != "space.yaml":
+            hits[str(path.relative_to(folder))] = found_in(path.read_bytes())
+    hits |= {"printed": found_in("".join(printed).encode()), "the study's database": found_in(rows.encode())}
+    assert {place: names for place, names in hits.items() if names} == {}
+
+
+def commands(space: Path, tracking: str) -> Iterator[list[str]]:
+    """A search from its beginning, its extension by a second driver, and what is asked of it afterwards."""
+    document = toy.document(
+        toy.write_model(space / "model"),
+        toy.write_pairs(space / "train.jsonl", 48),
+        toy.write_pairs(space / "eval.jsonl", 32, seed=1),
+        name="canary",
+        tracking={"mlflow": tracking},
+    )
+    document["training"]["max_steps"] = 4
+    document["search"] = {"num_trials": 2, "scheduler": {"grace_period": 2, "reduction_factor": 2}}
+    (space / "space.yaml").write_text(yaml.safe_dump(document))
+    yield ["doctor", "space.yaml"]
+    yield ["search", "space.yaml", "--json"]
+    yield ["search", "space.yaml", "--num-trials", "3"]
+    yield ["status", "canary", "--json"]
+    yield ["status", "canary"]
+
+
+def command(argv: list[str], folder: Path, environment: dict[str, str]) -> str:
+    program = str(Path(sys.executable).with_name("tune-dlrml"))
+    ended = subprocess.run(
+        [program, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=SEARCH_S, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr

@@ -1,0 +1,25 @@
+import pytest
+
+from tune_dlrml.urls import without_password
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("postgresql://me:secret@host:5432/study", "postgresql://me@host:5432/study"),
+        (
+            "postgresql+psycopg://me:s:e@c@host/study?sslmode=require",
+            "postgresql+psycopg://me@host/study?sslmode=require",
+        ),
+        ("postgresql://host/study?user=me&password=secret", "postgresql://host/study?user=me"),
+        ("postgresql://host/study?password=secret&user=me", "postgresql://host/study?user=me"),
+        ("postgresql://host/study?password=secret", "postgresql://host/study"),
+        ("https://me:secret@mlflow.example.org", "https://me@mlflow.example.org"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("http://127.0.0.1:5000/a@b", "http://127.0.0.1:5000/a@b"),
+        ("postgresql://me@host/study", "postgresql://me@host/study"),
+        ("sqlite:////tmp/runs/mlflow.db", "sqlite:////tmp/runs/mlflow.db"),
+    ],
+)
+def test_a_url_loses_its_password_and_nothing_else(url, bare):
+    assert without_password(url) == bare

@@ -1,0 +1,264 @@
+"""The event logs of a search: one file a trial, one line an event; the source of every curve and MLflow's outbox."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_dlrml.errors import StorageError
+from tune_dlrml.records import Report, State
+from tune_dlrml.space import TrialSpec
+
+Event = dict[str, Any]
+CHUNK = 1 << 20
+"""Bytes of a log that `EventLog.read` takes at a time."""
+
+
+@dataclass
+class _Log:
+    """What the writer knows of the log of one trial."""
+
+    last_step: int
+    ended: bool
+
+
+class EventLog:
+    """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`, with one writer and many readers.
+
+    A line has `kind` and `timestamp_ms`. `start`: the trial was handed out, for the first time or again, with its
+    `attempt` and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`.
+
+    **The first report of a step stands.** A trial that goes on from a checkpoint trains some steps again and reports
+    them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
+    over all attempts, with the timestamp under which MLflow may have it already.
+
+    A line is acknowledged once its newline is in the file. What stands behind the last newline was torn by a crash or
+    a full disk, counts nowhere, and is cut off before the next line is written. Starts, ends and evaluated reports,
+    on which decisions of the study rest, are on the disk when their method returns; a power cut may take the other
+    reports since, and with them nothing but points of a curve.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._logs: dict[int, _Log] = {}
+        self._clean: set[int] = set()  # logs that end with a newline, as far as this process knows
+
+    def path(self, number: int) -> Path:
+        """File of one trial."""
+        return self.folder / "trials" / str(number) / "events.jsonl"
+
+    def numbers(self) -> list[int]:
+        """Trials that have a log."""
+        return sorted(int(path.parent.name) for path in self.folder.glob("trials/*/events.jsonl"))
+
+    def start(self, spec: TrialSpec) -> None:
+        """A trial was handed to a worker group.
+
+        Raises:
+            StorageError: The line could not be written, here and in `report` and `end`; all others stand.
+        """
+        event = {
+            "kind": "start",
+            "timestamp_ms": int(time.time() * 1000),
+            "attempt": spec.attempt,
+            "branch": spec.branch,
+            "settings": spec.settings(),
+            "params": spec.training.flat() | spec.settings(),
+        }
+        self._append(spec.number, event, durable=True)
+
+    def report(self, report: Report) -> bool:
+        """A trial reported; False if the log has its step or a later one already, and so drops the report."""
+        log = self._log(report.number)
+        if report.step <= log.last_step:
+            return False
+        self._append(report.number, {"kind": "report", **report.as_json()}, durable=report.evaluated)
+        log.last_step = report.step
+        return True
+
+    def end(self, number: int, state: State, reason: str) -> None:
+        """A trial ended."""
+        event = {"kind": "end", "timestamp_ms": int(time.time() * 1000), "state": str(state), "reason": reason}
+        self._append(number, event, durable=True)
+        self._log(number).ended = True
+
+    def last_step(self, number: int) -> int:
+        """Step of the newest report; -1 if there is none."""
+        return self._log(number).last_step
+
+    def ended(self, number: int) -> bool:
+        """Whether the trial's end is written down."""
+        return self._log(number).ended
+
+    def reports(self, number: int) -> Iterator[Report]:
+        """Reports of a trial in the order of their steps.
+
+        Raises:
+            StorageError: A line is broken, here and in `last_metrics`.
+        """
+        for event in self._events(number):
+            if event["kind"] == "report":
+                yield as_report(event)
+
+    def last_metrics(self, number: int) -> dict[str, float]:
+        """The newest value of every metric that the trial reported."""
+        newest: dict[str, float] = {}
+        for report in self.reports(number):
+            newest |= report.metrics
+        return newest
+
+    def size(self, number: int) -> int:
+        """Bytes of a trial's log, a torn tail included."""
+        with _told(self.path(number), "read"):
+            return self.path(number).stat().st_size if self.path(number).exists() else 0
+
+    def sync(self, number: int) -> None:
+        """Put what is in a trial's log on the disk: what is passed on after that cannot be lost here any more."""
+        with _told(self.path(number), "written"), self.path(number).open("rb") as file:
+            os.fsync(file.fileno())
+
+    def read(self, number: int, offset: int) -> list[tuple[bytes, int]]:
+        """The next complete lines behind `offset`, about `CHUNK` bytes of them, each with the offset behind it."""
+        path = self.path(number)
+        if self.size(number) <= offset:
+            return []
+        with _told(path, "read"), path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(CHUNK)
+            data += b"" if data.endswith(b"\n") else file.readline()
+        lines = []
+        for line in _complete_lines(data):
+            offset += len(line) + 1
+            lines.append((line, offset))
+        return lines
+
+    def _events(self, number: int) -> Iterator[Event]:
+        offset, row = 0, 0
+        while lines := self.read(number, offset):
+            for line, _ in lines:
+                row += 1
+                yield self._parsed(number, line, row)
+            offset = lines[-1][1]
+
+    def _parsed(self, number: int, line: bytes, row: int) -> Event:
+        event = parsed(line)
+        if event is None:
+            raise StorageError(
+                f"{self.path(number)}, line {row}: every complete line is a JSON object with a `kind`, but got "
+                f"{line[:40]!r}; something else wrote to the file or the disk lost it: take the line out, or restore it"
+            )
+        return event
+
+    def _log(self, number: int) -> _Log:
+        """What the writer knows of a log, read from the file's end where this process does not know it yet."""
+        if number not in self._logs:
+            path = self.path(number)
+            with _told(path, "read"):
+                data = path.read_bytes() if path.exists() else b""
+            self._logs[number] = self._newest(number, _complete_lines(data))
+        return self._logs[number]
+
+    def _newest(self, number: int, lines: list[bytes]) -> _Log:
+        newest = _Log(last_step=-1, ended=False)
+        for row in range(len(lines), 0, -1):
+            event = self._parsed(number, lines[row - 1], row)
+            newest.ended = newest.ended or (row == len(lines) and event["kind"] == "end")
+            if event["kind"] == "report":
+                newest.last_step = int(event["step"])
+                break
+        return newest
+
+    def _append(self, number: int, event: Mapping[str, Any], *, durable: bool) -> None:
+        path, line = self.path(number), json.dumps(event, allow_nan=False).encode() + b"\n"
+        clean = number in self._clean
+        self._clean.discard(number)
+        try:
+            with _told(path, "written"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _append_line(path, line, clean=clean, durable=durable)
+        except StorageError:
+            # The line may be there all the same, where only the wait for the disk failed.
+            self._logs.pop(number, None)
+            raise
+        self._clean.add(number)
+
+
+def parsed(line: bytes) -> Event | None:
+    """The event in a line; None if it is none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
+def as_report(event: Mapping[str, Any]) -> Report:
+    """The report in an event of the kind `report`."""
+    return Report.from_json({key: value for key, value in event.items() if key != "kind"})
+
+
+def _complete_lines(data: bytes) -> list[bytes]:
+    return data.split(b"\n")[:-1]
+
+
+def _append_line(path: Path, line: bytes, *, clean: bool, durable: bool) -> None:
+    is_new = not path.exists()
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not clean:
+            _cut_torn_tail(file)
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        if durable:
+            os.fsync(file)
+    finally:
+        os.close(file)
+    if is_new:
+        for folder in (path.parent, path.parent.parent):
+            sync_folder(folder)
+
+
+def _cut_torn_tail(file: int) -> None:
+    """Shorten a file to its last newline."""
+    end = begin = os.fstat(file).st_size
+    while begin > 0:
+        behind, begin = begin, max(0, begin - CHUNK)
+        newline = os.pread(file, behind - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            begin += newline + 1
+            break
+    if begin < end:
+        os.ftruncate(file, begin)
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a folder on the disk."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _told(path: Path, done: str) -> Iterator[None]:
+    """An error of the operating system, told as what it means for the search."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free space",
+            errno.EDQUOT: "free space in the quota",
+            errno.EROFS: "mount the disk for writing",
+            errno.EACCES: "make it writable for this user",
+        }.get(error.errno or 0, "see to the disk")
+        raise StorageError(
+            f"{path} must be {done} for the search to go on, but: {error.strerror}; {remedy}, "
+            "then run the same command again"
+        ) from error

@@ -1,0 +1,91 @@
+"""The study's database: opened, reached and refused in the search's own words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
+from typing import Any
+
+import optuna
+import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through
+
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.urls import without_password
+
+BUSY_S = 60.0
+"""Seconds to wait for another process that holds the SQLite file."""
+FORM = "postgresql://user@host:5432/database"
+DISK_FAULTS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO}
+
+
+def study_database(url: str) -> str:
+    """The URL of a study as SQLAlchemy takes it, with the driver that this project installs.
+
+    Raises:
+        InputError: It is no URL, or none of PostgreSQL.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise InputError(f"search.study_url: is no URL; give one such as {FORM}") from None
+    if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
+        raise InputError(
+            f"search.study_url: a PostgreSQL database is needed, such as {FORM}, but got {without_password(url)}; "
+            "without a study_url the study is SQLite in the search's folder, for searches on one machine"
+        )
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a study lives in a file."""
+    return url.startswith("sqlite")
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """How SQLAlchemy connects: a file that is busy is waited for, a dead connection of PostgreSQL is noticed."""
+    if is_sqlite(url):
+        return {"connect_args": {"timeout": BUSY_S}}
+    alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **alive}}
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage behind a SQLAlchemy URL.
+
+    Raises:
+        InputError: It cannot be opened; the message shows the URL without its password.
+    """
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        raise InputError(
+            f"the study at {without_password(url)} cannot be opened: {_cause(error)}; the database must exist and its "
+            "password come from PGPASSFILE, PGPASSWORD or the URL"
+        ) from None
+
+
+@contextmanager
+def faults_of_storage(place: str) -> Iterator[None]:
+    """Turn a disk or a database that does not take what a search writes into an answer to it.
+
+    Args:
+        place: The search's folder, for the message.
+
+    Raises:
+        StorageError: Saying what is at fault and that the search can go on.
+    """
+    again = "free or mend it; the same command then goes on with the search"
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        raise StorageError(f"{error.filename or place}: cannot be written ({error.strerror}); {again}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StorageError(f"the study of {place} cannot be written ({_cause(error)}); {again}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What the database itself says, without the statement that it refused."""
+    while not getattr(error, "orig", None) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

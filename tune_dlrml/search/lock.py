@@ -1,0 +1,96 @@
+"""One driver a search: a lock that vanishes with the process that holds it, whatever ends that process."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy
+from filelock import FileLock, Timeout
+
+from tune_dlrml.errors import InputError
+from tune_dlrml.search.database import engine_options, faults_of_storage, is_sqlite
+from tune_dlrml.search.history import StudyHistory
+
+
+class DriverLock:
+    """Held by the driver of a search.
+
+    Args:
+        session: Of PostgreSQL, which holds the lock; None for a lock on a file, which only the end of this process
+            takes away.
+    """
+
+    def __init__(self, session: sqlalchemy.Connection | None = None) -> None:
+        self._session = session
+
+    def check(self) -> None:
+        """Make sure that the lock is still this driver's.
+
+        Raises:
+            StorageError: PostgreSQL ended the session, and so another driver may have begun.
+        """
+        if self._session is not None:
+            with faults_of_storage("this search, whose lock went with its session,"):
+                self._session.execute(sqlalchemy.text("SELECT 1"))
+
+
+@contextmanager
+def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
+    """Hold the lock of a search: on `<folder>/lock` for SQLite, in the database for PostgreSQL.
+
+    Args:
+        url: Of the study.
+        folder: Of the search.
+        name: Of the search.
+
+    Raises:
+        InputError: Another driver holds it; the message names its host and process.
+        StorageError: The database does not answer.
+    """
+    with _file_lock(url, folder, name) if is_sqlite(url) else _database_lock(url, name) as lock:
+        yield lock
+
+
+@contextmanager
+def _file_lock(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _refusal(url, name) from None
+    try:
+        yield DriverLock()
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _database_lock(url: str, name: str) -> Iterator[DriverLock]:
+    key = int.from_bytes(hashlib.sha256(f"tune_dlrml/{name}".encode()).digest()[:8], "big", signed=True)
+    # A pool would hand the session, and with it the lock, to others.
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_without_pool(engine_options(url)))
+    with faults_of_storage(f"search {name!r}"):
+        session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        taken = session.execute(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(key))).scalar()
+    try:
+        if not taken:
+            raise _refusal(url, name)
+        yield DriverLock(session)
+    finally:
+        session.close()
+
+
+def _without_pool(options: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in options.items() if not key.startswith("pool_")}
+
+
+def _refusal(url: str, name: str) -> InputError:
+    try:
+        history = StudyHistory.open(url, name)
+    except InputError:
+        who = "it is just beginning"
+    else:
+        who = "process {pid} on host {host} runs it since {since}".format_map(history.driver)
+        history.close()
+    return InputError(f"search {name!r} has a driver already: {who}; wait for its end, or choose another --name")

@@ -1,0 +1,76 @@
+"""The letter box between a slot and its worker group, an actor of its own."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from tune_dlrml.records import Answer
+
+
+class Mailbox:
+    """Orders go to the workers by index, reports come back; at a rung the workers wait for the verdict."""
+
+    def __init__(self) -> None:
+        self._orders: list[dict[str, Any] | None] = []
+        self._dropped: set[int] = set()
+        self._released: dict[int, int] = defaultdict(int)
+        self._rungs: dict[int, int] = defaultdict(int)
+        self._news: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        self._handed_out: dict[int, int] = defaultdict(lambda: -1)
+        self._acknowledged: dict[int, int] = defaultdict(lambda: -1)
+        self._changed = asyncio.Condition()
+
+    async def put(self, order: dict[str, Any] | None) -> int:
+        """Queue a trial and drop all earlier ones; None asks the workers to leave. Returns the order's index."""
+        async with self._changed:
+            self._dropped.update(range(len(self._orders)))
+            self._orders.append(order)
+            self._changed.notify_all()
+        return len(self._orders) - 1
+
+    async def order(self, index: int) -> dict[str, Any] | None:
+        """The order of that index, waited for."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._orders) > index)
+        return self._orders[index]
+
+    async def send(self, index: int, report: dict[str, Any], rung: bool) -> Answer:
+        """Take a report in; at a rung, wait for the verdict. Says whether the trial is to go on, and what is kept."""
+        async with self._changed:
+            if index not in self._dropped:
+                self._news[index].append({"report": report})
+                self._changed.notify_all()
+            if rung:
+                self._rungs[index] += 1
+                mine = self._rungs[index]
+                await self._changed.wait_for(lambda: self._released[index] >= mine or index in self._dropped)
+        return Answer(index not in self._dropped, self._acknowledged[index])
+
+    async def finish(self, index: int, outcome: dict[str, Any]) -> None:
+        """Take in how a trial ended."""
+        async with self._changed:
+            self._news[index].append({"outcome": outcome})
+            self._changed.notify_all()
+
+    async def release(self, index: int) -> None:
+        """Let a trial go on behind the rung at which it waits."""
+        async with self._changed:
+            self._released[index] = self._rungs[index]
+            self._changed.notify_all()
+
+    async def collect(self, index: int, timeout_s: float) -> list[dict[str, Any]]:
+        """What came in for a trial since the last call, waited for up to `timeout_s`.
+
+        Asking for more acknowledges what the last call handed out, since Tune lets a slot go on only once its result
+        is dealt with.
+        """
+        async with self._changed:
+            self._acknowledged[index] = self._handed_out[index]
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: bool(self._news[index])), timeout_s)
+            except TimeoutError:
+                return []
+            news = self._news.pop(index)
+            steps = [item["report"]["step"] for item in news if "report" in item]
+            self._handed_out[index] = max([self._handed_out[index], *steps])
+            return news

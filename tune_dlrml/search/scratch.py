@@ -1,0 +1,71 @@
+"""The temporary folder of a driver, and what a killed one leaves behind in it for its successor to clear away."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+ENDING_S = 10.0
+
+
+@contextmanager
+def scratch_folder(search: Path) -> Iterator[Path]:
+    """A short-lived folder for all that this driver and the processes that it starts put into the temporary folder.
+
+    Where it is stands in `<search>/scratch.json`, before it is made: the next driver of the search, which has the
+    search's lock, removes it and ends what processes of the dead driver still run. The path is short, since Ray puts
+    Unix sockets of at most 107 characters below it.
+
+    Args:
+        search: Folder of the search.
+    """
+    record = search / "scratch.json"
+    _clear(record)
+    outer = tempfile.gettempdir()
+    folder = Path(outer) / f"ray_{secrets.token_hex(4)}"
+    record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
+    folder.mkdir(mode=0o700)
+    _use(str(folder))
+    try:
+        yield folder
+    finally:
+        _use(outer)
+        _clear(record)
+
+
+def _use(folder: str) -> None:
+    """Make a folder the temporary one of this process and of those that it starts."""
+    os.environ["TMPDIR"] = folder
+    tempfile.tempdir = folder
+
+
+def _clear(record: Path) -> None:
+    """Remove the folder that a record names, and the processes that belong to it."""
+    try:
+        noted = json.loads(record.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if noted["host"] == socket.gethostname():
+        _end_processes(noted["folder"])
+        shutil.rmtree(noted["folder"], ignore_errors=True)
+    record.unlink()
+
+
+def _end_processes(folder: str) -> None:
+    """End what was started with `folder` as its temporary folder, this process and its parents excepted."""
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    left = []
+    for process in psutil.process_iter():
+        # Others' processes do not show their environment, and some end while they are looked at.
+        with suppress(psutil.Error):
+            if process.pid not in spared and process.environ().get("TMPDIR") == folder:
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=ENDING_S)

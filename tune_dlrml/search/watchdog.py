@@ -1,0 +1,66 @@
+"""Turns silent waiting into a message: trials that are under way and from which nothing is heard."""
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from tune_dlrml.config import ResourcesConfig
+from tune_dlrml.search.cluster import waited_for
+from tune_dlrml.search.searcher import Silence, StudySearcher
+
+LOOKS = 4
+"""How often the watchdog looks within the time after which silence is told of."""
+
+
+class Watchdog:
+    """Tells of every silence once it has lasted `resources.silence_s`, and again each time it has doubled.
+
+    It acts on nothing: a first step may take long, and a group may wait for a node that comes tomorrow.
+
+    Args:
+        searcher: Knows the trials under way.
+        resources: What a worker group asks for, and the patience.
+        tell: Whom to tell; called from the watchdog's own thread.
+        waiting: Says what a worker group that has not started may be waiting for.
+    """
+
+    def __init__(
+        self,
+        searcher: StudySearcher,
+        resources: ResourcesConfig,
+        tell: Callable[[str], None],
+        waiting: Callable[[ResourcesConfig], str] = waited_for,
+    ) -> None:
+        self._searcher, self._resources, self._tell, self._waiting = searcher, resources, tell, waiting
+        self._told: dict[int, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._resources.silence_s / LOOKS):
+            self.look()
+
+    def look(self) -> None:
+        """Tell of the silences that have lasted long enough."""
+        silences = self._searcher.silences(self._resources.silence_s)
+        for silence in silences:
+            if silence.seconds >= 2 * self._told.get(silence.number, 0.0):
+                self._told[silence.number] = silence.seconds
+                self._tell(self._text(silence))
+        self._told = {silence.number: self._told[silence.number] for silence in silences}
+
+    def _text(self, silence: Silence) -> str:
+        since = f"trial {silence.number}: nothing heard for {silence.seconds:.0f} s"
+        if silence.steps:
+            return f"{since} since step {silence.steps}; its workers hang, or a step of it takes longer than that"
+        return f"{since} since it was handed out; {self._waiting(self._resources)}"

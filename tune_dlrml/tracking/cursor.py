@@ -1,0 +1,102 @@
+"""How far MLflow has an event log."""
+
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote
+
+from tune_dlrml.urls import without_password
+
+ERROR_LENGTH = 300
+_PASSWORD = re.compile(r"(?<=://)[^:/@]*:(.*)@|[?&]password=([^&#]*)")
+
+
+@dataclass(frozen=True)
+class MlflowStore:
+    """An experiment in one MLflow.
+
+    Attributes:
+        uri: Tracking URI; may hold a password.
+        experiment: Name of the experiment.
+        artifacts: Folder for the artifacts of a new experiment; None leaves the place to an MLflow server.
+    """
+
+    uri: str = field(repr=False)
+    experiment: str
+    artifacts: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What a cursor calls it, without a password."""
+        return f"{self._bare(self.uri)} {self.experiment}"
+
+    def shown(self, error: object) -> str:
+        """What MLflow says about an error, fit for a log: its first line without a password."""
+        return self._bare((str(error).strip().splitlines() or [""])[0])[:ERROR_LENGTH]
+
+    def _bare(self, text: str) -> str:
+        text = text.replace(self.uri, without_password(self.uri))
+        secret = {part for found in _PASSWORD.findall(self.uri) for part in found if part}
+        for password in secret | {unquote(part) for part in secret}:
+            text = text.replace(password, "***")
+        return text
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far one store has what belongs to one run. Lost, it only means that the same is sent again.
+
+    Attributes:
+        store: Name of the MLflow and the experiment in it.
+        run: Id of the run; None before there is one.
+        offset: Bytes of the event log that MLflow took or refused. Of the parent run: bytes of all logs when it was
+            closed with everything in them, 0 while it is open.
+    """
+
+    store: str
+    run: str | None = None
+    offset: int = 0
+
+    @classmethod
+    def load(cls, path: Path, store: str) -> Self:
+        """The cursor in a file; a new one if there is none, it is no cursor, or it belongs to another store."""
+        try:
+            cursor = cls(**json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return cls(store)
+        return cursor if cursor.store == store else cls(store)
+
+    def save(self, path: Path) -> None:
+        """Write the cursor aside and put it in place of the last one."""
+        replace_file(path, json.dumps(asdict(self)))
+
+
+def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file aside and rename it, so that there is either the old one or the new one."""
+    aside = path.with_name(f"{path.name}.partial")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def search_id(folder: Path) -> str:
+    """What tells this search from others of its name in the same MLflow; drawn when it first asks, then kept.
+
+    It is kept with the search and not derived from the folder, so that a search that moves keeps its runs and one
+    that is begun anew in the same place gets its own.
+    """
+    path = folder / "search_id"
+    if not path.exists():
+        replace_file(path, secrets.token_hex(8), durable=True)
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,236 @@
+"""The runs of one search in MLflow. Each call here may raise, may be repeated, and then changes nothing twice."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from tune_dlrml.events import Event
+from tune_dlrml.records import State
+from tune_dlrml.tracking.cursor import MlflowStore
+
+PARAM_LENGTH = 6000
+"""Limit of MLflow for the text of a param."""
+TAG_LENGTH = 5000
+PAGE = 1000
+"""Runs that one call of a listing brings."""
+SETTLE_S = 3.0
+"""How long a server that was stopped and goes on may need for the calls that were given up meanwhile."""
+SEARCH_TAG = "tune_dlrml.search"
+SEARCH_ID_TAG = "tune_dlrml.search_id"
+ROLE_TAG = "tune_dlrml.role"
+TRIAL_TAG = "tune_dlrml.trial"
+_PARENT_TAG = "mlflow.parentRunId"
+_NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by `eval_accuracy` and `eval_kl`."
+_NOT_ABOUT_DATA = (401, 403, 408, 429)
+"""HTTP statuses from 400 to 499 that the same call may not meet again later."""
+_STATUS = {
+    State.COMPLETE: "FINISHED",
+    State.PRUNED: "FINISHED",
+    State.DIVERGED: "FINISHED",
+    State.FAILED: "FAILED",
+}
+
+
+class RunGoneError(Exception):
+    """A run was deleted in MLflow."""
+
+
+class SearchRuns:
+    """The parent run of a search and the child runs of its trials, found by their tags before they are made.
+
+    MLflow cannot make a run exactly once: a call that was given up may still be carried out by a server that was
+    stopped and goes on. So behind such a call the search by tags is repeated when the server has answered for a
+    while, and `doubtful` asks for `drop_twins`.
+
+    Args:
+        store: The MLflow and the experiment, which is made if there is none yet.
+        search: Name of the search.
+        identity: What tells it from other searches of its name.
+        tags: On every run that is made here: git commit, package versions.
+    """
+
+    def __init__(self, store: MlflowStore, search: str, identity: str, tags: Mapping[str, str]) -> None:
+        self._store, self._search, self._identity = store, search, identity
+        self._tags = {**tags, SEARCH_TAG: search, SEARCH_ID_TAG: identity}
+        self._given_up: set[str] = set()
+        self._connected: MlflowClient | None = None
+        self._experiment = ""
+        self.doubtful = False
+
+    @property
+    def _client(self) -> MlflowClient:
+        # MLflow opens a database when its client is made, so that can fail, too.
+        if self._connected is None:
+            self._connected = MlflowClient(tracking_uri=self._store.uri)
+        return self._connected
+
+    def open(self, known: str | None) -> str:
+        """The parent run, the known one if it is still there, now under way; its id."""
+        if not self._experiment:
+            self._experiment = self._find_experiment()
+        own = {ROLE_TAG: "search", "mlflow.note.content": _NOTE}
+        run = known if known is not None and self.is_there(known) else None
+        run = run or self._find_or_create(self._search, {ROLE_TAG: "search"}, own, int(time.time() * 1000))
+        self._client.update_run(run, status="RUNNING")
+        return run
+
+    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any]) -> None:
+        """The resolved search-space file as an artifact of the parent run, and its settings as params."""
+        self._client.log_text(parent, config_yaml, "search.yaml")
+        self._describe(parent, params, {})
+
+    def close(
+        self, parent: str, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int
+    ) -> None:
+        """Close the parent run; a number that has changed since an earlier close gets the next step."""
+        metrics = []
+        for name, value in summary.items():
+            earlier = self._client.get_metric_history(parent, name)
+            if not any(metric.step == len(earlier) - 1 and metric.value == value for metric in earlier):
+                metrics.append(Metric(name, value, timestamp_ms, len(earlier)))
+        self._client.log_batch(parent, metrics=metrics, tags=[RunTag(name, value) for name, value in tags.items()])
+        self._client.set_terminated(parent, status=status, end_time=timestamp_ms)
+
+    def child(self, number: int, event: Event, parent: str) -> str:
+        """The run of a trial, made as of its start event if there is none yet; its id."""
+        name = f"trial {number:03d} {event['branch']}"
+        own = {ROLE_TAG: "trial", TRIAL_TAG: str(number), _PARENT_TAG: parent}
+        return self._find_or_create(name, {TRIAL_TAG: str(number)}, own, event["timestamp_ms"])
+
+    def start(self, run: str, event: Event) -> None:
+        """A child run is under way as its start event says."""
+        tags = {
+            "loss": event["settings"]["loss"],
+            "branch": event["branch"],
+            "state": str(State.RUNNING),
+            "attempt": str(event["attempt"]),
+        }
+        if self._describe(run, event["params"], tags).info.status != "RUNNING":
+            self._client.update_run(run, status="RUNNING")
+
+    def log(self, run: str, metrics: Sequence[Metric]) -> list[Metric]:
+        """Log metrics, at most 1000, and give back those that MLflow refuses for what they are."""
+        try:
+            self._client.log_batch(run, metrics=metrics)
+        except MlflowException as error:
+            self.raise_unless_refused(error, run)
+            if len(metrics) == 1:
+                return list(metrics)
+            half = len(metrics) // 2
+            return self.log(run, metrics[:half]) + self.log(run, metrics[half:])
+        return []
+
+    def end(self, run: str, event: Event) -> None:
+        """Close a child run with what became of its trial."""
+        reason = RunTag("stop_reason", event["reason"][:TAG_LENGTH])
+        self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
+        self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
+
+    def children(self) -> dict[int, list[Run]]:
+        """The runs of every trial."""
+        found: dict[int, list[Run]] = {}
+        for run in self._find({ROLE_TAG: "trial"}):
+            found.setdefault(int(run.data.tags[TRIAL_TAG]), []).append(run)
+        return found
+
+    def adopt(self, parent: str, runs: Iterable[Run]) -> None:
+        """Put child runs below the parent run, where they are still below one that was deleted."""
+        for run in runs:
+            if run.data.tags.get(_PARENT_TAG) != parent:
+                self._client.set_tag(run.info.run_id, _PARENT_TAG, parent)
+
+    def drop_twins(self, parent: str, kept: Mapping[int, str | None]) -> None:
+        """Delete runs that a call which was given up made all the same; MLflow can restore what it deletes."""
+        families: list[tuple[str | None, list[Run]]] = [(parent, self._find({ROLE_TAG: "search"}))]
+        families += [(kept.get(number), runs) for number, runs in self.children().items()]
+        for own, runs in families:
+            metrics = next((run.data.metrics.keys() for run in runs if run.info.run_id == own), None)
+            for twin in runs:
+                if metrics is not None and twin.info.run_id != own and twin.data.metrics.keys() <= metrics:
+                    self._client.delete_run(twin.info.run_id)
+        self.doubtful = False
+
+    def is_there(self, run: str) -> bool:
+        """Whether MLflow has a run and nobody has deleted it."""
+        try:
+            return bool(self._client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def raise_unless_refused(self, error: MlflowException, run: str) -> None:
+        """Return only if the error says that MLflow will never take the data of a call about a run that is there.
+
+        Raises:
+            RunGoneError: The run is not there.
+            MlflowException: The error itself, which says that MLflow is away.
+        """
+        if not is_refusal(error):
+            raise error
+        if not self.is_there(run):
+            raise RunGoneError(run) from None
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._store.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        place = None if self._store.artifacts is None else self._store.artifacts.resolve().as_uri()
+        return str(self._client.create_experiment(self._store.experiment, artifact_location=place))
+
+    def _find(self, tags: Mapping[str, str]) -> list[Run]:
+        wanted = {SEARCH_ID_TAG: self._identity, **tags}
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], condition, max_results=PAGE, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _find_or_create(self, name: str, keys: Mapping[str, str], tags: Mapping[str, str], start_ms: int) -> str:
+        found = self._find(keys)
+        if not found and name in self._given_up:
+            time.sleep(SETTLE_S)
+            found = self._find(keys)
+        if found:
+            return str(max(found, key=lambda run: len(run.data.metrics)).info.run_id)
+        self._given_up.add(name)
+        every = {**self._tags, **tags}
+        try:
+            run = self._client.create_run(self._experiment, start_time=start_ms, tags=every, run_name=name)
+        except Exception:
+            self.doubtful = True
+            raise
+        self._given_up.discard(name)
+        return str(run.info.run_id)
+
+    def _describe(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
+        """Log tags, and those params that MLflow does not have yet: it takes no other value later."""
+        before = self._client.get_run(run)
+        fresh = {key: value for key, value in params.items() if key not in before.data.params}
+        self._client.log_batch(
+            run,
+            params=[Param(key, str(value)[:PARAM_LENGTH]) for key, value in fresh.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        return before
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow answered, and will answer the same call in the same way whenever it is repeated."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = error.get_http_status_code()
+    return 400 <= status < 500 and status not in _NOT_ABOUT_DATA
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the next call will hardly fare better: no connection, no answer in time, or a server that is broken."""
+    return isinstance(error, OSError | MlflowException) and not is_refusal(error)

@@ -1,0 +1,220 @@
+"""The thread that keeps MLflow up with a search."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+)
+
+from tune_dlrml.errors import InputError
+from tune_dlrml.events import EventLog
+from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.outbox import Outbox, untracked
+from tune_dlrml.tracking.runs import SearchRuns, is_away
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
+"""How long events are gathered before they are sent."""
+RETRY_S = 5.0
+"""Pause before MLflow is asked again."""
+REQUEST_S = 10
+"""What one request to an MLflow server may take."""
+START_S = 60.0
+"""What MLflow may take to answer for the first time; making the tables of a new database is part of it."""
+CLOSE_S = 60.0
+"""What a search waits for MLflow at its end."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    config_yaml: str
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Closing:
+    summary: Mapping[str, float]
+    tags: Mapping[str, str]
+    status: str
+    timestamp_ms: int
+
+
+class Tracker:
+    """MLflow's view of one search. No method waits for MLflow while the search runs.
+
+    Args:
+        store: The MLflow to keep up.
+        search: Name of the search.
+        tags: On every run: git commit, package versions.
+        events: The event logs of the search; whatever of them MLflow does not have yet is sent.
+        must_answer: Refuse to start while MLflow is away.
+
+    Raises:
+        InputError: MLflow does not answer, but must.
+    """
+
+    def __init__(
+        self, store: MlflowStore, search: str, tags: Mapping[str, str], events: EventLog, *, must_answer: bool
+    ) -> None:
+        _bound_requests()
+        self._store, self._events = store, events
+        self._runs = SearchRuns(store, search, search_id(events.folder), tags)
+        self._outbox = Outbox(events, self._runs, store)
+        self._changed = threading.Condition()
+        self._news: set[int] = set()
+        self._description: _Description | None = None
+        self._closing: _Closing | None = None
+        self._tried = threading.Event()
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+        if must_answer:
+            self._refuse_silence()
+
+    def _refuse_silence(self) -> None:
+        answered = self._tried.wait(START_S)
+        if not answered or self._error is not None:
+            self.leave()
+            cause = self._error or f"no answer in {START_S:.0f} s"
+            raise InputError(
+                f"tracking.mlflow: MLflow must answer when a search begins, but {self._store.shown(self._store.uri)} "
+                f"does not ({cause}); start it or change the URI"
+            )
+
+    def describe_search(self, config_yaml: str, params: Mapping[str, Any]) -> None:
+        """Have the resolved search-space file as an artifact of the parent run, and its settings as params."""
+        with self._changed:
+            self._description = _Description(config_yaml, params)
+            self._changed.notify_all()
+
+    def notify(self, number: int) -> None:
+        """The log of a trial has news."""
+        with self._changed:
+            self._news.add(number)
+            self._changed.notify_all()
+
+    def run_id(self, number: int) -> str | None:
+        """MLflow's run of a trial; None as long as there is none."""
+        return self._outbox.run_id(number)
+
+    def behind(self) -> int:
+        """Events that MLflow has not taken or has refused, and one for each of the parent run's own news."""
+        return untracked(self._events, self._store) + self._outbox.refused + (self._description is not None)
+
+    def close(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> int:
+        """Send what is left, for up to `CLOSE_S` seconds, and close the parent run with the numbers of the search.
+
+        Returns:
+            What is still `behind`; a tracker of the same search takes it up where this one stopped.
+        """
+        with self._changed:
+            self._closing = _Closing(summary, tags, status, int(time.time() * 1000))
+            self._changed.notify_all()
+        self._thread.join(CLOSE_S)
+        self.leave()
+        return self.behind()
+
+    def leave(self) -> None:
+        """Stop without waiting for MLflow; what it has not taken is for the next tracker of this search."""
+        self._outbox.abandoned = True
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while not self._outbox.abandoned:
+            closing = self._closing
+            done = self._attempt(closing)
+            self._tried.set()
+            if done and closing is not None:
+                return
+            self._rest(done)
+
+    def _rest(self, done: bool) -> None:
+        """Wait for news and gather them for a while, or let a while pass before MLflow is asked again."""
+        with self._changed:
+            self._changed.wait_for(lambda: not done or self._has_work() or self._outbox.abandoned)
+            self._changed.wait_for(
+                lambda: self._outbox.abandoned or (done and self._closing is not None), FLUSH_S if done else RETRY_S
+            )
+
+    def _has_work(self) -> bool:
+        return bool(self._news) or self._description is not None or self._closing is not None
+
+    def _attempt(self, closing: _Closing | None) -> bool:
+        """Do all that is to be done; False if something of it is left."""
+        with self._changed:
+            numbers, self._news = self._news, set()
+        done = False
+        try:
+            numbers |= self._outbox.open()
+            if closing is not None:
+                numbers.update(self._events.numbers())
+            sent = [self._is_delivered(number) for number in sorted(numbers)]
+            done = all(sent) and (self._is_described() or closing is not None)
+            if self._runs.doubtful or closing is not None:
+                self._outbox.drop_twins()
+            if closing is not None:
+                self._outbox.close(closing.summary, closing.tags, closing.status, closing.timestamp_ms)
+            self._note(None)
+        except Exception as error:  # whatever MLflow raises: the logs keep the events, and `behind` counts them
+            done = False
+            self._note(error)
+        finally:
+            if not done:
+                with self._changed:
+                    self._news |= numbers
+        return done
+
+    def _is_delivered(self, number: int) -> bool:
+        """Send what one trial has; what only this trial meets does not keep the others waiting."""
+        try:
+            self._outbox.deliver(number)
+        except Exception as error:
+            if is_away(error):
+                raise
+            log.warning("trial %d is not in MLflow yet: %s", number, self._store.shown(error))
+            return False
+        return True
+
+    def _is_described(self) -> bool:
+        """Describe the search; artifacts may have a store of their own, so that only they are away."""
+        description = self._description
+        if description is None:
+            return True
+        try:
+            self._runs.describe(self._outbox.parent, description.config_yaml, description.params)
+        except Exception as error:
+            log.warning("MLflow has no description of the search yet: %s", self._store.shown(error))
+            return False
+        with self._changed:
+            if self._description is description:
+                self._description = None
+        return True
+
+    def _note(self, error: Exception | None) -> None:
+        """Say once that MLflow went away, and once that it is back."""
+        before, self._error = self._error, None if error is None else self._store.shown(error)
+        if before is None and self._error is not None:
+            log.warning("MLflow is away; training goes on, and MLflow gets everything later: %s", self._error)
+        elif before is not None and self._error is None:
+            log.warning("MLflow is back and has everything up to now")
+
+
+def _bound_requests() -> None:
+    """Let one request end in time and nobody but the outbox repeat it; what the environment says stands.
+
+    MLflow would repeat for many minutes by default, and print the server's address, a password included, at the end
+    of each run.
+    """
+    for variable, value in ((MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_S), (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0)):
+        if not variable.is_set():
+            variable.set(value)
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)

@@ -1,0 +1,51 @@
+"""What all ranks of a group do together; without a process group there is one rank."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from tune_dlrml.errors import TuneDlrmlError
+
+T = TypeVar("T")
+
+
+def is_rank_zero() -> bool:
+    """Whether this rank speaks for the group."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def together(call: Callable[[], T]) -> T:
+    """Run `call` on every rank and wait for all; if it fails on one, every rank raises.
+
+    Raises:
+        Exception: This rank's own; else the first other rank's, which is a RuntimeError unless it is of this project.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = call()
+    except Exception as caught:
+        error = caught
+    if dist.is_initialized():
+        errors: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, _portable(error))
+        error = error or next((other for other in errors if other is not None), None)
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # without an error it is what `call` returned
+
+
+def on_rank_zero(call: Callable[[], T]) -> T:
+    """What `call` returns on rank 0, or the exception it raises there, on every rank."""
+    box = [together(lambda: call() if is_rank_zero() else None)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, 0)
+    return box[0]  # type: ignore[return-value]  # rank 0's
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An exception that every rank can unpickle."""
+    if error is None or isinstance(error, TuneDlrmlError):
+        return error
+    return RuntimeError(f"rank {dist.get_rank()}: {error!r}")
