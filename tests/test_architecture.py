@@ -13,7 +13,7 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 """Run by hand to make what ships; imported by nothing."""
 
 LAYERS = [
-    {"errors", "deadline"},
+    {"errors", "deadline", "files"},
     {"hub", "urls"},
     {"records", "builtin"},
     {"config"},
@@ -91,7 +91,9 @@ def test_no_part_imports_a_script():
     assert not [place(path) for path in FILES if names & set(imported(path))]
 
 
-@pytest.mark.parametrize("module", ["config", "space", "records", "data", "models", "losses.geometry", "training.checkpoint"])
+@pytest.mark.parametrize(
+    "module", ["config", "space", "records", "data", "models", "losses.geometry", "training.checkpoint"]
+)
 def test_checking_a_search_needs_no_heavy_library(module):
     heavy = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]
     program = f"import sys, tune_dlrml.{module}; print([name for name in {heavy} if name in sys.modules])"

@@ -8,6 +8,9 @@ import toy
 import yaml
 
 from tune_dlrml import cli
+from tune_dlrml.config import parse_config
+from tune_dlrml.search.preparation import prepare
+from tune_dlrml.search.result import SearchPlace
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def changed(document: dict, dotted: str, value: object) -> dict:
     return {**document, head: inner}
 
 
+LONG_PAIR = {"prompt": "a", "chosen": " great" * 100, "rejected": " bad"}
 MISTAKES = {
     "unknown key": ("search.num_trails", 3, ["num_trails", "did you mean num_trials"]),
     "wrong type": ("training.learning_rate", "fast", ["training.learning_rate", '"fast"', "number"]),
@@ -133,6 +137,37 @@ def test_doctor_names_every_fault_and_exits_with_2(document, tmp_path, monkeypat
     assert findings["resources"] == "error"
     assert findings["dataset.train"] == "ok"
     assert findings["space.losses: discopop"] == "warning"
+
+
+def test_doctor_tells_what_is_left_out_cut_or_repeated(tmp_path, monkeypatch, capsys):
+    train = toy.write_pairs(tmp_path / "train.jsonl", 40)
+    rows = train.read_text().splitlines(keepends=True)
+    train.write_text("".join([*rows, rows[0], json.dumps(LONG_PAIR)]))
+    held_out = toy.write_pairs(tmp_path / "eval.jsonl", 40, seed=1)
+    held_out.write_text(held_out.read_text() + rows[3])
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(toy.document(toy.write_model(tmp_path / "model"), train, held_out)))
+    code, out, _ = run(monkeypatch, capsys, "doctor", str(space), "--json")
+    found = {f["text"]: f["level"] for f in json.loads(out)["findings"] if f["subject"] == "dataset"}
+    assert code == 0
+    assert found == {
+        "dataset.train: 1 of 42 pairs (row 42 (line 42)) are truncated to training.max_length=64 tokens": "warning",
+        "dataset.train: 1 of 42 pairs (row 41 (line 41)) repeat an earlier one, and so count more than once": "warning",
+        "dataset.eval: left out 1 of 41 pairs (row 41 (line 41)), whose prompts are trained on": "warning",
+        "42 pairs to train on, 40 held out": "ok",
+    }
+
+
+def test_what_was_left_out_is_no_part_of_the_prepared_search(document, tmp_path):
+    toy.write_model(tmp_path / "model")
+    bad_rows(tmp_path / "train.jsonl", "{broken")
+    bad_rows(tmp_path / "eval.jsonl", LONG_PAIR)
+    document["dataset"] |= {"bad_rows": "drop", "long_pairs": "drop"}
+    document["training"] |= {"max_steps": None, "num_train_epochs": 1}
+    prepared = prepare(parse_config(document, source="test"), SearchPlace(tmp_path / "runs"))
+    assert (len(prepared.pairs.train), len(prepared.pairs.eval), prepared.steps) == (40, 40, 5)
+    assert [note.split(":")[0] for note in prepared.notes] == ["dataset.train", "dataset.eval"]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_search_that_does_not_exist_has_no_status(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 import pytest
@@ -18,17 +20,17 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos import databricks_pb2
 
 from tune_dlrml.config import DpoLoss, TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.tracking import TRIAL_TAG, MlflowStore, Tracker, untracked
-from tune_dlrml.tracking.cursor import search_id
-from tune_dlrml.tracking.outbox import Outbox
-from tune_dlrml.tracking.runs import SearchRuns
+from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.outbox import Outbox, untracked
+from tune_dlrml.tracking.runs import TRIAL_TAG, SearchRuns, is_away, is_refusal
+from tune_dlrml.tracking.tracker import Tracker
 
 CLOSING = ({"trials_complete": 1.0}, {"best_trial": "0"}, "FINISHED", 10**13)
 
@@ -81,7 +83,7 @@ class Faults:
             if how == "late":
                 self.late.append(lambda: getattr(self._real, name)(*args, **kwargs))
             if how in ("before", "late"):
-                raise MlflowException("API request failed with timeout", TEMPORARILY_UNAVAILABLE)
+                raise MlflowException("API request failed with timeout", databricks_pb2.TEMPORARILY_UNAVAILABLE)
             return getattr(self._real, name)(*args, **kwargs)
 
         return call
@@ -524,6 +526,71 @@ def test_a_search_does_not_begin_without_mlflow_and_shows_no_password(events, tm
     assert files and not [path for path in files if b"canary" in path.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:canary@host:5000",
+        "http://me:can/ary@host:5000",
+        "http://me:can%40ary@host:5000",
+        "postgresql://host/mlflow?user=me&password=canary",
+    ],
+)
+def test_no_password_is_in_the_name_of_a_store_or_in_what_is_shown_of_an_error(uri):
+    store = MlflowStore(uri, "searches")
+    texts = [store.name, repr(store), store.shown(f"API request to {uri} failed")]
+    texts += [
+        store.shown(f"no user with {password}")
+        for password in ("canary", "can/ary", "can@ary")
+        if password in unquote(uri)
+    ]
+    assert len(texts) == 4
+    assert not [
+        text for text in texts for password in ("canary", "can/ary", "can%40ary", "can@ary") if password in text
+    ]
+    assert texts[2].startswith("API request to") and store.name.endswith(" searches")
+
+
+@pytest.mark.parametrize(
+    ("code", "refusal"),
+    [
+        (databricks_pb2.INVALID_PARAMETER_VALUE, True),
+        (databricks_pb2.RESOURCE_DOES_NOT_EXIST, True),
+        (databricks_pb2.INTERNAL_ERROR, False),
+        (databricks_pb2.TEMPORARILY_UNAVAILABLE, False),
+        (databricks_pb2.REQUEST_LIMIT_EXCEEDED, False),
+        (databricks_pb2.UNAUTHENTICATED, False),
+        (databricks_pb2.PERMISSION_DENIED, False),
+    ],
+)
+def test_an_answer_about_the_data_is_told_from_a_server_that_is_away(code, refusal):
+    error = MlflowException("no", code)
+    assert (is_refusal(error), is_away(error)) == (refusal, not refusal)
+    assert is_away(ConnectionResetError()) and not is_away(KeyError())
+
+
+def test_a_proxy_that_finds_no_server_is_no_sign_of_a_deleted_run(events, store):
+    write_trial(events, 0)
+    box = send(events, store, close=False)
+    cursor = events.path(0).with_name("mlflow.json")
+    cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"offset": 0}))
+    missing = MlflowException("<html>404</html>", databricks_pb2.ENDPOINT_NOT_FOUND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", raising(missing))
+        patch.setattr(MlflowClient, "get_run", raising(missing))
+        with pytest.raises(MlflowException, match="404"):
+            box.deliver(0)
+    assert box.refused == 0
+    box.deliver(0)
+    assert_mlflow_has_it_once(events, store)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
 def test_artifacts_that_cannot_be_written_hold_up_no_trial(events, store, faults):
     faults.plan["log_text"] = ["before"] * 10**4
     tracker = track(events, store)
@@ -539,9 +606,7 @@ def test_a_disk_that_takes_no_cursor_costs_nothing_but_sending_again(events, sto
     box = outbox(events, store)
     box.open()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-        )
+        patch.setattr(Path, "replace", raising(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             box.deliver(0)
     assert not list(events.folder.rglob("*.partial"))

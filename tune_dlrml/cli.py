@@ -1,5 +1,6 @@
 """`tune-dlrml`: argv and environment to calls. The only file that reads either, and the only one that prints."""
 
+import itertools
 import json
 import logging
 import os
@@ -69,7 +70,10 @@ def search(
     from tune_dlrml.search.result import SearchPlace
 
     place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
-    prepared = prepare(config, place)
+    try:
+        prepared = prepare(config, place)
+    except InputError as error:
+        raise InputError(f"{space}: {error}") from None
     from tune_dlrml.search.driver import run_search
     from tune_dlrml.terminal import ProgressView, duration, trials_table
 
@@ -89,17 +93,15 @@ def search(
 
 
 @app.command()
-def doctor(space: SpaceFile, set_: Settings = None, as_json: AsJson = False) -> None:
+def doctor(space: SpaceFile, set_: Settings = None, study_url: StudyUrl = None, as_json: AsJson = False) -> None:
     """Check everything that can be checked before a process starts."""
     config = _config(space, None, set_, None)
-    from tune_dlrml.search.checks import Finding, examine
-    from tune_dlrml.search.cluster import examine_resources
+    from tune_dlrml.search.checks import Finding
 
     out, worst = _console(as_json), 0
     style = {"ok": "green", "warning": "yellow", "error": "red"}
-    found: list[Finding] = [Finding("config", "ok", str(space))]
-    out.print(f"[green]{'ok':>7}[/]  config: {escape(str(space))}", highlight=False)
-    for finding in (*examine(config), examine_resources(config.resources, os.environ.get("RAY_ADDRESS"))):
+    found: list[Finding] = []
+    for finding in itertools.chain([Finding("config", "ok", str(space))], _findings(config, study_url)):
         found.append(finding)
         worst = max(worst, InputError.exit_code if finding.level == "error" else 0)
         text = f"[{style[finding.level]}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
@@ -107,6 +109,25 @@ def doctor(space: SpaceFile, set_: Settings = None, as_json: AsJson = False) -> 
     if as_json:
         _print_json({"name": config.name, "findings": [finding.__dict__ for finding in found]})
     raise typer.Exit(worst)
+
+
+def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
+    from tune_dlrml.search.checks import examine
+    from tune_dlrml.search.cluster import examine_cluster
+    from tune_dlrml.search.database import examine_study
+    from tune_dlrml.search.exposure import examine_addresses, examine_mlflow, examine_token_file, own_addresses
+    from tune_dlrml.search.result import SearchPlace
+
+    ray_address = os.environ.get("RAY_ADDRESS")
+    yield from examine_addresses(
+        {"search.study_url": config.search.study_url, "tracking.mlflow": config.tracking.mlflow}
+    )
+    place, config = SearchPlace(DEFAULT_STORAGE, ray_address, study_url).of(config)
+    yield from examine(config)
+    yield from examine_cluster(config.resources, ray_address, sqlite=place.study is None)
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    mlflow = None if place.mlflow is None else examine_mlflow(place.mlflow, own_addresses())
+    yield from filter(None, (examine_study(place.study), examine_token_file(token), mlflow))
 
 
 @app.command()
@@ -153,6 +174,8 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
+    # Decided when mlflow is imported, here and in all processes that are started from here.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -235,7 +258,7 @@ def _search_document(result: Any) -> dict[str, Any]:
                 "params": {} if row.spec is None else row.spec.settings(),
                 "value": row.value,
                 "steps": row.steps,
-                "mlflow_run_id": row.attrs.get("mlflow_run_id"),
+                "mlflow_run_id": result.runs[row.number],
                 "branch": None if row.spec is None else row.spec.branch,
                 "attempt": row.attempt,
                 "metrics": dict(result.metrics.get(row.number, {})),

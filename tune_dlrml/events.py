@@ -54,13 +54,13 @@ class EventLog:
 
     def numbers(self) -> list[int]:
         """Trials that have a log."""
-        return sorted(int(path.parent.name) for path in self.folder.glob("trials/*/events.jsonl"))
+        return sorted(int(path.parent.name) for path in self.folder.glob("trials/[0-9]*/events.jsonl"))
 
     def start(self, spec: TrialSpec) -> None:
         """A trial was handed to a worker group.
 
         Raises:
-            StorageError: The line could not be written, here and in `report` and `end`; all others stand.
+            StorageError: The line could not be written; so do `report` and `end`. What stood in the log stays.
         """
         event = {
             "kind": "start",

@@ -33,7 +33,6 @@ class ProgressView:
         self._console = console
         self._num_trials = self._full_steps = self._done = self._ended = 0
         self._began, self._first_end = time.monotonic(), 0.0
-        self._told_dropped = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,9 +57,8 @@ class ProgressView:
         self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
         self._progress.update(self._total, total=num_trials, completed=done)
         resumed = f", {done} of them ended before" if done else ""
-        self._say(
-            f"{num_trials} trials of at most {full_steps} steps{resumed}; starting Ray and the first worker group"
-        )
+        begins = "; starting Ray and the first worker group" if done < num_trials else ""
+        self._say(f"{num_trials} trials of at most {full_steps} steps{resumed}{begins}")
 
     def on_start(self, spec: TrialSpec) -> None:
         """A line with the trial's parameters."""
@@ -72,9 +70,7 @@ class ProgressView:
         """The bar for every report, a line for an evaluated one."""
         if spec.number in self._tasks:
             self._progress.update(self._tasks[spec.number], completed=report.step)
-        if report.step == 0:
-            self._tell_dropped(report.metrics)
-        elif report.evaluated:
+        if report.evaluated and report.step > 0:
             where = "rung" if report.rung else "step"
             numbers = report.metrics
             self._say(
@@ -82,15 +78,6 @@ class ProgressView:
                 f"{numbers['eval_accuracy']:.3f} +- {numbers['eval_accuracy_se']:.3f}, margin "
                 f"{numbers['eval_margin']:+.2f} nats, KL {numbers['eval_kl']:.3f}"
             )
-
-    def _tell_dropped(self, metrics: Mapping[str, float]) -> None:
-        dropped = int(metrics["dropped_train_pairs"]), int(metrics["dropped_eval_pairs"])
-        if any(dropped) and not self._told_dropped:
-            self._say(
-                f"[yellow]left out[/] {dropped[0]} training and {dropped[1]} held-out pairs, whose prompt alone fills "
-                "training.max_length"
-            )
-        self._told_dropped = True
 
     def on_notice(self, text: str) -> None:
         """A line with something that a person should know."""

@@ -139,6 +139,14 @@ class Cluster:
                 service.wait_until_healthy()
                 healthy.add(service.name)
 
+    def start_one(self, name: str) -> None:
+        """Start a service whose needs were started before."""
+        service = self.services[name]
+        if name == "postgres":
+            initialise_postgres(service, self.ports[5432])
+        service.start()
+        service.wait_until_healthy()
+
     def translated(self, text: str, places: dict[str, Path] | None = None) -> str:
         """A text of the compose file as it reads on this machine."""
         text = re.sub(rf"\b({'|'.join(PORTS)})(?=:\d)", "127.0.0.1", text).replace("0.0.0.0", "127.0.0.1")

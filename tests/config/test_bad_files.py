@@ -1,5 +1,6 @@
 """A file that is no plain YAML mapping is refused before its values are looked at."""
 
+import os
 import pickle
 import time
 
@@ -60,6 +61,13 @@ def test_a_file_that_is_not_utf8_says_at_which_byte(tmp_path):
 def test_a_path_that_is_no_file_is_refused_with_its_name(name, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_is_refused_without_waiting_for_its_end(make, tmp_path):
+    make(tmp_path / "search.yaml")
+    with pytest.raises(InputError, match=r"search\.yaml: a search-space file must be a file"):
+        load_config(tmp_path / "search.yaml")
 
 
 @pytest.mark.parametrize("key", ["name", "model", "dataset", "training", "space"])

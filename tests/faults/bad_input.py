@@ -19,7 +19,8 @@ from typing import Any
 from unittest import mock
 
 import toy
-from faults.bad_cases import Case, chance_cases, hand_made
+from faults.bad_cases import Case, hand_made
+from faults.bad_chance import chance_cases
 
 from tune_dlrml import cli
 

@@ -1,5 +1,6 @@
 """What a search leaves behind once it has ended, undisturbed or killed and resumed: nothing but its own folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -121,7 +122,11 @@ class Node:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(lambda: self._list("nodes", "state=ALIVE") == 1, 90, "the Ray node")
+        try:
+            wait_for(lambda: self._list("nodes", "state=ALIVE") == 1, 90, "the Ray node")
+        except BaseException:
+            self.end()
+            raise
 
     def alive(self, kind: str) -> int:
         """Actors or placement groups that are not gone."""
@@ -144,8 +149,6 @@ class Node:
         subprocess.run(["rm", "-rf", self._folder], check=True)
 
     def _list(self, kind: str, condition: str) -> int:
-        import json
-
         asked = subprocess.run(
             [
                 *(Path(sys.executable).with_name("ray"), "list", kind, "--format=json", "--limit=1000"),
@@ -156,4 +159,4 @@ class Node:
             text=True,
             check=False,
         )
-        return len(json.loads(asked.stdout)) if asked.returncode == 0 else -1
+        return len(json.loads(asked.stdout or "[]")) if asked.returncode == 0 else -1

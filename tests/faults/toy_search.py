@@ -42,6 +42,7 @@ class ToySearch:
 
     def __init__(self, folder: Path, *, trials: int = 12, steps: int = 240, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "said.txt").touch()
         self.folder = folder
         self.environment: dict[str, str] = {}
         self.name, self.trials, self.steps = "toy", trials, steps

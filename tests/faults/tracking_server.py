@@ -1,5 +1,6 @@
 """An MLflow server that is stopped (SIGSTOP) and killed at random moments of a search."""
 
+import os
 import random
 import signal
 import subprocess
@@ -60,8 +61,6 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         """To the server and the workers that it started."""
-        import os
-
         os.killpg(self._process.pid, number)
         if number == signal.SIGKILL:
             self._process.wait()

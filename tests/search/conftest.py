@@ -1,3 +1,4 @@
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,8 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     """What these tests ask of SQLite does not depend on a power cut."""
 
     def relax(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
     yield

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.tune.utils import flatten_dict
 
 from tune_dlrml.config import SearchConfig
-from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.records import Fault, Report, State, TrialOutcome
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.scheduler import StudyScheduler
-from tune_dlrml.search.searcher import StudySearcher, headline
+from tune_dlrml.search.searcher import Silence, StudySearcher, headline
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
 
@@ -34,6 +36,9 @@ class Witness:
         known = None if self.study is None else self.study.row(spec.number).value
         self.events.append(("report", spec.number, report.step, known))
 
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        self.events.append(("loss", spec.number, left))
+
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         self.events.append(("end", spec.number, row.state))
 
@@ -42,6 +47,7 @@ class Witness:
 class TuneTrial:
     trial_id: str
     error_file: str | None = None
+    pickled_error_file: str | None = None
 
 
 class Tune:
@@ -78,10 +84,12 @@ class Tune:
         self.searcher.on_trial_complete(trial_id, result=flat)
         return "STOP"
 
-    def error(self, trial_id: str, folder: Path, text: str) -> None:
+    def error(self, trial_id: str, folder: Path, text: str, error: Exception) -> None:
         file = folder / "error.txt"
         file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
-        self.scheduler.on_trial_error(None, TuneTrial(trial_id, str(file)))
+        pickled = folder / "error.pkl"
+        pickled.write_bytes(pickle.dumps(error))
+        self.scheduler.on_trial_error(None, TuneTrial(trial_id, str(file), str(pickled)))
         self.searcher.on_trial_complete(trial_id, error=True)
 
 
@@ -184,7 +192,7 @@ def test_an_error_of_the_trial_actor_is_a_failure_with_its_exception(
     trial = tune.next()
     tune.result(trial, report(0, 1))
     text = "ray::TrialSlot.train() (pid=7)\n  File 'a.py', line 3\nRuntimeError: out of paper"
-    tune.error(trial, tmp_path, text)
+    tune.error(trial, tmp_path, text, RuntimeError("out of paper"))
     row = study_of(tune).row(0)
     assert (row.state, row.steps, row.stop_reason) == (State.FAILED, 1, "RuntimeError: out of paper")
     assert row.attrs["exception"].strip() == text
@@ -290,7 +298,7 @@ def test_an_error_of_the_observer_ends_the_search_and_leaves_the_trial_under_way
     tune.witness.on_report = disk_full  # type: ignore[method-assign]
     with pytest.raises(OSError, match="No space left"):
         complete(tune, trial)
-    tune.error(trial, tmp_path, "TuneError: what Tune makes of it")
+    tune.error(trial, tmp_path, "TuneError: what Tune makes of it", RuntimeError())
     assert study_of(tune).row(0).state is State.RUNNING
     with pytest.raises(OSError, match="No space left"):
         tune.next()
@@ -321,3 +329,85 @@ def test_a_pickled_searcher_says_nothing_of_the_study(config_with: Config, open_
 )
 def test_the_headline_of_a_traceback_names_the_exception(text: str, line: str) -> None:
     assert headline(text) == line
+
+
+def lose(tune: Tune, trial_id: str) -> str:
+    outcome = TrialOutcome(tune.spec.number, State.FAILED, "ActorDiedError: killed", fault=Fault.LOST)
+    return tune.result(trial_id, outcome=outcome)
+
+
+def test_a_trial_that_lost_its_workers_is_the_next_one_again_until_its_budget_is_used_up(
+    tune_with: Callable[..., Tune],
+) -> None:
+    tune = tune_with(max_failures=2)
+    issued = []
+    for _ in range(3):
+        trial = tune.next()
+        issued.append((tune.spec.number, tune.spec.attempt))
+        lose(tune, trial)
+    assert issued == [(0, 0), (0, 1), (0, 2)]
+    told = [event for event in tune.witness.events if event[0] != "start"]
+    assert told == [("loss", 0, 1), ("loss", 0, 0), ("end", 0, State.FAILED)]
+    assert study_of(tune).row(0).stop_reason == "lost once too often: ActorDiedError: killed"
+    tune.next()
+    assert tune.spec.number == 1
+
+
+def test_the_death_of_a_driver_uses_up_none_of_a_trials_budget(config_with: Config, open_study: Open) -> None:
+    config = config_with(sampler="random", max_failures=1)
+    lose(first := Tune(open_study(config)), first.next())
+    first.next()
+    for attempt in (2, 3, 4):
+        successor = Tune(open_study(config))
+        trial = successor.next()
+        assert (successor.spec.number, successor.spec.attempt) == (0, attempt)
+    lose(successor, trial)
+    assert successor.witness.events[-1] == ("end", 0, State.FAILED)
+
+
+def test_the_death_of_a_slot_is_a_loss(tune_with: Callable[..., Tune], tmp_path: Path) -> None:
+    tune = tune_with()
+    tune.error(tune.next(), tmp_path, "ray.exceptions.ActorDiedError: gone", ActorDiedError())
+    tune.next()
+    assert (tune.spec.number, tune.spec.attempt) == (0, 1)
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Fault.STORAGE, StorageError), (Fault.INPUT, InputError)])
+def test_a_fault_that_meets_every_trial_ends_the_search_and_fails_none(
+    tune_with: Callable[..., Tune], fault: Fault, error: type[Exception]
+) -> None:
+    tune = tune_with()
+    trial = tune.next()
+    with pytest.raises(error, match="the disk is full"):
+        tune.result(trial, outcome=TrialOutcome(0, State.FAILED, "the disk is full", fault=fault))
+    assert study_of(tune).row(0).state is State.RUNNING
+    with pytest.raises(error):
+        tune.next()
+
+
+def test_a_driver_that_lost_its_lock_issues_no_trial(config_with: Config, open_study: Open) -> None:
+    def refuse() -> None:
+        raise StorageError("the lock is gone")
+
+    tune = Tune(open_study(config_with(sampler="random"), MEMORY), allowed=refuse)
+    with pytest.raises(StorageError, match="the lock is gone"):
+        tune.next()
+    assert study_of(tune).rows() == []
+
+
+def test_silence_is_counted_from_the_last_report_and_not_from_heartbeats(
+    tune_with: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tune = tune_with()
+    trial = tune.next()
+    now[0] = 130.0
+    tune.result(trial)
+    assert tune.searcher.silences(20) == [Silence(0, 0, 30.0)]
+    tune.result(trial, report(0, 3))
+    now[0] = 145.0
+    assert tune.searcher.silences(20) == []
+    assert tune.searcher.silences(10) == [Silence(0, 3, 15.0)]
+    complete(tune, trial)
+    assert tune.searcher.silences(0) == []

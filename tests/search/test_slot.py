@@ -46,9 +46,10 @@ def slot(config, local_ray, tmp_path_factory) -> Iterator[Any]:
         model=config.model,
         pairs=toy_training.pairs(64, 32),
         training=config.training,
-        plan=TrialPlan(STEPS, frozenset({2, 4}), 1, config.divergence),
+        plan=TrialPlan(STEPS, frozenset({2, 4}), 1, config.divergence, config.checkpoint),
         resources=config.resources,
         storage=str(tmp_path_factory.mktemp("ray")),
+        trials=str(tmp_path_factory.mktemp("trials")),
     )
     actor = ray.remote(tune.with_parameters(TrialSlot, group=group)).options(num_cpus=0)
     slot = actor.remote(trial(config, 0, DPO))
@@ -114,20 +115,56 @@ def test_a_dropped_trial_leaves_no_report_to_the_next(slot, config):
     assert results[-1]["outcome"]["state"] == "complete"
 
 
-def test_a_killed_worker_fails_its_trial_and_the_next_trial_gets_a_new_group(slot, config):
+def until_a_rung(slot: Any) -> None:
     import ray
 
-    ray.get(slot.reset_config.remote(trial(config, 8, DPO)))
     while not any(report["rung"] for report in ray.get(slot.step.remote())["reports"]):
         pass
-    (worker,) = workers()
-    worker.kill()
+
+
+def until_the_end(slot: Any) -> dict[str, Any]:
+    import ray
+
     result: dict[str, Any] = {"done": False}
     deadline = time.monotonic() + 120
     while not result["done"] and time.monotonic() < deadline:
         result = ray.get(slot.step.remote())
-    assert result["outcome"]["state"] == "failed"
-    assert "died" in result["outcome"]["reason"].lower()
-    again = train(slot, config, 9, DPO)
-    assert again[-1]["outcome"]["state"] == "complete"
-    assert [process.pid for process in workers()] != [worker.pid]
+    return result["outcome"]
+
+
+def mailboxes() -> list[psutil.Process]:
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if any("ray::Mailbox" in part for part in process.cmdline())]
+
+
+@pytest.mark.parametrize(("number", "victims"), [(8, workers), (9, mailboxes)], ids=["worker", "mailbox"])
+def test_a_trial_whose_process_was_killed_is_lost_and_goes_on_in_a_new_group(slot, config, number, victims):
+    import ray
+
+    undisturbed = losses(train(slot, config, 20 + number, DPO))
+    group = {process.pid for process in workers()}
+    ray.get(slot.reset_config.remote(trial(config, number, DPO)))
+    until_a_rung(slot)
+    (victim,) = victims()
+    victim.kill()
+    lost = until_the_end(slot)
+    assert (lost["state"], lost["fault"], lost["number"]) == ("failed", "lost", number)
+    assert "died" in lost["reason"].lower()
+
+    resumed = train(slot, config, number, DPO)
+    assert resumed[-1]["outcome"]["state"] == "complete"
+    assert group.isdisjoint(process.pid for process in workers())
+    began = reports(resumed)[0]["step"]
+    assert losses(resumed) == undisturbed[max(0, began - 1) :]
+
+
+def test_an_exception_in_training_is_the_trials_own_fault_and_told_by_its_worker(slot, config):
+    broken = trial(config, 10, DPO)
+    broken["spec"]["training"]["lora"]["target_modules"] = ["no_such_module"]
+    import ray
+
+    ray.get(slot.reset_config.remote(broken))
+    failed = until_the_end(slot)
+    assert (failed["state"], failed["fault"], failed["number"]) == ("failed", "trial", 10)
+    assert failed["reason"].startswith("NoMatchingPeftModuleError") and "no_such_module" in failed["exception"]
+    assert train(slot, config, 11, DPO)[-1]["outcome"]["state"] == "complete"

@@ -21,7 +21,7 @@ def fake_slot() -> type:
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.number = new_config["spec"]["number"]
+            self.number, self.attempt = new_config["spec"]["number"], new_config["spec"]["attempt"]
             self.rate = new_config["spec"]["training"]["learning_rate"]
             self.left = [0, "heartbeat", 1, 5, 7, 10, 15, 20, 33, 40]
             return True
@@ -33,6 +33,8 @@ def fake_slot() -> type:
                 return result
             if self.number == 3 and step == 7:
                 raise RuntimeError("out of paper")
+            if self.number == 7 and step == 1 and self.attempt == 0:
+                os._exit(1)
             rung = step in (5, 10, 20)
             evaluated = rung or step in (0, 40)
             accuracy = 0.5 + step * self.rate * 100  # a larger learning rate is better
@@ -47,7 +49,8 @@ def fake_slot() -> type:
             return result
 
         def end(self, result: dict[str, Any], state: str, reason: str) -> None:
-            outcome = {"number": self.number, "state": state, "reason": reason, "exception": "", "seconds": {"x": 1.0}}
+            outcome = {"number": self.number, "state": state, "reason": reason, "exception": "", "fault": "trial"}
+            outcome |= {"seconds": {"x": 1.0}}
             result |= {"outcome": outcome, "done": True}
 
     return FakeSlot
@@ -58,6 +61,7 @@ class Log:
         self.reports: dict[int, list[int]] = {}
         self.pids: list[float] = []
         self.ended: list[int] = []
+        self.lost: list[int] = []
 
     def on_start(self, spec: TrialSpec) -> None:
         self.reports[spec.number] = []
@@ -65,6 +69,9 @@ class Log:
     def on_report(self, spec: TrialSpec, report: Report) -> None:
         self.reports[spec.number].append(report.step)
         self.pids.append(report.metrics["pid"])
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        self.lost.append(spec.number)
 
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         self.ended.append(row.number)
@@ -117,6 +124,7 @@ def test_a_search_through_ray_tune_ends_every_trial_as_the_study_decided(
             assert row.stop_reason == f"successive halving at step {row.steps}"
     states = [row.state for row in rows]
     assert states.count(State.PRUNED) >= 4 and states.count(State.COMPLETE) >= 2
-    assert len(set(log.pids)) == 2  # the actor is kept between trials, and replaced after the one that failed
+    assert log.lost == [7] and rows[7].attempt == 1 and rows[7].state in (State.COMPLETE, State.PRUNED)
+    assert len(set(log.pids)) == 3  # the actor is kept between trials, and replaced where one failed or was lost
     kept = [path for path in (tmp_path / "tune").rglob("*") if path.is_file()]
     assert not [path for path in kept if b"canary" in path.read_bytes()]

@@ -79,9 +79,14 @@ def to_yaml(config: SearchConfig) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        if path.stat().st_size > SIZE_LIMIT:
+        # Opening a pipe would wait for ever, and a device has no size that says when to stop.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path}: a search-space file must be a file, but this is a pipe, a socket or a device")
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+        if len(content) > SIZE_LIMIT:
             raise InputError(f"{path}: a search-space file has at most {SIZE_LIMIT} bytes, but this one is larger")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a search-space file") from None
     except UnicodeDecodeError as error:

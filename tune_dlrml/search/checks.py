@@ -89,8 +89,8 @@ def _examine_tracking_uri(uri: str) -> Finding:
         legal = False
     if not legal:
         raise InputError(
-            "http(s)://host[:port] of a server, or the URL of a database such as sqlite:///file or postgresql://..., is "
-            f"needed, but got {without_password(uri)!r}"
+            "http(s)://host[:port] of a server, or the URL of a database such as sqlite:///file or postgresql://..., "
+            f"is needed, but got {without_password(uri)!r}"
         )
     return Finding("tracking.mlflow", "ok", without_password(uri))
 

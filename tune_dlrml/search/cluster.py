@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.checks import Finding
+from tune_dlrml.search.exposure import examine_dashboard
 
 WORKER_ENVIRONMENT = {
     # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
@@ -144,22 +145,39 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float], wher
             )
 
 
-def examine_resources(resources: ResourcesConfig, address: str | None) -> Finding:
-    """Whether the cluster at `address`, or else this machine, can hold a search; starts nothing on it."""
-    asked = (
-        f"{resources.concurrent_trials} group(s) of {resources.workers} worker(s) with {resources.cpus_per_worker} "
-        f"CPUs and {resources.gpus_per_worker:g} GPUs each"
-    )
+def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: bool) -> Iterator[Finding]:
+    """Whether the cluster at `address`, or else this machine, can hold a search, and who else can reach it.
+
+    Args:
+        resources: What the search asks for.
+        address: As in `ray_cluster`; nothing is started on it.
+        sqlite: Whether the study is a SQLite file.
+    """
     try:
         if address is None:
             check_resources(resources, local_capacity(), "this machine")
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            check_resources(resources, ray.cluster_resources(), "the Ray cluster")
+            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            capacity, nodes = ray.cluster_resources(), alive_nodes()
             ray.shutdown()
+            if context.address_info["webui_url"]:
+                yield examine_dashboard(context.address_info["webui_url"])
+            check_resources(resources, capacity, "the Ray cluster")
+            if sqlite:
+                refuse_sqlite_on_a_cluster(nodes)
     except (InputError, ConnectionError) as error:
-        return Finding("resources", "error", str(error))
-    return Finding("resources", "ok", f"{asked} fit {'this machine' if address is None else address}")
+        yield Finding("resources", "error", str(error))
+        return
+    asked = (
+        f"{resources.concurrent_trials} group(s) of {resources.workers} worker(s) with {resources.cpus_per_worker} "
+        f"CPUs and {resources.gpus_per_worker:g} GPUs each"
+    )
+    yield Finding("resources", "ok", f"{asked} fit {'this machine' if address is None else address}")
+
+
+def alive_nodes() -> int:
+    """Nodes of the cluster that this process has joined."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:

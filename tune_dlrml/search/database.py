@@ -3,17 +3,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
+from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through
 
 from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.search.checks import Finding
 from tune_dlrml.urls import without_password
 
 BUSY_S = 60.0
 """Seconds to wait for another process that holds the SQLite file."""
 FORM = "postgresql://user@host:5432/database"
+AGAIN = "free or mend it; the same command then goes on with the search"
+FULL_OR_READ_ONLY = ("is full", "readonly", "disk I/O error")
+"""What SQLite says of a disk."""
 DISK_FAULTS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO}
 
 
@@ -53,14 +58,48 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
     Raises:
         InputError: It cannot be opened; the message shows the URL without its password.
+        StorageError: It is a file on a disk that is full or read-only.
     """
     try:
+        if is_sqlite(url):
+            _make_file(url)
         return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        raise InputError(
-            f"the study at {without_password(url)} cannot be opened: {_cause(error)}; the database must exist and its "
-            "password come from PGPASSFILE, PGPASSWORD or the URL"
-        ) from None
+        if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
+            raise StorageError(f"{url.partition('///')[2]}: {_cause(error)}; {AGAIN}") from None
+        raise InputError(unreachable(url, error)) from None
+
+
+def unreachable(url: str, error: BaseException) -> str:
+    """What to say of a database that cannot be opened, without its password."""
+    return (
+        f"search.study_url: the study at {without_password(url)} cannot be opened: {_cause(error)}; the database must "
+        "exist and its password come from PGPASSFILE, PGPASSWORD or the URL"
+    )
+
+
+def _make_file(url: str) -> None:
+    """Make the tables of a new file aside: SQLite commits each by itself, and a torn set of them stays torn."""
+    file = Path(url.partition("///")[2])
+    if file.exists():
+        return
+    aside = file.with_name(f"{file.name}.partial")
+    aside.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{aside}", engine_kwargs=engine_options(url))
+    storage.remove_session()
+    storage.engine.dispose()
+    aside.rename(file)
+
+
+def examine_study(url: str | None) -> Finding | None:
+    """Whether the study's PostgreSQL database can be reached; None for a study in a file, made when a search begins."""
+    if url is None:
+        return None
+    try:
+        with sqlalchemy.create_engine(url, **engine_options(url)).connect():
+            return Finding("search.study_url", "ok", f"{without_password(url)} can be reached")
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        return Finding("search.study_url", "error", unreachable(url, error).partition(": ")[2])
 
 
 @contextmanager
@@ -73,15 +112,14 @@ def faults_of_storage(place: str) -> Iterator[None]:
     Raises:
         StorageError: Saying what is at fault and that the search can go on.
     """
-    again = "free or mend it; the same command then goes on with the search"
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
-        raise StorageError(f"{error.filename or place}: cannot be written ({error.strerror}); {again}") from error
+        raise StorageError(f"{error.filename or place}: cannot be written ({error.strerror}); {AGAIN}") from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(f"the study of {place} cannot be written ({_cause(error)}); {again}") from error
+        raise StorageError(f"the study of {place} cannot be written ({_cause(error)}); {AGAIN}") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -13,14 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 from ray import tune
 
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import content_hash
 from tune_dlrml.events import EventLog
+from tune_dlrml.files import replace_file
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.cluster import group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
 from tune_dlrml.search.database import faults_of_storage, is_sqlite
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.lock import DriverLock, only_driver
@@ -33,8 +33,9 @@ from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.search.watchdog import Watchdog
 from tune_dlrml.space import SearchSpace, TrialSpec
-from tune_dlrml.tracking import Tracker
 from tune_dlrml.tracking.cursor import MlflowStore
+from tune_dlrml.tracking.outbox import untracked
+from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
 from tune_dlrml.training.trial import TrialPlan
 from tune_dlrml.training.worker import GroupSpec
@@ -83,22 +84,30 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     _reconcile(rows, events)
     ended = sum(row.state is not State.RUNNING for row in rows)
     view.on_begin(study.num_trials, ended, steps)
-    (folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
-    tracker = _tracker(config, place, events, must_answer=not rows)
+    replace_file(folder / "search.yaml", to_yaml(config), durable=True)
+    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
+    if ended >= study.num_trials and untracked(events, store) == 0:
+        return read_search(config.name, place)
+    tracker = Tracker(store, config.name, code_state(), events, must_answer=not rows)
     tracker.describe_search(to_yaml(config), _params(config))
-    books = _Books(study, events, tracker, view)
-    searcher = StudySearcher(study, books, expired=_expiry(config, began), allowed=lock.check)
-    if ended < study.num_trials:
-        with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
-            if is_sqlite(place.study_url(config.name)):
-                refuse_sqlite_on_a_cluster(sum(node["Alive"] for node in ray.nodes()))
-            with Watchdog(searcher, config.resources, view.on_notice):
-                _tune(searcher, _group(prepared, study), config)
-    result = _result(place, study, searcher, time.monotonic() - began)
-    untracked = _close(tracker, result)
+    searcher = StudySearcher(
+        study, _Books(study, events, tracker, view), expired=_expiry(config, began), allowed=lock.check
+    )
+    try:
+        if ended < study.num_trials:
+            with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
+                if is_sqlite(place.study_url(config.name)):
+                    refuse_sqlite_on_a_cluster(alive_nodes())
+                with Watchdog(searcher, config.resources, view.on_notice):
+                    _tune(searcher, _group(prepared, study), config)
+        result = _result(place, study, searcher, time.monotonic() - began)
+    except BaseException:
+        tracker.leave()
+        raise
+    left = _close(tracker, result)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     study.close()
-    return replace(result, untracked=untracked)
+    return replace(result, untracked=left)
 
 
 def _reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
@@ -136,12 +145,6 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
         storage=group_storage(folder),
         trials=str(folder / "trials"),
     )
-
-
-def _tracker(config: SearchConfig, place: SearchPlace, events: EventLog, *, must_answer: bool) -> Tracker:
-    artifacts = place.storage / "mlflow-artifacts" if place.mlflow is None else None
-    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, artifacts)
-    return Tracker(store, config.name, code_state(), events, must_answer=must_answer)
 
 
 def _params(config: SearchConfig) -> dict[str, Any]:

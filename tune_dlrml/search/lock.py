@@ -9,7 +9,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.search.database import engine_options, faults_of_storage, is_sqlite
+from tune_dlrml.search.database import engine_options, faults_of_storage, is_sqlite, unreachable
 from tune_dlrml.search.history import StudyHistory
 
 
@@ -45,8 +45,7 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
         name: Of the search.
 
     Raises:
-        InputError: Another driver holds it; the message names its host and process.
-        StorageError: The database does not answer.
+        InputError: Another driver holds it; the message names its host and process. Or the database does not answer.
     """
     with _file_lock(url, folder, name) if is_sqlite(url) else _database_lock(url, name) as lock:
         yield lock
@@ -70,9 +69,11 @@ def _database_lock(url: str, name: str) -> Iterator[DriverLock]:
     key = int.from_bytes(hashlib.sha256(f"tune_dlrml/{name}".encode()).digest()[:8], "big", signed=True)
     # A pool would hand the session, and with it the lock, to others.
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_without_pool(engine_options(url)))
-    with faults_of_storage(f"search {name!r}"):
+    try:
         session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         taken = session.execute(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(key))).scalar()
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise InputError(unreachable(url, error)) from None
     try:
         if not taken:
             raise _refusal(url, name)

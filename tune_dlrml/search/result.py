@@ -11,7 +11,11 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
 from tune_dlrml.search.database import study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
+from tune_dlrml.tracking.cursor import MlflowStore, run_of
 from tune_dlrml.urls import without_password
+
+MLFLOW_FILE, MLFLOW_ARTIFACTS = "mlflow.db", "mlflow-artifacts"
+RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class SearchPlace:
         Raises:
             InputError: The name is none that a search can have, and could lead out of the storage folder.
         """
+        if name in RESERVED_NAMES:
+            raise InputError(f"--name {name!r}: MLflow's own files bear this name in the storage folder; take another")
         if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
             raise InputError(
                 f"--name {name[:NAME_LENGTH]!r}: a search's name has at most {NAME_LENGTH} letters, digits, '.', '_' "
@@ -66,9 +72,14 @@ class SearchPlace:
         return self.study or f"sqlite:///{self.folder(name) / 'study.db'}"
 
     @property
+    def artifacts(self) -> Path | None:
+        """Folder of the runs' artifacts; an MLflow server keeps its own."""
+        return self.storage.resolve() / MLFLOW_ARTIFACTS if self.mlflow is None else None
+
+    @property
     def mlflow_uri(self) -> str:
         """The tracking store."""
-        return self.mlflow or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+        return self.mlflow or f"sqlite:///{self.storage.resolve() / MLFLOW_FILE}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class SearchResult:
         rows: All trials.
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
+        runs: MLflow's run, by trial; none while MLflow has not heard of the trial.
         interrupted: The search was ended by a signal or its time budget, and can go on.
         same_failures: Why it ended early, if trials kept failing in the same way.
         untracked: Pieces of work that MLflow never took.
@@ -88,6 +100,7 @@ class SearchResult:
     rows: tuple[TrialRow, ...]
     best: int | None
     metrics: Mapping[int, Mapping[str, float]]
+    runs: Mapping[int, str | None]
     mlflow_uri: str
     interrupted: bool = False
     same_failures: str = ""
@@ -104,15 +117,17 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     resolved = place.folder(name) / "search.yaml"
     if not resolved.exists():
         raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` begins one")
-    place, _ = place.of(load_config(resolved))
+    place, config = place.of(load_config(resolved))
     history = StudyHistory.open(place.study_url(name), name)
     rows = tuple(history.rows())
     events = EventLog(place.folder(name))
+    store = MlflowStore(place.mlflow_uri, config.tracking.experiment)
     result = SearchResult(
         name=name,
         rows=rows,
         best=history.best(),
         metrics={row.number: events.last_metrics(row.number) for row in rows},
+        runs={row.number: run_of(events, row.number, store) for row in rows},
         mlflow_uri=without_password(place.mlflow_uri),
         interrupted=any(row.state is State.RUNNING for row in rows),
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler
 
@@ -34,5 +35,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         """Keep the exception, which Tune does not give to the searcher, and whether it is the death of the slot."""
         text = Path(trial.error_file).read_text() if trial.error_file else ""
         _, _, exception = text.partition("\n")  # behind Tune's own line with the time
-        lost = isinstance(trial.get_pickled_error(), RayActorError)
+        # Trial.get_pickled_error looks in the storage, where Tune has not copied the file yet.
+        pickled = trial.pickled_error_file
+        lost = pickled is not None and isinstance(cloudpickle.loads(Path(pickled).read_bytes()), RayActorError)
         self._searcher.note_error(trial.trial_id, exception, lost=lost)

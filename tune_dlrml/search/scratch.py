@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+NAME = "ray_[0-9a-f]{8}"
 ENDING_S = 10.0
 
 
@@ -48,13 +50,16 @@ def _use(folder: str) -> None:
 
 def _clear(record: Path) -> None:
     """Remove the folder that a record names, and the processes that belong to it."""
+    if not record.exists():
+        return
     try:
         noted = json.loads(record.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return
-    if noted["host"] == socket.gethostname():
-        _end_processes(noted["folder"])
-        shutil.rmtree(noted["folder"], ignore_errors=True)
+        host, folder = noted["host"], Path(noted["folder"])
+    except (json.JSONDecodeError, TypeError, KeyError):
+        host, folder = "", Path()  # torn while it was written, before the folder was made
+    if host == socket.gethostname() and re.fullmatch(NAME, folder.name):
+        _end_processes(str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
     record.unlink()
 
 

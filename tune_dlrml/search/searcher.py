@@ -17,6 +17,7 @@ from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.study import SearchStudy, Verdict
 from tune_dlrml.space import TrialSpec
 
+SLOT_DIED = "the trial's slot died"
 SAME_FAILURES = 3
 """So many trials in a row that fail with the same exception end the search."""
 
@@ -47,7 +48,7 @@ class _LiveTrial:
     steps: int = 0
     end: TrialOutcome | None = None
     error: TrialOutcome | None = None
-    heard_s: float = field(default_factory=time.monotonic)
+    heard_s: float = field(default_factory=lambda: time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return
         with self._search_ends_on_error():
             if error:
-                live.end = live.error or TrialOutcome(live.spec.number, State.FAILED, "the trial's slot died")
+                live.end = live.error or TrialOutcome(live.spec.number, State.FAILED, SLOT_DIED)
             elif live.end is None and result is not None:
                 # A result with `done` comes here directly; Tune does not show it to the scheduler.
                 self._take(live, result)
@@ -239,7 +240,7 @@ def headline(traceback: str) -> str:
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
     if named:
         return named[-1].strip()
-    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else "an exception without a text"
+    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else SLOT_DIED
 
 
 def _without_numbers(reason: str) -> str:

@@ -12,10 +12,18 @@ FREE_KEYS = (
     "search.max_failures",
     "search.study_url",
     "checkpoint",
-    "resources",
+    "resources.cpus_per_worker",
+    "resources.gpus_per_worker",
+    "resources.concurrent_trials",
+    "resources.wait_s",
+    "resources.silence_s",
+    "resources.trials_per_group",
     "tracking",
 )
-"""Settings that may change: they decide how far and where a search runs, not what it finds."""
+"""Settings that may change: they decide how far and where a search runs, not what it finds.
+
+`resources.workers` is none of them: each worker adds its pairs to every step.
+"""
 _ABSENT = "absent"
 
 

@@ -4,10 +4,3 @@ The event logs are the outbox. A thread turns what is new in them into calls to 
 far MLflow has it; while MLflow is away, and over the death of a driver, the log simply grows. Nothing is lost, since a
 cursor moves behind what MLflow took; nothing is there twice, since a point keeps its report's timestamp.
 """
-
-from tune_dlrml.tracking.cursor import MlflowStore
-from tune_dlrml.tracking.outbox import untracked
-from tune_dlrml.tracking.runs import SEARCH_ID_TAG, SEARCH_TAG, TRIAL_TAG
-from tune_dlrml.tracking.tracker import Tracker
-
-__all__ = ["SEARCH_ID_TAG", "SEARCH_TAG", "TRIAL_TAG", "MlflowStore", "Tracker", "untracked"]

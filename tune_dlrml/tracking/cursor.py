@@ -1,7 +1,6 @@
 """How far MLflow has an event log."""
 
 import json
-import os
 import re
 import secrets
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
+from tune_dlrml.events import EventLog
+from tune_dlrml.files import replace_file
 from tune_dlrml.urls import without_password
 
 ERROR_LENGTH = 300
@@ -32,7 +33,7 @@ class MlflowStore:
     @property
     def name(self) -> str:
         """What a cursor calls it, without a password."""
-        return f"{self._bare(self.uri)} {self.experiment}"
+        return f"{without_password(self.uri)} {self.experiment}"
 
     def shown(self, error: object) -> str:
         """What MLflow says about an error, fit for a log: its first line without a password."""
@@ -63,10 +64,10 @@ class Cursor:
 
     @classmethod
     def load(cls, path: Path, store: str) -> Self:
-        """The cursor in a file; a new one if there is none, it is no cursor, or it belongs to another store."""
+        """The cursor in a file; a new one if none can be read there, or it belongs to another store."""
         try:
             cursor = cls(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError):
             return cls(store)
         return cursor if cursor.store == store else cls(store)
 
@@ -75,19 +76,14 @@ class Cursor:
         replace_file(path, json.dumps(asdict(self)))
 
 
-def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a file aside and rename it, so that there is either the old one or the new one."""
-    aside = path.with_name(f"{path.name}.partial")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+def cursor_path(events: EventLog, number: int) -> Path:
+    """Where the cursor of a trial is kept."""
+    return events.path(number).with_name("mlflow.json")
+
+
+def run_of(events: EventLog, number: int, store: MlflowStore) -> str | None:
+    """MLflow's run of a trial; None as long as there is none."""
+    return Cursor.load(cursor_path(events, number), store.name).run
 
 
 def search_id(folder: Path) -> str:

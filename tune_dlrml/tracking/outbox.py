@@ -9,7 +9,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from tune_dlrml.events import Event, EventLog, as_report, parsed
-from tune_dlrml.tracking.cursor import Cursor, MlflowStore
+from tune_dlrml.tracking.cursor import Cursor, MlflowStore, cursor_path
 from tune_dlrml.tracking.runs import RunGoneError, SearchRuns
 
 log = logging.getLogger(__name__)
@@ -140,13 +140,13 @@ class Outbox:
         self.refused += count
 
     def _cursor(self, number: int) -> Cursor:
-        cursor = Cursor.load(_path(self._events, number), self._store.name)
+        cursor = Cursor.load(cursor_path(self._events, number), self._store.name)
         # A log shorter than what was sent of it has lost its end, and what follows it now was never sent.
         return cursor if cursor.offset <= self._events.size(number) else Cursor(self._store.name)
 
     def _keep(self, number: int, cursor: Cursor) -> None:
         if not self.abandoned:
-            cursor.save(_path(self._events, number))
+            cursor.save(cursor_path(self._events, number))
 
 
 def untracked(events: EventLog, store: MlflowStore) -> int:
@@ -157,7 +157,7 @@ def untracked(events: EventLog, store: MlflowStore) -> int:
     behind, total = 0, 0
     for number in events.numbers():
         size = events.size(number)
-        offset = Cursor.load(_path(events, number), store.name).offset
+        offset = Cursor.load(cursor_path(events, number), store.name).offset
         behind += _count(events, number, offset if offset <= size else 0)
         total += size
     return behind + (Cursor.load(_parent_path(events), store.name).offset != total)
@@ -168,10 +168,6 @@ def _count(events: EventLog, number: int, offset: int) -> int:
     while lines := events.read(number, offset):
         count, offset = count + len(lines), lines[-1][1]
     return count
-
-
-def _path(events: EventLog, number: int) -> Path:
-    return events.path(number).with_name("mlflow.json")
 
 
 def _parent_path(events: EventLog) -> Path:

@@ -74,6 +74,7 @@ class Tracker:
         self._closing: _Closing | None = None
         self._tried = threading.Event()
         self._error: str | None = None
+        self._said: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
         if must_answer:
@@ -180,7 +181,7 @@ class Tracker:
         except Exception as error:
             if is_away(error):
                 raise
-            log.warning("trial %d is not in MLflow yet: %s", number, self._store.shown(error))
+            self._say(f"trial {number} is not in MLflow yet", error)
             return False
         return True
 
@@ -192,12 +193,19 @@ class Tracker:
         try:
             self._runs.describe(self._outbox.parent, description.config_yaml, description.params)
         except Exception as error:
-            log.warning("MLflow has no description of the search yet: %s", self._store.shown(error))
+            self._say("MLflow has no description of the search yet", error)
             return False
         with self._changed:
             if self._description is description:
                 self._description = None
         return True
+
+    def _say(self, what: str, error: Exception) -> None:
+        """Say what is wrong, once as long as the error is the same."""
+        cause = self._store.shown(error)
+        if self._said.get(what) != cause:
+            log.warning("%s: %s", what, cause)
+        self._said[what] = cause
 
     def _note(self, error: Exception | None) -> None:
         """Say once that MLflow went away, and once that it is back."""

@@ -1,0 +1,65 @@
+"""What is checked, waited for and cleared away on a Ray cluster."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tune_dlrml.config import ResourcesConfig
+from tune_dlrml.errors import InputError
+from tune_dlrml.search import cluster
+
+
+def test_a_study_in_a_file_is_for_one_machine():
+    cluster.refuse_sqlite_on_a_cluster(1)
+    with pytest.raises(InputError, match=r"2 nodes.*--study-url postgresql://"):
+        cluster.refuse_sqlite_on_a_cluster(2)
+
+
+@pytest.fixture
+def growing(monkeypatch):
+    """A cluster that has more CPUs each time it is looked at, and a clock that moves by the pauses."""
+    state = SimpleNamespace(cpus=[0.0, 1.0, 4.0], now=0.0, demands=[])
+
+    def sleep(seconds):
+        state.now += seconds
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": state.cpus.pop(0) if state.cpus else 0.0})
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: state.demands.append(bundles))
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: state.now)
+    return state
+
+
+def test_nodes_that_come_later_are_waited_for_and_asked_for_once(growing):
+    told = []
+    cluster._wait_for(ResourcesConfig(workers=2, cpus_per_worker=2, wait_s=60), told.append)
+    assert growing.demands == [[{"CPU": 2.0}, {"CPU": 2.0}], []]
+    assert len(told) == 1 and "waiting up to 60 s for nodes" in told[0]
+
+
+def test_nodes_that_do_not_come_are_refused_with_what_there_is(growing):
+    growing.cpus = []
+    with pytest.raises(InputError, match=r"4 CPUs are asked for and the Ray cluster has 0"):
+        cluster._wait_for(ResourcesConfig(workers=2, cpus_per_worker=2, wait_s=5), lambda text: None)
+    assert 5 < growing.now < 8
+
+
+@pytest.mark.slow
+def test_placement_groups_of_ended_jobs_alone_are_removed(local_ray, monkeypatch):
+    import ray
+    from ray.util.state import get_placement_group
+
+    def state_of(group):
+        return get_placement_group(group.id.hex()).state
+
+    job = ray.get_runtime_context().get_job_id()
+    never = [{"CPU": 1000}]
+    ordinary, detached = ray.util.placement_group(never), ray.util.placement_group(never, lifetime="detached")
+
+    jobs = [SimpleNamespace(job_id=job, status="RUNNING")]
+    monkeypatch.setattr(cluster.state, "list_jobs", lambda limit: jobs)
+    assert cluster.free_dead_placement_groups() == 0
+    jobs[0].status = "SUCCEEDED"
+    assert cluster.free_dead_placement_groups() == 1
+    assert (state_of(ordinary), state_of(detached)) == ("REMOVED", "PENDING")
+    ray.util.remove_placement_group(detached)
