@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint bench pairs clean
+.PHONY: quickstart test lint bench faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -18,6 +18,9 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## Hand-over of a trial to a warm group, over 30 trials.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/handover.py
+
+faults: .venv/dev.stamp  ## Kill and starve searches in every way; ONLY=driver,worker and SEED=1 choose. About 40 minutes.
+	PYTHONPATH=tests $(BIN)/python -m faults.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the same seed.
 	$(BIN)/python -m tune_dlrml.builtin.make_sentiment_pairs --out tune_dlrml/builtin

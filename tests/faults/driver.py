@@ -35,7 +35,8 @@ def run(*, seed: int, kills: int = 30) -> dict[str, Any]:
     points = 0
     with tempfile.TemporaryDirectory(prefix="fault_driver_") as name:
         search = ToySearch(Path(name), **SIZE, seed=seed)
-        waits = [kill_once(search, generator(f"driver {kill}", seed), failures) for kill in range(kills)]
+        rng = generator("driver", seed)
+        waits = [kill_once(search, rng, failures, booting=rng.random() < 1 / 3) for _ in range(kills)]
         try:
             search.run()
             check_ended(search)
@@ -48,15 +49,15 @@ def run(*, seed: int, kills: int = 30) -> dict[str, Any]:
     return row("driver", kills, failures, detail)
 
 
-def kill_once(search: ToySearch, rng: random.Random, failures: list[str]) -> float | None:
-    """Start the search and kill its driver, a third of the times while it boots; seconds to the first new report."""
+def kill_once(search: ToySearch, rng: random.Random, failures: list[str], *, booting: bool) -> float | None:
+    """Start the search and kill its driver, while it boots or while it trains; seconds to the first new report."""
     before, began, waited = search.progress(), time.monotonic(), None
     lost = _lost_steps(search)
     driver = search.start()
     with ended_afterwards(driver):
         try:
             require(lost <= INTERVAL, f"{lost} steps were lost, but a checkpoint is made every {INTERVAL}")
-            if rng.random() < 1 / 3:
+            if booting:
                 time.sleep(rng.uniform(0, 20))
             else:
                 wait_for(lambda: search.progress() > before, PROGRESS_S, "progress after a restart", driver)

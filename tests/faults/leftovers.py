@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import psutil
 from cluster.services import free_ports
 from faults.toy_search import PROGRESS_S, Failure, ToySearch, ended_afterwards, generator, require, row, wait_for
 
+OF_THE_CLUSTER = {"_AutoscalingCoordinatorActor"}
+"""Actors that Ray makes once for a whole cluster, whoever trains on it first."""
 GONE_S = 60.0
 """What Ray may take to end the processes of a driver that was killed."""
 
@@ -88,7 +91,7 @@ def _on_a_cluster_that_stays(folder: Path, rng: Any) -> None:
             search.folder.joinpath("runs").rename(folder / f"runs-{round_}") if search.runs.exists() else None
             end_and_kill(search, rng)
             wait_for(lambda: not node.alive("actors"), GONE_S, "the end of all actors")
-            wait_for(lambda: not node.alive("placement-groups"), GONE_S, "the end of all placement groups")
+            wait_for(lambda: not node.alive("placement_groups"), GONE_S, "the end of all placement groups")
             seen.append(node.descriptors())
         grown = {name: (seen[0][name], count) for name, count in seen[1].items() if count > seen[0].get(name, 0) + 2}
         require(not grown, f"descriptors of the cluster's processes grew: {grown}")
@@ -102,8 +105,9 @@ class Node:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="node_", dir="/tmp")
         token = Path(self._folder) / "token"
+        self._token = os.urandom(32).hex()
         token.touch(mode=0o600)
-        token.write_text(os.urandom(32).hex())
+        token.write_text(self._token)
         port, dashboard, agent, client, metrics = free_ports(5)
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -123,15 +127,18 @@ class Node:
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_for(lambda: self._list("nodes", "state=ALIVE") == 1, 90, "the Ray node")
+            wait_for(lambda: self._list("nodes"), 90, "the Ray node")
         except BaseException:
             self.end()
             raise
 
-    def alive(self, kind: str) -> int:
-        """Actors or placement groups that are not gone."""
-        gone = {"actors": "DEAD", "placement-groups": "REMOVED"}[kind]
-        return self._list(kind, f"state!={gone}")
+    def alive(self, kind: str) -> list[str]:
+        """Actors or placement groups that are not gone, by their class or id."""
+        return [
+            entry.get("class_name") or entry["placement_group_id"]
+            for entry in self._list(kind)
+            if entry["state"] not in ("DEAD", "REMOVED") and entry.get("class_name") not in OF_THE_CLUSTER
+        ]
 
     def descriptors(self) -> Counter[str]:
         """Open file descriptors of the processes that stay, by their name."""
@@ -148,15 +155,14 @@ class Node:
         psutil.wait_procs(started, timeout=20)
         subprocess.run(["rm", "-rf", self._folder], check=True)
 
-    def _list(self, kind: str, condition: str) -> int:
-        asked = subprocess.run(
-            [
-                *(Path(sys.executable).with_name("ray"), "list", kind, "--format=json", "--limit=1000"),
-                *("--filter", condition, "--address", self._dashboard),
-            ],
-            env=os.environ | self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    def _list(self, kind: str) -> list[dict[str, Any]]:
+        """What the dashboard lists; nothing while it does not answer yet."""
+        query = urllib.request.Request(
+            f"{self._dashboard}/api/v0/{kind}?limit=1000", headers={"Authorization": f"Bearer {self._token}"}
         )
-        return len(json.loads(asked.stdout or "[]")) if asked.returncode == 0 else -1
+        try:
+            with urllib.request.urlopen(query, timeout=10) as answer:
+                found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+        except OSError:
+            return []
+        return found

@@ -69,8 +69,14 @@ def _kill_all(search: ToySearch, cluster: Cluster, rng: Any, kills: int) -> None
             time.sleep(rng.uniform(0, 2))
             require(driver.poll() is None, f"the search ended before the node could be killed: {search.said()[-500:]}")
             worker = cluster.services["ray-worker"].process
-            raylet = next(p for p in worker.children(recursive=True) if p.name() == "raylet")
-            raylet.kill()
+            _raylet_of_the_worker(cluster).kill()
             psutil.wait_procs([worker], timeout=30)  # the node's foreground process ends with its raylet
             cluster.services["ray-worker"].start()
         require(driver.wait(900) == 0, f"the search ended with exit code {driver.returncode}: {search.said()}")
+
+
+def _raylet_of_the_worker(cluster: Cluster) -> psutil.Process:
+    folder = str(cluster.root / "w")
+    found = [each for each in cluster.processes() if each.name() == "raylet" and folder in " ".join(each.cmdline())]
+    require(len(found) == 1, f"{len(found)} raylets of the worker node")
+    return found[0]
