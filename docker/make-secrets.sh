@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the random secrets of docker/compose.yaml, one file each with mode 0600; files that exist are kept.
+# Make the random secrets of docker/compose.yaml, one file each with mode 0600; those made before are kept.
 # Usage: docker/make-secrets.sh [FOLDER], docker/secrets unless given.
 set -euo pipefail
 umask 077
@@ -8,8 +8,13 @@ mkdir -p "$folder"
 
 random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 
+make() { # NAME CONTENT; whole or not at all, so that a run cut short leaves no half of a secret to be kept
+  printf '%s\n' "$2" > "$folder/.$1.new"
+  mv "$folder/.$1.new" "$folder/$1"
+}
+
 keep_or_make() { # NAME CONTENT
-  [[ -e $folder/$1 ]] || printf '%s\n' "$2" > "$folder/$1"
+  [[ -s $folder/$1 ]] || make "$1" "$2"
 }
 
 keep_or_make ray_token "$(random)"
@@ -18,12 +23,14 @@ keep_or_make study_pgpass "*:*:study:study:$(random)"
 keep_or_make mlflow_pgpass "*:*:mlflow:mlflow:$(random)"
 
 # MLflow's server and its one client, the driver of a search, share a password: made together or not at all.
-if [[ ! -e $folder/mlflow_server.env || ! -e $folder/mlflow_credentials ]]; then
+if [[ ! -s $folder/mlflow_server.env || ! -s $folder/mlflow_credentials ]]; then
   password=$(random)
-  printf 'MLFLOW_AUTH_ADMIN_PASSWORD=%s\nMLFLOW_FLASK_SERVER_SECRET_KEY=%s\n' "$password" "$(random)" \
-    > "$folder/mlflow_server.env"
-  printf '[mlflow]\nmlflow_tracking_username = search\nmlflow_tracking_password = %s\n' "$password" \
-    > "$folder/mlflow_credentials"
+  rm -f "$folder/mlflow_credentials" # a run cut short below must not leave the old one beside a new server.env
+  make mlflow_server.env "MLFLOW_AUTH_ADMIN_PASSWORD=$password
+MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)"
+  make mlflow_credentials "[mlflow]
+mlflow_tracking_username = search
+mlflow_tracking_password = $password"
 fi
 
 # The containers never run as root, so root's files would be out of their reach.

@@ -28,6 +28,7 @@ COMPOSE = PROJECT / "docker" / "compose.yaml"
 POSTGRES_PROGRAMS = ("initdb", "pg_ctl", "pg_isready", "postgres", "psql")
 PORTS = {"postgres": (5432,), "mlflow": (5000,), "ray-head": (6379, 8265), "ray-worker": (52365,)}
 HOME = "/home/search"
+VARIABLES = {"WORKER_CPUS": "1"}
 HEALTHY_S, END_S = 120.0, 5.0
 SEARCH_PATH = os.pathsep.join(
     [str(Path(sys.executable).parent), *sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True), os.environ["PATH"]]
@@ -197,7 +198,8 @@ class Cluster:
         service = Service(name, document, self._folder(name))
         places = self._mounts(service) | self._secrets(service, secrets)
         places |= {HOME: self._folder(name, "home")}
-        service.argv = [self.translated(word, places) for word in shlex.split(document["command"])]
+        command = re.sub(r"\$\{(\w+)[^}]*\}", lambda variable: VARIABLES[variable[1]], document["command"])
+        service.argv = [self.translated(word, places) for word in shlex.split(command)]
         service.health = [self.translated(word, places) for word in document["healthcheck"]["test"][1:]]
         service.environment = {
             "PATH": SEARCH_PATH,
@@ -240,7 +242,7 @@ class Cluster:
         return {"/run/secrets": folder}
 
     def _add_image_and_host(self) -> None:
-        """What two Ray nodes on one host need beside their commands: own folders and ports, few resources."""
+        """What two Ray nodes on one host need beside their commands: own folders and ports, little memory."""
         agent, client, *metrics = free_ports(4)
         common = ["--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
         common += ["--min-worker-port=0", "--max-worker-port=0"]  # any: one range for both would clash
@@ -248,7 +250,7 @@ class Cluster:
         head.argv += [*common, f"--temp-dir={self._folder('h')}", f"--metrics-export-port={metrics[0]}"]
         head.argv += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
         worker.argv += [*common, f"--temp-dir={self._folder('w')}", f"--metrics-export-port={metrics[1]}"]
-        worker.argv += ["--num-cpus=1", "--include-log-monitor=false"]
+        worker.argv += ["--include-log-monitor=false"]
 
 
 def is_alive(process: psutil.Process) -> bool:

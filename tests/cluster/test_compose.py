@@ -43,6 +43,7 @@ class Story:
 
     first: subprocess.CompletedProcess[str]
     again: subprocess.CompletedProcess[str]
+    at_fault: subprocess.CompletedProcess[str]
     study: dict[str, list[tuple[Any, ...]]]
     study_after: dict[str, list[tuple[Any, ...]]]
     runs: list[dict[str, Any]]
@@ -73,9 +74,11 @@ def watch(cluster, secrets, job):
     first = submit(cluster, secrets, job)
     study, runs = rows_of_study(cluster, secrets), runs_of_mlflow(cluster, secrets)
     again = submit(cluster, secrets, job)
+    at_fault = submit_at_fault(cluster, secrets, job)
     return Story(
         first=first,
         again=again,
+        at_fault=at_fault,
         study=study,
         study_after=rows_of_study(cluster, secrets),
         runs=runs,
@@ -101,9 +104,23 @@ def submit(cluster, secrets, job):
     """The command of docker/README.md, in the folder of the search-space file."""
     readme = (PROJECT / "docker" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"^ray job submit .*$", readme, re.MULTILINE)
+    return run_ray(cluster.translated(line), secrets, job)
+
+
+def submit_at_fault(cluster, secrets, job):
+    """What KubeRay submits, through docker/no-retry.sh, with a search-space file that does not exist."""
+    script = (PROJECT / "docker" / "no-retry.sh").read_text(encoding="utf-8")
+    (job / "no-retry.sh").write_text(cluster.translated(script), encoding="utf-8")
+    line = "ray job submit --address http://127.0.0.1:8265 --working-dir . --submission-id at-fault -- "
+    command = "sh no-retry.sh at-fault tune-dlrml search absent.yaml --storage /shared/runs"
+    return run_ray(cluster.translated(line + command), secrets, job)
+
+
+def run_ray(line, secrets, job):
+    """A command of Ray in the folder of the job, with the token."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secrets / "ray_token")}
     return subprocess.run(
-        [str(Path(sys.executable).with_name("ray")), *shlex.split(cluster.translated(line))[1:]],
+        [str(Path(sys.executable).with_name("ray")), *shlex.split(line)[1:]],
         cwd=job,
         env={"PATH": SEARCH_PATH, "HOME": str(job), "LANG": "C.UTF-8"} | token,
         capture_output=True,
@@ -209,6 +226,11 @@ def test_the_same_command_again_succeeds_and_changes_nothing(story):
     assert "complete" in story.again.stdout and not re.search(r"trial +\d+ step", story.again.stdout)
     assert story.study_after == story.study
     assert story.runs_after == story.runs
+
+
+def test_a_search_whose_input_is_at_fault_is_stopped_and_not_failed_so_that_kuberay_ends_it(story):
+    told = story.at_fault.stdout + story.at_fault.stderr
+    assert "exit code 2" in told and "'at-fault' was stopped" in told, told
 
 
 def test_strangers_are_refused(story):

