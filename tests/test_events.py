@@ -137,7 +137,9 @@ def test_a_tail_longer_than_one_block_is_found(tmp_path, monkeypatch):
     assert [one.step for one in log.reports(3)] == [1]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[1]", '{"step": 1}', '{"kind": "report"}{"kind": "report"}'])
+@pytest.mark.parametrize(
+    "broken", ["", "{", "[1]", '{"step": 1}', '{"kind": "report"}', '{"kind": "report"}{"kind": "report"}']
+)
 def test_a_broken_line_in_the_middle_is_an_error_with_file_and_line(tmp_path, broken):
     log = EventLog(tmp_path)
     log.start(spec())

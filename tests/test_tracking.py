@@ -555,6 +555,7 @@ def test_no_password_is_in_the_name_of_a_store_or_in_what_is_shown_of_an_error(u
     [
         (databricks_pb2.INVALID_PARAMETER_VALUE, True),
         (databricks_pb2.RESOURCE_DOES_NOT_EXIST, True),
+        (databricks_pb2.BAD_REQUEST, False),
         (databricks_pb2.INTERNAL_ERROR, False),
         (databricks_pb2.TEMPORARILY_UNAVAILABLE, False),
         (databricks_pb2.REQUEST_LIMIT_EXCEEDED, False),

@@ -17,6 +17,7 @@ from tune_dlrml.urls import without_password
         ("postgresql://me:se/c?r#et@host/study", "postgresql://me@host/study"),
         ("postgresql://me@host/study?sslpassword=secret&sslmode=require", "postgresql://me@host/study?sslmode=require"),
         ("postgresql://me@host/study?a=1&password=secret&b=2", "postgresql://me@host/study?a=1&b=2"),
+        ("postgresql://me:secret@host/study?application_name=a@b", "postgresql://me@host/study?application_name=a@b"),
         ("http://me:se/cret@host:5000", "http://me@host:5000"),
         ("https://me:secret@mlflow.example.org", "https://me@mlflow.example.org"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.errors import StorageError
+from tune_dlrml.files import sync_folder
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
 
 Event = dict[str, Any]
+FIELDS = {
+    "start": {"timestamp_ms", "attempt", "branch", "settings", "params"},
+    "report": {"timestamp_ms", "number", "step", "metrics"},
+    "end": {"timestamp_ms", "state", "reason"},
+}
+"""What every event of a kind has."""
 CHUNK = 1 << 20
 """Bytes of a log that `EventLog.read` takes at a time."""
 
@@ -189,12 +196,15 @@ class EventLog:
 
 
 def parsed(line: bytes) -> Event | None:
-    """The event in a line; None if it is none."""
+    """The event in a line; None if it is none, or lacks what every event of its kind has."""
     try:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
+    if not isinstance(event, dict):
+        return None
+    fields = FIELDS.get(str(event.get("kind")))
+    return event if fields is not None and fields <= event.keys() else None
 
 
 def as_report(event: Mapping[str, Any]) -> Report:
@@ -235,15 +245,6 @@ def _cut_torn_tail(file: int) -> None:
             break
     if begin < end:
         os.ftruncate(file, begin)
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_the_image_can_serve_mlflow_with_passwords_and_reach_postgresql():
 
 
 def test_the_image_can_compile_what_triton_compiles_at_run_time():
-    # Triton's driver.c includes Python.h and is compiled when TRL's fused head first runs on CUDA: no wheel brings them.
+    # Triton compiles its driver.c, with Python.h, when TRL's fused head first runs on CUDA: no wheel has them.
     (packages,) = re.findall(r"apt-get install (.*?)&&", steps_of_the_image(), re.DOTALL)
     assert {"gcc", "libc6-dev", "python3-dev"} <= set(packages.split())
 

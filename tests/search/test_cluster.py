@@ -42,6 +42,7 @@ def test_nodes_that_do_not_come_are_refused_with_what_there_is(growing):
     with pytest.raises(InputError, match=r"4 CPUs are asked for and the Ray cluster has 0"):
         cluster._wait_for(ResourcesConfig(workers=2, cpus_per_worker=2, wait_s=5), lambda text: None)
     assert 5 < growing.now < 8
+    assert growing.demands[-1] == []
 
 
 @pytest.mark.slow

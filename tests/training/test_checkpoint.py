@@ -176,7 +176,7 @@ def test_discarding_leaves_nothing_and_keeping_the_newest_leaves_that(tmp_path: 
         save(first, 2)
         save(first, 4)
         begin(folder).partial(6)
-        flipped(save(begin(folder), 8) / "state")
+        (save(begin(folder), 8) / "state").write_bytes(b"")
     discard_checkpoints(tmp_path / "discarded")
     keep_newest_checkpoint(tmp_path / "kept")
     assert sorted(path.name for path in (tmp_path / "discarded").iterdir()) == ["events.jsonl"]

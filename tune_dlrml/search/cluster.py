@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ import ray
 from ray import PlacementGroupID
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 from ray.util import state
 from ray.util.placement_group import PlacementGroup
 
@@ -25,6 +27,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # The patched print makes dill inspect sources and floods the workers' logs.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -73,10 +77,9 @@ def ray_cluster(
             "include_dashboard": True,  # Ray Train frees placement groups through its State API
             "_temp_dir": str(scratch),
         }
-    try:
-        context = ray.init(**({"address": address} | options))
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}; start one, or unset RAY_ADDRESS") from None
+    polite_end = signal.getsignal(signal.SIGTERM)
+    context = _joined({"address": address} | options)
+    signal.signal(signal.SIGTERM, polite_end)  # Ray puts one of its own there, which ends this process at once
     try:
         # Ray Train's placement group cleaner looks the cluster up afresh, and hangs on the trace of a dead one.
         os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
@@ -90,6 +93,22 @@ def ray_cluster(
         ray.shutdown()
 
 
+def _joined(options: dict[str, Any]) -> Any:
+    """The context of `ray.init`.
+
+    Raises:
+        InputError: No cluster answers at the address, or it refuses this process.
+    """
+    try:
+        return ray.init(**options)
+    except (ConnectionError, ValueError, RayError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"RAY_ADDRESS: a Ray cluster must answer at {options['address']}, but: {cause}; start one, unset "
+            "RAY_ADDRESS, or give its token by RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token"
+        ) from None
+
+
 def _make_private_token() -> None:
     """Make the token of this user's own clusters; Ray would make it where there is none, readable by everyone."""
     token = Path.home() / ".ray" / "auth_token"
@@ -99,7 +118,10 @@ def _make_private_token() -> None:
 
 
 def free_dead_placement_groups() -> int:
-    """Remove the placement groups whose job has ended: a driver that was killed while it waited for one leaves it.
+    """Remove the placement groups that still wait for resources though their job has ended.
+
+    A driver that was killed while it waited leaves one behind. One that was placed goes with its creator, which may be
+    somebody's detached actor that rightly outlives its job.
 
     Returns:
         How many.
@@ -110,7 +132,7 @@ def free_dead_placement_groups() -> int:
     left = [
         group
         for group in state.list_placement_groups(limit=STATE_LIMIT, detail=True)
-        if group.creator_job_id in ended and not group.is_detached and group.state != "REMOVED"
+        if group.creator_job_id in ended and not group.is_detached and group.state == "PENDING"
     ]
     for group in left:
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
@@ -157,7 +179,7 @@ def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: 
         if address is None:
             check_resources(resources, local_capacity(), "this machine")
         else:
-            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            context = _joined({"address": address, "log_to_driver": False, "logging_level": "ERROR"})
             capacity, nodes = ray.cluster_resources(), alive_nodes()
             ray.shutdown()
             if context.address_info["webui_url"]:
@@ -165,7 +187,7 @@ def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: 
             check_resources(resources, capacity, "the Ray cluster")
             if sqlite:
                 refuse_sqlite_on_a_cluster(nodes)
-    except (InputError, ConnectionError) as error:
+    except InputError as error:
         yield Finding("resources", "error", str(error))
         return
     asked = (
@@ -182,22 +204,27 @@ def alive_nodes() -> int:
 
 def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
     """Wait for nodes that are still to come, at most `wait_s`; an autoscaler is asked for what is missing."""
-    deadline, told = time.monotonic() + resources.wait_s, False
-    while True:
-        try:
-            check_resources(resources, ray.cluster_resources(), "the Ray cluster")
-        except InputError as error:
+    deadline, asked = time.monotonic() + resources.wait_s, False
+    try:
+        while (lack := _lack(resources)) is not None:
             if time.monotonic() > deadline:
-                raise
-            if not told:
-                tell(f"waiting up to {resources.wait_s:g} s for nodes: {error}")
+                raise lack
+            if not asked:
+                tell(f"waiting up to {resources.wait_s:g} s for nodes: {lack}")
                 request_resources(bundles=_bundles(resources))
-            told = True
+            asked = True
             time.sleep(POLL_S)
-        else:
-            if told:
-                request_resources(bundles=[])  # from here on the worker groups themselves are the demand
-            return
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the worker groups themselves are the demand, and a refused search has none
+
+
+def _lack(resources: ResourcesConfig) -> InputError | None:
+    try:
+        check_resources(resources, ray.cluster_resources(), "the Ray cluster")
+    except InputError as error:
+        return error
+    return None
 
 
 def _bundles(resources: ResourcesConfig) -> list[dict[str, float]]:

@@ -49,8 +49,10 @@ def engine_options(url: str) -> dict[str, Any]:
     """How SQLAlchemy connects: a file that is busy is waited for, a dead connection of PostgreSQL is noticed."""
     if is_sqlite(url):
         return {"connect_args": {"timeout": BUSY_S}}
-    alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **alive}}
+    ours = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    # The server's own, or the lock of a driver whose node lost its power would be held for hours.
+    theirs = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "options": theirs, **ours}}
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:

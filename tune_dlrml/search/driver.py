@@ -33,7 +33,7 @@ from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.search.watchdog import Watchdog
 from tune_dlrml.space import SearchSpace, TrialSpec
-from tune_dlrml.tracking.cursor import MlflowStore
+from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
@@ -78,6 +78,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     pairs, steps, folder = prepared.pairs, prepared.steps, place.folder(config.name)
     hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
     study = SearchStudy(config, SearchSpace(config), place.study_url(config.name), steps, hashes)
+    study.belong_to(folder, search_id(folder))
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
     events = EventLog(folder)
     rows = study.rows()
@@ -86,7 +87,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     view.on_begin(study.num_trials, ended, steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
-    if ended >= study.num_trials and untracked(events, store) == 0:
+    if ended == len(rows) >= study.num_trials and untracked(events, store) == 0:
         return read_search(config.name, place)
     tracker = Tracker(store, config.name, code_state(), events, must_answer=not rows)
     tracker.describe_search(to_yaml(config), _params(config))
@@ -94,7 +95,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
         study, _Books(study, events, tracker, view), expired=_expiry(config, began), allowed=lock.check
     )
     try:
-        if ended < study.num_trials:
+        if ended < max(study.num_trials, len(rows)):
             with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
                 if is_sqlite(place.study_url(config.name)):
                     refuse_sqlite_on_a_cluster(alive_nodes())

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -44,7 +45,7 @@ class WorkerGroup:
             run_config=RunConfig(
                 name=f"{spec.name}-{ray.get_runtime_context().get_actor_id()[:8]}-{time.time_ns()}",
                 storage_path=spec.storage,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             ),
         )
         self._thread = threading.Thread(target=self._fit, name="worker-group", daemon=True)
@@ -69,11 +70,10 @@ class WorkerGroup:
     def close(self) -> None:
         """Ask the workers to leave their loop and wait until they have."""
         if self.alive:
-            try:
+            with suppress(GroupDiedError):
                 self.call("put", None)
-            except GroupDiedError:
-                return
-            self._thread.join(CLOSE_S)
+                self._thread.join(CLOSE_S)
+        # Workers that did not hear of it, since the mailbox could not be reached, leave when it is gone.
         ray.kill(self._mailbox)
 
     def how_it_was_lost(self, number: int) -> TrialOutcome:

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy
 from filelock import FileLock, Timeout
 
-from tune_dlrml.errors import InputError
-from tune_dlrml.search.database import engine_options, faults_of_storage, is_sqlite, unreachable
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.search.database import engine_options, is_sqlite, unreachable
 from tune_dlrml.search.history import StudyHistory
 
 
@@ -31,13 +31,20 @@ class DriverLock:
             StorageError: PostgreSQL ended the session, and so another driver may have begun.
         """
         if self._session is not None:
-            with faults_of_storage("this search, whose lock went with its session,"):
+            try:
                 self._session.execute(sqlalchemy.text("SELECT 1"))
+            except sqlalchemy.exc.SQLAlchemyError as error:
+                raise StorageError(
+                    "the database ended the session that held this search's lock, so another driver may have begun "
+                    f"({type(error).__name__}); the same command goes on with the search"
+                ) from None
 
 
 @contextmanager
 def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
-    """Hold the lock of a search: on `<folder>/lock` for SQLite, in the database for PostgreSQL.
+    """Hold the locks of a search: on `<folder>/lock`, and in the database where the study is in PostgreSQL.
+
+    The first keeps two studies out of one folder, the second two folders out of one study, on whatever nodes.
 
     Args:
         url: Of the study.
@@ -47,19 +54,23 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
     Raises:
         InputError: Another driver holds it; the message names its host and process. Or the database does not answer.
     """
-    with _file_lock(url, folder, name) if is_sqlite(url) else _database_lock(url, name) as lock:
-        yield lock
+    with _file_lock(url, folder, name):
+        if is_sqlite(url):
+            yield DriverLock()
+        else:
+            with _database_lock(url, name) as lock:
+                yield lock
 
 
 @contextmanager
-def _file_lock(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
+def _file_lock(url: str, folder: Path, name: str) -> Iterator[None]:
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise _refusal(url, name) from None
     try:
-        yield DriverLock()
+        yield
     finally:
         lock.release()
 
@@ -87,11 +98,10 @@ def _without_pool(options: dict[str, object]) -> dict[str, object]:
 
 
 def _refusal(url: str, name: str) -> InputError:
-    try:
+    who = "it is just beginning"
+    with suppress(InputError):
         history = StudyHistory.open(url, name)
-    except InputError:
-        who = "it is just beginning"
-    else:
-        who = "process {pid} on host {host} runs it since {since}".format_map(history.driver)
+        if history.driver:
+            who = "process {pid} on host {host} runs it since {since}".format_map(history.driver)
         history.close()
     return InputError(f"search {name!r} has a driver already: {who}; wait for its end, or choose another --name")

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.tune.schedulers import FIFOScheduler
 
+from tune_dlrml.errors import GroupDiedError
 from tune_dlrml.search.searcher import StudySearcher
+
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, GroupDiedError)
+"""What Ray, and a slot whose new group dies at once, say of processes and nodes that are gone."""
 
 
 class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -37,5 +41,5 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         _, _, exception = text.partition("\n")  # behind Tune's own line with the time
         # Trial.get_pickled_error looks in the storage, where Tune has not copied the file yet.
         pickled = trial.pickled_error_file
-        lost = pickled is not None and isinstance(cloudpickle.loads(Path(pickled).read_bytes()), RayActorError)
+        lost = pickled is not None and isinstance(cloudpickle.loads(Path(pickled).read_bytes()), DEATHS)
         self._searcher.note_error(trial.trial_id, exception, lost=lost)

@@ -117,7 +117,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             spec = self._next()
             if spec is None:
                 return None if self._live else str(Searcher.FINISHED)
-            self._live[trial_id] = _LiveTrial(spec)
+            self._live[trial_id] = _LiveTrial(spec, steps=self._study.row(spec.number).steps)
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}
 
@@ -150,6 +150,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return verdict
 
     def _judge(self, live: _LiveTrial, report: Report) -> Verdict:
+        self._allowed()
         number, step, metric = report.number, report.step, self._study.metric
         if metric not in report.metrics:
             live.end = TrialOutcome(number, State.DIVERGED, f"{metric} is not finite at step {step}")

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
 
 from tune_dlrml.config import SearchConfig
-from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.database import open_storage
 from tune_dlrml.search.halving import is_promoted, rung_steps
@@ -18,6 +19,8 @@ from tune_dlrml.search.sampling import BranchSampler, draw
 from tune_dlrml.search.settings import refuse_differences
 from tune_dlrml.space import Point, SearchSpace, TrialSpec
 
+SEARCH_ID = "search_id"
+"""Name of the study's attribute that says which folder belongs to it."""
 LOSSES = "losses"
 """Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
 Verdict = Literal["continue", "prune"]
@@ -99,6 +102,23 @@ class SearchStudy(StudyHistory):
     def sign(self, host: str, pid: int, since: str) -> None:
         """Write down who drives the search, for the message to a second driver."""
         self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
+
+    def belong_to(self, folder: Path, identity: str) -> None:
+        """Tie the study to the folder of its search, with the first driver; the logs and checkpoints are there.
+
+        Raises:
+            InputError: They are those of another search.
+        """
+        known = self._study.user_attrs.get(SEARCH_ID)
+        if known is None and (self.rows() or any(folder.glob("trials/*"))):
+            known = "none"
+        if known is None:
+            self._study.set_user_attr(SEARCH_ID, identity)
+        elif known != identity:
+            raise InputError(
+                f"the study of search {self.config.name!r} and the trials in {folder} are not of one search; give the "
+                "--storage and the --study-url that it was begun with, or another --name"
+            )
 
     def _lay_out(self) -> None:
         """Number the trials that need no sampler: the baseline and, for a grid, its points."""

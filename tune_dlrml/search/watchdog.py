@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from ray.exceptions import RayError
+
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.search.cluster import waited_for
 from tune_dlrml.search.searcher import Silence, StudySearcher
@@ -63,4 +65,8 @@ class Watchdog:
         since = f"trial {silence.number}: nothing heard for {silence.seconds:.0f} s"
         if silence.steps:
             return f"{since} since step {silence.steps}; its workers hang, or a step of it takes longer than that"
-        return f"{since} since it was handed out; {self._waiting(self._resources)}"
+        try:
+            waiting = self._waiting(self._resources)
+        except RayError as error:
+            waiting = f"what is free is not known ({type(error).__name__})"
+        return f"{since} since it was handed out; {waiting}"

@@ -25,8 +25,8 @@ ROLE_TAG = "tune_dlrml.role"
 TRIAL_TAG = "tune_dlrml.trial"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by `eval_accuracy` and `eval_kl`."
-_NOT_ABOUT_DATA = (401, 403, 408, 429)
-"""HTTP statuses from 400 to 499 that the same call may not meet again later."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+"""Answers about the data itself. MLflow calls a bad request also what its database refuses while it is read-only."""
 _STATUS = {
     State.COMPLETE: "FINISHED",
     State.PRUNED: "FINISHED",
@@ -225,10 +225,7 @@ class SearchRuns:
 
 def is_refusal(error: Exception) -> bool:
     """Whether MLflow answered, and will answer the same call in the same way whenever it is repeated."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = error.get_http_status_code()
-    return 400 <= status < 500 and status not in _NOT_ABOUT_DATA
+    return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
 
 def is_away(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_dlrml.errors import StorageError
+from tune_dlrml.files import sync_folder
 
 MARKER = "complete.json"
 PARTIAL = ".partial"
@@ -58,8 +59,12 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def keep_newest_checkpoint(folder: Path) -> None:
-    """Remove all of an ended trial but its newest complete checkpoint, and all if none is complete."""
-    newest = newest_checkpoint(folder)
+    """Remove all of an ended trial but its newest complete checkpoint, and all if none is complete.
+
+    Its worker has just written and hashed it, and others wait: the marker and the sizes are enough here.
+    """
+    with storing(folder):
+        newest = next((found for found in _checkpoints(folder) if _is_complete(found, hashed=False)), None)
     for attempt in _numbered(folder, "attempt").values():
         for path in _children(attempt):
             if newest is None or path != newest.path:
@@ -134,10 +139,10 @@ class Attempt:
                 json.dump({"files": files}, marker, indent=1)
                 marker.flush()
                 os.fsync(marker.fileno())
-            _sync_folder(partial)
+            sync_folder(partial)
             final = partial.with_name(partial.name.removesuffix(PARTIAL))
             partial.rename(final)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         self._prune()
         return final
 
@@ -189,7 +194,7 @@ def _claim(folder: Path) -> tuple[int, Path]:
         except FileExistsError:
             number += 1
         else:
-            _sync_folder(folder)
+            sync_folder(folder)
             return number, path
 
 
@@ -217,15 +222,15 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _is_complete(checkpoint: Checkpoint) -> bool:
-    fault = _fault(checkpoint.path)
+def _is_complete(checkpoint: Checkpoint, *, hashed: bool = True) -> bool:
+    fault = _fault(checkpoint.path, hashed=hashed)
     if fault is not None:
         _log.warning("%s is torn and is passed over: %s", checkpoint.path, fault)
     return fault is None
 
 
-def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is complete."""
+def _fault(checkpoint: Path, *, hashed: bool) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if it is complete. Bytes are read only if `hashed`."""
     try:
         files = json.loads((checkpoint / MARKER).read_bytes())["files"]
         listed = [(str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()]
@@ -239,7 +244,7 @@ def _fault(checkpoint: Path) -> str | None:
             if found != size:
                 return f"{name} has {found} bytes instead of {size}"
             with (checkpoint / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                if hashed and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     return f"{name} has another sha256 than when it was written"
         except (FileNotFoundError, NotADirectoryError):
             return f"{name} is missing"
@@ -256,15 +261,6 @@ def _synced(path: Path) -> dict[str, int | str]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
         return {"size": os.fstat(file.fileno()).st_size, "sha256": sha256}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -28,6 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
+from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
 from tune_dlrml.training.step_sums import pair_sums, step_stats
@@ -308,7 +309,19 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
         self._on_save(self.state.global_step, self.write_state)
 
+    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with storing(Path(checkpoint)):
+            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with storing(Path(checkpoint or ".")):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with storing(Path(checkpoint or ".")):
+            self._load_optimizers(checkpoint)
+
+    def _load_optimizers(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._mix_optimizer is not None:
             mix = torch.load(Path(checkpoint, MIX_NAME), map_location="cpu", weights_only=True)
