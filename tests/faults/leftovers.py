@@ -8,6 +8,7 @@ import sys
 import tempfile
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,37 +47,40 @@ def end_and_kill(search: ToySearch, rng: Any) -> None:
         search.run("--name", name)
 
 
-def temporary_files() -> set[str]:
-    """Entries of the temporary folder and of the shared memory of this machine."""
-    return {entry.path for folder in (tempfile.gettempdir(), "/dev/shm") for entry in os.scandir(folder)}
+def own_temporary_folder(search: ToySearch) -> Path:
+    """A temporary folder that only this search uses; its path is short, since Ray puts sockets below it."""
+    folder = Path(tempfile.mkdtemp(prefix="t_", dir="/tmp"))
+    search.environment["TMPDIR"] = str(folder)
+    return folder
 
 
-def processes() -> dict[int, str]:
-    """Living processes of this user."""
+def processes_of(folder: Path) -> dict[int, str]:
+    """Living processes whose temporary folder, or an open file, lies in this one."""
     found = {}
-    for process in psutil.process_iter(["uids", "status", "cmdline"]):
-        uids, zombie = process.info["uids"], process.info["status"] == psutil.STATUS_ZOMBIE
-        if uids is not None and uids.real == os.getuid() and not zombie:
-            found[process.pid] = " ".join(process.info["cmdline"] or [])
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            opened = [file.path for file in process.open_files()]
+            known = [process.environ().get("TMPDIR", ""), *opened]
+            if any(path.startswith(str(folder)) for path in known) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = " ".join(process.cmdline())
     return found
 
 
-def is_of_a_search(command: str) -> bool:
-    return any(word in command for word in ("ray", "gcs_server", "tune-dlrml", "mlflow"))
-
-
-def new_processes(before: dict[int, str]) -> dict[int, str]:
-    return {pid: text for pid, text in processes().items() if pid not in before and is_of_a_search(text)}
+def check_nothing_is_left(folder: Path) -> None:
+    """Neither a process nor a file below the temporary folder of searches that have ended."""
+    wait_for(lambda: not processes_of(folder), GONE_S, "the end of a search's processes")
+    left = sorted(entry.name for entry in folder.iterdir())
+    require(not left, f"temporary files left over: {left}")
+    folder.rmdir()
 
 
 def _on_its_own_cluster(folder: Path, rng: Any) -> None:
     search = ToySearch(folder, trials=2, steps=80)
-    files, running = temporary_files(), processes()
+    temporary, shared = own_temporary_folder(search), set(os.listdir("/dev/shm"))
     descriptors = psutil.Process().num_fds()
     end_and_kill(search, rng)
-    wait_for(lambda: not new_processes(running), GONE_S, f"the end of {new_processes(running)}")
-    left = temporary_files() - files
-    require(not left, f"temporary files left over: {sorted(left)}")
+    check_nothing_is_left(temporary)
+    require(set(os.listdir("/dev/shm")) <= shared, "shared memory left over")
     require(psutil.Process().num_fds() == descriptors, "descriptors of the process that started the searches")
 
 
@@ -93,8 +97,8 @@ def _on_a_cluster_that_stays(folder: Path, rng: Any) -> None:
             wait_for(lambda: not node.alive("actors"), GONE_S, "the end of all actors")
             wait_for(lambda: not node.alive("placement_groups"), GONE_S, "the end of all placement groups")
             seen.append(node.descriptors())
-        grown = {name: (seen[0][name], count) for name, count in seen[1].items() if count > seen[0].get(name, 0) + 2}
-        require(not grown, f"descriptors of the cluster's processes grew: {grown}")
+        what = f"as few descriptors of the cluster's processes as after the first round, {seen[0]} and then {seen[1]}"
+        wait_for(lambda: all(count <= seen[0][name] + 2 for name, count in node.descriptors().items()), GONE_S, what)
     finally:
         node.end()
 
@@ -127,7 +131,7 @@ class Node:
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_for(lambda: self._list("nodes"), 90, "the Ray node")
+            wait_for(self._is_up, 90, "the Ray node")
         except BaseException:
             self.end()
             raise
@@ -156,13 +160,16 @@ class Node:
         subprocess.run(["rm", "-rf", self._folder], check=True)
 
     def _list(self, kind: str) -> list[dict[str, Any]]:
-        """What the dashboard lists; nothing while it does not answer yet."""
+        """What the dashboard lists."""
         query = urllib.request.Request(
             f"{self._dashboard}/api/v0/{kind}?limit=1000", headers={"Authorization": f"Bearer {self._token}"}
         )
-        try:
-            with urllib.request.urlopen(query, timeout=10) as answer:
-                found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
-        except OSError:
-            return []
+        with urllib.request.urlopen(query, timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
         return found
+
+    def _is_up(self) -> bool:
+        try:
+            return bool(self._list("nodes"))
+        except OSError:
+            return False

@@ -43,6 +43,9 @@ def run(name: str, *, seed: int, kills: int = 10) -> dict[str, Any]:
                 require(driver.wait(900) == 0, f"the search ended with exit code {driver.returncode}: {search.said()}")
                 check_ended(search)
                 points = check_mlflow(search)
+                losses = sum(row.attrs.get("losses", 0) for row in search.rows())
+                # One that hits a process between two trials costs no trial anything.
+                require(0 < losses <= kills, f"{losses} losses were counted of {kills} kills")
                 require(outcome(search.rows()) == outcome(undisturbed(seed).rows()), "other decisions than undisturbed")
             except Failure as failure:
                 failures.append(str(failure))

@@ -63,6 +63,21 @@ def test_what_a_killed_driver_left_is_cleared_and_its_processes_ended(search, tm
             process.communicate()
 
 
+def test_a_process_that_forgot_its_environment_is_known_by_its_open_files(search, tmp_path):
+    left = tmp_path / "ray_0123abcd"
+    left.mkdir()
+    record(search, str(left))
+    program = f"import time; log = open({str(left / 'log')!r}, 'w'); print('up', flush=True); time.sleep(600)"
+    agent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert agent.stdout is not None and agent.stdout.readline() == "up\n"
+        with scratch_folder(search):
+            assert not psutil.pid_exists(agent.pid)
+    finally:
+        agent.kill()
+        agent.communicate()
+
+
 @pytest.mark.parametrize("host", ["elsewhere", None])
 def test_a_folder_of_another_machine_or_of_another_kind_is_left_alone(search, tmp_path, host):
     kept = tmp_path / ("ray_0123abcd" if host else "precious")

@@ -5,7 +5,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,14 @@ def _joined(options: dict[str, Any]) -> Any:
 def _make_private_token() -> None:
     """Make the token of this user's own clusters; Ray would make it where there is none, readable by everyone."""
     token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and token.stat().st_size:
+        return
     token.parent.mkdir(mode=0o700, exist_ok=True)
-    with suppress(FileExistsError), os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    # Written aside, since another search may read it at this moment, and a torn one would stay.
+    aside = token.with_name(f"{token.name}.{os.getpid()}")
+    aside.touch(mode=0o600)
+    aside.write_text(secrets.token_hex(32))
+    aside.replace(token)
 
 
 def free_dead_placement_groups() -> int:

@@ -64,13 +64,20 @@ def _clear(record: Path) -> None:
 
 
 def _end_processes(folder: str) -> None:
-    """End what was started with `folder` as its temporary folder, this process and its parents excepted."""
+    """End what uses `folder`, this process and its parents excepted."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     left = []
     for process in psutil.process_iter():
         # Others' processes do not show their environment, and some end while they are looked at.
         with suppress(psutil.Error):
-            if process.pid not in spared and process.environ().get("TMPDIR") == folder:
+            if process.pid not in spared and _uses(process, folder):
                 process.kill()
                 left.append(process)
     psutil.wait_procs(left, timeout=ENDING_S)
+
+
+def _uses(process: psutil.Process, folder: str) -> bool:
+    """Whether a process has it as its temporary folder, or a file in it open: Ray's agents overwrite what they had."""
+    if process.environ().get("TMPDIR") == folder:
+        return True
+    return any(opened.path.startswith(f"{folder}/") for opened in process.open_files())
