@@ -26,6 +26,7 @@ from tune_dlrml.data import (
     load_section,
     parse_dataset_reference,
 )
+from tune_dlrml.data.loading import _mapping
 from tune_dlrml.errors import InputError
 
 PLAIN = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
@@ -121,6 +122,45 @@ def test_plain_pairs_load_as_they_are_without_their_other_columns(folder):
 def test_conversational_pairs_keep_role_and_content_of_each_message(folder):
     row = {**CHAT, "prompt": [{**USER, "name": "Ada"}]}
     assert pairs_of(folder / "train.jsonl", row) == [CHAT]
+
+
+TOOLS = [{"type": "function", "function": {"name": "look"}}]
+CALL = {**BLUE, "tool_calls": [{"function": {"name": "look"}}]}
+
+
+def notes_of(reference):
+    return load_section(str(reference), "dataset.train")[1]
+
+
+def test_rows_with_fields_that_are_not_used_are_counted_and_told(folder):
+    rows = [CHAT, {**CHAT, "tools": TOOLS}, {**CHAT, "chosen": [CALL], "tools": None}]
+    reference = write_jsonl(folder / "train.jsonl", *rows)
+    assert notes_of(reference) == (
+        "dataset.train: 2 of 3 rows have fields that are not used: tools, tool_calls (first: row 2 (line 2))",
+    )
+    assert notes_of(f"{reference}#[:1]") == ()
+
+
+def test_columns_of_a_table_that_are_not_read_are_told(folder):
+    rows = [{**CHAT, "chosen": [{**BLUE, "name": None}], "tools": "look", "id": 1}] * 2
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    (note,) = notes_of("train.parquet")
+    assert note == "dataset.train: 2 of 2 rows have fields that are not used: tools, id (first: row 1)"
+
+
+def test_of_many_fields_that_are_not_used_the_first_are_named_and_fit_to_be_shown(folder):
+    row = {**PLAIN, "a\nb": 1, "\ud800": 1, "x" * 1000: 1, **{f"f{number}": 1 for number in range(100)}}
+    (note,) = notes_of(write_jsonl(folder / "train.jsonl", row))
+    assert len(note) < 300 and "\n" not in note and note.encode()
+    assert note.endswith("f0, f1, f2, f3, f4, and 95 more (first: row 1 (line 1))")
+
+
+def test_turns_that_differ_in_a_field_that_is_not_used_are_refused_with_its_name(folder):
+    message = refusal(write_jsonl(folder / "train.jsonl", {**CHAT, "chosen": [CALL], "rejected": [BLUE]}))
+    assert (
+        "`chosen` and `rejected` must differ in role or content (other fields are not compared: tool_calls), but both"
+        in message
+    )
 
 
 IMPLICIT = {
@@ -323,6 +363,21 @@ def test_a_key_that_is_given_twice_is_a_bad_row(folder):
     )
 
 
+def test_a_key_that_is_given_twice_is_found_in_one_pass_over_a_long_line():
+    class Key(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Key.compared += 1
+            return str.__eq__(self, other)
+
+    keys = [Key(f"key {number}") for number in range(2000)]
+    with pytest.raises(ValueError, match='the key "key 1999" is given twice'):
+        _mapping([(key, None) for key in [*keys, Key("key 1999")]])
+    assert Key.compared < 10 * len(keys)
+
+
 def test_a_line_without_end_is_not_read_to_its_end(folder, monkeypatch):
     monkeypatch.setattr("tune_dlrml.data.loading.LINE_LIMIT", 1000)
     (folder / "train.jsonl").write_text(f"{json.dumps(PLAIN)}\n{'x' * 1001}")
@@ -444,6 +499,7 @@ def test_a_hub_data_set_loads_its_train_split_with_the_prompt_made_explicit(hub)
     dataset = load_pairs("org/name")
     assert hub == [("ask", "org/name", None), ("load", "org/name", None, "train")]
     assert dataset.column_names == ["prompt", "chosen", "rejected"]
+    assert notes_of("org/name") == ("dataset.train: 5 of 5 rows have fields that are not used: rating (first: row 1)",)
     assert dataset[3] == {"prompt": [{"role": "user", "content": "3"}], "chosen": [BLUE], "rejected": [GREEN]}
 
 

@@ -9,6 +9,7 @@ import pytest
 from tune_dlrml.config import DpoLoss, TrainingConfig
 from tune_dlrml.errors import StorageError
 from tune_dlrml.events import EventLog
+from tune_dlrml.files import replace_file
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
 
@@ -137,9 +138,30 @@ def test_a_tail_longer_than_one_block_is_found(tmp_path, monkeypatch):
     assert [one.step for one in log.reports(3)] == [1]
 
 
-@pytest.mark.parametrize(
-    "broken", ["", "{", "[1]", '{"step": 1}', '{"kind": "report"}', '{"kind": "report"}{"kind": "report"}']
-)
+NO_EVENTS = [
+    "",
+    "{",
+    "[" * 10**5,
+    "[1]",
+    '{"step": 1}',
+    '{"kind": "report"}{"kind": "report"}',
+    '{"kind": "report"}',
+    '{"kind": ["report"]}',
+    '{"kind": "rung", "timestamp_ms": 1}',
+    '{"kind": "start", "timestamp_ms": 1, "attempt": 0, "branch": "dpo", "params": {}}',
+    '{"kind": "start", "timestamp_ms": 1, "attempt": 0, "branch": "dpo", "settings": {}, "params": {}}',
+    '{"kind": "end", "timestamp_ms": 1, "state": "running", "reason": ""}',
+    '{"kind": "end", "timestamp_ms": 1, "state": "complete", "reason": null}',
+    '{"kind": "report", "number": 3, "step": "1", "timestamp_ms": 1, "metrics": {}}',
+    '{"kind": "report", "number": 3, "step": 1, "timestamp_ms": 1, "metrics": []}',
+    '{"kind": "report", "number": 3, "step": 1, "timestamp_ms": 1, "metrics": {"a": "b"}}',
+    '{"kind": "report", "number": 3, "step": 1, "timestamp_ms": 1, "metrics": {"a": NaN}}',
+    f'{{"kind": "report", "number": 3, "step": 1, "timestamp_ms": 1, "metrics": {{"a": 1{"0" * 400}}}}}',
+    '{"kind": "report", "number": 3, "step": 1, "timestamp_ms": 1, "metrics": {}, "more": 1}',
+]
+
+
+@pytest.mark.parametrize("broken", NO_EVENTS)
 def test_a_broken_line_in_the_middle_is_an_error_with_file_and_line(tmp_path, broken):
     log = EventLog(tmp_path)
     log.start(spec())
@@ -147,8 +169,22 @@ def test_a_broken_line_in_the_middle_is_an_error_with_file_and_line(tmp_path, br
     with log.path(3).open("a") as file:
         file.write(broken + "\n")
     log.report(report(1, train_loss=1.0))
-    with pytest.raises(StorageError, match=r"trials/3/events\.jsonl, line 3: every complete line is a JSON object"):
+    with pytest.raises(
+        StorageError, match=r"trials/3/events\.jsonl, line 3: every complete line is a start, a report or an end"
+    ):
         list(EventLog(tmp_path).reports(3))
+
+
+@pytest.mark.parametrize("broken", NO_EVENTS)
+def test_a_broken_line_at_the_end_is_an_error_with_file_and_line(tmp_path, broken):
+    log = EventLog(tmp_path)
+    log.start(spec())
+    with log.path(3).open("a") as file:
+        file.write(broken + "\n")
+    with pytest.raises(
+        StorageError, match=r"events\.jsonl, line 2: every complete line is a start, a report or an end"
+    ):
+        EventLog(tmp_path).last_step(3)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 30])
@@ -190,12 +226,21 @@ def test_decisions_rest_on_events_that_are_on_the_disk(tmp_path, monkeypatch):
     log = EventLog(tmp_path)
     log.start(spec())
     path = str(log.path(3))
-    assert synced == [path, str(tmp_path / "trials/3"), str(tmp_path / "trials")]
+    assert synced == [path, str(tmp_path / "trials/3"), str(tmp_path / "trials"), str(tmp_path)]
     log.report(report(1, train_loss=1.0))
-    assert len(synced) == 3
+    assert len(synced) == 4
     log.report(report(5, evaluated=True, eval_accuracy=0.5))
     log.end(3, State.COMPLETE, "")
-    assert synced[3:] == [path, path]
+    assert synced[4:] == [path, path]
+
+
+def test_a_file_that_replaces_another_durably_has_its_name_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    real = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), real[0](file)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("renamed"), real[1](path, to)))
+    replace_file(tmp_path / "search.yaml", "name: toy\n", durable=True)
+    assert done == [str(tmp_path / "search.yaml.partial"), "renamed", str(tmp_path)]
 
 
 def test_a_storage_error_names_the_remedy_and_survives_pickling(tmp_path, monkeypatch):

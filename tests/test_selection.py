@@ -258,6 +258,14 @@ def test_pairs_that_repeat_an_earlier_one_are_found(tmp_path):
     assert repeated_pairs(section) == [2]
 
 
+def test_fields_that_are_not_used_are_told_of_each_set(select):
+    notes = select([{**plain("a"), "tools": ["x"]}, plain("b")], [{**plain("c"), "score": 0}]).notes
+    assert notes == (
+        "dataset.train: 1 of 2 rows have fields that are not used: tools (first: row 1 (line 1))",
+        "dataset.eval: 1 of 1 rows have fields that are not used: score (first: row 1 (line 1))",
+    )
+
+
 def test_nothing_is_told_of_rows_that_are_used_as_they_are(select):
     assert select([plain("a"), plain("b")], [plain("c")], test=[plain("d")]).notes == ()
 

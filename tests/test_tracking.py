@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -420,13 +420,54 @@ def test_a_metric_that_mlflow_refuses_is_counted_and_holds_nothing_up(events, st
     assert "no?name at step 1" in caplog.text
 
 
-def test_a_line_that_is_no_event_is_counted_and_holds_nothing_up(events, store):
+@pytest.mark.parametrize(
+    "line", ["no event", '{"kind": "report"}', '{"kind": "start", "timestamp_ms": 5}', '{"kind": "end"}', '["end"]']
+)
+def test_a_line_that_is_no_event_is_counted_and_holds_nothing_up(events, store, line):
     events.start(spec())
     with events.path(0).open("a") as file:
-        file.write("no event\n")
+        file.write(f"{line}\n")
         file.write('{"kind": "end", "timestamp_ms": 5, "state": "complete", "reason": ""}\n')
     assert send(events, store).refused == 1
     assert runs_of(store)["0"][0].data.tags["state"] == "complete"
+
+
+def test_metrics_are_not_told_apart_for_a_tracker_that_was_left(events, store, monkeypatch):
+    write_trial(events, 0, steps=64)
+    box = outbox(events, store)
+    box.open()
+    refused = MlflowException("no", databricks_pb2.INVALID_PARAMETER_VALUE)
+    tried = []
+
+    def log_batch(*_: Any, metrics: Sequence[Any] = (), **__: Any) -> None:
+        if metrics:
+            tried.append(len(metrics))
+            box.abandoned = len(tried) == 2
+            raise refused
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    box.deliver(0)
+    assert tried == [128, 64]
+    assert box.refused == 0, "what no cursor moved behind is sent again"
+    assert untracked(events, store) == 66  # 64 reports, end, and the parent run
+
+
+def test_the_run_of_a_trial_is_known_without_a_look_at_the_disk(events, store, monkeypatch):
+    write_trial(events, 0)
+    own = send(events, store)
+    later = outbox(events, store)
+    expected = runs_of(store)["0"][0].info.run_id
+    for method in ("stat", "open", "exists"):
+        monkeypatch.setattr(Path, method, raising(AssertionError("the disk was asked")))
+    assert [box.run_id(number) for box in (own, later) for number in (0, 1)] == [expected, None] * 2
+
+
+def test_a_text_that_no_database_stores_holds_nothing_up(events, store):
+    """PostgreSQL refuses NUL, which SQLite takes; half a surrogate pair is taken by neither."""
+    events.start(spec())
+    events.end(0, State.FAILED, "ValueError: a\0b \ud800")
+    send(events, store)
+    assert runs_of(store)["0"][0].data.tags["stop_reason"] == "ValueError: ab ?"
 
 
 def test_a_number_of_the_summary_gets_a_point_where_it_changed(events, store):

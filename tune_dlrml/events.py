@@ -16,12 +16,13 @@ from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
 
 Event = dict[str, Any]
-FIELDS = {
-    "start": {"timestamp_ms", "attempt", "branch", "settings", "params"},
-    "report": {"timestamp_ms", "number", "step", "metrics"},
-    "end": {"timestamp_ms", "state", "reason"},
+FIELDS: Mapping[str, Mapping[str, type]] = {
+    "start": {"timestamp_ms": int, "attempt": int, "branch": str, "settings": dict, "params": dict},
+    "report": {"timestamp_ms": int, "number": int, "step": int, "metrics": dict},
+    "end": {"timestamp_ms": int, "state": str, "reason": str},
 }
 """What every event of a kind has."""
+ENDS = frozenset(map(str, State)) - {str(State.RUNNING)}
 CHUNK = 1 << 20
 """Bytes of a log that `EventLog.read` takes at a time."""
 
@@ -156,7 +157,7 @@ class EventLog:
         event = parsed(line)
         if event is None:
             raise StorageError(
-                f"{self.path(number)}, line {row}: every complete line is a JSON object with a `kind`, but got "
+                f"{self.path(number)}, line {row}: every complete line is a start, a report or an end, but got "
                 f"{line[:40]!r}; something else wrote to the file or the disk lost it: take the line out, or restore it"
             )
         return event
@@ -196,15 +197,30 @@ class EventLog:
 
 
 def parsed(line: bytes) -> Event | None:
-    """The event in a line; None if it is none, or lacks what every event of its kind has."""
+    """The event in a line; None if it is none. Whoever gets an event can rely on what its kind has."""
     try:
         event = json.loads(line)
-    except ValueError:
+        return event if isinstance(event, dict) and _is_event(event) else None
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
-    if not isinstance(event, dict):
-        return None
-    fields = FIELDS.get(str(event.get("kind")))
-    return event if fields is not None and fields <= event.keys() else None
+
+
+def _is_event(event: Event) -> bool:
+    """Whether an event has what its kind has.
+
+    Raises:
+        ValueError: A number of a report is not finite.
+        TypeError: A metric is no number, or a report has other fields.
+        OverflowError: A metric is beyond every float.
+    """
+    kind = str(event.get("kind"))
+    if kind not in FIELDS or not all(isinstance(event.get(name), of) for name, of in FIELDS[kind].items()):
+        return False
+    if kind == "report":
+        as_report(event)
+    return (kind != "start" or isinstance(event["settings"].get("loss"), str)) and (
+        kind != "end" or event["state"] in ENDS
+    )
 
 
 def as_report(event: Mapping[str, Any]) -> Report:
@@ -217,7 +233,6 @@ def _complete_lines(data: bytes) -> list[bytes]:
 
 
 def _append_line(path: Path, line: bytes, *, clean: bool, durable: bool) -> None:
-    is_new = not path.exists()
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not clean:
@@ -229,8 +244,9 @@ def _append_line(path: Path, line: bytes, *, clean: bool, durable: bool) -> None
             os.fsync(file)
     finally:
         os.close(file)
-    if is_new:
-        for folder in (path.parent, path.parent.parent):
+    if not clean:
+        # The file may be new, and so may `trials/<number>` and `trials`: each has its name in the folder above.
+        for folder in path.parents[:3]:
             sync_folder(folder)
 
 

@@ -2,15 +2,33 @@
 
 import re
 
+_PASSWORD_OPTION = re.compile(r"[^=]*password=", re.IGNORECASE)
+
 
 def without_password(url: str) -> str:
     """The URL without a password in it: fit to be shown, kept and used by whoever has the password from elsewhere."""
     scheme, separator, rest = url.partition("://")
-    # A password that was not escaped may hold any character. Behind a server's port, or in a query, is an @ of its own.
-    if not (scheme.startswith("http") and re.match(r"[^@/?#]*:\d+(?:[/?#]|$)", rest)):
-        before_query = rest.partition("?")[0]
-        holder = before_query if "@" in before_query else rest
-        rest = re.sub(r"^([^:/?#@]*):.*@", r"\1@", holder) + rest.removeprefix(holder)
+    password = _password_of_user(scheme, rest)
+    if password is not None:
+        rest = rest.replace(f":{password}@", "@", 1)
     address, mark, query = rest.partition("?")
-    kept = [option for option in query.split("&") if not re.match(r"[^=]*password=", option, re.IGNORECASE)]
+    kept = [option for option in query.split("&") if not _PASSWORD_OPTION.match(option)]
     return scheme + separator + address + (mark + "&".join(kept) if "".join(kept) else "")
+
+
+def passwords_in(url: str) -> list[str]:
+    """The passwords that a URL holds, as they stand in it: the user's, and those among its options."""
+    scheme, _, rest = url.partition("://")
+    options = [option for option in rest.partition("?")[2].split("&") if _PASSWORD_OPTION.match(option)]
+    found = [_password_of_user(scheme, rest), *(option.partition("=")[2].partition("#")[0] for option in options)]
+    return [password for password in found if password]
+
+
+def _password_of_user(scheme: str, rest: str) -> str | None:
+    """What stands between the user and the host; None where nothing can."""
+    # A password that was not escaped may hold any character. Behind a server's port, or in a query, is an @ of its own.
+    if scheme.startswith("http") and re.match(r"[^@/?#]*:\d+(?:[/?#]|$)", rest):
+        return None
+    before_query = rest.partition("?")[0]
+    found = re.match(r"[^:/?#@]*:(.*)@", before_query if "@" in before_query else rest)
+    return None if found is None else found[1]

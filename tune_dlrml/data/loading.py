@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -51,7 +52,7 @@ def check_dataset_reference(ref: DatasetReference, bad_rows: BadRows = "refuse")
 
 
 def load_section(reference_text: str, key: str, bad_rows: BadRows = "refuse") -> tuple[Section, tuple[str, ...]]:
-    """The preference pairs of a reference, and what is to be told of rows that were dropped.
+    """The preference pairs of a reference, and what is to be told of rows and fields that are not used.
 
     Args:
         reference_text: As in the search-space file.
@@ -71,8 +72,9 @@ def load_section(reference_text: str, key: str, bad_rows: BadRows = "refuse") ->
             raise InputError(message)
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
-    notes = (f"{key}: bad rows are dropped. {message}",) if message else ()
-    return Section(key, checked.pairs, checked.places), notes
+    notes = [f"{key}: bad rows are dropped. {message}"] if message else []
+    notes += [f"{key}: {checked.unused}"] if checked.unused else []
+    return Section(key, checked.pairs, checked.places), tuple(notes)
 
 
 def _file_rows(ref: DatasetReference) -> Iterator[Row]:
@@ -148,8 +150,7 @@ def _read_json(text: str) -> Any:
 def _mapping(items: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(items)
     if len(mapping) < len(items):
-        seen: set[str] = set()
-        twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = next(key for key, count in Counter(key for key, _ in items).items() if count > 1)
         raise ValueError(f"the key {json.dumps(twice[:80])} is given twice; keep one")
     return mapping
 
@@ -159,10 +160,10 @@ def _parquet_rows(path: Path, source: str) -> Iterator[Row]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-        batches = file.iter_batches(columns=columns or None)
+        columns, unread = _columns(file.schema_arrow.names)
+        batches = file.iter_batches(columns=columns)
         values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from (Row(f"row {number}", value) for number, value in enumerate(values, start=1))
+        yield from (Row(f"row {number}", value, unread) for number, value in enumerate(values, start=1))
     except pyarrow.ArrowException as error:
         raise InputError(f"{source}: is no Parquet file that can be read ({_one_line(error)}).") from None
 
@@ -176,8 +177,15 @@ def _hub_rows(ref: DatasetReference) -> list[Row]:
         data = datasets.load_dataset(ref.location, revision=ref.revision, split=ref.split or "train")
     except (OSError, ValueError, RuntimeError, errors.HTTPError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"{ref}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from None
-    data = data.select_columns([name for name in COLUMNS if name in data.column_names] or data.column_names)
-    return [Row(f"row {number}", value) for number, value in enumerate(data, start=1)]
+    columns, unread = _columns(data.column_names)
+    data = data.select_columns(columns)
+    return [Row(f"row {number}", value, unread) for number, value in enumerate(data, start=1)]
+
+
+def _columns(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Columns of a table that are read, all of them where none can be used, and those that are not."""
+    read = [name for name in COLUMNS if name in names] or list(names)
+    return read, tuple(name for name in names if name not in read)
 
 
 def _check_hub(ref: DatasetReference) -> None:

@@ -1,15 +1,20 @@
 """From rows as they were read to preference pairs in one format, or to a message that names the first bad rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tune_dlrml.errors import InputError
 
 COMPLETIONS = ("chosen", "rejected")
 COLUMNS = ("prompt", *COMPLETIONS)
+FIELDS = ("role", "content")
 FAULTS_SHOWN = 3
+NAMES_SHOWN = 8
+SHORT = 80
+"""Characters of a value that a message shows."""
 TEXT_LIMIT = 1_000_000
 """Characters of one text: more than any model reads, and few enough that a tokenizer is done with it in a second."""
 
@@ -23,19 +28,24 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it was read; `value` is a Fault where it could not be."""
+    """A row as it was read; `value` is a Fault where it could not be, `unread` names columns that were left unread."""
 
     place: str
     value: object
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Rows told apart: the pairs with their places, and what is wrong with the others, in their order."""
+    """Rows told apart: the pairs with their places, and what is wrong with the others, in their order.
+
+    `unused` says how many of the pairs came with fields that are not used, and which; empty where none did.
+    """
 
     pairs: list[Pair]
     places: list[str]
     faults: list[str]
+    unused: str
 
 
 def check_rows(rows: Sequence[Row], source: str) -> Checked:
@@ -52,6 +62,7 @@ def check_rows(rows: Sequence[Row], source: str) -> Checked:
     pairs: list[Pair] = []
     places: list[str] = []
     faults: list[str] = []
+    unused: list[tuple[str, list[str]]] = []
     for row in rows:
         try:
             pair = _pair(row.value, explicit=explicit)
@@ -60,9 +71,11 @@ def check_rows(rows: Sequence[Row], source: str) -> Checked:
                 raise Fault(f"`chosen` is {here}, but that of the rows before is {there}; all rows must be the same")
             pairs.append(pair)
             places.append(row.place)
+            if names := _unused(row):
+                unused.append((row.place, names))
         except Fault as fault:
             faults.append(f"{row.place}: {fault}")
-    return Checked(pairs, places, faults)
+    return Checked(pairs, places, faults, _unused_message(unused, len(rows)))
 
 
 def faults_message(faults: Sequence[str], rows: int, source: str) -> str:
@@ -74,6 +87,34 @@ def faults_message(faults: Sequence[str], rows: int, source: str) -> str:
     return f"{source}: {len(faults)} of {rows} rows are no preference pairs:{lines}"
 
 
+def _unused(row: Row) -> list[str]:
+    """Fields of a row, and of its messages, that no pair has a place for; in a table, null stands for none."""
+    assert isinstance(row.value, dict)
+    columns = [name for name, given in row.value.items() if name not in COLUMNS and given is not None]
+    turns = [name for column in COLUMNS for name in _unused_of_turns(row.value.get(column))]
+    return [*row.unread, *columns, *turns]
+
+
+def _unused_of_turns(cell: object) -> list[str]:
+    turns = [turn for turn in cell if isinstance(turn, dict)] if isinstance(cell, list) else []
+    return [name for turn in turns for name, given in turn.items() if name not in FIELDS and given is not None]
+
+
+def _unused_message(unused: Sequence[tuple[str, Sequence[str]]], rows: int) -> str:
+    if not unused:
+        return ""
+    names = _some_names(dict.fromkeys(name for _, own in unused for name in own))
+    return f"{len(unused)} of {rows} rows have fields that are not used: {names} (first: {unused[0][0]})"
+
+
+def _some_names(names: Collection[str]) -> str:
+    shown = [
+        name if name.isidentifier() and len(name) <= SHORT else _short(name) for name in islice(names, NAMES_SHOWN)
+    ]
+    more = [f"and {len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
+    return ", ".join(shown + more)
+
+
 def _pair(value: object, *, explicit: bool) -> Pair:
     if isinstance(value, Fault):
         raise value
@@ -83,7 +124,9 @@ def _pair(value: object, *, explicit: bool) -> Pair:
     if _format(chosen) != _format(rejected):
         raise Fault(f"`chosen` is {_format(chosen)}, but `rejected` is {_format(rejected)}; both must be the same")
     if chosen == rejected:
-        raise Fault(f"`chosen` and `rejected` must differ, but both are {_short(chosen)}")
+        others = _some_names(dict.fromkeys(name for column in COMPLETIONS for name in _unused_of_turns(value[column])))
+        compared = f" in role or content (other fields are not compared: {others})" if others else ""
+        raise Fault(f"`chosen` and `rejected` must differ{compared}, but both are {_short(chosen)}")
     prompt = _cell(value, "prompt") if explicit else None
     if prompt is None:
         return _split(chosen, rejected, "`prompt` is missing, and `chosen` and `rejected` share no start to be it")
@@ -123,7 +166,7 @@ def _length_of_prompt(chosen: Cell, rejected: Cell) -> int:
 def _cell(row: dict[str, Any], column: str) -> Cell:
     given = row.get(column)
     if given is None:
-        columns = ", ".join(map(str, row)) or "none"
+        columns = _some_names(row) or "none"
         raise Fault(f"column `{column}` is needed, but is missing or null; the columns given are {columns}")
     if isinstance(given, str):
         cell: Cell = _text(given, column)
@@ -137,7 +180,7 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
 
 
 def _turn(turn: object, column: str) -> dict[str, str]:
-    """The two fields that chat templates read; others, such as `name` or `weight`, are dropped."""
+    """Role and content, which alone are trained on; other fields, such as `tool_calls`, are told as not used."""
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
     if not isinstance(role, str) or not isinstance(content, str):
         raise Fault(f"each message of `{column}` must be {{role: text, content: text}}, but got {_short(turn)}")
@@ -165,5 +208,5 @@ def _is_empty(cell: Cell) -> bool:
 
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 80 else f"{text[:80]}..."
+    text = text if len(text) <= SHORT else f"{text[:SHORT]}..."
     return text.encode("utf-8", "backslashreplace").decode()

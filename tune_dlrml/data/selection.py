@@ -27,7 +27,7 @@ class Selection:
 
     Attributes:
         sections: Each with at least one pair.
-        notes: A sentence for everything that was dropped or will be truncated.
+        notes: A sentence for everything that was dropped, is not used or will be truncated.
     """
 
     sections: Mapping[str, Section]

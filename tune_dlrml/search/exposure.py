@@ -6,7 +6,6 @@ Every function takes plain values and answers within seconds; a server that does
 import http.client
 import ipaddress
 import json
-import re
 import socket
 import ssl
 import stat
@@ -21,7 +20,7 @@ import psutil
 
 from tune_dlrml.deadline import answer_in_time
 from tune_dlrml.search.checks import Finding
-from tune_dlrml.urls import without_password
+from tune_dlrml.urls import passwords_in, without_password
 
 PROBE_TIMEOUT_S = 2.0
 OK = 200
@@ -30,10 +29,6 @@ MLFLOW_PATH = "/api/2.0/mlflow/experiments/search"
 MLFLOW_REMEDY = (
     "start it with --app-name basic-auth behind TLS, or with --host 127.0.0.1 and reach it through an SSH tunnel"
 )
-
-
-# As SQLAlchemy reads it: up to the next @, whatever is between.
-_PASSWORD = re.compile(r"://[^:/@]*:[^@]+@|[?&][^=&]*password=", re.IGNORECASE)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -118,7 +113,7 @@ def examine_addresses(addresses: Mapping[str, str | None]) -> Iterator[Finding]:
     """
     remedies = {"search.study_url": "PGPASSFILE or TUNE_DLRML_STUDY_URL", "tracking.mlflow": "MLFLOW_TRACKING_PASSWORD"}
     for key, address in addresses.items():
-        if address is not None and _PASSWORD.search(address):
+        if address is not None and passwords_in(address):
             text = "holds a password, which all who read the file know; take it out of there, and give it by"
             yield Finding(key, "warning", f"{text} {remedies.get(key, 'the environment')}")
 

@@ -52,7 +52,8 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
         name: Of the search.
 
     Raises:
-        InputError: Another driver holds it; the message names its host and process. Or the database does not answer.
+        InputError: Another driver holds it; the message names its host and process.
+        StorageError: The database does not answer; it may be back when the same command is run again.
     """
     with _file_lock(url, folder, name):
         if is_sqlite(url):
@@ -83,8 +84,8 @@ def _database_lock(url: str, name: str) -> Iterator[DriverLock]:
     try:
         session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         taken = session.execute(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(key))).scalar()
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise InputError(unreachable(url, error)) from None
+    except sqlalchemy.exc.OperationalError as error:
+        raise StorageError(unreachable(url, error)) from None
     try:
         if not taken:
             raise _refusal(url, name)

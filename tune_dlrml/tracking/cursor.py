@@ -1,7 +1,6 @@
 """How far MLflow has an event log."""
 
 import json
-import re
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,10 +9,9 @@ from urllib.parse import unquote
 
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
-from tune_dlrml.urls import without_password
+from tune_dlrml.urls import passwords_in, without_password
 
 ERROR_LENGTH = 300
-_PASSWORD = re.compile(r"(?<=://)[^:/@]*:(.*)@|[?&]password=([^&#]*)")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class MlflowStore:
 
     def _bare(self, text: str) -> str:
         text = text.replace(self.uri, without_password(self.uri))
-        secret = {part for found in _PASSWORD.findall(self.uri) for part in found if part}
-        for password in secret | {unquote(part) for part in secret}:
+        for password in (form for found in passwords_in(self.uri) for form in (found, unquote(found))):
             text = text.replace(password, "***")
         return text
 

@@ -33,7 +33,7 @@ class _Batch:
 class Outbox:
     """The event logs of a search and how far MLflow has them.
 
-    One thread calls it; `run_id` and `untracked` read files only, and may be called by any.
+    One thread calls it; `run_id` may be called by any.
 
     Args:
         events: The event logs.
@@ -48,6 +48,7 @@ class Outbox:
     def __init__(self, events: EventLog, runs: SearchRuns, store: MlflowStore) -> None:
         self._events, self._runs, self._store = events, runs, store
         self._parent: str | None = None
+        self._run_ids = {number: self._cursor(number).run for number in events.numbers()}
         self.refused = 0
         self.abandoned = False
 
@@ -77,8 +78,8 @@ class Outbox:
         return self._parent
 
     def run_id(self, number: int) -> str | None:
-        """Run of a trial, if there is one yet."""
-        return self._cursor(number).run
+        """Run of a trial, if there is one yet; from memory, so that it may be asked at every report."""
+        return self._run_ids.get(number)
 
     def deliver(self, number: int) -> None:
         """Send what is new in the log of one trial.
@@ -98,7 +99,7 @@ class Outbox:
                     log.warning("trial %d: its MLflow run was deleted; all of it goes into a new one", number)
                     cursor = Cursor(self._store.name)
                 self._keep(number, cursor)
-                if cursor.offset != batch.end:
+                if self.abandoned or cursor.offset != batch.end:
                     break
 
     def drop_twins(self) -> None:
@@ -131,11 +132,22 @@ class Outbox:
             self._runs.start(run, event)
         elif event["kind"] == "end":
             self._runs.end(run, event)
-        elif refused := self._runs.log(run, metrics):
+        elif refused := self._log(run, metrics):
             steps = {metric.step for metric in refused}
             self._refuse(number, len(steps), f"metric {refused[0].key} at step {refused[0].step}")
 
+    def _log(self, run: str, metrics: list[Metric]) -> list[Metric]:
+        """Log metrics and find those that MLflow refuses, by halving, as long as anyone waits for it."""
+        if self.abandoned or self._runs.log(run, metrics):
+            return []
+        if len(metrics) == 1:
+            return metrics
+        half = len(metrics) // 2
+        return self._log(run, metrics[:half]) + self._log(run, metrics[half:])
+
     def _refuse(self, number: int, count: int, what: str) -> None:
+        if self.abandoned:  # nothing is passed over, since no cursor moves
+            return
         log.warning("trial %d: MLflow never takes %d of its events: %s", number, count, self._store.shown(what))
         self.refused += count
 
@@ -147,6 +159,7 @@ class Outbox:
     def _keep(self, number: int, cursor: Cursor) -> None:
         if not self.abandoned:
             cursor.save(cursor_path(self._events, number))
+            self._run_ids[number] = cursor.run
 
 
 def untracked(events: EventLog, store: MlflowStore) -> int:

@@ -112,21 +112,18 @@ class SearchRuns:
         if self._describe(run, event["params"], tags).info.status != "RUNNING":
             self._client.update_run(run, status="RUNNING")
 
-    def log(self, run: str, metrics: Sequence[Metric]) -> list[Metric]:
-        """Log metrics, at most 1000, and give back those that MLflow refuses for what they are."""
+    def log(self, run: str, metrics: Sequence[Metric]) -> bool:
+        """Log metrics, at most 1000; False if MLflow refuses them for what one or more of them are."""
         try:
             self._client.log_batch(run, metrics=metrics)
         except MlflowException as error:
             self.raise_unless_refused(error, run)
-            if len(metrics) == 1:
-                return list(metrics)
-            half = len(metrics) // 2
-            return self.log(run, metrics[:half]) + self.log(run, metrics[half:])
-        return []
+            return False
+        return True
 
     def end(self, run: str, event: Event) -> None:
         """Close a child run with what became of its trial."""
-        reason = RunTag("stop_reason", event["reason"][:TAG_LENGTH])
+        reason = RunTag("stop_reason", _storable(event["reason"])[:TAG_LENGTH])
         self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
         self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
 
@@ -217,10 +214,15 @@ class SearchRuns:
         fresh = {key: value for key, value in params.items() if key not in before.data.params}
         self._client.log_batch(
             run,
-            params=[Param(key, str(value)[:PARAM_LENGTH]) for key, value in fresh.items()],
+            params=[Param(key, _storable(str(value))[:PARAM_LENGTH]) for key, value in fresh.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         return before
+
+
+def _storable(text: str) -> str:
+    """A text without what no database stores: PostgreSQL takes no NUL, and half a surrogate pair has no UTF-8."""
+    return text.replace("\0", "").encode(errors="replace").decode()
 
 
 def is_refusal(error: Exception) -> bool:
