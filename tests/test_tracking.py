@@ -457,9 +457,11 @@ def test_the_run_of_a_trial_is_known_without_a_look_at_the_disk(events, store, m
     own = send(events, store)
     later = outbox(events, store)
     expected = runs_of(store)["0"][0].info.run_id
-    for method in ("stat", "open", "exists"):
-        monkeypatch.setattr(Path, method, raising(AssertionError("the disk was asked")))
-    assert [box.run_id(number) for box in (own, later) for number in (0, 1)] == [expected, None] * 2
+    with monkeypatch.context() as patch:
+        for method in ("stat", "open", "exists"):
+            patch.setattr(Path, method, raising(AssertionError("the disk was asked")))
+        known = [box.run_id(number) for box in (own, later) for number in (0, 1)]
+    assert known == [expected, None] * 2
 
 
 def test_a_text_that_no_database_stores_holds_nothing_up(events, store):

@@ -54,7 +54,8 @@ def run(name: str, *, seed: int, kills: int = 10) -> dict[str, Any]:
 
 
 def _kill(search: ToySearch, driver: subprocess.Popen[str], titles: tuple[str, ...], rng: random.Random) -> None:
-    before = search.progress()
+    wait_for(lambda: search.processes(titles), PROGRESS_S, f"a {titles[0]}", driver)
+    before = search.progress()  # what the last victim had said is in by now
     wait_for(lambda: search.progress() > before, PROGRESS_S, "progress after a kill", driver)
     time.sleep(rng.uniform(0, 2))
     victims = search.processes(titles)
