@@ -19,7 +19,7 @@ lint: .venv/dev.stamp
 bench: .venv/dev.stamp  ## Hand-over of a trial to a warm group, over 30 trials.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/handover.py
 
-faults: .venv/dev.stamp  ## Kill and starve searches in every way; ONLY=driver,worker and SEED=1 choose. About 40 minutes.
+faults: .venv/dev.stamp  ## Kill and starve searches in every way; ONLY=driver,worker and SEED=1 choose. Takes long.
 	PYTHONPATH=tests $(BIN)/python -m faults.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the same seed.
