@@ -19,7 +19,9 @@ from tune_dlrml.training.trainer import PreferenceTrainer
 
 OVERRIDDEN = [
     "_compute_loss",
+    "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
+    "_load_rng_state",
     "_prepare_dataset",
     "_save_checkpoint",
     "_send_telemetry",
@@ -35,7 +37,9 @@ OVERRIDDEN = [
         (DPOTrainer._send_telemetry, ["self"]),
         (DPOTrainer._set_signature_columns_if_needed, ["self"]),
         (DPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (Trainer._load_from_checkpoint, ["self", "resume_from_checkpoint", "model"]),
         (Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
+        (Trainer._load_rng_state, ["self", "checkpoint"]),
         (DPOTrainer.training_step, ["self", "args", "kwargs"]),
         (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
         (trl_utils._use_triton, ["device"]),
@@ -57,7 +61,9 @@ def test_an_overridden_method_is_the_one_that_trl_calls(name: str) -> None:
     assert name in vars(PreferenceTrainer)
     callers = {
         "_compute_loss": DPOTrainer.compute_loss,
+        "_load_from_checkpoint": Trainer.train,
         "_load_optimizer_and_scheduler": Trainer._prepare_for_training,
+        "_load_rng_state": Trainer._run_epoch,
         "_prepare_dataset": DPOTrainer.__init__,
         "_save_checkpoint": Trainer._maybe_log_save_evaluate,
         "_send_telemetry": DPOTrainer.__mro__[1].__init__,
