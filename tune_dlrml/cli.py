@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
+from tune_dlrml.streams import noise_to
 
 INTERRUPTED = 130
 WITHOUT_TERMINAL = 180
@@ -83,7 +83,7 @@ def search(
             view.on_notice(note)
         result = run_search(prepared, view)
     if as_json:
-        _print_json(_search_document(result))
+        _print_json(_search_document(result) | {"interrupted": result.interrupted})
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
@@ -195,7 +195,7 @@ def _config(space: Path, name: str | None, set_: list[str] | None, num_trials: i
 
 @contextmanager
 def _log_of(folder: Path, out: Console) -> Iterator[Console]:
-    """The search's log file, told of; see `_noise_to`."""
+    """The search's log file, told of; see `noise_to`."""
     from tune_dlrml.search.database import faults_of_storage
 
     log = folder / "search.log"
@@ -203,35 +203,8 @@ def _log_of(folder: Path, out: Console) -> Iterator[Console]:
         folder.mkdir(parents=True, exist_ok=True)
         log.touch()
     out.print(f"search {folder.name}: what the libraries say is in {log}", highlight=False)
-    with _noise_to(log, out) as quiet:
-        yield quiet
-
-
-@contextmanager
-def _noise_to(path: Path, out: Console) -> Iterator[Console]:
-    """Send what Ray and the other libraries print into a file; yields a console that still reaches the terminal.
-
-    The file descriptors are moved, not only Python's streams, since Ray also prints from C++.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(out.file.fileno())
-    saved = {number: os.dup(number) for number in (1, 2)}
-    with path.open("ab") as sink, os.fdopen(kept, "w", encoding="utf-8", buffering=1) as terminal:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
-        for number in saved:
-            os.dup2(sink.fileno(), number)
-        try:
-            yield Console(file=terminal, width=out.width, force_terminal=out.is_terminal)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            logging.getLogger().removeHandler(handler)
-            for number, copy in saved.items():
-                os.dup2(copy, number)
-                os.close(copy)
+    with noise_to(log, out.file) as stream:
+        yield Console(file=stream, width=out.width, force_terminal=out.is_terminal)
 
 
 def _console(as_json: bool) -> Console:
@@ -248,7 +221,6 @@ def _search_document(result: Any) -> dict[str, Any]:
     return {
         "name": result.name,
         "best": result.best,
-        "interrupted": result.interrupted,
         "mlflow": result.mlflow_uri,
         "trials": [
             {

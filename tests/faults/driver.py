@@ -1,6 +1,7 @@
 """kill -9 of the driver at random moments of one search, started again by the same command each time."""
 
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +37,11 @@ def run(*, seed: int, kills: int = 30) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fault_driver_") as name:
         search = ToySearch(Path(name), **SIZE, seed=seed)
         rng = generator("driver", seed)
-        waits = [kill_once(search, rng, failures, booting=rng.random() < 1 / 3) for _ in range(kills)]
+        waits = []
+        for kill in range(kills):
+            waits.append(kill_once(search, rng, failures, booting=rng.random() < 1 / 3))
+            told = "while it booted" if waits[-1] is None else f"{waits[-1]:.0f} s after the start"
+            print(f"driver: kill {kill + 1} of {kills} {told}; so far {failures or 'all well'}", file=sys.stderr)
         try:
             search.run()
             check_ended(search)

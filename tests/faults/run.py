@@ -1,4 +1,4 @@
-"""Every fault run, one after another: a table, and tests/faults/results/latest.json.
+"""Every fault run, one after another: a table, and tests/faults/results/latest.json. Exit 1 unless all went well.
 
 Run: make faults, or with `ONLY=driver,worker` some of them and with `SEED=1` other moments.
 """
@@ -42,7 +42,7 @@ def main() -> None:
         (results / "latest.json").write_text(json.dumps(rows, indent=2) + "\n")
         print(f"{name}: {rows[-1]['failed']} failed in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     _show(rows)
-    sys.exit(1 if any(row["failed"] for row in rows) else 0)
+    sys.exit(1 if any(row["failed"] or not row["tried"] for row in rows) else 0)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

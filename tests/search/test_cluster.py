@@ -15,6 +15,24 @@ def test_a_study_in_a_file_is_for_one_machine():
         cluster.refuse_sqlite_on_a_cluster(2)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "room"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 3.0}], 2),
+        ([{"CPU": 8.0}, {"CPU": 1.0, "GPU": 4.0}], 0),
+        ([{"CPU": 8.0, "GPU": 1.0}], 4),
+    ],
+)
+def test_a_worker_that_fits_no_node_is_refused_though_all_nodes_together_would_do(nodes, room):
+    share = 0.25 if any("GPU" in node for node in nodes) else 0
+    asked = ResourcesConfig(workers=3, cpus_per_worker=2, gpus_per_worker=share)
+    if room >= 3:
+        cluster.check_resources(asked, nodes, "the Ray cluster")
+    else:
+        with pytest.raises(InputError, match=rf"must fit one node.* of 1 x 3 workers .* have room for {room};"):
+            cluster.check_resources(asked, nodes, "the Ray cluster")
+
+
 @pytest.fixture
 def growing(monkeypatch):
     """A cluster that has more CPUs each time it is looked at, and a clock that moves by the pauses."""
@@ -23,7 +41,10 @@ def growing(monkeypatch):
     def sleep(seconds):
         state.now += seconds
 
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": state.cpus.pop(0) if state.cpus else 0.0})
+    def nodes():
+        return [{"Alive": True, "Resources": {"CPU": state.cpus.pop(0) if state.cpus else 0.0}}]
+
+    monkeypatch.setattr("ray.nodes", nodes)
     monkeypatch.setattr(cluster, "request_resources", lambda bundles: state.demands.append(bundles))
     monkeypatch.setattr("time.sleep", sleep)
     monkeypatch.setattr("time.monotonic", lambda: state.now)

@@ -13,7 +13,7 @@ from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.records import Fault, Report, State, TrialOutcome
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.scheduler import StudyScheduler
-from tune_dlrml.search.searcher import Silence, StudySearcher, headline
+from tune_dlrml.search.searcher import Silence, StudySearcher, headline_of_traceback
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
 
@@ -328,7 +328,7 @@ def test_a_pickled_searcher_says_nothing_of_the_study(config_with: Config, open_
     ],
 )
 def test_the_headline_of_a_traceback_names_the_exception(text: str, line: str) -> None:
-    assert headline(text) == line
+    assert headline_of_traceback(text) == line
 
 
 def lose(tune: Tune, trial_id: str) -> str:

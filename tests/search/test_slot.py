@@ -108,8 +108,7 @@ def test_a_dropped_trial_leaves_no_report_to_the_next(slot, config):
     import ray
 
     ray.get(slot.reset_config.remote(trial(config, 6, DISCOPOP)))
-    while not any(report["rung"] for report in ray.get(slot.step.remote())["reports"]):
-        pass
+    until_a_rung(slot)
     results = train(slot, config, 7, DPO)
     assert {report["number"] for report in reports(results)} == {7}
     assert results[-1]["outcome"]["state"] == "complete"
@@ -118,8 +117,9 @@ def test_a_dropped_trial_leaves_no_report_to_the_next(slot, config):
 def until_a_rung(slot: Any) -> None:
     import ray
 
+    deadline = time.monotonic() + 120
     while not any(report["rung"] for report in ray.get(slot.step.remote())["reports"]):
-        pass
+        assert time.monotonic() < deadline, "no rung within 120 s"
 
 
 def until_the_end(slot: Any) -> dict[str, Any]:

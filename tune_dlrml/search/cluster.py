@@ -4,7 +4,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 POLL_S = 1.0
+ROUNDING = 1e-9
+"""Of shares of a GPU that are added up."""
 STATE_LIMIT = 10_000
 """Jobs and placement groups that are looked through at a start; the limit of Ray's State API."""
 
@@ -69,7 +71,7 @@ def ray_cluster(
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is None:
-        check_resources(resources, local_capacity(), "this machine")
+        check_resources(resources, [local_capacity()], "this machine")
         _make_private_token()
         options |= {
             "address": "local",
@@ -152,8 +154,13 @@ def local_capacity() -> dict[str, float]:
     }
 
 
-def check_resources(resources: ResourcesConfig, capacity: dict[str, float], where: str) -> None:
+def check_resources(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]], where: str) -> None:
     """Refuse what cannot be had.
+
+    Args:
+        resources: What the search asks for.
+        nodes: CPUs and GPUs of each node.
+        where: What the nodes are, for the message.
 
     Raises:
         InputError: Naming the resource, what is asked for and what there is.
@@ -163,13 +170,25 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float], wher
         ("CPU", "cpus_per_worker", float(resources.cpus_per_worker)),
         ("GPU", "gpus_per_worker", float(resources.gpus_per_worker)),
     ):
-        asked, there = groups * resources.workers * each, capacity.get(name, 0.0)
-        if asked > there + 1e-9:
+        asked, there = groups * resources.workers * each, sum(node.get(name, 0.0) for node in nodes)
+        if asked > there + ROUNDING:
             raise InputError(
                 f"resources: concurrent_trials x workers x {key} must fit the cluster, but {groups} x "
                 f"{resources.workers} x {each:g} = {asked:g} {name}s are asked for and {where} has {there:g}; "
                 "lower one of them"
             )
+    asked, room = groups * resources.workers, sum(_room(node, _bundle(resources)) for node in nodes)
+    if asked > room:
+        raise InputError(
+            f"resources: a worker must fit one node, but of {groups} x {resources.workers} workers with "
+            f"{_each(resources)} each, the nodes of {where} have room for {room}; lower cpus_per_worker or "
+            "gpus_per_worker"
+        )
+
+
+def _room(node: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    """How many workers fit a node."""
+    return min(int(node.get(name, 0.0) / each + ROUNDING) for name, each in bundle.items())
 
 
 def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: bool) -> Iterator[Finding]:
@@ -182,29 +201,26 @@ def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: 
     """
     try:
         if address is None:
-            check_resources(resources, local_capacity(), "this machine")
+            check_resources(resources, [local_capacity()], "this machine")
         else:
             context = _joined({"address": address, "log_to_driver": False, "logging_level": "ERROR"})
-            capacity, nodes = ray.cluster_resources(), alive_nodes()
+            nodes = alive_nodes()
             ray.shutdown()
             if context.address_info["webui_url"]:
                 yield examine_dashboard(context.address_info["webui_url"])
-            check_resources(resources, capacity, "the Ray cluster")
+            check_resources(resources, nodes, "the Ray cluster")
             if sqlite:
-                refuse_sqlite_on_a_cluster(nodes)
+                refuse_sqlite_on_a_cluster(len(nodes))
     except InputError as error:
         yield Finding("resources", "error", str(error))
         return
-    asked = (
-        f"{resources.concurrent_trials} group(s) of {resources.workers} worker(s) with {resources.cpus_per_worker} "
-        f"CPUs and {resources.gpus_per_worker:g} GPUs each"
-    )
+    asked = f"{resources.concurrent_trials} group(s) of {resources.workers} worker(s) with {_each(resources)} each"
     yield Finding("resources", "ok", f"{asked} fit {'this machine' if address is None else address}")
 
 
-def alive_nodes() -> int:
-    """Nodes of the cluster that this process has joined."""
-    return sum(node["Alive"] for node in ray.nodes())
+def alive_nodes() -> list[dict[str, float]]:
+    """CPUs, GPUs and other resources of each node of the cluster that this process has joined."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
@@ -216,7 +232,7 @@ def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
                 raise lack
             if not asked:
                 tell(f"waiting up to {resources.wait_s:g} s for nodes: {lack}")
-                request_resources(bundles=_bundles(resources))
+                request_resources(bundles=[_bundle(resources)] * (resources.workers * resources.concurrent_trials))
             asked = True
             time.sleep(POLL_S)
     finally:
@@ -226,17 +242,20 @@ def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
 
 def _lack(resources: ResourcesConfig) -> InputError | None:
     try:
-        check_resources(resources, ray.cluster_resources(), "the Ray cluster")
+        check_resources(resources, alive_nodes(), "the Ray cluster")
     except InputError as error:
         return error
     return None
 
 
-def _bundles(resources: ResourcesConfig) -> list[dict[str, float]]:
-    """What each worker of the search asks for."""
-    bundle = {"CPU": float(resources.cpus_per_worker)}
-    bundle |= {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    return [bundle] * (resources.workers * resources.concurrent_trials)
+def _bundle(resources: ResourcesConfig) -> dict[str, float]:
+    """What a worker asks for."""
+    gpus = {"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {}
+    return {"CPU": float(resources.cpus_per_worker)} | gpus
+
+
+def _each(resources: ResourcesConfig) -> str:
+    return f"{resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
 
 
 def refuse_sqlite_on_a_cluster(nodes: int) -> None:
@@ -256,7 +275,7 @@ def refuse_sqlite_on_a_cluster(nodes: int) -> None:
 def waited_for(resources: ResourcesConfig) -> str:
     """What a worker group asks for and what is free, for those who wait."""
     free = ray.available_resources()
-    asked = f"{resources.workers} x {resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
+    asked = f"{resources.workers} x {_each(resources)}"
     return f"its worker group asks for {asked}; {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
 
 

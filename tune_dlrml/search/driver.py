@@ -98,7 +98,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
         if ended < max(study.num_trials, len(rows)):
             with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
                 if is_sqlite(place.study_url(config.name)):
-                    refuse_sqlite_on_a_cluster(alive_nodes())
+                    refuse_sqlite_on_a_cluster(len(alive_nodes()))
                 with Watchdog(searcher, config.resources, view.on_notice):
                     _tune(searcher, _group(prepared, study), config)
         result = _result(place, study, searcher, time.monotonic() - began)
@@ -193,7 +193,7 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
 
 def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, seconds: float) -> SearchResult:
     result = read_search(study.config.name, place)
-    unfinished = result.interrupted or len(result.rows) < study.num_trials
+    unfinished = len(result.rows) < study.num_trials or any(row.state is State.RUNNING for row in result.rows)
     return replace(
         result,
         interrupted=unfinished and not searcher.same_failures,

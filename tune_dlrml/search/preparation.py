@@ -40,7 +40,7 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
     """
     check_references(config)
     if place.ray_address is None:
-        check_resources(config.resources, local_capacity(), "this machine")
+        check_resources(config.resources, [local_capacity()], "this machine")
     selection = select_pairs(
         config.dataset, config.training, lambda: load_tokenizer(parse_model_reference(config.model))
     )

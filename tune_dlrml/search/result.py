@@ -8,7 +8,6 @@ from pathlib import Path
 from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
-from tune_dlrml.records import State
 from tune_dlrml.search.database import study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.tracking.cursor import MlflowStore, run_of
@@ -91,7 +90,7 @@ class SearchResult:
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
         runs: MLflow's run, by trial; none while MLflow has not heard of the trial.
-        interrupted: The search was ended by a signal or its time budget, and can go on.
+        interrupted: Its driver was ended by a signal or the time budget, and it can go on; only the driver knows.
         same_failures: Why it ended early, if trials kept failing in the same way.
         untracked: Pieces of work that MLflow never took.
     """
@@ -129,7 +128,6 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
         metrics={row.number: events.last_metrics(row.number) for row in rows},
         runs={row.number: run_of(events, row.number, store) for row in rows},
         mlflow_uri=without_password(place.mlflow_uri),
-        interrupted=any(row.state is State.RUNNING for row in rows),
     )
     history.close()
     return result

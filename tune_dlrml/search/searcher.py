@@ -166,7 +166,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         live = self._live.get(trial_id)
         if live is not None:
             fault = Fault.LOST if lost else Fault.TRIAL
-            live.error = TrialOutcome(live.spec.number, State.FAILED, headline(text), text, fault=fault)
+            live.error = TrialOutcome(live.spec.number, State.FAILED, headline_of_traceback(text), text, fault=fault)
 
     def silences(self, longer_than_s: float) -> list[Silence]:
         """Trials under way without a report for so long; safe to be called from another thread."""
@@ -235,7 +235,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 _ENDS_THE_SEARCH = {Fault.STORAGE: StorageError, Fault.INPUT: InputError}
 
 
-def headline(traceback: str) -> str:
+def headline_of_traceback(traceback: str) -> str:
     """The line of a traceback that names the exception; in a text without one, the first sentence of its last line."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]

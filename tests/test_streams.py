@@ -1,0 +1,36 @@
+"""Where the words of a search and of its libraries go."""
+
+import os
+
+import pytest
+from rich.console import Console
+
+from tune_dlrml.streams import LastingStream, noise_to
+
+
+@pytest.fixture
+def pipe():
+    """A pipe without its reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return LastingStream(os.fdopen(writer, "wb"), encoding="utf-8", line_buffering=True)
+
+
+def test_a_search_tells_on_though_nobody_reads(pipe, caplog):
+    with pipe:
+        console = Console(file=pipe, width=80)
+        for line in range(3):
+            console.print(f"trial {line}")
+        assert not console.quiet, "the console gave up by itself, as it does before it ends the process"
+    assert [record.message for record in caplog.records] == [
+        "nobody reads what the search tells any more (Broken pipe); it goes on"
+    ]
+
+
+def test_libraries_write_into_the_file_and_the_search_to_where_people_read(tmp_path, capfd):
+    with noise_to(tmp_path / "log", os.fdopen(os.dup(1), "w")) as stream:
+        os.system("echo a library")
+        stream.write("the search\n")
+    os.system("echo afterwards")
+    assert capfd.readouterr().out == "the search\nafterwards\n"
+    assert (tmp_path / "log").read_text() == "a library\n"
