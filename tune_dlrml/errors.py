@@ -31,3 +31,9 @@ class GroupDiedError(TuneDlrmlError):
 
 class NotFiniteError(TuneDlrmlError):
     """A number that must be finite where it is used is not."""
+
+
+class JudgeEndedError(TuneDlrmlError):
+    """A judge may not be called any more or does not answer; what it has said is kept, and the same command goes on."""
+
+    exit_code = 130

@@ -1,0 +1,123 @@
+"""Frozen values that cross the stages of a judgement: question, answers, what a judge is asked, what it said."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+Message = dict[str, str]
+"""`role` and `content`, as chat templates and endpoints take them."""
+Chat = Sequence[Message]
+Verdict = float | Literal["A", "B", "tie"]
+"""A rating of one answer, from 1 to 10, or the better one of two answers in the order in which they were shown."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in one or more turns, as in FastChat's `question.jsonl`.
+
+    Attributes:
+        id: `question_id`.
+        category: Such as `writing` or `math`.
+        turns: What the user says, turn by turn.
+        reference: Right answers to the turns; empty where there are none.
+    """
+
+    id: int | str
+    category: str
+    turns: tuple[str, ...]
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to all turns of a question, as one choice in FastChat's `model_answer/*.jsonl`."""
+
+    question_id: int | str
+    turns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What a judge is asked once.
+
+    Attributes:
+        kind: `rating` of one answer, or which answer of a `pair` is better.
+        prompt: Name of the judge prompt.
+        messages: System and user message, filled in.
+        question_id: The question's.
+        turn: Counted from 1.
+    """
+
+    kind: Literal["rating", "pair"]
+    prompt: str
+    messages: tuple[Message, ...]
+    question_id: int | str
+    turn: int
+
+    def key(self, judge: str) -> str:
+        """Content hash of the question to one judge: the same key is never asked twice.
+
+        The messages hold the judge prompt's text, the question, the references and the answers.
+        """
+        content = json.dumps([judge, self.kind, self.messages], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said to an inquiry.
+
+    Attributes:
+        judge: Name of the judge, which belongs to every number that rests on it.
+        key: The inquiry's.
+        question_id: The question's.
+        turn: Counted from 1.
+        verdict: None if the judge gave no usable one, however often it was asked: the turn is unscored.
+        words: The judge's own words, or what kept it from saying any.
+        calls: How often the judge was called for it; 0 where the verdict came from the cache.
+    """
+
+    judge: str
+    key: str
+    question_id: int | str
+    turn: int
+    verdict: Verdict | None
+    words: str
+    calls: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of a file of judgements."""
+        return asdict(self)
+
+
+class Engine(Protocol):
+    """What makes a model answer.
+
+    Attributes:
+        name: Of the engine and its model, for files and messages.
+    """
+
+    name: str
+
+    def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
+        """One answer to each chat, whose last message is the user's; 0 is greedy; the same seed, the same answers."""
+
+
+class Judge(Protocol):
+    """Who judges answers.
+
+    Attributes:
+        name: `openai:<model>`, or `local:<model reference>:logits`.
+    """
+
+    name: str
+
+    def ask(self, inquiry: Inquiry) -> Judgement:
+        """The judgement of one inquiry; may be called from several threads.
+
+        Raises:
+            JudgeEndedError: The judge may not be called any more, or cannot be reached at all; what it means for all
+                that is still to be judged is in the message.
+        """
