@@ -170,7 +170,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_file_and_line(tmp_path, br
         file.write(broken + "\n")
     log.report(report(1, train_loss=1.0))
     with pytest.raises(
-        StorageError, match=r"trials/3/events\.jsonl, line 3: every complete line is a start, a report or an end"
+        StorageError, match=r"trials/3/events\.jsonl, line 3: every complete line is an event of its trial"
     ):
         list(EventLog(tmp_path).reports(3))
 
@@ -182,7 +182,7 @@ def test_a_broken_line_at_the_end_is_an_error_with_file_and_line(tmp_path, broke
     with log.path(3).open("a") as file:
         file.write(broken + "\n")
     with pytest.raises(
-        StorageError, match=r"events\.jsonl, line 2: every complete line is a start, a report or an end"
+        StorageError, match=r"events\.jsonl, line 2: every complete line is an event of its trial"
     ):
         EventLog(tmp_path).last_step(3)
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ FIELDS: Mapping[str, Mapping[str, type]] = {
     "start": {"timestamp_ms": int, "attempt": int, "branch": str, "settings": dict, "params": dict},
     "report": {"timestamp_ms": int, "number": int, "step": int, "metrics": dict},
     "end": {"timestamp_ms": int, "state": str, "reason": str},
+    "judged": {"timestamp_ms": int, "step": int, "metrics": dict, "artifacts": list},
 }
 """What every event of a kind has."""
 ENDS = frozenset(map(str, State)) - {str(State.RUNNING)}
@@ -40,6 +41,7 @@ class EventLog:
 
     A line has `kind` and `timestamp_ms`. `start`: the trial was handed out, for the first time or again, with its
     `attempt` and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`.
+    `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its folder, that show them.
 
     **The first report of a step stands.** A trial that goes on from a checkpoint trains some steps again and reports
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
@@ -94,6 +96,17 @@ class EventLog:
         event = {"kind": "end", "timestamp_ms": int(time.time() * 1000), "state": str(state), "reason": reason}
         self._append(number, event, durable=True)
         self._log(number).ended = True
+
+    def judged(self, number: int, step: int, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None:
+        """The answers of a trial that has ended, made at `step`, were judged; `artifacts` are names in its folder."""
+        event = {
+            "kind": "judged",
+            "timestamp_ms": int(time.time() * 1000),
+            "step": step,
+            "metrics": dict(metrics),
+            "artifacts": list(artifacts),
+        }
+        self._append(number, event, durable=True)
 
     def last_step(self, number: int) -> int:
         """Step of the newest report; -1 if there is none."""
@@ -157,7 +170,7 @@ class EventLog:
         event = parsed(line)
         if event is None:
             raise StorageError(
-                f"{self.path(number)}, line {row}: every complete line is a start, a report or an end, but got "
+                f"{self.path(number)}, line {row}: every complete line is an event of its trial, but got "
                 f"{line[:40]!r}; something else wrote to the file or the disk lost it: take the line out, or restore it"
             )
         return event
@@ -172,10 +185,11 @@ class EventLog:
         return self._logs[number]
 
     def _newest(self, number: int, lines: list[bytes]) -> _Log:
-        newest = _Log(last_step=-1, ended=False)
+        newest, only_judged = _Log(last_step=-1, ended=False), True
         for row in range(len(lines), 0, -1):
             event = self._parsed(number, lines[row - 1], row)
-            newest.ended = newest.ended or (row == len(lines) and event["kind"] == "end")
+            newest.ended = newest.ended or (only_judged and event["kind"] == "end")
+            only_judged = only_judged and event["kind"] == "judged"
             if event["kind"] == "report":
                 newest.last_step = int(event["step"])
                 break
@@ -209,7 +223,7 @@ def _is_event(event: Event) -> bool:
     """Whether an event has what its kind has.
 
     Raises:
-        ValueError: A number of a report is not finite.
+        ValueError: A number is not finite.
         TypeError: A metric is no number, or a report has other fields.
         OverflowError: A metric is beyond every float.
     """
@@ -218,6 +232,8 @@ def _is_event(event: Event) -> bool:
         return False
     if kind == "report":
         as_report(event)
+    if kind == "judged":
+        as_report({"number": 0, **{key: event[key] for key in ("step", "timestamp_ms", "metrics")}})
     return (kind != "start" or isinstance(event["settings"].get("loss"), str)) and (
         kind != "end" or event["state"] in ENDS
     )

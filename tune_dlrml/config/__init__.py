@@ -1,6 +1,7 @@
 """A search-space file as one frozen, validated value. Imports no torch, ray or mlflow."""
 
 from tune_dlrml.config.domains import Choice, Domain, Range
+from tune_dlrml.config.evaluation import EvaluationConfig, JudgeLimits
 from tune_dlrml.config.loading import load_config, parse_config, to_yaml
 from tune_dlrml.config.losses import AnyLoss, DiscopopLoss, DlrmlLoss, DpoLoss, LearnableBetaMix
 from tune_dlrml.config.schema import (
@@ -30,6 +31,8 @@ __all__ = [
     "DlrmlLoss",
     "Domain",
     "DpoLoss",
+    "EvaluationConfig",
+    "JudgeLimits",
     "LearnableBetaMix",
     "LoraSettings",
     "Range",

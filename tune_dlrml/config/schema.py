@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable, law
+from tune_dlrml.config.evaluation import EvaluationConfig
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
 
 Natural = Annotated[int, Field(ge=1)]
@@ -278,7 +279,7 @@ NAME_LENGTH = 100
 
 
 class SearchConfig(Frozen):
-    """A search-space file, complete and legal."""
+    """A search-space file, complete and legal. Without `evaluation` nobody is asked and nobody judges."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
     model: Text
@@ -289,6 +290,7 @@ class SearchConfig(Frozen):
     divergence: DivergenceConfig = DivergenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    evaluation: EvaluationConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -318,6 +320,8 @@ class SearchConfig(Frozen):
                 key=f"space.training.{batch[0]}",
             )
         self._check_search(searched)
+        if self.evaluation is not None and self.evaluation.pairwise and self.search.baseline is None:
+            raise law("compares with the DPO baseline, but search.baseline is null", key="evaluation.pairwise")
         return self
 
     def _check_search(self, searched: dict[str, Range | Choice]) -> None:

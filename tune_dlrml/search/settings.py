@@ -18,9 +18,10 @@ FREE_KEYS = (
     "resources.wait_s",
     "resources.silence_s",
     "resources.trials_per_group",
+    "evaluation",
     "tracking",
 )
-"""Settings that may change: they decide how far and where a search runs, not what it finds.
+"""Settings that may change: they decide how far and where a search runs and who judges it, not what it trains.
 
 `resources.workers` is none of them: each worker adds its pairs to every step.
 """

@@ -132,6 +132,8 @@ class Outbox:
             self._runs.start(run, event)
         elif event["kind"] == "end":
             self._runs.end(run, event)
+        elif event["kind"] == "judged":
+            self._runs.judged(run, event, self._events.path(number).parent)
         elif refused := self._log(run, metrics):
             steps = {metric.step for metric in refused}
             self._refuse(number, len(steps), f"metric {refused[0].key} at step {refused[0].step}")

@@ -1,7 +1,9 @@
 """The runs of one search in MLflow. Each call here may raise, may be repeated, and then changes nothing twice."""
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -24,6 +26,7 @@ SEARCH_ID_TAG = "tune_dlrml.search_id"
 ROLE_TAG = "tune_dlrml.role"
 TRIAL_TAG = "tune_dlrml.trial"
 _PARENT_TAG = "mlflow.parentRunId"
+_TABLES_TAG = "mlflow.loggedArtifacts"
 _NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by `eval_accuracy` and `eval_kl`."
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 """Answers about the data itself. MLflow calls a bad request also what its database refuses while it is read-only."""
@@ -126,6 +129,20 @@ class SearchRuns:
         reason = RunTag("stop_reason", _storable(event["reason"])[:TAG_LENGTH])
         self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
         self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
+
+    def judged(self, run: str, event: Event, folder: Path) -> None:
+        """What judges said of a trial's answers: numbers, and the files of its folder that show them.
+
+        A `.json` file is a table, which MLflow shows beside those of other runs.
+        """
+        metrics = [
+            Metric(name, value, event["timestamp_ms"], event["step"]) for name, value in event["metrics"].items()
+        ]
+        self._client.log_batch(run, metrics=metrics)
+        for name in event["artifacts"]:
+            self._client.log_artifact(run, str(folder / name))
+        tables = [{"path": Path(name).name, "type": "table"} for name in event["artifacts"] if name.endswith(".json")]
+        self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
 
     def children(self) -> dict[int, list[Run]]:
         """The runs of every trial."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.training.ranks import rank_and_world
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, by_length, computing, to_device
 from tune_dlrml.training.trainer import pair_log_probs, preference_collator
 
@@ -41,7 +42,7 @@ class HeldOut:
         tokenizer: PreTrainedTokenizerBase,
         training: TrainingConfig,
     ) -> None:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = rank_and_world()
         self._training = training
         self._collate = preference_collator(tokenizer, training)
         mine = [rows[index] for index in by_length(rows)][rank::world]

@@ -1,7 +1,7 @@
 """What all ranks of a group do together; without a process group there is one rank."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -10,9 +10,14 @@ from tune_dlrml.errors import TuneDlrmlError
 T = TypeVar("T")
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def is_rank_zero() -> bool:
     """Whether this rank speaks for the group."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 def together(call: Callable[[], T]) -> T:
@@ -34,6 +39,16 @@ def together(call: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]  # without an error it is what `call` returned
+
+
+def from_all(call: Callable[[], T]) -> list[T]:
+    """What `call` returns on each rank, in rank order, or the exception that it raises on one, on every rank."""
+    mine = together(call)
+    if not dist.is_initialized():
+        return [mine]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:

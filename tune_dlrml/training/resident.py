@@ -34,6 +34,7 @@ class Resident:
         model.eval()
         self.model = model
         self.tokenizer = tokenizer
+        self.training = training
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         self.reference = ReferenceLogProbs(model, tokenizer, training)
         self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.checkpoint import Attempt, Checkpoint, storing
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
-from tune_dlrml.training.ranks import is_rank_zero, on_rank_zero, together
+from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world, together
+from tune_dlrml.training.reference_logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer, trl_config
 
@@ -35,6 +36,16 @@ class Channel(Protocol):
         """
 
 
+class Examination(Protocol):
+    """What a trial is asked once it has used up its budget."""
+
+    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> Any:
+        """This rank's share of the answers, from the policy as it stands; it and the random state stay as they are."""
+
+    def keep(self, folder: Path, shares: Sequence[Any]) -> None:
+        """Write the answers of all ranks into the trial's folder, in place of those of an earlier attempt."""
+
+
 @dataclass(frozen=True)
 class TrialPlan:
     """What a group needs to know of its search to train any trial of it.
@@ -45,6 +56,7 @@ class TrialPlan:
         workers: Ranks of the group.
         divergence: When a trial has diverged.
         checkpoint: When a trial is saved, and how many of its checkpoints are kept.
+        examination: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
     """
 
     steps: int
@@ -52,6 +64,7 @@ class TrialPlan:
     workers: int
     divergence: DivergenceConfig
     checkpoint: CheckpointConfig
+    examination: Examination | None = None
 
 
 def train_trial(
@@ -198,6 +211,7 @@ class _Run:
             if not go_on:
                 return AfterStep(stop=True)
         if last:
+            self._examine()
             self.complete()
         return AfterStep(save=rung or last or stats.step % self.plan.checkpoint.save_steps == 0, stop=last)
 
@@ -235,6 +249,18 @@ class _Run:
             "seconds": self.seconds,
             "tokens": self.tokens,
         }
+
+    def _examine(self) -> None:
+        examination = self.plan.examination
+        if examination is None:
+            return
+        began, folder = self.clock(), self.attempt.path.parent
+        rank, world = rank_and_world()
+        with computing(self.policy, self.resident.training):
+            shares = from_all(lambda: examination.answer(self.policy, self.resident.tokenizer, rank=rank, world=world))
+        with storing(folder):
+            on_rank_zero(lambda: examination.keep(folder, shares))
+        self.seconds["answering"] = self.clock() - began
 
     def _evaluate(self) -> dict[str, float]:
         if self.loss.mix is not None and not self._shape():

@@ -1,0 +1,72 @@
+"""What a search asks its trained models, and who judges the answers."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, model_validator
+
+from tune_dlrml.config.domains import Frozen, law
+
+JUDGE_FORMS = "`openai:<model>` of an OpenAI-compatible endpoint or `local:<model reference>`"
+
+
+def _judge(value: Any) -> Any:
+    kind, _, model = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind not in ("openai", "local") or not model.strip():
+        raise law(f"a judge is {JUDGE_FORMS}, but got {value!r}")
+    return value
+
+
+JudgeName = Annotated[str, PlainValidator(_judge)]
+Text = Annotated[str, Field(min_length=1)]
+Natural = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class JudgeLimits(Frozen):
+    """What a run of a command may spend on each judge behind an endpoint; null is no limit.
+
+    `concurrency` calls are under way at once, each for at most `timeout_s` seconds; all must be done `deadline_s`
+    seconds after the first. `max_calls` counts every request that is sent, repeated ones too, `max_tokens` the tokens
+    of prompts and replies as the endpoint counts them.
+    """
+
+    concurrency: Natural = 4
+    timeout_s: Seconds = 120
+    deadline_s: Seconds | None = None
+    max_calls: Natural | None = None
+    max_tokens: Natural | None = None
+
+
+class EvaluationConfig(Frozen):
+    """MT-Bench in the loop: which trials answer its questions, how, and who judges.
+
+    `when: final_rung` examines every trial that uses up its budget, while others train; `best` the `best` ones by the
+    search's metric at its end; `never` none. `questions`, `references` and `judge_prompts` are `builtin:mt-bench` or
+    files in FastChat's formats; `limit` takes the first questions only. Answers have at most `max_new_tokens` tokens
+    and are drawn from `seed`. `pairwise` has each trial's answers compared with those of the DPO baseline as well.
+
+    The key of an endpoint is in `judge_key_file` and is read by the driver alone.
+    """
+
+    when: Literal["never", "final_rung", "best"] = "final_rung"
+    best: Natural = 3
+    questions: Text = "builtin:mt-bench"
+    references: Text | None = None
+    judge_prompts: Text = "builtin:mt-bench"
+    limit: Natural | None = None
+    max_new_tokens: Natural = 1024
+    batch_size: Natural = 8
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    pairwise: bool = False
+    judges: Annotated[list[JudgeName], Field(min_length=1)]
+    judge_url: Text | None = None
+    judge_key_file: Text | None = None
+    limits: JudgeLimits = JudgeLimits()
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if len(set(self.judges)) < len(self.judges):
+            raise law(f"every judge judges once, but got {self.judges}", key="judges")
+        if self.judge_url is not None and not any(name.startswith("openai:") for name in self.judges):
+            raise law("only a judge `openai:<model>` has an endpoint, and there is none in judges", key="judge_url")
+        return self
