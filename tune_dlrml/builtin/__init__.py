@@ -1,6 +1,6 @@
-"""Preference pairs that come with the package: the IMDb sentiment experiment of the DiscoPOP paper, in small.
+"""What comes with the package: preference pairs to train on, and questions in two turns with prompts to judge by.
 
-What they are: `sentiment_train` (256 pairs) and `sentiment_eval` (64 pairs, other prompts), one JSON object a line in
+The pairs are the IMDb sentiment experiment of the DiscoPOP paper, in small: `sentiment_train` (256 pairs) and `sentiment_eval` (64 pairs, other prompts), one JSON object a line in
 TRL's conversational format (`prompt`, `chosen`, `rejected` as message lists) with `chosen_score` and `rejected_score`,
 the VADER compound sentiment in [-1, 1] of each completion. As in the paper (Lu et al., 2024, "Discovering Preference
 Optimization Algorithms with and for Large Language Models"), a sentiment scorer stands in for human preference, and
@@ -14,11 +14,17 @@ What to know when reading results: the chosen completion is the longer one in 57
 the held-out pairs, since neutral completions tend to be short. A policy that only learns to prefer length reaches that
 held-out accuracy, so compare with it before calling a number a preference for positive sentiment.
 
-Licence: Apache-2.0, as the rest of the project. The prompts were written for it; the completions were sampled from
-SmolLM2-135M-Instruct, which is under Apache-2.0.
+The questions have the form of MT-Bench's, not its content: 16 of them in two turns, two from each of its eight
+categories, written for models of any size, so that the first eight cover every category (`mt_bench_questions`); the
+right answers to those of math, reasoning and coding (`mt_bench_references`); and what a judge is told
+(`mt_bench_prompts`). All three are in FastChat's file formats. A score on them is no score on MT-Bench's own questions.
+
+Licence: Apache-2.0, as the rest of the project. All prompts, questions and references were written for it; the
+completions were sampled from SmolLM2-135M-Instruct, which is under Apache-2.0.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from tune_dlrml.errors import InputError
 
@@ -31,3 +37,8 @@ def path(name: str) -> Path:
     if name not in NAMES:
         raise InputError(f"There is no built-in data set {name!r}. Built-in are: {', '.join(NAMES)}.")
     return Path(__file__).parent / f"{name}.jsonl"
+
+
+def mt_bench(part: Literal["questions", "references", "prompts"]) -> Path:
+    """A JSON Lines file of the built-in questions."""
+    return Path(__file__).parent / f"mt_bench_{part}.jsonl"
