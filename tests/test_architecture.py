@@ -34,7 +34,8 @@ VENDORS = {
     "mlflow": ("tracking/",),
     "openai": ("evaluation/judge.py",),
     "vaderSentiment": ("builtin/make_sentiment_pairs.py",),
-    "datasets": ("data/", "training/"),
+    "matplotlib": ("evaluation/pictures.py",),
+    "datasets": ("data/", "training/", "evaluation/questions.py"),
     "torch": (
         "losses/",
         "training/",

@@ -234,6 +234,7 @@ def _search_document(result: Any) -> dict[str, Any]:
                 "branch": None if row.spec is None else row.spec.branch,
                 "attempt": row.attempt,
                 "metrics": dict(result.metrics.get(row.number, {})),
+                "judged": list(result.judged.get(row.number, [])),
             }
             for row in result.rows
         ],
@@ -246,7 +247,10 @@ def _ends(rows: Any) -> str:
 
 
 def _print_best(out: Console, result: Any) -> None:
-    from tune_dlrml.terminal import parameters
+    from tune_dlrml.terminal import judged_table, parameters
+
+    if result.judged:
+        out.print(judged_table(result.judged))
 
     best = next((row for row in result.rows if row.number == result.best), None)
     if best is None or best.spec is None:
@@ -276,6 +280,9 @@ def _exit_as(result: Any) -> None:
         raise typer.Exit(INTERRUPTED)
     if result.same_failures:
         print(result.same_failures, file=sys.stderr)
+    if result.unjudged is not None:
+        print(f"not everything is judged: {result.unjudged}", file=sys.stderr)
+        raise typer.Exit(result.unjudged.exit_code)
     if result.untracked:
         print(f"MLflow did not take everything; {result.untracked} pieces are left in the event logs", file=sys.stderr)
     if result.best is None or result.same_failures:

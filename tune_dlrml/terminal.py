@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tune_dlrml.evaluation.jury import Grading
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.space import TrialSpec
@@ -96,6 +98,11 @@ class ProgressView:
         end = f"[{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}"
         self._say(f"trial {spec.number:>3} {end}{self._ahead()}")
 
+    def on_judged(self, number: int, grading: Grading) -> None:
+        """A line for what each judge says."""
+        for score in grading.scores:
+            self._say(f"trial {number:>3} judged: {score_text(score.as_json())}")
+
     def _remove_task(self, number: int) -> None:
         task = self._tasks.pop(number, None)
         if task is not None:
@@ -113,6 +120,40 @@ class ProgressView:
 
     def _say(self, text: str) -> None:
         self._console.print(f"[dim]{duration(time.monotonic() - self._began):>6}[/] {text}", highlight=False)
+
+
+def score_text(score: Mapping[str, Any]) -> str:
+    """A judged score with its interval and, always, its judge."""
+    if score["score"] is None:
+        return escape(f"no score by {score['judge']}: {score['missing']}")
+    low, high = score["interval"] or (score["score"], score["score"])
+    unscored = f", {score['unscored']} turns unscored" if score["unscored"] else ""
+    text = f"{score['score']:.2f} ({low:.2f} to {high:.2f}) of 10 on {score['questions']} questions by {score['judge']}"
+    return escape(text + unscored)
+
+
+def judged_table(judged: Mapping[int, Sequence[Mapping[str, Any]]]) -> Table:
+    """The examined trials, ranked by their first judge; intervals that overlap are no ranking."""
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("#", "judge", "score", "95 % interval", "turn 1", "turn 2", "unscored"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "judge" else "right")
+    for number, scores in judged.items():
+        for score in scores:
+            interval = score["interval"]
+            turns = [_or_dash(score["turns"].get(turn)) for turn in ("1", "2")]
+            table.add_row(
+                str(number),
+                score["judge"],
+                _or_dash(score["score"]),
+                "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
+                *turns,
+                str(score["unscored"]),
+            )
+    return table
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """What comes with the package: preference pairs to train on, and questions in two turns with prompts to judge by.
 
-The pairs are the IMDb sentiment experiment of the DiscoPOP paper, in small: `sentiment_train` (256 pairs) and `sentiment_eval` (64 pairs, other prompts), one JSON object a line in
-TRL's conversational format (`prompt`, `chosen`, `rejected` as message lists) with `chosen_score` and `rejected_score`,
-the VADER compound sentiment in [-1, 1] of each completion. As in the paper (Lu et al., 2024, "Discovering Preference
-Optimization Algorithms with and for Large Language Models"), a sentiment scorer stands in for human preference, and
-the policy that is trained is the one that the completions were sampled from.
+The pairs are the IMDb sentiment experiment of the DiscoPOP paper, in small: `sentiment_train` (256 pairs) and
+`sentiment_eval` (64 pairs, other prompts), one JSON object a line in TRL's conversational format (`prompt`, `chosen`,
+`rejected` as message lists) with `chosen_score` and `rejected_score`, the VADER compound sentiment in [-1, 1] of each
+completion. As in the paper (Lu et al., 2024, "Discovering Preference Optimization Algorithms with and for Large
+Language Models"), a sentiment scorer stands in for human preference, and the policy that is trained is the one that
+the completions were sampled from.
 
 How they were made: `python -m tune_dlrml.builtin.make_sentiment_pairs` samples several completions of each prompt in
 `prompts.py` from SmolLM2-135M-Instruct, scores each with VADER, and takes the most positive as chosen and the most

@@ -23,18 +23,18 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class JudgeLimits(Frozen):
-    """What a run of a command may spend on each judge behind an endpoint; null is no limit.
+    """What one run of a command may spend on each judge behind an endpoint.
 
-    `concurrency` calls are under way at once, each for at most `timeout_s` seconds; all must be done `deadline_s`
-    seconds after the first. `max_calls` counts every request that is sent, repeated ones too, `max_tokens` the tokens
-    of prompts and replies as the endpoint counts them.
+    `concurrency` requests are under way at once, each for at most `timeout_s` seconds; none is sent later than
+    `deadline_s` seconds after the first. `max_calls` counts every request that is sent, repeated ones too, `max_tokens`
+    the tokens of prompts and replies as the endpoint counts them.
     """
 
     concurrency: Natural = 4
     timeout_s: Seconds = 120
-    deadline_s: Seconds | None = None
-    max_calls: Natural | None = None
-    max_tokens: Natural | None = None
+    deadline_s: Seconds = 604_800
+    max_calls: Natural = 20_000
+    max_tokens: Natural = 50_000_000
 
 
 class EvaluationConfig(Frozen):

@@ -17,11 +17,14 @@ from ray import tune
 
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import content_hash
+from tune_dlrml.evaluation.jury import Grading
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
+from tune_dlrml.models import parse_model_reference
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
 from tune_dlrml.search.database import faults_of_storage, is_sqlite
+from tune_dlrml.search.evaluation import Evaluation
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.lock import DriverLock, only_driver
 from tune_dlrml.search.preparation import PreparedSearch
@@ -52,6 +55,9 @@ class SearchView(SearchObserver, Protocol):
 
     def on_notice(self, text: str) -> None:
         """Something that a person should know while the search runs; may come from another thread."""
+
+    def on_judged(self, number: int, grading: Grading) -> None:
+        """What judges say of a trial's answers; comes from another thread."""
 
 
 def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
@@ -87,28 +93,43 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     view.on_begin(study.num_trials, ended, steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
-    if ended == len(rows) >= study.num_trials and untracked(events, store) == 0:
+    evaluation = Evaluation(prepared, study, events)
+    if ended == len(rows) >= study.num_trials and untracked(events, store) == 0 and not evaluation.left():
         return read_search(config.name, place)
     tracker = Tracker(store, config.name, code_state(), events, must_answer=not rows)
     tracker.describe_search(to_yaml(config), _params(config))
-    searcher = StudySearcher(
-        study, _Books(study, events, tracker, view), expired=_expiry(config, began), allowed=lock.check
-    )
+    books = _Books(study, events, tracker, view, evaluation)
+    searcher = StudySearcher(study, books, expired=_expiry(config, began), allowed=lock.check)
     try:
-        if ended < max(study.num_trials, len(rows)):
+        evaluation.begin(books.on_judged, view.on_notice)
+        if _is_unfinished(study) or evaluation.unanswered():
             with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
-                if is_sqlite(place.study_url(config.name)):
-                    refuse_sqlite_on_a_cluster(len(alive_nodes()))
-                with Watchdog(searcher, config.resources, view.on_notice):
-                    _tune(searcher, _group(prepared, study), config)
-        result = _result(place, study, searcher, time.monotonic() - began)
+                _work(prepared, study, searcher, evaluation, view)
+        unjudged = None if _is_unfinished(study) else evaluation.finish()
+        result = replace(_result(place, study, searcher, time.monotonic() - began), unjudged=unjudged)
     except BaseException:
         tracker.leave()
         raise
+    finally:
+        evaluation.leave()
     left = _close(tracker, result)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     study.close()
     return replace(result, untracked=left)
+
+
+def _work(
+    prepared: PreparedSearch, study: SearchStudy, searcher: StudySearcher, evaluation: Evaluation, view: SearchView
+) -> None:
+    """What needs the cluster: train what is left, then examine who has not been."""
+    config = prepared.config
+    if is_sqlite(prepared.place.study_url(config.name)):
+        refuse_sqlite_on_a_cluster(len(alive_nodes()))
+    if _is_unfinished(study):
+        with Watchdog(searcher, config.resources, view.on_notice):
+            _tune(searcher, _group(prepared, study), config)
+    if not _is_unfinished(study):
+        evaluation.examine()
 
 
 def _reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
@@ -132,7 +153,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
     config, folder = prepared.config, prepared.place.folder(prepared.config.name)
     return GroupSpec(
         name=config.name,
-        model=config.model,
+        model=str(parse_model_reference(config.model)),  # absolute: workers run in another folder
         pairs=prepared.pairs,
         training=config.training,
         plan=TrialPlan(
@@ -141,11 +162,16 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
             workers=config.resources.workers,
             divergence=config.divergence,
             checkpoint=config.checkpoint,
+            examination=prepared.examination if _examines_all(config) else None,
         ),
         resources=config.resources,
         storage=group_storage(folder),
         trials=str(folder / "trials"),
     )
+
+
+def _examines_all(config: SearchConfig) -> bool:
+    return config.evaluation is not None and config.evaluation.when == "final_rung"
 
 
 def _params(config: SearchConfig) -> dict[str, Any]:
@@ -192,14 +218,18 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
 
 
 def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, seconds: float) -> SearchResult:
-    result = read_search(study.config.name, place)
-    unfinished = len(result.rows) < study.num_trials or any(row.state is State.RUNNING for row in result.rows)
     return replace(
-        result,
-        interrupted=unfinished and not searcher.same_failures,
+        read_search(study.config.name, place),
+        interrupted=_is_unfinished(study) and not searcher.same_failures,
         same_failures=searcher.same_failures,
         seconds=seconds,
     )
+
+
+def _is_unfinished(study: SearchStudy) -> bool:
+    """Whether trials are still to be trained."""
+    rows = study.rows()
+    return len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
 
 
 def _close(tracker: Tracker, result: SearchResult) -> int:
@@ -224,10 +254,13 @@ def code_state() -> dict[str, str]:
 
 
 class _Books:
-    """Writes down everything that happens, in this order: event log, MLflow, view."""
+    """Writes down everything that happens, in this order: event log, MLflow, view; and hands answers to the judges."""
 
-    def __init__(self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchObserver) -> None:
+    def __init__(
+        self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchView, evaluation: Evaluation
+    ) -> None:
         self._study, self._events, self._tracker, self._view = study, events, tracker, view
+        self._evaluation = evaluation
         self._runs: dict[int, str | None] = {}
 
     def on_start(self, spec: TrialSpec) -> None:
@@ -255,3 +288,8 @@ class _Books:
         _write_end(row, self._events)
         self._tracker.notify(row.number)
         self._view.on_end(spec, row)
+        self._evaluation.on_end(row)
+
+    def on_judged(self, number: int, grading: Grading) -> None:
+        self._tracker.notify(number)
+        self._view.on_judged(number, grading)

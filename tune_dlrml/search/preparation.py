@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import Pairs, select_pairs
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.examination import Examination
+from tune_dlrml.evaluation.jury import Jury, read_key
 from tune_dlrml.models import load_tokenizer, parse_model_reference
 from tune_dlrml.search.checks import check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
@@ -23,6 +25,8 @@ class PreparedSearch:
         pairs: The rows that are used, without those that were dropped.
         steps: Full budget of a trial in optimizer steps.
         notes: What a person must be told of rows that were dropped or will be truncated, a sentence each.
+        examination: What trials are asked; None if they are not.
+        jury: Who judges their answers.
     """
 
     config: SearchConfig
@@ -30,6 +34,8 @@ class PreparedSearch:
     pairs: Pairs
     steps: int
     notes: tuple[str, ...] = ()
+    examination: Examination | None = None
+    jury: Jury | None = None
 
 
 def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
@@ -39,6 +45,7 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
         InputError: Naming the key, the value and what is allowed.
     """
     check_references(config)
+    examination, jury = _evaluation(config, place)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
     selection = select_pairs(
@@ -53,4 +60,12 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
             f"{scheduler.grace_period} and {config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are "
             f"{steps} steps"
         )
-    return PreparedSearch(config, place, pairs, steps, selection.notes)
+    return PreparedSearch(config, place, pairs, steps, selection.notes, examination, jury)
+
+
+def _evaluation(config: SearchConfig, place: SearchPlace) -> tuple[Examination | None, Jury | None]:
+    section = config.evaluation
+    if section is None or section.when == "never":
+        return None, None
+    key = None if section.judge_key_file is None else read_key(section.judge_key_file)
+    return Examination.of(section), Jury.of(section, place.replies, key)

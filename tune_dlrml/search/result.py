@@ -1,12 +1,15 @@
 """Where a search lives and where it stands, from its study and event logs alone. Imports no ray, torch or mlflow."""
 
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_config
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.events import EventLog
 from tune_dlrml.search.database import study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
@@ -14,7 +17,11 @@ from tune_dlrml.tracking.cursor import MlflowStore, run_of
 from tune_dlrml.urls import without_password
 
 MLFLOW_FILE, MLFLOW_ARTIFACTS = "mlflow.db", "mlflow-artifacts"
-RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS)
+REPLIES = "replies.jsonl"
+"""What judges have said, kept for all searches of a storage folder: no judge is asked the same twice."""
+JUDGED = "judged.json"
+"""File of a trial with what its judged answers come to."""
+RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock")
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class SearchPlace:
             InputError: The name is none that a search can have, and could lead out of the storage folder.
         """
         if name in RESERVED_NAMES:
-            raise InputError(f"--name {name!r}: MLflow's own files bear this name in the storage folder; take another")
+            raise InputError(f"--name {name!r}: another file of the storage folder bears this name; take another")
         if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
             raise InputError(
                 f"--name {name[:NAME_LENGTH]!r}: a search's name has at most {NAME_LENGTH} letters, digits, '.', '_' "
@@ -69,6 +76,11 @@ class SearchPlace:
     def study_url(self, name: str) -> str:
         """The study's storage."""
         return self.study or f"sqlite:///{self.folder(name) / 'study.db'}"
+
+    @property
+    def replies(self) -> Path:
+        """File with what judges have said."""
+        return self.storage.resolve() / REPLIES
 
     @property
     def artifacts(self) -> Path | None:
@@ -93,6 +105,8 @@ class SearchResult:
         interrupted: Its driver was ended by a signal or the time budget, and it can go on; only the driver knows.
         same_failures: Why it ended early, if trials kept failing in the same way.
         untracked: Pieces of work that MLflow never took.
+        unjudged: Why judges have not said all that they were to; None if they have.
+        judged: What judges say of a trial's answers, an entry for each judge; the trials that judges rate best first.
     """
 
     name: str
@@ -105,6 +119,23 @@ class SearchResult:
     same_failures: str = ""
     untracked: int = 0
     seconds: float = 0.0
+    unjudged: TuneDlrmlError | None = None
+    judged: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+
+def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+    """The scores of all trials that were judged, the highest of the first judge first; missing scores come last."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for number in numbers:
+        path = events.path(number).parent / JUDGED
+        if path.exists():
+            found[number] = json.loads(path.read_bytes())["scores"]
+
+    def rank(number: int) -> tuple[float, int]:
+        score = found[number][0]["score"]
+        return (math.inf if score is None else -score, number)
+
+    return {number: found[number] for number in sorted(found, key=rank)}
 
 
 def read_search(name: str, place: SearchPlace) -> SearchResult:
@@ -128,6 +159,7 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
         metrics={row.number: events.last_metrics(row.number) for row in rows},
         runs={row.number: run_of(events, row.number, store) for row in rows},
         mlflow_uri=without_password(place.mlflow_uri),
+        judged=read_judged(events, [row.number for row in rows]),
     )
     history.close()
     return result

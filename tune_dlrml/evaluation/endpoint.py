@@ -1,0 +1,347 @@
+"""An OpenAI-compatible endpoint: completions within caps on calls, tokens and time, whatever the network does."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import openai
+import tenacity
+
+from tune_dlrml.deadline import answer_in_time
+from tune_dlrml.errors import InputError, JudgeEndedError, TuneDlrmlError
+from tune_dlrml.evaluation.completion import Completion, read_completion, retry_after_s
+from tune_dlrml.evaluation.records import Message
+from tune_dlrml.urls import without_password
+
+OPENAI_URL = "https://api.openai.com/v1"
+TRIES = 8
+"""Requests for one completion; with their waits they span two minutes, longer than a rate limit's usual minute."""
+SILENT_COMPLETIONS = 3
+"""So many completions in a row without a reply mean that the endpoint is away, not that a request is odd."""
+BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where an endpoint is, and how much of it may be used.
+
+    Attributes:
+        model: As the endpoint calls it.
+        url: Base address, mostly ending in `/v1`; None is OpenAI's own.
+        key: Sent to the endpoint and shown nowhere; None for an endpoint that asks for none.
+        timeout_s: Of one request, from its sending to the last byte of the reply.
+        deadline_s: From the first request to the moment after which none is sent.
+        concurrency: Requests at the same time.
+        max_calls: HTTP requests of the `Endpoint`, failed ones included.
+        max_tokens: Tokens of prompts and replies, as the endpoint counts them: no request is sent once they are used.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    model: str
+    url: str | None = None
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 120.0
+    deadline_s: float = 3600.0
+    concurrency: int = 8
+    max_calls: int = 5_000
+    max_tokens: int = 10_000_000
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise InputError("an endpoint needs the name of a model: give it as in `openai:<model>`")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise InputError(
+                f"the address of an endpoint begins with http:// or https://, but got {without_password(self.url)!r}"
+            )
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
+            raise InputError("the key of an endpoint is printable ASCII without spaces: check the file that holds it")
+        for name in ("timeout_s", "deadline_s", "concurrency", "max_calls", "max_tokens"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"`{name}` of an endpoint must be above 0, but got {getattr(self, name)}")
+
+    @property
+    def address(self) -> str:
+        """The URL, fit to be shown."""
+        return without_password(self.url or OPENAI_URL)
+
+
+class NoReplyError(TuneDlrmlError):
+    """One request got no reply, though it was sent again and again or because it is too long; others may get theirs."""
+
+    def __init__(self, message: str, calls: int) -> None:
+        super().__init__(message, calls)
+        self.calls = calls
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Endpoint:
+    """Completions of one model, with retries; may be used from several threads.
+
+    Tried again, after a wait that grows and is drawn anew each time, or that the server asks for in `Retry-After`:
+    408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
+
+    Args:
+        settings: Where it is, and the caps.
+        clock: Seconds that only grow.
+        sleep: Waits so many seconds; by default until then or until `close`.
+        seed: Of the waits.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings
+        self._closed = threading.Event()
+        self._clock, self._sleep = clock, sleep or self._closed.wait
+        self._rng = random.Random(seed)
+        self._slots = threading.BoundedSemaphore(settings.concurrency)
+        self._lock = threading.Lock()
+        self._calls = self._tokens = self._silent = 0
+        self._end_s: float | None = None
+        self._client = _client(settings)
+
+    @property
+    def name(self) -> str:
+        """`openai:<model>`."""
+        return f"openai:{self.settings.model}"
+
+    @property
+    def calls(self) -> int:
+        """HTTP requests so far."""
+        return self._calls
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far, estimated for replies without `usage`."""
+        return self._tokens
+
+    def close(self) -> None:
+        """Send no more requests, and end the waits of threads that would send one again."""
+        self._closed.set()
+        self._client.close()
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        temperature: float,
+        max_tokens: int,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Completion:
+        """The model's reply to a chat.
+
+        Args:
+            messages: Each with `role` and `content`.
+            temperature: 0 is greedy.
+            max_tokens: Longest reply.
+            top_logprobs: First tokens whose log-probs are wanted; 0 asks for none.
+            seed: Asked for where the endpoint can do so.
+
+        Raises:
+            JudgeEndedError: A cap or the deadline is reached, the account is empty, or the endpoint stays away.
+            NoReplyError: This chat got no reply; the next one may.
+            InputError: The endpoint refuses its key, its address, its model or a setting.
+        """
+        request: dict[str, Any] = {
+            "model": self.settings.model,
+            "messages": [{name: _encodable(text) for name, text in message.items()} for message in messages],
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+        }
+        if top_logprobs:
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
+        if seed is not None:
+            request["seed"] = seed
+        return self._retried(request)
+
+    def _retried(self, request: Mapping[str, Any]) -> Completion:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_TransientError),
+            stop=tenacity.stop_after_attempt(TRIES),
+            wait=self._wait_s,
+            sleep=self._pause,
+            reraise=True,
+        )
+        try:
+            completion = retrying(self._called, request)
+        except _TransientError as error:
+            self._check_silence(error)
+            raise NoReplyError(f"no reply in {TRIES} requests; the last one: {error}", TRIES) from None
+        except _UnfitError as error:
+            raise NoReplyError(str(error), retrying.statistics["attempt_number"]) from None
+        return replace(completion, calls=retrying.statistics["attempt_number"])
+
+    def _called(self, request: Mapping[str, Any]) -> Completion:
+        """One HTTP request."""
+        with self._slots:
+            timeout_s = min(self.settings.timeout_s, self._begin_call())
+            try:
+                body = answer_in_time(lambda: self._sent(request, timeout_s), timeout_s)
+            except openai.APIStatusError as error:
+                raise self._refusal(error) from None
+            except (openai.APIConnectionError, TimeoutError) as error:
+                reason = error.__cause__ or error
+                raise _TransientError(f"{type(reason).__name__}: {str(reason) or 'no answer'}") from None
+            except RuntimeError:  # of a client that `close` closed meanwhile
+                if not self._closed.is_set():
+                    raise
+                raise _TransientError("the client was closed") from None
+        read = read_completion(body, request["messages"])
+        if read is None:
+            raise _TransientError(f"no completion in a reply of {len(body)} bytes")
+        completion, tokens = read
+        with self._lock:
+            self._silent = 0
+            self._tokens += tokens
+        return completion
+
+    def _sent(self, request: Mapping[str, Any], timeout_s: float) -> bytes:
+        # The client's timeout is one of each read, so that a server that trickles is ended by the thread's alone.
+        return self._client.chat.completions.with_raw_response.create(**request, timeout=timeout_s).content
+
+    def _begin_call(self) -> float:
+        """Count a request before it is sent; how many seconds are left until the deadline."""
+        caps = self.settings
+        with self._lock:
+            now = self._clock()
+            if self._end_s is None:
+                self._end_s = now + caps.deadline_s
+            if self._closed.is_set():
+                raise JudgeEndedError(f"{self.name} was closed: no request is sent any more")
+            if self._silent >= SILENT_COMPLETIONS:
+                raise JudgeEndedError(f"{self.name} at {caps.address} is away; run the same command again later")
+            if self._calls >= caps.max_calls:
+                raise self._reached("max_calls", caps.max_calls, f"{self._calls} requests were sent")
+            if self._tokens >= caps.max_tokens:
+                raise self._reached("max_tokens", caps.max_tokens, f"{self._tokens} tokens were used")
+            if now >= self._end_s:
+                raise self._reached("deadline_s", caps.deadline_s, "that time is over")
+            self._calls += 1
+            return self._end_s - now
+
+    def _reached(self, name: str, limit: float, now: str) -> JudgeEndedError:
+        return JudgeEndedError(
+            f"{self.name}: `{name}` is {limit:g}, and {now}; what was judged is kept: raise `{name}`, "
+            "or run the same command again, which asks only for what is missing"
+        )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next request, unless there can be none."""
+        if self._end_s is not None and self._clock() + seconds >= self._end_s:
+            raise self._reached("deadline_s", self.settings.deadline_s, f"the next request would wait {seconds:.1f} s")
+        self._sleep(seconds)
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        """Seconds before the next try: those that the server asks for, or twice as many each time; with jitter."""
+        error = state.outcome.exception() if state.outcome else None
+        asked_s = error.retry_after_s if isinstance(error, _TransientError) else None
+        # Jitter, so that threads which failed together do not come back together.
+        if asked_s is not None:
+            return min(asked_s, LONGEST_WAIT_S) + self._rng.uniform(0, BACKOFF_S)
+        return min(BACKOFF_S * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT_S) * self._rng.uniform(0.5, 1)
+
+    def _check_silence(self, error: "_TransientError") -> None:
+        with self._lock:
+            self._silent += 1
+            silent = self._silent
+        if silent >= SILENT_COMPLETIONS:
+            raise JudgeEndedError(
+                f"{self.name} at {self.settings.address} must answer, but gave no reply to {silent} chats in a row, "
+                f"each sent {TRIES} times; the last time: {error}. Run the same command again when it is back"
+            ) from None
+
+    def _refusal(self, error: openai.APIStatusError) -> TuneDlrmlError:
+        """What a status that is no success means."""
+        status, code = error.status_code, error.code or ""
+        said = _one_line(error.message, self.settings.key)
+        if status == 402 or code == "insufficient_quota":
+            return JudgeEndedError(
+                f"{self.name} at {self.settings.address} has no quota left ({status}: {said}); "
+                "what was judged is kept: top the account up and run the same command again"
+            )
+        if status in (408, 409, 429) or status >= 500:
+            return _TransientError(f"{status}: {said}", retry_after_s(error.response.headers))
+        if status == 413 or code in _UNFIT or "context length" in said.lower():
+            return _UnfitError(f"{status}: {said}")
+        remedy = {
+            401: "give a valid key",
+            403: "give a key that may use the model",
+            404: "check the address, which mostly ends in /v1, and the model's name",
+        }.get(status, "see its message")
+        return InputError(
+            f"{self.settings.address} refuses a request for model {self.settings.model!r} "
+            f"with {status} ({said}): {remedy}"
+        )
+
+
+_UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
+"""Error codes that are about one chat, not about the settings."""
+
+
+class _TransientError(TuneDlrmlError):
+    """A request failed in a way that the same request may not fail in a moment later."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class _UnfitError(TuneDlrmlError):
+    """The endpoint will never answer this chat."""
+
+
+_HEADERS = frozenset(
+    ["accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"]
+)
+
+
+def _client(settings: EndpointSettings) -> openai.OpenAI:
+    """A client that takes nothing from OPENAI_* variables: the command line alone reads the environment.
+
+    Redirects are not followed, since each would be a request that nobody counted.
+    """
+
+    def leave_out_foreign_headers(request: Any) -> None:
+        # OPENAI_CUSTOM_HEADERS has no argument that overrules it. The client finds its x-stainless-* ones again later.
+        for name in {name.lower() for name in request.headers} - _HEADERS:
+            if not name.startswith("x-stainless-"):
+                del request.headers[name]
+
+    key = settings.key or "none"
+    return openai.OpenAI(
+        base_url=settings.url or OPENAI_URL,
+        api_key=key,
+        admin_api_key="",
+        organization="",
+        project="",
+        webhook_secret="",
+        # Given outright, so that it stands above one from OPENAI_CUSTOM_HEADERS.
+        default_headers={"Authorization": f"Bearer {key}"},
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(
+            follow_redirects=False, event_hooks={"request": [leave_out_foreign_headers]}
+        ),
+    )
+
+
+def _one_line(text: str, key: str | None) -> str:
+    """What a server said, short and without the key, which some servers repeat."""
+    return " ".join((text.replace(key, "***") if key else text).split())[:300]
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON files may hold and HTTP cannot carry."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,35 @@
+"""A trained policy on its base model, from the checkpoint that its trial ended with."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_model as load_weights
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_policy(
+    model: str, checkpoint: Path | None, training: TrainingConfig | None
+) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """A model and its tokenizer, on the GPU where there is one, in evaluation mode.
+
+    Args:
+        model: Reference of the base model.
+        checkpoint: Folder of the adapter, or of all weights, that were trained on it; None is the base model itself.
+        training: Settings of the trial, for the precision that it was trained in; None is float32.
+    """
+    reference = parse_model_reference(model)
+    half = training is not None and training.bf16 and training.lora is not None
+    attention = None if training is None else training.attn_implementation
+    policy = load_model(reference, dtype=torch.bfloat16 if half else torch.float32, attn_implementation=attention)
+    if checkpoint is not None and (checkpoint / "adapter_config.json").exists():
+        policy = PeftModel.from_pretrained(policy, checkpoint, autocast_adapter_dtype=True)
+    elif checkpoint is not None:
+        load_weights(policy, checkpoint / "model.safetensors")
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(reference)
