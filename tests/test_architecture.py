@@ -22,6 +22,8 @@ LAYERS = [
     {"training", "evaluation", "tracking"},
     {"search", "report"},
     {"terminal"},
+    {"benches"},
+    {"cli_evaluate"},
     {"cli"},
 ]
 """From the bottom to the top; a part may import from the layers below its own and from itself."""
@@ -32,9 +34,11 @@ VENDORS = {
     "optuna": ("search/",),
     "trl": ("training/trainer.py",),
     "mlflow": ("tracking/",),
-    "openai": ("evaluation/judge.py",),
-    "vaderSentiment": ("builtin/make_sentiment_pairs.py",),
-    "matplotlib": ("evaluation/pictures.py",),
+    "openai": ("evaluation/endpoint.py",),
+    "sklearn": ("evaluation/length_controlled.py",),
+    "vllm": ("evaluation/vllm_engine.py",),
+    "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/rewards.py"),
+    "matplotlib": ("evaluation/pictures.py", "evaluation/frontier_picture.py"),
     "datasets": ("data/", "training/", "evaluation/questions.py"),
     "torch": (
         "losses/",

@@ -181,9 +181,7 @@ def test_a_broken_line_at_the_end_is_an_error_with_file_and_line(tmp_path, broke
     log.start(spec())
     with log.path(3).open("a") as file:
         file.write(broken + "\n")
-    with pytest.raises(
-        StorageError, match=r"events\.jsonl, line 2: every complete line is an event of its trial"
-    ):
+    with pytest.raises(StorageError, match=r"events\.jsonl, line 2: every complete line is an event of its trial"):
         EventLog(tmp_path).last_step(3)
 
 

@@ -15,13 +15,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tune_dlrml.cli_evaluate import WITHOUT_TERMINAL, evaluate
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.streams import noise_to
 
 INTERRUPTED = 130
-WITHOUT_TERMINAL = 180
-"""Width of what is printed into a file or a pipe."""
 
 app = typer.Typer(
     add_completion=False,
@@ -32,6 +31,7 @@ app = typer.Typer(
 )
 losses_app = typer.Typer(help="The preference losses that a search can explore.", invoke_without_command=True)
 app.add_typer(losses_app, name="losses")
+app.command()(evaluate)
 
 SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Search-space file.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
@@ -71,7 +71,7 @@ def search(
 
     place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     try:
-        prepared = prepare(config, place)
+        prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))
     except InputError as error:
         raise InputError(f"{space}: {error}") from None
     from tune_dlrml.search.driver import run_search
@@ -179,7 +179,7 @@ def main() -> None:
     # A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        app()
+        app(obj=os.environ.get("OPENAI_API_KEY"))
     except KeyboardInterrupt:
         print("interrupted at once; the same command goes on with it", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -52,10 +52,12 @@ def says(text: str, name: str = "ok", **details: Any) -> Act:
     return Act(name, completion(text, **details))
 
 
-def fails(status: int, *, message: str = "no", code: str | None = None, **headers: str) -> Act:
+def fails(
+    status: int, *, message: str = "no", code: str | None = None, param: str | None = None, **headers: str
+) -> Act:
     """A status that is no success; `headers` as in `retry_after="3"`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    body = json.dumps({"error": {"message": message, "code": code, "type": "test"}}).encode()
+    body = json.dumps({"error": {"message": message, "code": code, "param": param, "type": "test"}}).encode()
     return Act(f"{status}{' with Retry-After' if 'retry-after' in named else ''}", body, status, named)
 
 

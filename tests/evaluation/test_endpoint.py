@@ -301,6 +301,20 @@ def test_a_chat_that_does_not_fit_is_no_fault_of_the_settings(refusal):
         assert ask(asked).text == "fine"
 
 
+def test_a_model_that_refuses_a_parameter_is_asked_without_it(caplog):
+    def refuses(parameter, code="unsupported_value"):
+        return fails(400, code=code, param=parameter)
+
+    acts = [refuses("max_tokens", "unsupported_parameter"), refuses("temperature"), says("fine"), says("fine")]
+    with EndpointServer.scripted(acts) as server:
+        asked = endpoint(server)
+        assert ask(asked, temperature=0.7, max_tokens=5, seed=1).calls == 3
+        assert ask(asked, temperature=0.7, max_tokens=5, seed=1).calls == 1
+    wishes = {"model": "scripted", "messages": CHAT, "seed": 1, "max_completion_tokens": 5}
+    assert [request["body"] for request in server.requests[2:]] == [wishes, wishes]
+    assert "`temperature`" in caplog.text
+
+
 @pytest.mark.parametrize("refusal", [fails(402), fails(429, code="insufficient_quota")])
 def test_an_empty_account_ends_the_judging_at_once(refusal):
     with EndpointServer.scripted([refusal]) as server, pytest.raises(JudgeEndedError, match="top the account up"):

@@ -142,6 +142,13 @@ def test_the_kl_of_a_token_is_that_of_the_tempered_distributions():
         assert token_kl(logits[0] + 7, logits[0], temperature).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_an_estimate_is_made_without_dropout():
+    policy, reference, sampled = gpt2(0), gpt2(1), [Sampled((1,), (3, 2, 1), "")]
+    quiet = completion_kl(Compared(policy, None, reference), sampled)
+    assert policy.config.resid_pdrop > 0
+    assert completion_kl(Compared(policy.train(), None, reference.train()), sampled) == quiet
+
+
 def test_a_kl_that_is_not_finite_is_no_estimate():
     broken = llama(0)
     with torch.no_grad():
@@ -227,7 +234,12 @@ def test_a_reward_reads_a_chat_as_the_text_of_its_messages(base, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"samples": 0}, "samples >= 1"), ({"temperature": 0.0}, "0 < temperature < inf")]
+    ("changes", "said"),
+    [
+        ({"samples": 0}, "samples >= 1"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"temperature": 0.0}, "0 < temperature < inf"),
+    ],
 )
 def test_a_sampling_that_samples_nothing_is_refused(changes, said):
     with pytest.raises(InputError, match=said):

@@ -129,7 +129,7 @@ def test_a_fit_leaves_the_settings_of_scikit_learn_alone(made):
 REFUSED = {
     "too few": (lambda rows: rows[:-1], "for the whole AlpacaEval instruction set only.* 120 instructions, but 119"),
     "another instruction": (lambda rows: [replace(rows[0], instruction="mine"), *rows[1:]], "1 are lacking"),
-    "an instruction twice": (lambda rows: [rows[1], *rows[1:]], "lack 'instruction 0'"),
+    "an instruction twice": (lambda rows: [rows[1], *rows[1:]], "such as 'instruction 0'"),
     "two models": (lambda rows: [replace(rows[0], generator_2="other"), *rows[1:]], "generator_2 has 2 values"),
     "two judges": (lambda rows: [replace(rows[0], annotator="other"), *rows[1:]], "annotator has 2 values"),
     "no preference": (lambda rows: [replace(row, preference=None) for row in rows], "0 of 120 have one"),
@@ -177,6 +177,16 @@ def test_a_hub_that_cannot_be_reached_is_said_to_be_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(InputError, match=r"df_gamed.csv is not in the local hub cache, and the hub cannot be reached"):
         load_side_files("nobody/nothing-of-this-name")
+
+
+def test_side_files_in_the_hub_cache_need_no_hub(made, monkeypatch, caplog):
+    def cached(_, name, **__):
+        return str(made.folder / name) if name.endswith(".csv") else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    assert load_side_files("nobody/nothing-of-this-name") == replace(made.side_files, instructions=None)
+    assert "alpaca_eval.json is not in the local hub cache" in caplog.text
 
 
 def test_files_of_a_hub_data_set_are_loaded(made, monkeypatch):

@@ -5,11 +5,12 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-import toy
+import torch
+from evaluation.endpoint_server import EndpointServer, says
 
 from tune_dlrml.evaluation.alpaca_eval import Annotation, win_rate
 from tune_dlrml.evaluation.completion import Completion
-from tune_dlrml.evaluation.endpoint import NoReplyError
+from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings, NoReplyError
 from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
@@ -20,6 +21,7 @@ from tune_dlrml.evaluation.weighted_comparison import (
     comparisons,
     shown_preference,
 )
+from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 
 ANNOTATIONS = [
     Annotation(f"question {n}", f"theirs {n}", f"ours {n} {{braces}}", "baseline", "model", "", None) for n in range(40)
@@ -88,6 +90,17 @@ def test_one_token_with_its_log_probs_is_asked_for():
     assert settings == {"temperature": 1.0, "max_tokens": 1, "top_logprobs": 20, "seed": 0}
 
 
+def test_log_probs_come_over_http():
+    tops = [{"token": "A", "logprob": math.log(0.6)}, {"token": "B", "logprob": math.log(0.2)}]
+    reply = says("A", finish_reason="length", logprobs={"content": [{**tops[0], "top_logprobs": tops}]})
+    (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
+    with EndpointServer.scripted([reply]) as server:
+        endpoint = Endpoint(EndpointSettings("m", url=server.url))
+        found = EndpointComparer(endpoint).ask(comparison.inquiry)
+        endpoint.close()
+    assert (found.verdict, found.words, found.calls) == (pytest.approx(1.25), "A", 1)
+
+
 def test_what_has_a_preference_is_neither_asked_nor_renamed():
     done = Annotation("question", "a", "a", "baseline", "model", "earlier judge", 1.5)
     assert comparisons([done], seed=0) == []
@@ -143,17 +156,12 @@ def test_judgements_that_another_judge_made_fill_nothing():
     assert all(row.preference is None for row in annotated(ANNOTATIONS, judgements, judge="another", seed=0))
 
 
-def test_a_model_in_this_process_compares_by_its_next_token(tmp_path):
-    import torch
-
-    from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-
-    folder = toy.write_model(tmp_path / "model")
-    reference = parse_model_reference(str(folder))
+def test_a_model_in_this_process_compares_by_its_next_token(toy_model):
+    reference = parse_model_reference(str(toy_model))
     model, tokenizer = load_model(reference, dtype=torch.float32), load_tokenizer(reference)
     # The whole inquiry must fit, so that the model's own forward over it is the expectation.
     model.config.max_position_embeddings = 4096
-    judge = LocalComparer(LocalJudge(str(folder), model, tokenizer))
+    judge = LocalComparer(LocalJudge(str(toy_model), model, tokenizer))
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     found = judge.ask(comparison.inquiry)
 
@@ -161,7 +169,7 @@ def test_a_model_in_this_process_compares_by_its_next_token(tmp_path):
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
     a, b = (logits[tokenizer.convert_tokens_to_ids(name)].item() for name in "AB")
-    assert found.judge == f"local:{folder}:logits"
+    assert found.judge == f"local:{toy_model}:logits"
     assert found.verdict == pytest.approx(1 + 1 / (1 + math.exp(a - b)), abs=1e-5)
 
 

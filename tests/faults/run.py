@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from faults import bad_input, disk, driver, leftovers, processes, raylet, state_layer, tracking_server
+from faults import bad_input, disk, driver, judge_endpoint, leftovers, processes, raylet, state_layer, tracking_server
 from rich.console import Console
 from rich.table import Table
 
 FAULTS = {
     "bad_input": bad_input.run,
+    "judge_endpoint": judge_endpoint.run,
     "state_layer": state_layer.run,
     "disk": disk.run,
     "worker": partial(processes.run, "worker"),

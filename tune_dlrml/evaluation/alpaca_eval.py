@@ -107,24 +107,24 @@ class WinRate:
 
 def win_rate(annotations: Sequence[Annotation]) -> WinRate:
     """The win rate of output 2 over output 1: annotations without a preference are left out."""
-    wins_N = _wins(annotations)
-    deviation = statistics.stdev(wins_N) if len(wins_N) > 1 else None
+    wins = _wins(annotations)
+    deviation = statistics.stdev(wins) if len(wins) > 1 else None
     return WinRate(
-        win_rate=100 * statistics.fmean(wins_N) if wins_N else None,
-        standard_error=None if deviation is None else 100 * deviation / math.sqrt(len(wins_N)),
-        wins=sum(win > 0.5 for win in wins_N),
-        losses=sum(win < 0.5 for win in wins_N),
-        ties=sum(win == 0.5 for win in wins_N),
-        unscored=len(annotations) - len(wins_N),
+        win_rate=100 * statistics.fmean(wins) if wins else None,
+        standard_error=None if deviation is None else 100 * deviation / math.sqrt(len(wins)),
+        wins=sum(win > 0.5 for win in wins),
+        losses=sum(win < 0.5 for win in wins),
+        ties=wins.count(0.5),
+        unscored=len(annotations) - len(wins),
     )
 
 
 def win_rate_interval(annotations: Sequence[Annotation], *, seed: int) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of the win rate over the instructions, in percent; None for fewer than two."""
-    wins_N = _wins(annotations)
-    if len(wins_N) < 2:
+    wins = _wins(annotations)
+    if len(wins) < 2:
         return None
-    found = bootstrap((wins_N,), np.mean, method="percentile", rng=np.random.default_rng(seed))
+    found = bootstrap((wins,), np.mean, method="percentile", rng=np.random.default_rng(seed))
     return 100 * float(found.confidence_interval.low), 100 * float(found.confidence_interval.high)
 
 
@@ -209,10 +209,10 @@ def check_same_instructions(given: Iterable[Numbered], needed: Iterable[Numbered
     lacking = [key for key in needed if key not in given]
     unknown = [key for key in given if key not in needed]
     if lacking or unknown:
-        example, fault = (lacking[0], "lack") if lacking else (unknown[0], "have, as the only ones,")
+        example = (lacking or unknown)[0][0]
         raise InputError(
             f"The instructions of {whose} must be those of {of_what} ({len(needed)}), but {len(lacking)} are lacking "
-            f"and {len(unknown)} are others: {whose} {fault} {example[0][:80]!r}. Give both for the same set."
+            f"and {len(unknown)} are others, such as {example[:80]!r}. Give both for the same set."
         )
 
 

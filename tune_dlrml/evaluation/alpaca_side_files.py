@@ -105,16 +105,22 @@ def load_side_files(source: str) -> SideFiles:
             f"{source}: a length-controlled win rate needs {GAMED} and {DIFFICULTY}, but there is no "
             f"{GAMED if gamed is None else DIFFICULTY}. What is allowed: {FORMS}."
         )
-    outputs = next((path for path in map(locate, INSTRUCTIONS) if path is not None), None)
-    if outputs is None:
-        logger.warning(
-            "%s: neither of %s is there, so that instructions are known by their order only", source, INSTRUCTIONS
-        )
     return SideFiles(
-        tuple(_gamed_row(row, place) for place, row in _rows(gamed)),
-        _difficulties(difficulty),
-        None if outputs is None else tuple(output.instruction for output in read_outputs(outputs)),
+        tuple(_gamed_row(row, place) for place, row in _rows(gamed)), _difficulties(difficulty), _instructions(locate)
     )
+
+
+def _instructions(locate: Locate) -> tuple[str, ...] | None:
+    for name in INSTRUCTIONS:
+        try:
+            path = locate(name)
+        except InputError as error:
+            logger.warning("%s", error)
+            continue
+        if path is not None:
+            return tuple(output.instruction for output in read_outputs(path))
+    logger.warning("neither %s nor %s was found: instructions are known by their order only", *INSTRUCTIONS)
+    return None
 
 
 def _in_folder(folder: Path) -> Locate:

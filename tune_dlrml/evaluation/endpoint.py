@@ -1,10 +1,11 @@
 """An OpenAI-compatible endpoint: completions within caps on calls, tokens and time, whatever the network does."""
 
+import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -13,61 +14,18 @@ import tenacity
 from tune_dlrml.deadline import answer_in_time
 from tune_dlrml.errors import InputError, JudgeEndedError, TuneDlrmlError
 from tune_dlrml.evaluation.completion import Completion, read_completion, retry_after_s
+from tune_dlrml.evaluation.endpoint_settings import OPENAI_URL, EndpointSettings
 from tune_dlrml.evaluation.records import Message
-from tune_dlrml.urls import without_password
 
-OPENAI_URL = "https://api.openai.com/v1"
+__all__ = ["Endpoint", "EndpointSettings", "NoReplyError"]
+
+logger = logging.getLogger(__name__)
+
 TRIES = 8
 """Requests for one completion; with their waits they span two minutes, longer than a rate limit's usual minute."""
 SILENT_COMPLETIONS = 3
 """So many completions in a row without a reply mean that the endpoint is away, not that a request is odd."""
 BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
-
-
-@dataclass(frozen=True)
-class EndpointSettings:
-    """Where an endpoint is, and how much of it may be used.
-
-    Attributes:
-        model: As the endpoint calls it.
-        url: Base address, mostly ending in `/v1`; None is OpenAI's own.
-        key: Sent to the endpoint and shown nowhere; None for an endpoint that asks for none.
-        timeout_s: Of one request, from its sending to the last byte of the reply.
-        deadline_s: From the first request to the moment after which none is sent.
-        concurrency: Requests at the same time.
-        max_calls: HTTP requests of the `Endpoint`, failed ones included.
-        max_tokens: Tokens of prompts and replies, as the endpoint counts them: no request is sent once they are used.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-
-    model: str
-    url: str | None = None
-    key: str | None = field(default=None, repr=False)
-    timeout_s: float = 120.0
-    deadline_s: float = 3600.0
-    concurrency: int = 8
-    max_calls: int = 5_000
-    max_tokens: int = 10_000_000
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise InputError("an endpoint needs the name of a model: give it as in `openai:<model>`")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise InputError(
-                f"the address of an endpoint begins with http:// or https://, but got {without_password(self.url)!r}"
-            )
-        if self.key is not None and not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
-            raise InputError("the key of an endpoint is printable ASCII without spaces: check the file that holds it")
-        for name in ("timeout_s", "deadline_s", "concurrency", "max_calls", "max_tokens"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"`{name}` of an endpoint must be above 0, but got {getattr(self, name)}")
-
-    @property
-    def address(self) -> str:
-        """The URL, fit to be shown."""
-        return without_password(self.url or OPENAI_URL)
 
 
 class NoReplyError(TuneDlrmlError):
@@ -86,6 +44,8 @@ class Endpoint:
 
     Tried again, after a wait that grows and is drawn anew each time, or that the server asks for in `Retry-After`:
     408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
+    A model that refuses `max_tokens` is asked with `max_completion_tokens`, and one that refuses a `temperature` or a
+    `seed` is asked without, which is told once in the log: reasoning models do so.
 
     Args:
         settings: Where it is, and the caps.
@@ -109,6 +69,7 @@ class Endpoint:
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
         self._calls = self._tokens = self._silent = 0
+        self._unsupported: frozenset[str] = frozenset()
         self._end_s: float | None = None
         self._client = _client(settings)
 
@@ -209,8 +170,11 @@ class Endpoint:
         return completion
 
     def _sent(self, request: Mapping[str, Any], timeout_s: float) -> bytes:
+        arguments = {name: value for name, value in request.items() if name not in self._unsupported}
+        if "max_tokens" not in arguments:
+            arguments["max_completion_tokens"] = request["max_tokens"]
         # The client's timeout is one of each read, so that a server that trickles is ended by the thread's alone.
-        return self._client.chat.completions.with_raw_response.create(**request, timeout=timeout_s).content
+        return self._client.chat.completions.with_raw_response.create(**arguments, timeout=timeout_s).content
 
     def _begin_call(self) -> float:
         """Count a request before it is sent; how many seconds are left until the deadline."""
@@ -276,6 +240,9 @@ class Endpoint:
             return _TransientError(f"{status}: {said}", retry_after_s(error.response.headers))
         if status == 413 or code in _UNFIT or "context length" in said.lower():
             return _UnfitError(f"{status}: {said}")
+        if code.startswith("unsupported_") and error.param in _DISPENSABLE:
+            self._do_without(error.param, said)
+            return _TransientError(f"{status}: {said}", retry_after_s=0.0)
         remedy = {
             401: "give a valid key",
             403: "give a key that may use the model",
@@ -286,7 +253,15 @@ class Endpoint:
             f"with {status} ({said}): {remedy}"
         )
 
+    def _do_without(self, parameter: str, said: str) -> None:
+        with self._lock:
+            known = parameter in self._unsupported
+            self._unsupported |= {parameter}
+        if not known:
+            logger.warning("%s does not take `%s` as it is (%s) and is asked without it", self.name, parameter, said)
 
+
+_DISPENSABLE = ("max_tokens", "temperature", "seed")
 _UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
 """Error codes that are about one chat, not about the settings."""
 

@@ -59,7 +59,7 @@ class Sampling:
         temperature: Of the policy and of the reference; at another one than 1 it is the two tempered distributions
             that are compared, so that an untrained policy lies at KL 0.
         max_new_tokens: A completion is cut after so many tokens, and its divergence with it.
-        batch_size: Completions at once; two of them hold B * C * V logits while they are compared.
+        batch_size: Completions at once; 2 * B * C * V logits are in memory while they are compared.
         seed: Of the completions and of the bootstrap.
     """
 
@@ -70,8 +70,9 @@ class Sampling:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"`samples >= 1` must hold, but got {self.samples}.")
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name} >= 1` must hold, but got {getattr(self, name)}.")
         if not 0 < self.temperature < math.inf:
             raise InputError(
                 f"`0 < temperature < inf` must hold, but got {self.temperature}: greedy completions are no sample "
@@ -291,11 +292,13 @@ def _reference(compared: Compared) -> Iterator[Any]:
         yield compared.reference
         return
     trained = {parameter: parameter.requires_grad for parameter in compared.policy.parameters()}
-    with compared.policy.disable_adapter():
-        yield compared.policy
-    # PEFT lets an adapter that is on again be trained, whether or not it was before.
-    for parameter, requires_grad in trained.items():
-        parameter.requires_grad_(requires_grad)
+    try:
+        with compared.policy.disable_adapter():
+            yield compared.policy
+    finally:
+        # PEFT lets an adapter that is on again be trained, whether or not it was before.
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
 
 
 @contextmanager

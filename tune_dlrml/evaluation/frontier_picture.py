@@ -52,7 +52,7 @@ def frontier(points: Mapping[Setting, Sequence[FrontierPoint]], *, reward: str) 
     """
     figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    means = {setting: _mean(policies) for setting, policies in points.items()}
+    means = {setting: mean_position(policies) for setting, policies in points.items()}
     labels = list(dict.fromkeys(setting.label for setting in points))
     _draw_front(axes, list(means.values()))
     for label, style in zip(labels, _styles(), strict=False):
@@ -66,15 +66,16 @@ def frontier(points: Mapping[Setting, Sequence[FrontierPoint]], *, reward: str) 
     return figure
 
 
+def mean_position(policies: Sequence[FrontierPoint]) -> Position:
+    """Where the policies of a setting lie on average."""
+    rewards, kls = zip(*(policy.position for policy in policies), strict=True)
+    return Position(math.fsum(rewards) / len(rewards), math.fsum(kls) / len(kls))
+
+
 def _styles() -> Iterator[_Style]:
     """Colour, marker and place of the notes by label; colours, markers and places repeat after 7, 7 and 4."""
     places = ((6, 5), (6, -13), (-6, 5), (-6, -13))
     return (_Style(*style) for style in zip(cycle(COLOURS), cycle(MARKERS), cycle(places), strict=False))
-
-
-def _mean(policies: Sequence[FrontierPoint]) -> Position:
-    rewards, kls = zip(*(policy.position for policy in policies), strict=True)
-    return Position(math.fsum(rewards) / len(rewards), math.fsum(kls) / len(kls))
 
 
 def _draw_front(axes: Axes, means: Sequence[Position]) -> None:

@@ -13,7 +13,16 @@ from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
 from tune_dlrml.evaluation.judge import EndpointJudge
 from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, JudgePrompts, load_judge_prompts
 from tune_dlrml.evaluation.local_judge import LocalJudge
-from tune_dlrml.evaluation.mt_bench import PairScore, Score, inquiries, mean_score, pair_inquiries, pair_score, score
+from tune_dlrml.evaluation.mt_bench import (
+    PairScore,
+    Score,
+    difference,
+    inquiries,
+    mean_score,
+    pair_inquiries,
+    pair_score,
+    score,
+)
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Question
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.models import parse_model_reference
@@ -26,25 +35,31 @@ class Grading:
     """What a jury says of one model.
 
     Attributes:
-        judgements: Every rating and every comparison, judge by judge.
+        ratings: Judge by judge, in the order of questions and turns.
         scores: One of each judge and, where there are several, one of their mean.
-        pairs: Against the baseline, one of each judge; empty without one.
+        differences: How much higher each judge rates it than the baseline; empty without one.
+        comparisons: Which of two answers, its own and the baseline's, is better; empty unless that was asked.
+        pairs: What they come to, one of each judge.
     """
 
-    judgements: tuple[Judgement, ...]
+    ratings: tuple[Judgement, ...]
     scores: tuple[Score, ...]
+    differences: tuple[Score, ...] = ()
+    comparisons: tuple[Judgement, ...] = ()
     pairs: tuple[PairScore, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """Numbers for curves and tables, each named by its judge; what is missing is left out."""
         named: dict[str, float | None] = {}
-        for score in self.scores:
-            prefix = f"mt_bench/{_metric_name(score.judge)}"
-            named |= {f"{prefix}/score": score.score, f"{prefix}/unscored": float(score.unscored)}
-            if score.interval is not None:
-                named |= {f"{prefix}/score_low": score.interval[0], f"{prefix}/score_high": score.interval[1]}
-            named |= {f"{prefix}/turn_{turn}": mean for turn, mean in score.turns.items()}
-            named |= {f"{prefix}/category/{_metric_name(name)}": mean for name, mean in score.categories.items()}
+        for own in self.scores:
+            prefix = f"mt_bench/{_metric_name(own.judge)}"
+            named |= {f"{prefix}/score": own.score, f"{prefix}/unscored": float(own.unscored)}
+            if own.interval is not None:
+                named |= {f"{prefix}/score_low": own.interval[0], f"{prefix}/score_high": own.interval[1]}
+            named |= {f"{prefix}/turn_{turn}": mean for turn, mean in own.turns.items()}
+            named |= {f"{prefix}/category/{_metric_name(name)}": mean for name, mean in own.categories.items()}
+        for above in self.differences:
+            named[f"mt_bench/{_metric_name(above.judge)}/above_baseline"] = above.score
         for pair in self.pairs:
             named[f"mt_bench/{_metric_name(pair.judge)}/win_rate_adjusted"] = pair.win_rate_adjusted
         return {name: value for name, value in named.items() if value is not None}
@@ -64,8 +79,7 @@ class Grading:
                 said.verdict,
                 said.words,
             ]
-            for said in self.judgements
-            if not isinstance(said.verdict, str)
+            for said in self.ratings
         ]
         return {"columns": list(COLUMNS), "data": rows}
 
@@ -79,14 +93,24 @@ class Jury:
         replies: What they have said.
         concurrency: Inquiries to one judge at the same time.
         seed: Of the intervals.
+        pairwise: Whether answers are compared with the baseline's one by one, too.
+        endpoints: Where judges are, to be closed by `stop`.
     """
 
     def __init__(
-        self, judges: Sequence[Judge], prompts: JudgePrompts, replies: ReplyCache, *, concurrency: int, seed: int
+        self,
+        judges: Sequence[Judge],
+        prompts: JudgePrompts,
+        replies: ReplyCache,
+        *,
+        concurrency: int,
+        seed: int,
+        pairwise: bool = False,
+        endpoints: Sequence[Endpoint] = (),
     ) -> None:
-        self._over = threading.Event()
+        self._over, self._endpoints = threading.Event(), endpoints
         self._judges = [CachedJudge(_Stoppable(judge, self._over), replies) for judge in judges]
-        self._prompts, self._concurrency, self._seed = prompts, concurrency, seed
+        self._prompts, self._concurrency, self._seed, self._pairwise = prompts, concurrency, seed, pairwise
 
     @classmethod
     def of(cls, config: EvaluationConfig, replies: Path, key: str | None) -> "Jury":
@@ -101,8 +125,24 @@ class Jury:
             InputError: Prompts, a local judge's model or an endpoint's address are at fault.
         """
         prompts = load_judge_prompts(config.judge_prompts, needed=SINGLE + (PAIR if config.pairwise else ()))
-        judges = [_judge(name, config, key) for name in config.judges]
-        return cls(judges, prompts, ReplyCache(replies), concurrency=config.limits.concurrency, seed=config.seed)
+        judges: list[Judge] = []
+        endpoints: list[Endpoint] = []
+        for name in config.judges:
+            kind, _, model = name.partition(":")
+            if kind == "local":
+                judges.append(LocalJudge(str(parse_model_reference(model))))
+            else:
+                endpoints.append(judge_endpoint(model, config, key))
+                judges.append(EndpointJudge(endpoints[-1]))
+        return cls(
+            judges,
+            prompts,
+            ReplyCache(replies),
+            concurrency=config.limits.concurrency,
+            seed=config.seed,
+            pairwise=config.pairwise,
+            endpoints=endpoints,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -117,27 +157,39 @@ class Jury:
         baseline: Sequence[Answers] | None = None,
         on_judgement: Callable[[Judgement], None] | None = None,
     ) -> Grading:
-        """Have every judge rate the answers and, with a baseline, compare them with its.
+        """Have every judge rate the answers and, if there is a baseline, that one's, too: a memory mostly has them.
 
         Raises:
             JudgeEndedError: A judge ended before it had judged everything; what it said is kept.
             InputError: An endpoint refuses what it is asked.
         """
-        ratings = inquiries(questions, answers, self._prompts)
-        matches = [] if baseline is None else pair_inquiries(questions, answers, baseline, self._prompts)
-        asked = [*ratings, *(inquiry for match in matches for inquiry in match.inquiries)]
-        said: list[Judgement] = []
-        for judge in self._judges:
-            said += judge_all(asked, judge, concurrency=self._concurrency, on_judgement=on_judgement)
-        scores = [score(said, questions, name, seed=self._seed) for name in self.names]
-        if len(self._judges) > 1:
-            scores.append(mean_score(said, questions, self.names, seed=self._seed))
-        pairs = [pair_score(matches, said, name, seed=self._seed) for name in self.names] if matches else []
-        return Grading(tuple(said), tuple(scores), tuple(pairs))
+
+        def said_to(asked: Sequence[Inquiry]) -> list[Judgement]:
+            return [
+                judgement
+                for judge in self._judges
+                for judgement in judge_all(asked, judge, concurrency=self._concurrency, on_judgement=on_judgement)
+            ]
+
+        names, seed = self.names, self._seed
+        ratings = said_to(inquiries(questions, answers, self._prompts))
+        scores = [score(ratings, questions, name, seed=seed) for name in names]
+        if len(names) > 1:
+            scores.append(mean_score(ratings, questions, names, seed=seed))
+        if baseline is None:
+            return Grading(tuple(ratings), tuple(scores))
+        others = said_to(inquiries(questions, baseline, self._prompts))
+        differences = [difference(ratings, others, questions, name, seed=seed) for name in names]
+        matches = pair_inquiries(questions, answers, baseline, self._prompts) if self._pairwise else []
+        comparisons = said_to([inquiry for match in matches for inquiry in match.inquiries])
+        pairs = [pair_score(matches, comparisons, name, seed=seed) for name in names] if matches else []
+        return Grading(tuple(ratings), tuple(scores), tuple(differences), tuple(comparisons), tuple(pairs))
 
     def stop(self) -> None:
         """Ask nothing any more; `grade` then raises JudgeEndedError."""
         self._over.set()
+        for endpoint in self._endpoints:
+            endpoint.close()
 
 
 class _Stoppable:
@@ -169,10 +221,12 @@ def read_key(path: str) -> str:
     return key
 
 
-def _judge(name: str, config: EvaluationConfig, key: str | None) -> Judge:
-    kind, _, model = name.partition(":")
-    if kind == "local":
-        return LocalJudge(str(parse_model_reference(model)))
+def judge_endpoint(model: str, config: EvaluationConfig, key: str | None) -> Endpoint:
+    """Where a judge `openai:<model>` is, within its limits.
+
+    Raises:
+        InputError: Its address or its key cannot be used.
+    """
     limits = config.limits
     settings = EndpointSettings(
         model=model,
@@ -184,7 +238,7 @@ def _judge(name: str, config: EvaluationConfig, key: str | None) -> Judge:
         max_calls=limits.max_calls,
         max_tokens=limits.max_tokens,
     )
-    return EndpointJudge(Endpoint(settings))
+    return Endpoint(settings)
 
 
 def _metric_name(text: str) -> str:

@@ -67,7 +67,7 @@ def length_controlled_win_rate(annotations: Sequence[Annotation], side_files: Si
 
     Raises:
         InputError: The annotations are not those of one model and one annotator on the instruction set of the side
-            files, or no preference or no length differs.
+            files, fewer than 5 of them have a preference, or all lengths differ alike.
     """
     _check_one_comparison(annotations)
     annotations = _in_order_of_the_set(annotations, side_files)

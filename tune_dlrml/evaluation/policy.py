@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_policy(
-    model: str, checkpoint: Path | None, training: TrainingConfig | None
+    model: str, checkpoint: Path | None, training: TrainingConfig | None, *, threads: int | None = None
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
     """A model and its tokenizer, on the GPU where there is one, in evaluation mode.
 
@@ -23,13 +23,16 @@ def load_policy(
         model: Reference of the base model.
         checkpoint: Folder of the adapter, or of all weights, that were trained on it; None is the base model itself.
         training: Settings of the trial, for the precision that it was trained in; None is float32.
+        threads: CPU threads of this process; None leaves them as they are.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     reference = parse_model_reference(model)
     half = training is not None and training.bf16 and training.lora is not None
     attention = None if training is None else training.attn_implementation
     policy = load_model(reference, dtype=torch.bfloat16 if half else torch.float32, attn_implementation=attention)
     if checkpoint is not None and (checkpoint / "adapter_config.json").exists():
-        policy = PeftModel.from_pretrained(policy, checkpoint, autocast_adapter_dtype=True)
+        policy = PeftModel.from_pretrained(policy, checkpoint)
     elif checkpoint is not None:
         load_weights(policy, checkpoint / "model.safetensors")
     return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(reference)

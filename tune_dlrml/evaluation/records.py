@@ -10,7 +10,8 @@ Message = dict[str, str]
 """`role` and `content`, as chat templates and endpoints take them."""
 Chat = Sequence[Message]
 Verdict = float | Literal["A", "B", "tie"]
-"""A rating of one answer, from 1 to 10, or the better one of two answers in the order in which they were shown."""
+"""A rating of one answer, from 1 to 10, or the better one of two answers in the order in which they were shown; of a
+weighted comparison the preference in that order, from 1 to 2."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Evaluation:
             self._events,
             on_judged=on_judged,
             on_notice=on_notice,
-            baseline=BASELINE if config.pairwise else None,
+            baseline=None if self._prepared.config.search.baseline is None else BASELINE,
         )
         for row in self._finalists(config, ended=False):
             self._judging.submit(row.number, row.steps)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray
-import torch
 
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
 from tune_dlrml.errors import InputError
@@ -58,8 +57,7 @@ def _examine(model: str, folder: Path, training: TrainingConfig, examination: Ex
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"a trial is examined with the model that it ended with, but {folder} has no whole checkpoint")
-    torch.set_num_threads(threads)
-    policy, tokenizer = load_policy(model, checkpoint.path, training)
+    policy, tokenizer = load_policy(model, checkpoint.path, training, threads=threads)
     with computing(policy, training):
         share = examination.answer(policy, tokenizer, rank=0, world=1)
     examination.keep(folder, [share])

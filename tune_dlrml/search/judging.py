@@ -12,6 +12,7 @@ from tune_dlrml.errors import TuneDlrmlError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Grading, Jury
 from tune_dlrml.evaluation.pictures import radar
+from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
 from tune_dlrml.search.database import faults_of_storage
@@ -104,12 +105,16 @@ class Judging:
         if self._baseline is not None and work.number != self._baseline:
             others = self._examination.answers(self._events.path(self._baseline).parent)
         grading = self._jury.grade(self._examination.questions, answers, baseline=others)
-        replace_file(folder / JUDGEMENTS, "".join(json.dumps(each.as_json()) + "\n" for each in grading.judgements))
+        replace_file(folder / JUDGEMENTS, _lines([*grading.ratings, *grading.comparisons]))
         replace_file(folder / TABLE, json.dumps(grading.table(self._examination.questions, answers)))
         pictures = _draw(grading, work.number, folder)
         self._events.judged(work.number, work.steps, grading.metrics(), [TABLE, *pictures])
         replace_file(folder / JUDGED, json.dumps(_summary(grading, self._examination), indent=1), durable=True)
         self._on_judged(work.number, grading)
+
+
+def _lines(judgements: Sequence[Judgement]) -> str:
+    return "".join(json.dumps(judgement.as_json()) + "\n" for judgement in judgements)
 
 
 def is_judged(folder: Path, examination: Examination, jury: Sequence[str]) -> bool:
@@ -125,6 +130,7 @@ def _summary(grading: Grading, examination: Examination) -> dict[str, Any]:
     return {
         "examination": examination.fingerprint,
         "scores": [score.as_json() for score in grading.scores],
+        "differences": [score.as_json() for score in grading.differences],
         "pairs": [pair.as_json() for pair in grading.pairs],
     }
 

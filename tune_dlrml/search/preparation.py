@@ -38,14 +38,19 @@ class PreparedSearch:
     jury: Jury | None = None
 
 
-def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
-    """Check a search's model, data and resources, and load the data.
+def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
+    """Check a search's model, data, resources and judges, and load the data.
+
+    Args:
+        config: The search.
+        place: Where it lives.
+        judge_key: For the judges' endpoint, if no file holds it.
 
     Raises:
         InputError: Naming the key, the value and what is allowed.
     """
     check_references(config)
-    examination, jury = _evaluation(config, place)
+    examination, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
     selection = select_pairs(
@@ -63,9 +68,11 @@ def prepare(config: SearchConfig, place: SearchPlace) -> PreparedSearch:
     return PreparedSearch(config, place, pairs, steps, selection.notes, examination, jury)
 
 
-def _evaluation(config: SearchConfig, place: SearchPlace) -> tuple[Examination | None, Jury | None]:
+def _evaluation(
+    config: SearchConfig, place: SearchPlace, judge_key: str | None
+) -> tuple[Examination | None, Jury | None]:
     section = config.evaluation
     if section is None or section.when == "never":
         return None, None
-    key = None if section.judge_key_file is None else read_key(section.judge_key_file)
+    key = judge_key if section.judge_key_file is None else read_key(section.judge_key_file)
     return Examination.of(section), Jury.of(section, place.replies, key)

@@ -1,0 +1,112 @@
+"""Reward against KL of DPO, DiscoPOP and dLRML at several strengths and seeds, on the embedded model.
+
+Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]. Searches
+search_spaces/imdb_small.yaml once for each training seed, samples from the base model and every complete trial, and
+leaves frontier.png and frontier.json in the folder, with the searches. Run again, it goes on where it was. Prints a
+table.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tune_dlrml.config import load_config
+from tune_dlrml.evaluation.frontier import FrontierPoint, pareto
+from tune_dlrml.evaluation.frontier_picture import Setting, frontier, mean_position
+from tune_dlrml.evaluation.rewards import VADER, load_reward
+from tune_dlrml.files import replace_file
+
+SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb_small.yaml"
+LABELS = {"dpo": "DPO", "discopop": "DiscoPOP", "dlrml": "dLRML"}
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """What one command of the project says as JSON; its messages go to this program's stderr."""
+    program = Path(sys.executable).with_name("tune-dlrml")
+    done = subprocess.run([program, *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"tune-dlrml {' '.join(arguments)} ended with {done.returncode}; the same command goes on")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def setting(trial: dict[str, Any]) -> Setting:
+    params = trial["params"]
+    label = LABELS[params["loss"]] + (f", c = {params['c']:g}" if params.get("c") else "")
+    return Setting(label, f"β {params.get('beta', params.get('beta_kl')):g}")
+
+
+def searched(seed: int, out: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Name of the search with this training seed, and its trials."""
+    name = f"imdb_small-{seed}"
+    found = command(
+        "search", str(SPACE), "--name", name, "--set", f"training.seed={seed}", "--storage", str(out / "searches")
+    )
+    return name, found["trials"]
+
+
+def measured(model: str, samples: int, out: Path) -> FrontierPoint:
+    """The frontier point of a trial, or of a base model; measured once."""
+    path = out / "points" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{samples}.json"
+    if not path.exists():
+        sampling = ("--samples", str(samples), "--batch-size", "32")
+        document = command(
+            "evaluate", model, "--bench", "frontier", "--reward", VADER, *sampling, "--storage", str(out / "searches")
+        )
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, json.dumps(document, indent=2))
+    return FrontierPoint.from_json(json.loads(path.read_text()))
+
+
+def table(points: dict[Setting, list[FrontierPoint]]) -> None:
+    positions = [mean_position(policies) for policies in points.values()]
+    front = pareto(positions)
+    print(f"{'loss':14} {'strength':9} {'seeds':>5} {'reward':>8} {'KL, nats':>9}   reward and KL of each seed, 95 %")
+    for index, (key, policies) in enumerate(points.items()):
+        reward, kl = positions[index]
+        each = "; ".join(
+            f"{p.reward.interval[0]:.3f}..{p.reward.interval[1]:.3f} at {p.kl.interval[0]:.2f}..{p.kl.interval[1]:.2f}"
+            for p in policies
+        )
+        mark = " front" if index in front else ""
+        print(f"{key.label:14} {key.note:9} {len(policies):5} {reward:8.3f} {kl:9.3f}   {each}{mark}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/frontier"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
+    parser.add_argument("--samples", type=int, default=2, help="completions of each prompt")
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    points: dict[Setting, list[FrontierPoint]] = defaultdict(list)
+    left_out: list[str] = []
+    for seed in arguments.seeds:
+        name, trials = searched(seed, out)
+        for trial in trials:
+            if trial["state"] == "complete":
+                points[setting(trial)].append(measured(f"{name}:{trial['number']}", arguments.samples, out))
+            else:
+                left_out.append(f"{name}:{trial['number']} is {trial['state']}: {trial['stop_reason']}")
+    points[Setting("untrained")] = [measured(load_config(SPACE).model, arguments.samples, out)]
+    frontier(points, reward=load_reward(VADER).meaning).savefig(out / "frontier.png")
+    numbers = [
+        {"label": key.label, "note": key.note, **policy.as_json()}
+        for key, policies in points.items()
+        for policy in policies
+    ]
+    replace_file(out / "frontier.json", json.dumps(numbers, indent=2))
+    table(points)
+    for line in left_out:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""AlpacaEval for one model: from a file of annotations, or by a comparison of its answers with a baseline's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_dlrml.benches.subject import Subject
+from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.alpaca_eval import (
+    Annotation,
+    Output,
+    paired,
+    questions,
+    read_annotations,
+    read_outputs,
+    win_rate,
+    win_rate_interval,
+    write_annotations,
+    write_outputs,
+)
+from tune_dlrml.evaluation.alpaca_side_files import load_side_files
+from tune_dlrml.evaluation.answering import answer
+from tune_dlrml.evaluation.jury import judge_endpoint
+from tune_dlrml.evaluation.length_controlled import length_controlled_win_rate
+from tune_dlrml.evaluation.local_judge import LocalJudge
+from tune_dlrml.evaluation.records import Judge, Judgement
+from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
+from tune_dlrml.evaluation.weighted_comparison import EndpointComparer, LocalComparer, annotated, comparisons
+from tune_dlrml.models import parse_model_reference
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a set of annotations comes to, and what it cost."""
+
+    annotations: Sequence[Annotation]
+    calls: int = 0
+    cached: int = 0
+
+
+def from_annotations(path: Path, generator: str) -> Numbers:
+    """The annotations of one model in a file of alpaca_eval's format.
+
+    Raises:
+        InputError: The file cannot be read, or does not compare this model.
+    """
+    rows = read_annotations(path)
+    own = [row for row in rows if row.generator_2 == generator]
+    if not own:
+        known = sorted({row.generator_2 for row in rows})
+        raise InputError(f"{path}: compares {', '.join(known) or 'no model'}, but not {generator!r}; give one as MODEL")
+    return Numbers(own)
+
+
+def compared(
+    subject: Subject,
+    baseline: Path,
+    config: EvaluationConfig,
+    *,
+    replies: Path,
+    key: str | None,
+    out: Path,
+    on_judgement: Callable[[Judgement], None],
+) -> Numbers:
+    """Have a model follow the baseline's instructions and a judge weigh its answers against the baseline's.
+
+    Outputs and annotations are left in a folder in alpaca_eval's format; outputs that are there are not made again.
+
+    Raises:
+        InputError: Files or judge are at fault.
+        JudgeEndedError: The judge ended early; what it said is kept, and the same command goes on.
+    """
+    judge = _comparer(config, key)
+    theirs = read_outputs(baseline)[: config.limit]
+    out.mkdir(parents=True, exist_ok=True)
+    ours = _outputs(subject, theirs, config, out / "model_outputs.json")
+    pairs = paired(theirs, ours, annotator=judge.name)
+    asked = [comparison.inquiry for comparison in comparisons(pairs, seed=config.seed)]
+    said = judge_all(
+        asked,
+        CachedJudge(judge, ReplyCache(replies)),
+        concurrency=config.limits.concurrency,
+        on_judgement=on_judgement,
+    )
+    rows = annotated(pairs, said, judge=judge.name, seed=config.seed)
+    write_annotations(out / "annotations.json", rows)
+    return Numbers(rows, sum(each.calls for each in said), sum(each.calls == 0 for each in said))
+
+
+def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int) -> dict[str, Any]:
+    """The win rate in percent and, with the two side files, the length-controlled one.
+
+    Raises:
+        InputError: The side files are not there, or are those of another instruction set.
+    """
+    rate = win_rate(numbers.annotations)
+    controlled = None
+    if side_files is not None and rate.missing is None:
+        controlled = asdict(length_controlled_win_rate(numbers.annotations, load_side_files(side_files)))
+    return {
+        "bench": "alpaca-eval",
+        "model": model,
+        "judge": ", ".join(sorted({row.annotator for row in numbers.annotations})),
+        "score": None if rate.missing is not None else rate.win_rate,
+        "interval": None if rate.missing is not None else win_rate_interval(numbers.annotations, seed=seed),
+        "standard_error": rate.standard_error,
+        "length_controlled": controlled,
+        "wins": rate.wins,
+        "losses": rate.losses,
+        "ties": rate.ties,
+        "questions": len(numbers.annotations),
+        "unscored": rate.unscored,
+        "missing": rate.missing,
+        "calls": numbers.calls,
+        "cached": numbers.cached,
+    }
+
+
+def _comparer(config: EvaluationConfig, key: str | None) -> Judge:
+    if len(config.judges) > 1:
+        raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
+    kind, _, model = config.judges[0].partition(":")
+    if kind == "local":
+        return LocalComparer(LocalJudge(str(parse_model_reference(model))))
+    return EndpointComparer(judge_endpoint(model, config, key))
+
+
+def _outputs(subject: Subject, theirs: Sequence[Output], config: EvaluationConfig, path: Path) -> list[Output]:
+    if path.exists():
+        return read_outputs(path)
+    engine = subject.engine(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    answers = answer(questions(theirs), engine, seed=config.seed)
+    ours = [
+        Output(instruction=their.instruction, output=given.turns[0], generator=subject.name)
+        for their, given in zip(theirs, answers, strict=True)
+    ]
+    write_outputs(path, ours)
+    return ours

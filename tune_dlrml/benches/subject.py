@@ -1,0 +1,178 @@
+"""Who is examined: a model, a trial with the weights that it ended with, or a model that already runs elsewhere."""
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tune_dlrml.config import SearchConfig, TrainingConfig
+from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
+from tune_dlrml.evaluation.records import Chat, Engine
+from tune_dlrml.models import check_model_reference, parse_model_reference
+from tune_dlrml.records import State
+from tune_dlrml.search.history import StudyHistory
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.training.checkpoint import newest_checkpoint
+
+if TYPE_CHECKING:
+    from tune_dlrml.evaluation.frontier import Compared
+
+ENDPOINT = "openai:"
+FORMS = "a model reference, `<search>:<trial>` such as quickstart:17, or `openai:<model>` behind an endpoint"
+_TRIAL = re.compile(r"(?P<search>[^:/\s]+):(?P<number>\d+)")
+EngineName = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        name: As it stands beside its numbers.
+        settings: Where it is.
+    """
+
+    name: str
+    settings: EndpointSettings
+
+    def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
+        """What makes it answer, `batch_size` questions at a time."""
+        from tune_dlrml.evaluation.generate import EndpointEngine
+
+        return EndpointEngine(
+            Endpoint(self.settings), max_new_tokens=max_new_tokens, concurrency=batch_size, name=self.name
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is loaded into this process.
+
+    Attributes:
+        name: As it stands beside its numbers.
+        model: Reference of the base model.
+        checkpoint: What a trial trained on it; None is the base model itself.
+        config: The trial's search.
+        training: The trial's settings.
+        engine_name: Whose generation is used.
+    """
+
+    name: str
+    model: str
+    checkpoint: Path | None = None
+    config: SearchConfig | None = None
+    training: TrainingConfig | None = None
+    engine_name: EngineName = "transformers"
+
+    def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
+        """What makes it answer, `batch_size` questions at a time."""
+        if self.engine_name == "vllm":
+            from tune_dlrml.evaluation.vllm_engine import VllmEngine
+
+            return VllmEngine(self.model, max_new_tokens=max_new_tokens, name=self.name, adapter=self._adapter())
+        from tune_dlrml.evaluation.generate import TransformersEngine
+
+        policy, tokenizer = self.policy()
+        engine = TransformersEngine(
+            policy, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, name=self.name
+        )
+        return _InPrecision(engine, self.precision(policy))
+
+    def precision(self, policy: Any) -> AbstractContextManager[Any]:
+        """The precision that the trial was trained in, for as often as it is entered."""
+        from tune_dlrml.training.reference_logps import computing
+
+        return nullcontext() if self.training is None else computing(policy, self.training)
+
+    def policy(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        from tune_dlrml.evaluation.policy import load_policy
+
+        return load_policy(self.model, self.checkpoint, self.training)
+
+    def compared(self) -> "Compared":
+        """The policy and the base model that it is measured from; a base model is its own reference."""
+        from tune_dlrml.evaluation.frontier import Compared
+        from tune_dlrml.evaluation.policy import load_policy
+
+        policy, tokenizer = self.policy()
+        if hasattr(policy, "disable_adapter"):
+            return Compared(policy, tokenizer)
+        reference = policy if self.checkpoint is None else load_policy(self.model, None, self.training)[0]
+        return Compared(policy, tokenizer, reference)
+
+    def _adapter(self) -> Path | None:
+        if self.checkpoint is not None and not (self.checkpoint / "adapter_config.json").exists():
+            raise InputError(
+                f"{self.name}: vLLM takes the adapter of a trial, but this one trained all weights; use transformers"
+            )
+        return self.checkpoint
+
+
+Subject = Served | Loaded
+
+
+class _InPrecision:
+    """An engine whose model computes as its trial did."""
+
+    def __init__(self, engine: Engine, precision: AbstractContextManager[Any]) -> None:
+        self.name = engine.name
+        self._engine, self._precision = engine, precision
+
+    def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
+        """See `Engine.generate`."""
+        with self._precision:
+            return self._engine.generate(chats, temperature=temperature, seed=seed)
+
+
+def parse_subject(text: str, place: SearchPlace, *, url: str | None, key: str | None, engine: EngineName) -> Subject:
+    """Who `text` means.
+
+    Args:
+        text: See `FORMS`; a search of that name wins over a model.
+        place: Where searches are.
+        url: Of the endpoint of `openai:<model>`.
+        key: For it.
+        engine: Whose generation a model in this process uses.
+
+    Raises:
+        InputError: There is no such model, search or trial, or the trial has no model.
+    """
+    if text.startswith(ENDPOINT):
+        model = text.removeprefix(ENDPOINT)
+        return Served(text, EndpointSettings(model=model, url=url, key=key))
+    match = _TRIAL.fullmatch(text)
+    if match is not None:
+        return _trial(match["search"], int(match["number"]), place, engine)
+    try:
+        reference = parse_model_reference(text)
+        check_model_reference(reference)
+    except InputError as error:
+        raise InputError(f"MODEL {text!r}: {error} Or it is {FORMS}.") from None
+    return Loaded(str(reference), str(reference), engine_name=engine)
+
+
+def _trial(search: str, number: int, place: SearchPlace, engine: EngineName) -> Loaded:
+    folder = place.folder(search)
+    if not (folder / "search.yaml").exists():
+        raise InputError(f"there is no search {search!r} in {place.storage.resolve()}; give its --storage")
+    from tune_dlrml.config import load_config
+
+    place, config = place.of(load_config(folder / "search.yaml"))
+    history = StudyHistory.open(place.study_url(search), search)
+    rows = {row.number: row for row in history.rows()}
+    history.close()
+    row = rows.get(number)
+    if row is None:
+        raise InputError(f"search {search!r} has trials 0 to {len(rows) - 1}, but got {number}")
+    checkpoint = newest_checkpoint(folder / "trials" / str(number))
+    if row.state is not State.COMPLETE or checkpoint is None or row.spec is None:
+        raise InputError(
+            f"trial {number} of search {search!r} is {row.state}: {row.stop_reason}; only a complete one keeps the "
+            "model that it made"
+        )
+    base = str(parse_model_reference(config.model))
+    return Loaded(f"{search}:{number}", base, checkpoint.path, config, row.spec.training, engine)
