@@ -20,6 +20,7 @@ import psycopg
 import pytest
 import toy
 import yaml
+from evaluation.endpoint_server import EndpointServer
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +172,7 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     environment |= {"MLFLOW_TRACKING_USERNAME": "canary", "TMPDIR": str(watched)}
     with ExitStack() as servers:
         port = servers.enter_context(mlflow_server(folder / "mlflow"))
+        judge = servers.enter_context(EndpointServer.replying(lambda messages: "Rating: [[7]]"))
         database = servers.enter_context(postgres_server(folder / "postgres")) if has_postgres() else None
         if database is not None:
             secret = SECRETS["TUNE_DLRML_STUDY_URL"]
@@ -178,13 +180,15 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
         tracking = f"http://user:{SECRETS['password in the tracking URI']}@127.0.0.1:{port}"
         watch = Watch(watched)
         watch.start()
-        printed = [command(argv, code, space, environment) for argv, code in commands(space, tracking)]
+        printed = [command(argv, code, space, environment) for argv, code in commands(space, tracking, judge.url)]
         watch.end()
         rows = "" if database is None else rows_of(database)
 
     assert "search.log" in {path.name for path in (space / "runs/canary").iterdir()}
     assert {"gcs_server.out", "raylet.out"} <= watch.looked_at, "the logs of Ray were not looked at"
     assert database is None or "canary" in rows, "the study was not in the database"
+    keys = {request["headers"]["authorization"] for request in judge.requests}
+    assert keys == {f"Bearer {SECRETS['OPENAI_API_KEY']}"}, "the judge was not asked with its key"
     assert b"eval_accuracy" in (folder / "mlflow/mlflow.db").read_bytes(), "MLflow was not used"
     hits = dict(watch.hits)
     for path in (*space.rglob("*"), *(folder / "mlflow").rglob("*")):
@@ -194,7 +198,7 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     assert {place: names for place, names in hits.items() if names} == {}
 
 
-def commands(space: Path, tracking: str) -> Iterator[tuple[list[str], int]]:
+def commands(space: Path, tracking: str, judge: str) -> Iterator[tuple[list[str], int]]:
     """A search, its extension by a second driver, what is asked of it afterwards, and servers that are away."""
     document = toy.document(
         toy.write_model(space / "model"),
@@ -205,6 +209,7 @@ def commands(space: Path, tracking: str) -> Iterator[tuple[list[str], int]]:
     )
     document["training"]["max_steps"] = 4
     document["search"] = {"num_trials": 2, "scheduler": {"grace_period": 2, "reduction_factor": 2}}
+    document["evaluation"] = {"judges": ["openai:judge"], "judge_url": judge, "limit": 2, "max_new_tokens": 8}
     (space / "space.yaml").write_text(yaml.safe_dump(document))
     yield ["doctor", "space.yaml"], 0
     yield ["search", "space.yaml", "--json"], 0

@@ -108,6 +108,18 @@ class EventLog:
         }
         self._append(number, event, durable=True)
 
+    def judgement(self, number: int) -> dict[str, float]:
+        """The metrics of the newest judgement; empty before the first.
+
+        Raises:
+            StorageError: A line is broken.
+        """
+        newest: dict[str, float] = {}
+        for event in self._events(number):
+            if event["kind"] == "judged":
+                newest = event["metrics"]
+        return newest
+
     def last_step(self, number: int) -> int:
         """Step of the newest report; -1 if there is none."""
         return self._log(number).last_step

@@ -1,7 +1,7 @@
 """Reward against KL of DPO, DiscoPOP and dLRML at several strengths and seeds, on the embedded model.
 
 Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]. Searches
-search_spaces/imdb_small.yaml once for each training seed, samples from the base model and every complete trial, and
+search_spaces/imdb-small.yaml once for each training seed, samples from the base model and every complete trial, and
 leaves frontier.png and frontier.json in the folder, with the searches. Run again, it goes on where it was. Prints a
 table.
 """
@@ -21,7 +21,7 @@ from tune_dlrml.evaluation.frontier_picture import Setting, frontier, mean_posit
 from tune_dlrml.evaluation.rewards import VADER, load_reward
 from tune_dlrml.files import replace_file
 
-SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb_small.yaml"
+SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb-small.yaml"
 LABELS = {"dpo": "DPO", "discopop": "DiscoPOP", "dlrml": "dLRML"}
 
 
@@ -43,7 +43,7 @@ def setting(trial: dict[str, Any]) -> Setting:
 
 def searched(seed: int, out: Path) -> tuple[str, list[dict[str, Any]]]:
     """Name of the search with this training seed, and its trials."""
-    name = f"imdb_small-{seed}"
+    name = f"imdb-small-{seed}"
     found = command(
         "search", str(SPACE), "--name", name, "--set", f"training.seed={seed}", "--storage", str(out / "searches")
     )

@@ -25,7 +25,7 @@ from tune_dlrml.evaluation.mt_bench import (
 )
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Question
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
-from tune_dlrml.models import parse_model_reference
+from tune_dlrml.models import check_model_reference, parse_model_reference
 
 COLUMNS = ("question", "category", "turn", "prompt", "answer", "judge", "rating", "judgement")
 
@@ -94,7 +94,7 @@ class Jury:
         concurrency: Inquiries to one judge at the same time.
         seed: Of the intervals.
         pairwise: Whether answers are compared with the baseline's one by one, too.
-        endpoints: Where judges are, to be closed by `stop`.
+        endpoints: Where judges are, to be closed by `close`.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class Jury:
         for name in config.judges:
             kind, _, model = name.partition(":")
             if kind == "local":
-                judges.append(LocalJudge(str(parse_model_reference(model))))
+                reference = parse_model_reference(model)
+                check_model_reference(reference)
+                judges.append(LocalJudge(str(reference)))
             else:
                 endpoints.append(judge_endpoint(model, config, key))
                 judges.append(EndpointJudge(endpoints[-1]))
@@ -186,8 +188,11 @@ class Jury:
         return Grading(tuple(ratings), tuple(scores), tuple(differences), tuple(comparisons), tuple(pairs))
 
     def stop(self) -> None:
-        """Ask nothing any more; `grade` then raises JudgeEndedError."""
+        """Ask nothing new; `grade` then raises JudgeEndedError when what is under way has come to its end."""
         self._over.set()
+
+    def close(self) -> None:
+        """Give the connections up, and with them what is under way."""
         for endpoint in self._endpoints:
             endpoint.close()
 

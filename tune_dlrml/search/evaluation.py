@@ -40,7 +40,9 @@ class Evaluation:
             return False
         config, examination, jury = parts
         wanted = self._finalists(config, ended=True)
-        return not all(is_judged(self._trials / str(row.number), examination, jury.names) for row in wanted)
+        return not all(
+            is_judged(self._trials / str(row.number), examination, jury.names, compared=False) for row in wanted
+        )
 
     def begin(self, on_judged: Callable[[int, Grading], None], on_notice: Callable[[str], None]) -> None:
         """Start judging, beginning with what earlier drivers left over.

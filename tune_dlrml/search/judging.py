@@ -12,7 +12,7 @@ from tune_dlrml.errors import TuneDlrmlError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Grading, Jury
 from tune_dlrml.evaluation.pictures import radar
-from tune_dlrml.evaluation.records import Judgement
+from tune_dlrml.evaluation.records import Answers, Judgement
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
 from tune_dlrml.search.database import faults_of_storage
@@ -20,6 +20,8 @@ from tune_dlrml.search.result import JUDGED
 
 JUDGEMENTS, TABLE = "judgements.jsonl", "mt_bench.json"
 """Files of a trial: what each judge said, and the same beside the answers as a table to look at."""
+LEAVE_S = 10.0
+"""How long a search that ends waits for what its judges are asked at that moment."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class _Work:
 class Judging:
     """Has the answers of trials judged, one trial after another, while others train.
 
-    What was judged before costs nothing: the jury remembers every reply, and a grading that is in the event log is not
-    written again. So all finalists can be submitted at every start.
+    What was judged before costs nothing: a trial whose grading is complete is passed over, and the jury remembers every
+    reply. So all finalists can be submitted at every start.
 
     Args:
         examination: What the trials were asked.
@@ -82,9 +84,11 @@ class Judging:
         self._on_notice(text)
 
     def leave(self) -> None:
-        """Ask no more; what is under way comes to its end, and the next driver goes on."""
+        """Ask no more; what judges are asked at this moment is waited for a while, and the next driver goes on."""
         self._jury.stop()
         self._waiting.put(None)
+        self._thread.join(LEAVE_S)
+        self._jury.close()
 
     def _work(self) -> None:
         while (work := self._waiting.get()) is not None:
@@ -98,32 +102,47 @@ class Judging:
 
     def _judge(self, work: _Work) -> None:
         folder = self._events.path(work.number).parent
-        answers = self._examination.answers(folder)
-        if answers is None:
+        answers, others = self._examination.answers(folder), self._others(work.number)
+        if answers is None or is_judged(folder, self._examination, self._jury.names, compared=others is not None):
             return
-        others = None
-        if self._baseline is not None and work.number != self._baseline:
-            others = self._examination.answers(self._events.path(self._baseline).parent)
         grading = self._jury.grade(self._examination.questions, answers, baseline=others)
         replace_file(folder / JUDGEMENTS, _lines([*grading.ratings, *grading.comparisons]))
         replace_file(folder / TABLE, json.dumps(grading.table(self._examination.questions, answers)))
         pictures = _draw(grading, work.number, folder)
-        self._events.judged(work.number, work.steps, grading.metrics(), [TABLE, *pictures])
+        if self._events.judgement(work.number) != grading.metrics():  # else the last driver died behind this line
+            self._events.judged(work.number, work.steps, grading.metrics(), [TABLE, *pictures])
         replace_file(folder / JUDGED, json.dumps(_summary(grading, self._examination), indent=1), durable=True)
         self._on_judged(work.number, grading)
+
+    def _others(self, number: int) -> list[Answers] | None:
+        """The baseline's answers; None for the baseline itself, and where it gave none."""
+        if self._baseline is None or number == self._baseline:
+            return None
+        return self._examination.answers(self._events.path(self._baseline).parent)
 
 
 def _lines(judgements: Sequence[Judgement]) -> str:
     return "".join(json.dumps(judgement.as_json()) + "\n" for judgement in judgements)
 
 
-def is_judged(folder: Path, examination: Examination, jury: Sequence[str]) -> bool:
-    """Whether a trial's answers to this examination were judged by all of these."""
+def is_judged(folder: Path, examination: Examination, jury: Sequence[str], *, compared: bool) -> bool:
+    """Whether a trial's answers to this examination were judged by all of these, every turn of them.
+
+    Args:
+        folder: The trial's.
+        examination: What it was asked.
+        jury: Names of the judges.
+        compared: Whether there is a baseline that it is to be compared with.
+    """
     if not (folder / JUDGED).exists():
         return False
     known = json.loads((folder / JUDGED).read_bytes())
-    judges = {score["judge"] for score in known["scores"]}
-    return bool(known["examination"] == examination.fingerprint) and judges.issuperset(jury)
+    whole = {score["judge"] for score in known["scores"] if score["unscored"] == 0}
+    return (
+        bool(known["examination"] == examination.fingerprint)
+        and whole.issuperset(jury)
+        and (bool(known["differences"]) or not compared)
+    )
 
 
 def _summary(grading: Grading, examination: Examination) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""A search whose trials are judged by a real HTTP endpoint, ended in the middle and resumed."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import toy
+import yaml
+from evaluation.endpoint_server import EndpointServer
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS, TRIALS, ENDED_AFTER = 4, 3, 11
+SEARCH_S = 300
+
+
+class Judge:
+    """Rates by the content of what it is asked, and lets its test end the search behind one of its answers."""
+
+    def __init__(self) -> None:
+        self.enough = threading.Event()
+        self.asked: list[str] = []
+
+    def reply(self, messages: list[dict[str, str]]) -> str:
+        self.asked.append(json.dumps(messages))
+        if len(self.asked) == ENDED_AFTER:
+            self.enough.set()
+        return f"Rating: [[{rating(messages)}]]"
+
+
+def rating(messages: list[dict[str, str]]) -> int:
+    return 1 + hashlib.sha256(messages[-1]["content"].encode()).digest()[0] % 10
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
+    program = str(Path(sys.executable).with_name("tune-dlrml"))
+    return subprocess.Popen(
+        [program, "search", "judged.yaml", "--json"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Judge, int]:
+    """The folder, what the second driver printed, the judge, and how often it had been asked before that."""
+    folder, judge = tmp_path_factory.mktemp("judged"), Judge()
+    document = toy.document(
+        toy.write_model(folder / "model"),
+        toy.write_pairs(folder / "train.jsonl", 64),
+        toy.write_pairs(folder / "eval.jsonl", 32, seed=1),
+        name="judged",
+    )
+    document["training"] |= {"max_steps": 8}
+    document["search"] = {"num_trials": TRIALS, "scheduler": None}
+    with EndpointServer.replying(judge.reply) as server:
+        document["evaluation"] = {
+            "judges": ["openai:scripted"],
+            "judge_url": server.url,
+            "limit": QUESTIONS,
+            "max_new_tokens": 8,
+            "limits": {"concurrency": 1},
+        }
+        (folder / "judged.yaml").write_text(yaml.safe_dump(document))
+        first = start(folder)
+        assert judge.enough.wait(SEARCH_S), first.communicate()
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=SEARCH_S)
+        assert first.returncode == 130, said
+        before = len(judge.asked)
+        second = start(folder)
+        printed, said = second.communicate(timeout=SEARCH_S)
+        assert second.returncode == 0, said
+    return folder, json.loads(printed), judge, before
+
+
+def test_no_question_is_judged_twice_though_the_search_was_ended_in_the_middle(judged):
+    _, _, judge, before = judged
+    assert ENDED_AFTER <= before < TRIALS * QUESTIONS * 2
+    assert set(Counter(judge.asked).values()) == {1}
+
+
+def test_the_score_of_every_trial_is_the_mean_of_the_ratings_of_its_answers(judged):
+    folder, document, _, _ = judged
+    assert [trial["state"] for trial in document["trials"]] == ["complete"] * TRIALS
+    for trial in document["trials"]:
+        (score,) = trial["judged"]
+        lines = (folder / f"runs/judged/trials/{trial['number']}/judgements.jsonl").read_text().splitlines()
+        ratings = [json.loads(line)["verdict"] for line in lines]
+        assert len(ratings) == QUESTIONS * 2
+        assert score["score"] == pytest.approx(sum(ratings) / len(ratings))
+        assert (score["judge"], score["questions"], score["unscored"]) == ("openai:scripted", QUESTIONS, 0)
+
+
+def test_what_the_judge_was_asked_are_the_answers_that_the_trial_left(judged):
+    folder, _, judge, _ = judged
+    asked = "".join(judge.asked)
+    for number in range(TRIALS):
+        (path,) = (folder / f"runs/judged/trials/{number}").glob("answers-*.jsonl")
+        for line in path.read_text().splitlines():
+            for answer in json.loads(line)["choices"][0]["turns"]:
+                assert json.dumps(answer)[1:-1] in asked
+
+
+def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judged):
+    folder, document, _, _ = judged
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs/mlflow.db'}")
+    for trial in document["trials"]:
+        history = client.get_metric_history(trial["mlflow_run_id"], "mt_bench/openai:scripted/score")
+        assert [point.value for point in history] == [trial["judged"][0]["score"]]
+        artifacts = {artifact.path for artifact in client.list_artifacts(trial["mlflow_run_id"])}
+        assert {"mt_bench.json", "mt_bench_0.png"} <= artifacts
+        tags = client.get_run(trial["mlflow_run_id"]).data.tags
+        assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "mt_bench.json", "type": "table"}]
+
+
+def test_the_finished_search_asks_nobody_when_its_command_is_given_again(judged):
+    folder, document, judge, _ = judged
+    asked = len(judge.asked)
+    again = start(folder)
+    printed, said = again.communicate(timeout=SEARCH_S)
+    assert again.returncode == 0, said
+    assert json.loads(printed)["trials"] == document["trials"]
+    assert len(judge.asked) == asked
