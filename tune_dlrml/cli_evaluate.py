@@ -106,6 +106,7 @@ def evaluate(
         out=out or storage / "evaluations" / f"{bench}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}",
         environment_key=context.obj,
     )
+    request.check()
     reader = Console(stderr=as_json, width=None if sys.stdout.isatty() else WITHOUT_TERMINAL)
     try:
         request.out.mkdir(parents=True, exist_ok=True)

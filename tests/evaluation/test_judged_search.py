@@ -41,11 +41,11 @@ def rating(messages: list[dict[str, str]]) -> int:
     return 1 + hashlib.sha256(messages[-1]["content"].encode()).digest()[0] % 10
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
     program = str(Path(sys.executable).with_name("tune-dlrml"))
     return subprocess.Popen(
-        [program, "search", "judged.yaml", "--json"],
+        [program, "search", "judged.yaml", "--json", *arguments],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -135,3 +135,26 @@ def test_the_finished_search_asks_nobody_when_its_command_is_given_again(judged)
     assert again.returncode == 0, said
     assert json.loads(printed)["trials"] == document["trials"]
     assert len(judge.asked) == asked
+
+
+def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_model(judged):
+    folder, document, judge, _ = judged
+    asked = len(judge.asked)
+    settings = {"when": "best", "best": 1, "limit": QUESTIONS - 1}
+    arguments = [text for key, value in settings.items() for text in ("--set", f"evaluation.{key}={value}")]
+    again = start(folder, *arguments)
+    _, said = again.communicate(timeout=SEARCH_S)
+    assert again.returncode == 0, said
+    assert len(judge.asked) == asked, "the same answers had been judged before"
+    best, *others = sorted(range(TRIALS), key=lambda number: number != document["best"])
+    first, second = answer_files(folder, best)
+    turns = [
+        [json.loads(line)["choices"][0]["turns"] for line in path.read_text().splitlines()] for path in (first, second)
+    ]
+    assert sorted(map(len, turns)) == [QUESTIONS - 1, QUESTIONS]
+    assert turns[0][: QUESTIONS - 1] == turns[1][: QUESTIONS - 1]
+    assert [len(answer_files(folder, number)) for number in others] == [1] * len(others)
+
+
+def answer_files(folder: Path, number: int) -> list[Path]:
+    return list((folder / f"runs/judged/trials/{number}").glob("answers-*.jsonl"))

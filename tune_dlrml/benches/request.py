@@ -51,6 +51,23 @@ class Request:
         """Where searches and the judges' replies are."""
         return SearchPlace(self.storage)
 
+    def check(self) -> None:
+        """Tell a mistake before anything is written or loaded.
+
+        Raises:
+            InputError: An option, a key's file or the model is at fault.
+        """
+        if self.bench == "alpaca-eval" and (self.annotations is None) == (self.baseline is None):
+            raise InputError(
+                "--bench alpaca-eval needs either --annotations FILE, which a judge has made already, or --baseline "
+                f"FILE, whose outputs MODEL is compared with, but got {'neither' if self.baseline is None else 'both'}"
+            )
+        if self.annotations is None:
+            self.subject()
+        if self.bench == "mt-bench" or self.baseline is not None:
+            self.evaluation()
+            self.judge_key()
+
     def subject(self) -> Subject:
         """Who is examined.
 
@@ -95,7 +112,7 @@ class Request:
 
 
 def examine(request: Request, on_judgement: Callable[[Judgement], None]) -> dict[str, Any]:
-    """Run the bench; what it comes to.
+    """Run the bench of a request that `check` has passed; what it comes to.
 
     Raises:
         InputError: An option, a file or the model is at fault.
@@ -134,11 +151,6 @@ def _frontier(request: Request) -> dict[str, Any]:
 
 
 def _alpaca_eval(request: Request, on_judgement: Callable[[Judgement], None]) -> dict[str, Any]:
-    if (request.annotations is None) == (request.baseline is None):
-        raise InputError(
-            "--bench alpaca-eval needs either --annotations FILE, which a judge has made already, or --baseline FILE, "
-            f"whose outputs MODEL is compared with, but got {'neither' if request.baseline is None else 'both'}"
-        )
     if request.annotations is not None:
         numbers = alpaca_eval.from_annotations(request.annotations, request.model)
     else:

@@ -1,0 +1,174 @@
+"""Models before a bench, outside a search: what `tune-dlrml evaluate` does, in this process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+from evaluation.endpoint_server import Act, EndpointServer, completion
+
+from tune_dlrml.benches.request import Request, examine
+from tune_dlrml.benches.view import bench_lines
+from tune_dlrml.errors import InputError, JudgeEndedError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_model(tmp_path_factory.mktemp("benches") / "model")
+
+
+@pytest.fixture
+def request_for(model: Path, tmp_path: Path) -> Any:
+    """A request with the options that a test changes."""
+    plain = Request(
+        model=str(model),
+        bench="mt-bench",
+        judges=("openai:judge",),
+        judge_url=None,
+        judge_key_file=None,
+        questions="builtin:mt-bench",
+        references=None,
+        judge_prompts="builtin:mt-bench",
+        baseline=None,
+        annotations=None,
+        side_files=None,
+        reward="vader",
+        prompts=None,
+        samples=2,
+        limit=4,
+        engine="transformers",
+        model_url=None,
+        model_key_file=None,
+        max_new_tokens=8,
+        batch_size=4,
+        max_calls=100,
+        seed=0,
+        storage=tmp_path / "runs",
+        out=tmp_path / "out",
+    )
+    return lambda **changes: replace(plain, **changes)
+
+
+def judged(request: Request) -> dict[str, Any]:
+    request.check()
+    return examine(request, lambda judgement: None)
+
+
+def test_a_model_is_answered_for_judged_and_bought_once(request_for, tmp_path):
+    with EndpointServer.replying(lambda messages: "fine. Rating: [[6]]") as server:
+        first = judged(request_for(judge_url=server.url))
+        again = judged(request_for(judge_url=server.url))
+        other = judged(request_for(judge_url=server.url, out=tmp_path / "other"))
+        assert len(server.requests) == 8
+    assert (first["score"], first["interval"], first["questions"], first["unscored"]) == (6.0, (6.0, 6.0), 4, 0)
+    assert (first["judge"], first["calls"], first["cached"]) == ("openai:judge", 8, 0)
+    for document in (again, other):
+        assert (document["score"], document["calls"], document["cached"]) == (6, 0, 8)
+    assert first["turns"] == {1: 6.0, 2: 6.0} and set(first["categories"].values()) == {6.0}
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"answers.jsonl", "judgements.jsonl", "mt_bench.json", "mt_bench_0.png"}
+    table = json.loads((tmp_path / "out/mt_bench.json").read_text())
+    assert [row[table["columns"].index("rating")] for row in table["data"]] == [6.0] * 8
+
+
+def test_two_judges_are_told_apart_and_their_mean_names_both(request_for, model):
+    judges = ("openai:judge", f"local:{model}")
+    with EndpointServer.replying(lambda messages: "Rating: [[2]]") as server:
+        document = judged(request_for(judges=judges, judge_url=server.url, limit=2))
+    scripted, local = document["judges"]
+    assert (scripted["judge"], local["judge"]) == ("openai:judge", f"local:{model}:logits")
+    assert document["score"] == pytest.approx((scripted["score"] + local["score"]) / 2)
+    assert scripted["judge"] in document["judge"] and local["judge"] in document["judge"]
+
+
+def test_a_model_behind_an_endpoint_answers_there(request_for, tmp_path):
+    def reply(messages: list[dict[str, str]]) -> str:
+        return "Rating: [[9]]" if messages[0]["role"] == "system" else f"answer {len(messages)}"
+
+    with EndpointServer.replying(reply) as server:
+        document = judged(request_for(model="openai:policy", model_url=server.url, judge_url=server.url, limit=1))
+        models = [request["body"]["model"] for request in server.requests]
+    assert models == ["policy", "policy", "judge", "judge"]
+    assert (document["model"], document["score"]) == ("openai:policy", 9.0)
+    (line,) = (tmp_path / "out/answers.jsonl").read_text().splitlines()
+    assert json.loads(line)["choices"][0]["turns"] == ["answer 1", "answer 3"]
+
+
+def test_a_cap_ends_judging_with_what_was_said_kept(request_for):
+    with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
+        with pytest.raises(JudgeEndedError, match=r"`max_calls` is 3"):
+            judged(request_for(judge_url=server.url, max_calls=3))
+        assert len(server.requests) == 3
+        assert judged(request_for(judge_url=server.url))["calls"] == 5
+
+
+def test_answers_to_other_questions_are_not_taken_for_these(request_for):
+    with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
+        judged(request_for(judge_url=server.url, limit=2))
+        with pytest.raises(InputError, match=r"answers\.jsonl: the answers there must be to the questions"):
+            judged(request_for(judge_url=server.url, limit=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judges": ()}, "needs a judge: give --judge"),
+        ({"model": "no/such folder"}, "or it is"),
+        ({"model": "nothing:3"}, "there is no search 'nothing'"),
+        ({"bench": "alpaca-eval"}, "either --annotations FILE"),
+        ({"bench": "frontier", "model": "openai:policy"}, "needs its log-probs"),
+        ({"bench": "frontier", "reward": "no_module:score"}, "no_module"),
+        ({"judge_key_file": Path("missing.key")}, "missing.key: the key"),
+    ],
+)
+def test_a_mistake_is_told_with_its_remedy(request_for, changes, message):
+    with pytest.raises(InputError, match=f"(?i){message}"):
+        judged(request_for(**changes))
+
+
+def test_the_frontier_of_a_base_model_is_at_no_divergence(request_for, tmp_path):
+    document = judged(request_for(bench="frontier", limit=6))
+    assert document["kl"]["mean"] == 0.0
+    assert (document["samples"], document["reward_function"]) == (12, "vader")
+    lines = (tmp_path / "out/completions.jsonl").read_text().splitlines()
+    rewards = [json.loads(line)["reward"] for line in lines]
+    assert document["reward"]["mean"] == pytest.approx(sum(rewards) / len(rewards))
+
+
+def write_outputs(path: Path, generator: str, count: int) -> Path:
+    rows = [{"instruction": f"say {n}", "output": f"{generator} {n}", "generator": generator} for n in range(count)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(request_for, tmp_path):
+    """The judge says A or B with certainty, always for the baseline's text; so the model wins nothing."""
+
+    def act(messages: list[dict[str, str]]) -> Act:
+        shown = messages[-1]["content"]
+        better, other = ("A", "B") if shown.index("baseline ") < shown.index('name="B"') else ("B", "A")
+        tokens = [{"token": better, "logprob": 0.0}, {"token": other, "logprob": -100.0}]
+        logprobs = {"content": [{"token": better, "logprob": 0.0, "top_logprobs": tokens}]}
+        return Act("ok", completion(better, logprobs=logprobs))
+
+    baseline = write_outputs(tmp_path / "baseline.json", "baseline", 5)
+    with EndpointServer(act) as server:
+        document = judged(request_for(bench="alpaca-eval", baseline=baseline, judge_url=server.url, limit=None))
+    assert (document["score"], document["losses"], document["questions"]) == (pytest.approx(0.0), 5, 5)
+    assert (document["judge"], document["calls"], document["length_controlled"]) == ("openai:judge", 5, None)
+    annotations = tmp_path / "out/annotations.json"
+    model = json.loads(annotations.read_text())[0]["generator_2"]
+    read = judged(request_for(bench="alpaca-eval", model=model, annotations=annotations))
+    assert (read["score"], read["losses"], read["calls"]) == (document["score"], 5, 0)
+    with pytest.raises(InputError, match=r"but not 'other'"):
+        judged(request_for(bench="alpaca-eval", model="other", annotations=annotations))
+
+
+def test_every_bench_is_told_with_its_judge_or_its_reward(request_for, tmp_path):
+    with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
+        lines = [str(line) for line in bench_lines(judged(request_for(judge_url=server.url, limit=2)))]
+    assert "5.00 (5.00 to 5.00) of 10 on 2 questions by openai:judge" in lines[0]
+    (line,) = bench_lines(judged(request_for(bench="frontier", limit=3, out=tmp_path / "frontier")))
+    assert "by vader" in str(line) and "nats" in str(line)
