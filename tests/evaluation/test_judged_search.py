@@ -29,6 +29,7 @@ class Judge:
     def __init__(self) -> None:
         self.enough = threading.Event()
         self.asked: list[str] = []
+        self.url = ""
 
     def reply(self, messages: list[dict[str, str]]) -> str:
         self.asked.append(json.dumps(messages))
@@ -67,9 +68,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     document["training"] |= {"max_steps": 8}
     document["search"] = {"num_trials": TRIALS, "scheduler": None}
     with EndpointServer.replying(judge.reply) as server:
+        judge.url = server.url
         document["evaluation"] = {
             "judges": ["openai:scripted"],
-            "judge_url": server.url,
+            "judge_url": judge.url,
             "limit": QUESTIONS,
             "max_new_tokens": 8,
             "limits": {"concurrency": 1},
@@ -154,6 +156,21 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
     assert sorted(map(len, turns)) == [QUESTIONS - 1, QUESTIONS]
     assert turns[0][: QUESTIONS - 1] == turns[1][: QUESTIONS - 1]
     assert [len(answer_files(folder, number)) for number in others] == [1] * len(others)
+
+
+def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
+    folder, document, judge, _ = judged
+    asked, (score,) = len(judge.asked), document["trials"][0]["judged"]
+    program = str(Path(sys.executable).with_name("tune-dlrml"))
+    options = f"--judge {score['judge']} --judge-url {judge.url} --limit {QUESTIONS} --max-new-tokens 8 --json"
+    ended = subprocess.run(
+        [program, "evaluate", "judged:0", *options.split()], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert (said["model"], said["calls"], said["cached"]) == ("judged:0", 0, QUESTIONS * 2)
+    assert {name: said[name] for name in score} == score
+    assert len(judge.asked) == asked
 
 
 def answer_files(folder: Path, number: int) -> list[Path]:
