@@ -1,9 +1,9 @@
 """Reward against KL of DPO, DiscoPOP and dLRML at several strengths and seeds, on the embedded model.
 
-Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]. Searches
-search_spaces/imdb-small.yaml once for each training seed, samples from the base model and every complete trial, and
-leaves frontier.png and frontier.json in the folder, with the searches. Run again, it goes on where it was. Prints a
-table.
+Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]
+[--limit 64] [--set training.max_steps=40]. Searches search_spaces/imdb-small.yaml once for each training seed, samples
+from the base model and every complete trial, and leaves frontier.png and frontier.json in the folder, with the searches.
+Run again, it goes on where it was. Prints a table.
 """
 
 import argparse
@@ -41,20 +41,20 @@ def setting(trial: dict[str, Any]) -> Setting:
     return Setting(label, f"β {params.get('beta', params.get('beta_kl')):g}")
 
 
-def searched(seed: int, out: Path) -> tuple[str, list[dict[str, Any]]]:
+def searched(seed: int, settings: list[str], out: Path) -> tuple[str, list[dict[str, Any]]]:
     """Name of the search with this training seed, and its trials."""
     name = f"imdb-small-{seed}"
-    found = command(
-        "search", str(SPACE), "--name", name, "--set", f"training.seed={seed}", "--storage", str(out / "searches")
-    )
+    changes = [text for change in (f"training.seed={seed}", *settings) for text in ("--set", change)]
+    found = command("search", str(SPACE), "--name", name, *changes, "--storage", str(out / "searches"))
     return name, found["trials"]
 
 
-def measured(model: str, samples: int, out: Path) -> FrontierPoint:
+def measured(model: str, arguments: argparse.Namespace, out: Path) -> FrontierPoint:
     """The frontier point of a trial, or of a base model; measured once."""
-    path = out / "points" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{samples}.json"
+    samples, limit = str(arguments.samples), str(arguments.limit)
+    path = out / "points" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{samples}-{limit}.json"
     if not path.exists():
-        sampling = ("--samples", str(samples), "--batch-size", "32")
+        sampling = ("--samples", samples, "--limit", limit, "--batch-size", "32")
         document = command(
             "evaluate", model, "--bench", "frontier", "--reward", VADER, *sampling, "--storage", str(out / "searches")
         )
@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/frontier"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
     parser.add_argument("--samples", type=int, default=2, help="completions of each prompt")
+    parser.add_argument("--limit", type=int, default=64, help="prompts")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of the searches")
     arguments = parser.parse_args()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -89,13 +91,13 @@ def main() -> None:
     points: dict[Setting, list[FrontierPoint]] = defaultdict(list)
     left_out: list[str] = []
     for seed in arguments.seeds:
-        name, trials = searched(seed, out)
+        name, trials = searched(seed, arguments.settings, out)
         for trial in trials:
             if trial["state"] == "complete":
-                points[setting(trial)].append(measured(f"{name}:{trial['number']}", arguments.samples, out))
+                points[setting(trial)].append(measured(f"{name}:{trial['number']}", arguments, out))
             else:
                 left_out.append(f"{name}:{trial['number']} is {trial['state']}: {trial['stop_reason']}")
-    points[Setting("untrained")] = [measured(load_config(SPACE).model, arguments.samples, out)]
+    points[Setting("untrained")] = [measured(load_config(SPACE).model, arguments, out)]
     frontier(points, reward=load_reward(VADER).meaning).savefig(out / "frontier.png")
     numbers = [
         {"label": key.label, "note": key.note, **policy.as_json()}
