@@ -1,9 +1,11 @@
 """Reward against KL of DPO, DiscoPOP and dLRML at several strengths and seeds, on the embedded model.
 
 Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]
-[--limit 64] [--set training.max_steps=40]. Searches search_spaces/imdb-small.yaml once for each training seed, samples
-from the base model and every complete trial, and leaves frontier.png and frontier.json in the folder, with the searches.
-Run again, it goes on where it was. Prints a table.
+[--limit 64] [--set training.max_steps=40]
+
+Searches search_spaces/imdb-small.yaml once for each training seed, samples from the base model and every complete
+trial, and leaves frontier.png and frontier.json in the folder, with the searches. Run again, it goes on where it was.
+Prints a table.
 """
 
 import argparse
