@@ -16,7 +16,7 @@ WITHOUT_TERMINAL = 180
 """Width of what is printed into a file or a pipe."""
 
 Bench = Literal["mt-bench", "alpaca-eval", "frontier"]
-MODEL_HELP = "A model reference, a trial such as quickstart:17, or openai:<model> behind an endpoint."
+MODEL_HELP = "A model reference, a trial such as quickstart:17, openai:<model> or, for the frontier, a whole search."
 MAX_NEW_TOKENS: dict[str, int] = {"mt-bench": 1024, "alpaca-eval": 2048, "frontier": 48}
 
 

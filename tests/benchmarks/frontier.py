@@ -10,7 +10,6 @@ Prints a table.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,7 +23,6 @@ from tune_dlrml.evaluation.rewards import VADER, load_reward
 from tune_dlrml.files import replace_file
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb-small.yaml"
-LABELS = {"dpo": "DPO", "discopop": "DiscoPOP", "dlrml": "dLRML"}
 
 
 def command(*arguments: str) -> dict[str, Any]:
@@ -37,32 +35,18 @@ def command(*arguments: str) -> dict[str, Any]:
     return document
 
 
-def setting(trial: dict[str, Any]) -> Setting:
-    params = trial["params"]
-    label = LABELS[params["loss"]] + (f", c = {params['c']:g}" if params.get("c") else "")
-    return Setting(label, f"β {params.get('beta', params.get('beta_kl')):g}")
+def measured(seed: int, arguments: argparse.Namespace) -> dict[Setting, FrontierPoint]:
+    """The points of the search with this training seed, which is run, or goes on, first."""
+    name, storage = f"imdb-small-{seed}", str(arguments.out / "searches")
+    changes = [text for change in (f"training.seed={seed}", *arguments.settings) for text in ("--set", change)]
+    command("search", str(SPACE), "--name", name, *changes, "--storage", storage)
+    document = command("evaluate", name, *sampling(arguments), "--storage", storage)
+    return {Setting(trial["label"], trial["note"]): FrontierPoint.from_json(trial) for trial in document["trials"]}
 
 
-def searched(seed: int, settings: list[str], out: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Name of the search with this training seed, and its trials."""
-    name = f"imdb-small-{seed}"
-    changes = [text for change in (f"training.seed={seed}", *settings) for text in ("--set", change)]
-    found = command("search", str(SPACE), "--name", name, *changes, "--storage", str(out / "searches"))
-    return name, found["trials"]
-
-
-def measured(model: str, arguments: argparse.Namespace, out: Path) -> FrontierPoint:
-    """The frontier point of a trial, or of a base model; measured once."""
-    samples, limit = str(arguments.samples), str(arguments.limit)
-    path = out / "points" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{samples}-{limit}.json"
-    if not path.exists():
-        sampling = ("--samples", samples, "--limit", limit, "--batch-size", "32")
-        document = command(
-            "evaluate", model, "--bench", "frontier", "--reward", VADER, *sampling, "--storage", str(out / "searches")
-        )
-        path.parent.mkdir(exist_ok=True)
-        replace_file(path, json.dumps(document, indent=2))
-    return FrontierPoint.from_json(json.loads(path.read_text()))
+def sampling(arguments: argparse.Namespace) -> list[str]:
+    numbers = f"--samples {arguments.samples} --limit {arguments.limit} --batch-size 32"
+    return ["--bench", "frontier", "--reward", VADER, *numbers.split()]
 
 
 def table(points: dict[Setting, list[FrontierPoint]]) -> None:
@@ -91,15 +75,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     points: dict[Setting, list[FrontierPoint]] = defaultdict(list)
-    left_out: list[str] = []
     for seed in arguments.seeds:
-        name, trials = searched(seed, arguments.settings, out)
-        for trial in trials:
-            if trial["state"] == "complete":
-                points[setting(trial)].append(measured(f"{name}:{trial['number']}", arguments, out))
-            else:
-                left_out.append(f"{name}:{trial['number']} is {trial['state']}: {trial['stop_reason']}")
-    points[Setting("untrained")] = [measured(load_config(SPACE).model, arguments, out)]
+        for setting, point in measured(seed, arguments).items():
+            points[setting].append(point)
+    untrained = command("evaluate", load_config(SPACE).model, *sampling(arguments), "--out", str(out / "untrained"))
+    points[Setting("untrained")] = [FrontierPoint.from_json(untrained)]
     frontier(points, reward=load_reward(VADER).meaning).savefig(out / "frontier.png")
     numbers = [
         {"label": key.label, "note": key.note, **policy.as_json()}
@@ -108,8 +88,6 @@ def main() -> None:
     ]
     replace_file(out / "frontier.json", json.dumps(numbers, indent=2))
     table(points)
-    for line in left_out:
-        print(line)
 
 
 if __name__ == "__main__":

@@ -175,3 +175,30 @@ def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
 
 def answer_files(folder: Path, number: int) -> list[Path]:
     return list((folder / f"runs/judged/trials/{number}").glob("answers-*.jsonl"))
+
+
+def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged):
+    folder, document, _, _ = judged
+    program = str(Path(sys.executable).with_name("tune-dlrml"))
+    argv = [
+        program,
+        "evaluate",
+        "judged",
+        *["--bench", "frontier", "--limit", "4", "--samples", "2", "--json", "--out", "frontier"],
+    ]
+    ended = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    complete = [f"judged:{trial['number']}" for trial in document["trials"]]
+    assert [trial["model"] for trial in said["trials"]] == complete
+    reward, kl = ({trial["model"]: trial[name]["mean"] for trial in said["trials"]} for name in ("reward", "kl"))
+    dominated = {
+        one
+        for one in complete
+        for other in complete
+        if reward[other] >= reward[one]
+        and kl[other] <= kl[one]
+        and (reward[other], kl[other]) != (reward[one], kl[one])
+    }
+    assert set(said["pareto"]) == set(complete) - dominated
+    assert (folder / "frontier/frontier.png").exists()

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.benches import alpaca_eval
-from tune_dlrml.benches.frontier import frontier
+from tune_dlrml.benches.frontier import Draw, frontier, search_frontier
 from tune_dlrml.benches.mt_bench import mt_bench
-from tune_dlrml.benches.subject import ENDPOINT, EngineName, Subject, parse_subject
+from tune_dlrml.benches.subject import ENDPOINT, EngineName, Subject, complete_trials, is_search, parse_subject
 from tune_dlrml.config import EvaluationConfig, JudgeLimits
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.frontier import Sampling
 from tune_dlrml.evaluation.jury import read_key
 from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.search.result import SearchPlace
@@ -51,6 +52,11 @@ class Request:
         """Where searches and the judges' replies are."""
         return SearchPlace(self.storage)
 
+    @property
+    def is_whole_search(self) -> bool:
+        """Whether MODEL is a search, all of whose complete trials are meant."""
+        return self.bench == "frontier" and is_search(self.model, self.place)
+
     def check(self) -> None:
         """Tell a mistake before anything is written or loaded.
 
@@ -62,7 +68,9 @@ class Request:
                 "--bench alpaca-eval needs either --annotations FILE, which a judge has made already, or --baseline "
                 f"FILE, whose outputs MODEL is compared with, but got {'neither' if self.baseline is None else 'both'}"
             )
-        if self.annotations is None:
+        if self.is_whole_search:
+            complete_trials(self.model, self.place)
+        elif self.annotations is None:
             self.subject()
         if self.bench == "mt-bench" or self.baseline is not None:
             self.evaluation()
@@ -133,21 +141,16 @@ def examine(request: Request, on_judgement: Callable[[Judgement], None]) -> dict
 
 
 def _frontier(request: Request) -> dict[str, Any]:
-    from tune_dlrml.evaluation.frontier import Sampling
-
-    return frontier(
-        request.subject(),
-        reward=request.reward,
-        prompts=request.prompts,
-        limit=request.limit,
-        sampling=Sampling(
-            samples=request.samples,
-            max_new_tokens=request.max_new_tokens,
-            seed=request.seed,
-            batch_size=request.batch_size,
-        ),
-        out=request.out,
+    sampling = Sampling(
+        samples=request.samples,
+        max_new_tokens=request.max_new_tokens,
+        seed=request.seed,
+        batch_size=request.batch_size,
     )
+    draw = Draw(request.reward, request.prompts, request.limit, sampling)
+    if request.is_whole_search:
+        return search_frontier(request.model, request.place, draw, request.out)
+    return frontier(request.subject(), draw, request.out)
 
 
 def _alpaca_eval(request: Request, on_judgement: Callable[[Judgement], None]) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tune_dlrml.config import SearchConfig, TrainingConfig
+from tune_dlrml.config import NAME_PATTERN, SearchConfig, TrainingConfig, load_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
 from tune_dlrml.evaluation.records import Chat, Engine
 from tune_dlrml.models import check_model_reference, parse_model_reference
 from tune_dlrml.records import State
-from tune_dlrml.search.history import StudyHistory
+from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.checkpoint import newest_checkpoint
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Loaded:
         model: Reference of the base model.
         checkpoint: What a trial trained on it; None is the base model itself.
         config: The trial's search.
-        training: The trial's settings.
+        spec: The trial.
         engine_name: Whose generation is used.
     """
 
@@ -64,8 +65,13 @@ class Loaded:
     model: str
     checkpoint: Path | None = None
     config: SearchConfig | None = None
-    training: TrainingConfig | None = None
+    spec: TrialSpec | None = None
     engine_name: EngineName = "transformers"
+
+    @property
+    def training(self) -> TrainingConfig | None:
+        """Settings of the trial."""
+        return None if self.spec is None else self.spec.training
 
     def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
         """What makes it answer, `batch_size` questions at a time."""
@@ -155,24 +161,56 @@ def parse_subject(text: str, place: SearchPlace, *, url: str | None, key: str | 
     return Loaded(str(reference), str(reference), engine_name=engine)
 
 
-def _trial(search: str, number: int, place: SearchPlace, engine: EngineName) -> Loaded:
-    folder = place.folder(search)
-    if not (folder / "search.yaml").exists():
-        raise InputError(f"there is no search {search!r} in {place.storage.resolve()}; give its --storage")
-    from tune_dlrml.config import load_config
+def complete_trials(search: str, place: SearchPlace) -> list[Loaded]:
+    """Every trial of a search that used up its budget, with the model that it made.
 
-    place, config = place.of(load_config(folder / "search.yaml"))
-    history = StudyHistory.open(place.study_url(search), search)
-    rows = {row.number: row for row in history.rows()}
-    history.close()
-    row = rows.get(number)
+    Raises:
+        InputError: There is no such search, or none of its trials is complete.
+    """
+    place, config, rows = _search(search, place)
+    trials = [_loaded(search, row, place, config, "transformers") for row in rows if row.state is State.COMPLETE]
+    if not trials:
+        raise InputError(
+            f"a trial is examined with the model that it ended with, but search {search!r} has no complete one"
+        )
+    return trials
+
+
+def is_search(text: str, place: SearchPlace) -> bool:
+    """Whether there is a search of this name."""
+    return re.fullmatch(NAME_PATTERN, text) is not None and (place.storage / text / "search.yaml").exists()
+
+
+def _trial(search: str, number: int, place: SearchPlace, engine: EngineName) -> Loaded:
+    place, config, rows = _search(search, place)
+    row = next((row for row in rows if row.number == number), None)
     if row is None:
         raise InputError(f"search {search!r} has trials 0 to {len(rows) - 1}, but got {number}")
-    checkpoint = newest_checkpoint(folder / "trials" / str(number))
-    if row.state is not State.COMPLETE or checkpoint is None or row.spec is None:
+    if row.state is not State.COMPLETE:
         raise InputError(
             f"trial {number} of search {search!r} is {row.state}: {row.stop_reason}; only a complete one keeps the "
             "model that it made"
         )
+    return _loaded(search, row, place, config, engine)
+
+
+def _search(search: str, place: SearchPlace) -> tuple[SearchPlace, SearchConfig, list[TrialRow]]:
+    resolved = place.folder(search) / "search.yaml"
+    if not resolved.exists():
+        raise InputError(f"there is no search {search!r} in {place.storage.resolve()}; give its --storage")
+    place, config = place.of(load_config(resolved))
+    history = StudyHistory.open(place.study_url(search), search)
+    rows = history.rows()
+    history.close()
+    return place, config, rows
+
+
+def _loaded(search: str, row: TrialRow, place: SearchPlace, config: SearchConfig, engine: EngineName) -> Loaded:
+    folder = place.folder(search) / "trials" / str(row.number)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(
+            f"a complete trial keeps the model that it made, but {folder} has no whole checkpoint any more"
+        )
     base = str(parse_model_reference(config.model))
-    return Loaded(f"{search}:{number}", base, checkpoint.path, config, row.spec.training, engine)
+    return Loaded(f"{search}:{row.number}", base, checkpoint.path, config, row.spec, engine)

@@ -57,13 +57,26 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
         if document["length_controlled"] is not None:
             controlled = document["length_controlled"]
             yield f"length-controlled win rate {controlled['win_rate']:.2f} % +- {controlled['standard_error']:.2f}"
+    elif "trials" in document:
+        for trial in document["trials"]:
+            yield _frontier_line(trial)
+        front = ", ".join(document["pareto"])
+        yield f"on the Pareto front, by rising KL: {escape(front)}; the picture: frontier.png"
     else:
-        reward, kl = document["reward"], document["kl"]
-        yield (
-            f"{model}: reward {reward['mean']:.3f} ({reward['interval'][0]:.3f} to {reward['interval'][1]:.3f}) by "
-            f"{escape(document['reward_function'])}, KL {kl['mean']:.3f} nats "
-            f"({kl['interval'][0]:.3f} to {kl['interval'][1]:.3f}) on {document['samples']} completions"
-        )
+        yield _frontier_line(document)
+
+
+def _frontier_line(document: dict[str, Any]) -> str:
+    reward, kl = document["reward"], document["kl"]
+    return (
+        f"[bold]{escape(document['model'])}[/]: reward {_with_interval(reward)} by "
+        f"{escape(document['reward_function'])}, KL {_with_interval(kl)} nats on {document['samples']} completions"
+    )
+
+
+def _with_interval(estimate: dict[str, Any]) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['mean']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _categories(document: dict[str, Any]) -> Table:
