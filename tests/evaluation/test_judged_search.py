@@ -180,12 +180,8 @@ def answer_files(folder: Path, number: int) -> list[Path]:
 def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged):
     folder, document, _, _ = judged
     program = str(Path(sys.executable).with_name("tune-dlrml"))
-    argv = [
-        program,
-        "evaluate",
-        "judged",
-        *["--bench", "frontier", "--limit", "4", "--samples", "2", "--json", "--out", "frontier"],
-    ]
+    options = "--bench frontier --limit 4 --samples 2 --json --out frontier"
+    argv = [program, "evaluate", "judged", *options.split()]
     ended = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout)
