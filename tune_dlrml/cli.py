@@ -236,7 +236,8 @@ def _search_document(result: Any) -> dict[str, Any]:
                 "branch": None if row.spec is None else row.spec.branch,
                 "attempt": row.attempt,
                 "metrics": dict(result.metrics.get(row.number, {})),
-                "judged": list(result.judged.get(row.number, [])),
+                "judged": result.judged.get(row.number),
+                "seconds": dict(row.attrs.get("seconds", {})),
             }
             for row in result.rows
         ],

@@ -33,6 +33,12 @@ class NotFiniteError(TuneDlrmlError):
     """A number that must be finite where it is used is not."""
 
 
+class UnansweredError(TuneDlrmlError):
+    """Trials that have ended could not be asked; they stay as they are, and the same command asks them again."""
+
+    exit_code = 130
+
+
 class JudgeEndedError(TuneDlrmlError):
     """A judge may not be called any more or does not answer; what it has said is kept, and the same command goes on."""
 

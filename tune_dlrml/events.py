@@ -37,7 +37,7 @@ class _Log:
 
 
 class EventLog:
-    """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`, with one writer and many readers.
+    """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`: one writer at a time, many readers.
 
     A line has `kind` and `timestamp_ms`. `start`: the trial was handed out, for the first time or again, with its
     `attempt` and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`.

@@ -148,6 +148,16 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def context_length(ref: ModelReference) -> int | None:
+    """Positions that a model has, prompt and answer together; None where it sets no limit."""
+    from transformers import AutoConfig
+
+    source, revision = _from_pretrained_arguments(ref)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else int(positions)
+
+
 def package_file(ref: ModelReference) -> Traversable:
     """The file that a `package:` reference names, found without importing the package."""
     package, _, file = ref.location.partition("/")

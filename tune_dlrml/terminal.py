@@ -132,24 +132,46 @@ def score_text(score: Mapping[str, Any]) -> str:
     return escape(text + unscored)
 
 
-def judged_table(judged: Mapping[int, Sequence[Mapping[str, Any]]]) -> Table:
+def judged_table(judged: Mapping[int, Mapping[str, Any]]) -> Table:
     """The examined trials, ranked by their first judge; intervals that overlap are no ranking."""
     table = Table(header_style="bold", pad_edge=False)
-    for heading in ("#", "judge", "score", "95 % interval", "turn 1", "turn 2", "unscored"):
+    for heading in (
+        "#",
+        "judge",
+        "score",
+        "95 % interval",
+        "turn 1",
+        "turn 2",
+        "above the baseline",
+        "won",
+        "unscored",
+    ):
         table.add_column(heading, overflow="fold", justify="left" if heading == "judge" else "right")
-    for number, scores in judged.items():
-        for score in scores:
-            interval = score["interval"]
+    for number, said in judged.items():
+        above = {each["judge"]: each for each in said["differences"]}
+        won = {each["judge"]: each["win_rate_adjusted"] for each in said["pairs"]}
+        for score in said["scores"]:
+            judge = score["judge"]
             turns = [_or_dash(score["turns"].get(turn)) for turn in ("1", "2")]
             table.add_row(
                 str(number),
-                score["judge"],
+                escape(judge),
                 _or_dash(score["score"]),
-                "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
+                _interval(score),
                 *turns,
+                f"{above[judge]['score']:+.2f} ({_interval(above[judge])})" if _has_score(above.get(judge)) else "-",
+                f"{won[judge]:.0%}" if won.get(judge) is not None else "-",
                 str(score["unscored"]),
             )
     return table
+
+
+def _has_score(said: Mapping[str, Any] | None) -> bool:
+    return said is not None and said["score"] is not None
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return "-" if score["interval"] is None else "{:.2f} to {:.2f}".format(*score["interval"])
 
 
 def _or_dash(value: float | None) -> str:

@@ -99,12 +99,23 @@ def test_the_score_of_every_trial_is_the_mean_of_the_ratings_of_its_answers(judg
     folder, document, _, _ = judged
     assert [trial["state"] for trial in document["trials"]] == ["complete"] * TRIALS
     for trial in document["trials"]:
-        (score,) = trial["judged"]
+        (score,) = trial["judged"]["scores"]
         lines = (folder / f"runs/judged/trials/{trial['number']}/judgements.jsonl").read_text().splitlines()
         ratings = [json.loads(line)["verdict"] for line in lines]
         assert len(ratings) == QUESTIONS * 2
         assert score["score"] == pytest.approx(sum(ratings) / len(ratings))
         assert (score["judge"], score["questions"], score["unscored"]) == ("openai:scripted", QUESTIONS, 0)
+        assert trial["seconds"]["answering"] > 0
+
+
+def test_every_trial_is_compared_with_the_baseline_turn_by_turn(judged):
+    _, document, _, _ = judged
+    scores = [trial["judged"]["scores"][0]["score"] for trial in document["trials"]]
+    assert document["trials"][0]["judged"]["differences"] == []
+    for trial in document["trials"][1:]:
+        (above,) = trial["judged"]["differences"]
+        assert above["score"] == pytest.approx(scores[trial["number"]] - scores[0])
+        assert above["interval"][0] <= above["score"] <= above["interval"][1]
 
 
 def test_what_the_judge_was_asked_are_the_answers_that_the_trial_left(judged):
@@ -122,7 +133,7 @@ def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judge
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs/mlflow.db'}")
     for trial in document["trials"]:
         history = client.get_metric_history(trial["mlflow_run_id"], "mt_bench/openai:scripted/score")
-        assert [point.value for point in history] == [trial["judged"][0]["score"]]
+        assert [point.value for point in history] == [trial["judged"]["scores"][0]["score"]]
         artifacts = {artifact.path for artifact in client.list_artifacts(trial["mlflow_run_id"])}
         assert {"mt_bench.json", "mt_bench_0.png"} <= artifacts
         tags = client.get_run(trial["mlflow_run_id"]).data.tags
@@ -160,7 +171,7 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
 
 def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
     folder, document, judge, _ = judged
-    asked, (score,) = len(judge.asked), document["trials"][0]["judged"]
+    asked, (score,) = len(judge.asked), document["trials"][0]["judged"]["scores"]
     program = str(Path(sys.executable).with_name("tune-dlrml"))
     options = f"--judge {score['judge']} --judge-url {judge.url} --limit {QUESTIONS} --max-new-tokens 8 --json"
     ended = subprocess.run(

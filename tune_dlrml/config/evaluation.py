@@ -1,6 +1,7 @@
 """What a search asks its trained models, and who judges the answers."""
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, model_validator
 
@@ -14,6 +15,16 @@ def _judge(value: Any) -> Any:
     if kind not in ("openai", "local") or not model.strip():
         raise law(f"a judge is {JUDGE_FORMS}, but got {value!r}")
     return value
+
+
+def _is_plain(url: str) -> bool:
+    """Whether an address holds nothing that may be a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    secretive = "@" in parts.netloc or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not secretive
 
 
 JudgeName = Annotated[str, PlainValidator(_judge)]
@@ -67,6 +78,12 @@ class EvaluationConfig(Frozen):
     def _laws(self) -> Self:
         if len(set(self.judges)) < len(self.judges):
             raise law(f"every judge judges once, but got {self.judges}", key="judges")
+        if self.judge_url is not None and not _is_plain(self.judge_url):
+            raise law(
+                "http(s)://host[:port][/path] and nothing else is needed, since it is written down in many places; a "
+                "key comes from judge_key_file or OPENAI_API_KEY",
+                key="judge_url",
+            )
         if self.judge_url is not None and not any(name.startswith("openai:") for name in self.judges):
             raise law("only a judge `openai:<model>` has an endpoint, and there is none in judges", key="judge_url")
         return self

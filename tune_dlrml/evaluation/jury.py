@@ -1,9 +1,12 @@
 """Judges with their prompts and their memory, and what they say of one model's answers to MT-Bench."""
 
+import hashlib
+import json
+import posixpath
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from tune_dlrml.evaluation.judge import EndpointJudge
 from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, JudgePrompts, load_judge_prompts
 from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.mt_bench import (
+    Interval,
     PairScore,
     Score,
     difference,
@@ -27,6 +31,8 @@ from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Qu
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.models import check_model_reference, parse_model_reference
 
+NAME_LENGTH = 100
+"""Characters of a judge or a category in the name of a metric."""
 COLUMNS = ("question", "category", "turn", "prompt", "answer", "judge", "rating", "judgement")
 
 
@@ -53,16 +59,33 @@ class Grading:
         named: dict[str, float | None] = {}
         for own in self.scores:
             prefix = f"mt_bench/{_metric_name(own.judge)}"
-            named |= {f"{prefix}/score": own.score, f"{prefix}/unscored": float(own.unscored)}
-            if own.interval is not None:
-                named |= {f"{prefix}/score_low": own.interval[0], f"{prefix}/score_high": own.interval[1]}
+            named |= _with_interval(f"{prefix}/score", own.score, own.interval)
+            named[f"{prefix}/unscored"] = float(own.unscored)
             named |= {f"{prefix}/turn_{turn}": mean for turn, mean in own.turns.items()}
             named |= {f"{prefix}/category/{_metric_name(name)}": mean for name, mean in own.categories.items()}
         for above in self.differences:
-            named[f"mt_bench/{_metric_name(above.judge)}/above_baseline"] = above.score
+            named |= _with_interval(f"mt_bench/{_metric_name(above.judge)}/above_baseline", above.score, above.interval)
         for pair in self.pairs:
-            named[f"mt_bench/{_metric_name(pair.judge)}/win_rate_adjusted"] = pair.win_rate_adjusted
+            prefix = f"mt_bench/{_metric_name(pair.judge)}/win_rate_adjusted"
+            named |= _with_interval(prefix, pair.win_rate_adjusted, pair.interval)
         return {name: value for name, value in named.items() if value is not None}
+
+    def pairs_table(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """The comparisons with the baseline, each in both orders: A is shown first."""
+        asked = {question.id: question for question in questions}
+        rows = [
+            [
+                said.question_id,
+                asked[said.question_id].category,
+                said.turn,
+                "baseline" if index % 2 else "trial",
+                said.judge,
+                said.verdict,
+                said.words,
+            ]
+            for index, said in enumerate(self.comparisons)
+        ]
+        return {"columns": ["question", "category", "turn", "A", "judge", "better", "judgement"], "data": rows}
 
     def table(self, questions: Sequence[Question], answers: Sequence[Answers]) -> dict[str, Any]:
         """Answers and ratings side by side, as pandas' `orient="split"` has a table."""
@@ -145,6 +168,13 @@ class Jury:
             pairwise=config.pairwise,
             endpoints=endpoints,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells judgements apart that were asked for in another way, whoever the judges are."""
+        told = [[str(name), asdict(prompt)] for name, prompt in self._prompts.items()]
+        content = json.dumps([told, self._pairwise], default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     @property
     def names(self) -> list[str]:
@@ -246,6 +276,18 @@ def judge_endpoint(model: str, config: EvaluationConfig, key: str | None) -> End
     return Endpoint(settings)
 
 
+def _with_interval(name: str, value: float | None, interval: Interval | None) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None else interval
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 def _metric_name(text: str) -> str:
-    """A name in the letters that MLflow takes."""
-    return re.sub(r"[^\w. :-]", "_", text, flags=re.ASCII)
+    """A name that MLflow takes as a part of a metric's, and that no other text gets.
+
+    It takes ASCII letters, digits, `_-. :/`, no path that another spelling means as well, and 250 characters in all.
+    """
+    name = re.sub(r"[^\w. :/-]", "_", text, flags=re.ASCII)
+    if name == text and posixpath.normpath(f"/{name}") == f"/{name}" and len(name) <= NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name.replace('/', '_')[:NAME_LENGTH]}-{digest}"

@@ -3,7 +3,8 @@
 import json
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,33 @@ from tune_dlrml.files import replace_file
 from tune_dlrml.search.database import faults_of_storage
 from tune_dlrml.search.result import JUDGED
 
-JUDGEMENTS, TABLE = "judgements.jsonl", "mt_bench.json"
-"""Files of a trial: what each judge said, and the same beside the answers as a table to look at."""
+JUDGEMENTS, TABLE, PAIRS_TABLE = "judgements.jsonl", "mt_bench.json", "mt_bench_pairs.json"
+"""Files of a trial: what each judge said, and the same beside the answers as tables to look at."""
 LEAVE_S = 10.0
 """How long a search that ends waits for what its judges are asked at that moment."""
 
 
 @dataclass(frozen=True)
-class _Work:
+class Submission:
+    """A trial whose answers are to be judged.
+
+    Attributes:
+        number: The trial's.
+        steps: Optimizer steps after which it gave them.
+        answering_s: What giving them took, in seconds; None where nobody knows any more.
+    """
+
     number: int
     steps: int
+    answering_s: float | None = None
 
 
 class Judging:
     """Has the answers of trials judged, one trial after another, while others train.
 
-    What was judged before costs nothing: a trial whose grading is complete is passed over, and the jury remembers every
-    reply. So all finalists can be submitted at every start.
+    What was judged before costs nothing: a trial whose grading is whole is passed over, and the jury remembers every
+    reply. So all finalists can be submitted at every start and once more at the end. Where a judge does not answer,
+    what waits is tried again with the next submission, and at the end.
 
     Args:
         examination: What the trials were asked.
@@ -57,14 +68,14 @@ class Judging:
     ) -> None:
         self._examination, self._jury, self._events = examination, jury, events
         self._on_judged, self._on_notice, self._baseline = on_judged, on_notice, baseline
-        self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._submitted: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="judging", daemon=True)
         self._thread.start()
 
-    def submit(self, number: int, steps: int) -> None:
-        """Have the answers of a trial judged that it gave after `steps` optimizer steps; if it gave none, nothing."""
-        self._waiting.put(_Work(number, steps))
+    def submit(self, submission: Submission) -> None:
+        """Have the answers of a trial judged; nothing if it gave none, or if they are."""
+        self._submitted.put(submission)
 
     def finish(self) -> TuneDlrmlError | None:
         """Wait until everything that was submitted is judged.
@@ -73,46 +84,66 @@ class Judging:
             Why something could not be: a judge may not be called any more or does not answer, an endpoint refuses what
             it is asked, a file cannot be read or written; None if everything is judged.
         """
-        self._waiting.put(None)
+        self._submitted.put(None)
         self._thread.join()
         if self._error is not None and not isinstance(self._error, TuneDlrmlError):
             raise self._error
         return self._error
 
-    def tell(self, text: str) -> None:
-        """Pass on what a person should know."""
-        self._on_notice(text)
-
     def leave(self) -> None:
         """Ask no more; what judges are asked at this moment is waited for a while, and the next driver goes on."""
         self._jury.stop()
-        self._waiting.put(None)
+        self._submitted.put(None)
         self._thread.join(LEAVE_S)
         self._jury.close()
 
-    def _work(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            if self._error is None:
-                try:
-                    with faults_of_storage(str(self._events.folder)):
-                        self._judge(work)
-                except Exception as error:  # told now, and again by `finish`: training goes on without judges
-                    self._error = error
-                    self._on_notice(f"judging has stopped, training goes on: {error}")
+    def is_judged(self, number: int) -> bool:
+        """Whether a trial has been judged, and compared with the baseline if there are its answers."""
+        compared = self._others(number) is not None
+        return is_judged(self._events.path(number).parent, self._examination, self._jury, compared=compared)
 
-    def _judge(self, work: _Work) -> None:
-        folder = self._events.path(work.number).parent
-        answers, others = self._examination.answers(folder), self._others(work.number)
-        if answers is None or is_judged(folder, self._examination, self._jury.names, compared=others is not None):
+    def _work(self) -> None:
+        waiting: deque[Submission] = deque()
+        while (submission := self._submitted.get()) is not None:
+            waiting.append(submission)
+            self._judge_all(waiting)
+        self._judge_all(waiting)
+
+    def _judge_all(self, waiting: deque[Submission]) -> None:
+        """Judge what waits, as far as it goes; training goes on without judges."""
+        try:
+            while waiting:
+                with faults_of_storage(str(self._events.folder)):
+                    self._judge(waiting[0])
+                waiting.popleft()
+            self._error = None
+        except Exception as error:
+            if str(error) != str(self._error):
+                self._on_notice(f"judging waits, training goes on: {error}")
+            self._error = error  # told now, and again by `finish`
+
+    def _judge(self, submission: Submission) -> None:
+        number = submission.number
+        folder = self._events.path(number).parent
+        answers = self._examination.answers(folder)
+        if answers is None or self.is_judged(number):
             return
-        grading = self._jury.grade(self._examination.questions, answers, baseline=others)
+        questions = self._examination.questions
+        grading = self._jury.grade(questions, answers, baseline=self._others(number))
+        tables = {TABLE: grading.table(questions, answers)}
+        if grading.comparisons:
+            tables[PAIRS_TABLE] = grading.pairs_table(questions)
         replace_file(folder / JUDGEMENTS, _lines([*grading.ratings, *grading.comparisons]))
-        replace_file(folder / TABLE, json.dumps(grading.table(self._examination.questions, answers)))
-        pictures = _draw(grading, work.number, folder)
-        if self._events.judgement(work.number) != grading.metrics():  # else the last driver died behind this line
-            self._events.judged(work.number, work.steps, grading.metrics(), [TABLE, *pictures])
-        replace_file(folder / JUDGED, json.dumps(_summary(grading, self._examination), indent=1), durable=True)
-        self._on_judged(work.number, grading)
+        for name, table in tables.items():
+            replace_file(folder / name, json.dumps(table))
+        files = [*tables, *_draw(grading, number, folder)]
+        metrics = grading.metrics()
+        if submission.answering_s is not None:
+            metrics["answering_s"] = submission.answering_s
+        if self._events.judgement(number) != metrics:  # else the last driver died behind this line
+            self._events.judged(number, submission.steps, metrics, files)
+        replace_file(folder / JUDGED, json.dumps(_summary(grading, self._examination, self._jury)), durable=True)
+        self._on_judged(number, grading)
 
     def _others(self, number: int) -> list[Answers] | None:
         """The baseline's answers; None for the baseline itself, and where it gave none."""
@@ -121,33 +152,30 @@ class Judging:
         return self._examination.answers(self._events.path(self._baseline).parent)
 
 
-def _lines(judgements: Sequence[Judgement]) -> str:
-    return "".join(json.dumps(judgement.as_json()) + "\n" for judgement in judgements)
-
-
-def is_judged(folder: Path, examination: Examination, jury: Sequence[str], *, compared: bool) -> bool:
-    """Whether a trial's answers to this examination were judged by all of these, every turn of them.
+def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: bool) -> bool:
+    """Whether a trial's answers to this examination were judged by all of this jury.
 
     Args:
         folder: The trial's.
         examination: What it was asked.
-        jury: Names of the judges.
+        jury: Who judges, and how.
         compared: Whether there is a baseline that it is to be compared with.
     """
     if not (folder / JUDGED).exists():
         return False
-    known = json.loads((folder / JUDGED).read_bytes())
-    whole = {score["judge"] for score in known["scores"] if score["unscored"] == 0}
+    known: Mapping[str, Any] = json.loads((folder / JUDGED).read_bytes())
     return (
-        bool(known["examination"] == examination.fingerprint)
-        and whole.issuperset(jury)
+        known["examination"] == examination.fingerprint
+        and known["jury"] == jury.fingerprint
+        and {score["judge"] for score in known["scores"]}.issuperset(jury.names)
         and (bool(known["differences"]) or not compared)
     )
 
 
-def _summary(grading: Grading, examination: Examination) -> dict[str, Any]:
+def _summary(grading: Grading, examination: Examination, jury: Jury) -> dict[str, Any]:
     return {
         "examination": examination.fingerprint,
+        "jury": jury.fingerprint,
         "scores": [score.as_json() for score in grading.scores],
         "differences": [score.as_json() for score in grading.differences],
         "pairs": [pair.as_json() for pair in grading.pairs],
@@ -160,3 +188,7 @@ def _draw(grading: Grading, number: int, folder: Path) -> list[str]:
     for name, score in zip(names, grading.scores, strict=True):
         radar({f"trial {number}": score.categories}, judge=score.judge).savefig(folder / name)
     return names
+
+
+def _lines(judgements: Sequence[Judgement]) -> str:
+    return "".join(json.dumps(judgement.as_json()) + "\n" for judgement in judgements)

@@ -11,7 +11,7 @@ from tune_dlrml.data import Pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Jury, read_key
-from tune_dlrml.models import load_tokenizer, parse_model_reference
+from tune_dlrml.models import context_length, load_tokenizer, parse_model_reference
 from tune_dlrml.search.checks import check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
 from tune_dlrml.search.result import SearchPlace
@@ -56,6 +56,8 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
     selection = select_pairs(
         config.dataset, config.training, lambda: load_tokenizer(parse_model_reference(config.model))
     )
+    if examination is not None:
+        _check_room(examination, config.model)
     pairs = Pairs(selection.sections["train"].dataset(), selection.sections["eval"].dataset())
     steps = config.training.steps(len(pairs.train), config.resources.workers)
     scheduler = config.search.scheduler
@@ -66,6 +68,15 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
             f"{steps} steps"
         )
     return PreparedSearch(config, place, pairs, steps, selection.notes, examination, jury)
+
+
+def _check_room(examination: Examination, model: str) -> None:
+    positions, longest = context_length(parse_model_reference(model)), examination.max_new_tokens
+    if positions is not None and longest >= positions:
+        raise InputError(
+            f"evaluation.max_new_tokens: a question and its answer must fit the model's {positions} positions, but got "
+            f"max_new_tokens={longest}; lower it"
+        )
 
 
 def _evaluation(

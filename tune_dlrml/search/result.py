@@ -21,7 +21,11 @@ REPLIES = "replies.jsonl"
 """What judges have said, kept for all searches of a storage folder: no judge is asked the same twice."""
 JUDGED = "judged.json"
 """File of a trial with what its judged answers come to."""
-RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock")
+RANKING = "ranking.json"
+"""File of a search with the examination and the judges by which its trials are ranked."""
+EVALUATIONS = "evaluations"
+"""Folder of what was examined outside a search."""
+RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVALUATIONS)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class SearchResult:
         same_failures: Why it ended early, if trials kept failing in the same way.
         untracked: Pieces of work that MLflow never took.
         unjudged: Why judges have not said all that they were to; None if they have.
-        judged: What judges say of a trial's answers, an entry for each judge; the trials that judges rate best first.
+        judged: What judges say of a trial's answers, in `scores`, `differences` from the baseline and `pairs` won
+            against it, each with an entry for each judge; the trial that the first judge rates best comes first.
     """
 
     name: str
@@ -120,20 +125,28 @@ class SearchResult:
     untracked: int = 0
     seconds: float = 0.0
     unjudged: TuneDlrmlError | None = None
-    judged: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    judged: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
-    """The scores of all trials that were judged, the highest of the first judge first; missing scores come last."""
-    found: dict[int, list[dict[str, Any]]] = {}
+def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What judges say of all trials that were judged in the same way, ranked by the first judge.
+
+    Trials that were asked other questions are left out; a missing score comes last.
+    """
+    ranking = events.folder / RANKING
+    if not ranking.exists():
+        return {}
+    wanted = json.loads(ranking.read_bytes())
+    found: dict[int, dict[str, Any]] = {}
     for number in numbers:
         path = events.path(number).parent / JUDGED
-        if path.exists():
-            found[number] = json.loads(path.read_bytes())["scores"]
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        if known.get("examination") == wanted["examination"]:
+            found[number] = {name: known[name] for name in ("scores", "differences", "pairs")}
 
     def rank(number: int) -> tuple[float, int]:
-        score = found[number][0]["score"]
-        return (math.inf if score is None else -score, number)
+        first = [each["score"] for each in found[number]["scores"] if each["judge"] == wanted["judges"][0]]
+        return (math.inf if not first or first[0] is None else -first[0], number)
 
     return {number: found[number] for number in sorted(found, key=rank)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from tune_dlrml.events import Event, EventLog, as_report, parsed
+from tune_dlrml.events import Event, EventLog, parsed
 from tune_dlrml.tracking.cursor import Cursor, MlflowStore, cursor_path
 from tune_dlrml.tracking.runs import RunGoneError, SearchRuns
 
@@ -133,8 +133,14 @@ class Outbox:
         elif event["kind"] == "end":
             self._runs.end(run, event)
         elif event["kind"] == "judged":
-            self._runs.judged(run, event, self._events.path(number).parent)
-        elif refused := self._log(run, metrics):
+            folder = self._events.path(number).parent
+            self._runs.add_files(run, [folder / name for name in event["artifacts"]])
+            self._apply_metrics(number, run, _metrics(event))
+        else:
+            self._apply_metrics(number, run, metrics)
+
+    def _apply_metrics(self, number: int, run: str, metrics: list[Metric]) -> None:
+        if refused := self._log(run, metrics):
             steps = {metric.step for metric in refused}
             self._refuse(number, len(steps), f"metric {refused[0].key} at step {refused[0].step}")
 
@@ -208,5 +214,5 @@ def _batches(lines: Sequence[tuple[bytes, int]]) -> Iterator[_Batch]:
 
 
 def _metrics(event: Event) -> list[Metric]:
-    report = as_report(event)
-    return [Metric(name, value, report.timestamp_ms, report.step) for name, value in report.metrics.items()]
+    """The metrics of a report or of a judgement."""
+    return [Metric(name, value, event["timestamp_ms"], event["step"]) for name, value in event["metrics"].items()]

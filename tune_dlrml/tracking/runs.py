@@ -42,6 +42,10 @@ class RunGoneError(Exception):
     """A run was deleted in MLflow."""
 
 
+class ArtifactError(Exception):
+    """The store of artifacts does not take a file."""
+
+
 class SearchRuns:
     """The parent run of a search and the child runs of its trials, found by their tags before they are made.
 
@@ -130,18 +134,19 @@ class SearchRuns:
         self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
         self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
 
-    def judged(self, run: str, event: Event, folder: Path) -> None:
-        """What judges said of a trial's answers: numbers, and the files of its folder that show them.
+    def add_files(self, run: str, paths: Sequence[Path]) -> None:
+        """Keep files as artifacts; a `.json` file is a table, which MLflow shows beside those of other runs.
 
-        A `.json` file is a table, which MLflow shows beside those of other runs.
+        Raises:
+            ArtifactError: Their store does not take them, which says nothing about MLflow itself.
         """
-        metrics = [
-            Metric(name, value, event["timestamp_ms"], event["step"]) for name, value in event["metrics"].items()
-        ]
-        self._client.log_batch(run, metrics=metrics)
-        for name in event["artifacts"]:
-            self._client.log_artifact(run, str(folder / name))
-        tables = [{"path": Path(name).name, "type": "table"} for name in event["artifacts"] if name.endswith(".json")]
+        there = [path for path in paths if path.exists()]
+        try:
+            for path in there:
+                self._client.log_artifact(run, str(path))
+        except OSError as error:
+            raise ArtifactError(f"{type(error).__name__}: {error}") from error
+        tables = [{"path": path.name, "type": "table"} for path in there if path.suffix == ".json"]
         self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
 
     def children(self) -> dict[int, list[Run]]:

@@ -1,6 +1,7 @@
 """One trial on a resident model, from its hand-over to its end. Knows nothing of Ray: reports go through a channel."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank
 from tune_dlrml.training.reference_logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer, trl_config
+
+_log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 """File of a checkpoint with what a trial knows beside the state of its trainer."""
@@ -256,8 +259,15 @@ class _Run:
             return
         began, folder = self.clock(), self.attempt.path.parent
         rank, world = rank_and_world()
-        with computing(self.policy, self.resident.training):
-            shares = from_all(lambda: examination.answer(self.policy, self.resident.tokenizer, rank=rank, world=world))
+        try:
+            with computing(self.policy, self.resident.training):
+                shares = from_all(
+                    lambda: examination.answer(self.policy, self.resident.tokenizer, rank=rank, world=world)
+                )
+        except Exception:
+            # The trial is complete by its metric all the same; its driver asks it again, from its checkpoint.
+            _log.exception("trial %d has no answers", self.spec.number)
+            return
         with storing(folder):
             on_rank_zero(lambda: examination.keep(folder, shares))
         self.seconds["answering"] = self.clock() - began
