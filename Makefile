@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint bench frontier faults pairs clean
+.PHONY: quickstart test lint bench judged frontier faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -18,6 +18,9 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## Hand-over of a trial to a warm group, over 30 trials.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/handover.py
+
+judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, ended in the middle and resumed.
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/judged_search.py
 
 frontier: .venv/dev.stamp  ## Reward against KL of three losses at four strengths and three seeds. Takes hours.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/frontier.py
