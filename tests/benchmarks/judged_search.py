@@ -2,7 +2,7 @@
 
 Run: PYTHONPATH=tests python tests/benchmarks/judged_search.py [--out FOLDER] [--questions 8] [--trials 3]
 
-The server speaks OpenAI's protocol; SmolLM2 rarely writes a verdict, so what it says is the rating that its logits give.
+The server speaks OpenAI's protocol; SmolLM2 rarely writes a verdict, so it says the rating that its logits give.
 Prints the table of the search, and fails if anything was judged twice. Its numbers say what the machinery does, not
 which loss is better: such a judge hardly tells answers apart.
 """

@@ -22,12 +22,12 @@ from tune_dlrml.errors import InputError, JudgeEndedError
 from tune_dlrml.evaluation.endpoint import (
     BACKOFF_S,
     LONGEST_WAIT_S,
-    SILENT_COMPLETIONS,
     TRIES,
     Endpoint,
     EndpointSettings,
     NoReplyError,
 )
+from tune_dlrml.evaluation.silence import SILENT_CYCLES, Silence
 
 CHAT = [{"role": "user", "content": "How good is it?"}]
 KEY = "sk-very-secret"
@@ -245,22 +245,100 @@ def test_a_chat_without_a_reply_leaves_others_theirs():
         asked = endpoint(server)
         with pytest.raises(NoReplyError, match="500") as end:
             ask(asked)
-        assert end.value.calls == TRIES
+        assert (end.value.calls, end.value.final) == (TRIES, False)
         assert ask(asked).text == "fine"
+
+
+def go_silent(asked):
+    for _ in range(SILENT_CYCLES - 1):
+        with pytest.raises(NoReplyError):
+            ask(asked)
+    with pytest.raises(JudgeEndedError, match=rf"no reply to at least {SILENT_CYCLES} chats one after another.*503"):
+        ask(asked)
 
 
 def test_an_endpoint_that_stays_away_ends_the_judging():
     with EndpointServer(lambda _: fails(503)) as server:
-        asked = endpoint(server)
-        for _ in range(SILENT_COMPLETIONS - 1):
-            with pytest.raises(NoReplyError):
+        go_silent(endpoint(server))
+        assert len(server.requests) == SILENT_CYCLES * TRIES
+
+
+def test_an_endpoint_that_was_away_is_asked_again_later_with_all_its_waits():
+    back = threading.Event()
+    clock = Clock()
+    with EndpointServer(lambda _: says("fine") if back.is_set() else fails(503)) as server:
+        asked = endpoint(server, clock)
+        go_silent(asked)
+        waits = len(clock.slept)
+        with pytest.raises(JudgeEndedError, match="one after another"):
+            ask(asked)
+        assert len(server.requests) == (SILENT_CYCLES + 1) * TRIES
+        assert sum(clock.slept[waits:]) > 60
+        back.set()
+        assert ask(asked).text == "fine"
+        back.clear()
+        go_silent(asked)
+
+
+def test_an_endpoint_that_is_away_gets_no_more_calls_than_the_cap():
+    with EndpointServer(lambda _: fails(503)) as server:
+        asked = endpoint(server, max_calls=SILENT_CYCLES * TRIES + 3)
+        go_silent(asked)
+        for _ in range(2):
+            with pytest.raises(JudgeEndedError, match="`max_calls`"):
                 ask(asked)
-        with pytest.raises(JudgeEndedError, match=rf"no reply to {SILENT_COMPLETIONS} chats in a row.*503"):
-            ask(asked)
-        sent = len(server.requests)
-        with pytest.raises(JudgeEndedError, match="is away"):
-            ask(asked)
-        assert len(server.requests) == sent == SILENT_COMPLETIONS * TRIES
+        assert len(server.requests) == SILENT_CYCLES * TRIES + 3
+
+
+def test_threads_that_fail_together_are_one_outage():
+    threads = 2 * SILENT_CYCLES
+    together, back = threading.Barrier(threads), threading.Event()
+
+    def wait(_):
+        together.wait(30)  # no thread is done before all of them have sent their last request
+
+    with EndpointServer(lambda _: says("fine") if back.is_set() else fails(503)) as server:
+        given = EndpointSettings("scripted", url=server.url, concurrency=threads, timeout_s=30.0)
+        asked = Endpoint(given, clock=lambda: 0.0, sleep=wait)
+        with ThreadPoolExecutor(threads) as pool:
+            ends = [future.exception() for future in [pool.submit(ask, asked) for _ in range(threads)]]
+        assert {type(end) for end in ends} == {NoReplyError}
+        back.set()
+        assert ask(asked).text == "fine"
+
+
+def test_only_cycles_one_after_another_make_a_silence():
+    silence = Silence()
+    first, second = silence.begin(), silence.begin()
+    assert not silence.unheard(first)
+    third = silence.begin()
+    assert not silence.unheard(second)  # began with the first one
+    assert not silence.unheard(third)
+    fourth, fifth = silence.begin(), silence.begin()
+    assert silence.unheard(fourth)
+    assert silence.has_ended(fifth)
+    assert silence.unheard(fifth)
+    assert not silence.has_ended(silence.begin())
+
+
+def test_a_reply_to_any_thread_ends_a_silence():
+    silence = Silence()
+    for _ in range(SILENT_CYCLES - 1):
+        assert not silence.unheard(silence.begin())
+    slow = silence.begin()
+    silence.heard()
+    assert not silence.unheard(slow)  # there was a reply meanwhile
+    for _ in range(SILENT_CYCLES - 1):
+        assert not silence.unheard(silence.begin())
+    slow = silence.begin()
+    assert silence.unheard(silence.begin())
+    silence.heard()
+    assert not silence.has_ended(slow)
+
+
+def test_the_identity_is_name_and_address_without_secrets():
+    settings = EndpointSettings("m", url="https://user:secret@host/v1", key=KEY)
+    assert Endpoint(settings).identity == "openai:m at https://user@host/v1"
 
 
 def test_an_address_where_nothing_listens_is_away():
@@ -297,7 +375,7 @@ def test_a_chat_that_does_not_fit_is_no_fault_of_the_settings(refusal):
         asked = endpoint(server)
         with pytest.raises(NoReplyError) as end:
             ask(asked)
-        assert end.value.calls == 1
+        assert (end.value.calls, end.value.final) == (1, True)
         assert ask(asked).text == "fine"
 
 
@@ -405,5 +483,5 @@ def test_text_that_http_cannot_carry_is_sent_without_what_it_cannot():
 
 
 def test_the_error_survives_pickling():
-    error = pickle.loads(pickle.dumps(NoReplyError("no reply", 8)))
-    assert (str(error), error.calls) == ("no reply", 8)
+    error = pickle.loads(pickle.dumps(NoReplyError("no reply", 8, final=True)))
+    assert (str(error), error.calls, error.final) == ("no reply", 8, True)

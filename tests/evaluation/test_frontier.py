@@ -153,7 +153,7 @@ def test_a_kl_that_is_not_finite_is_no_estimate():
     broken = llama(0)
     with torch.no_grad():
         broken.lm_head.weight[1] = math.nan
-    with pytest.raises(NotFiniteError, match="KL of 1 of 1"):
+    with pytest.raises(NotFiniteError, match=r"that of 1 of 1 is not, such as nan: .*Examine a model that has not"):
         completion_kl(Compared(broken, None, llama(1)), [Sampled((1,), (2,), "")])
 
 
@@ -261,9 +261,15 @@ def test_an_interval_is_near_the_normal_one_for_many_values_and_the_same_for_a_s
     assert Estimate.of(values, seed=1) == estimate
 
 
+def test_one_prompt_is_refused_before_anything_is_sampled(tokenizer):
+    compared = Compared(None, tokenizer, reference="never looked at")
+    with pytest.raises(InputError, match="at least 2 prompts, but got 1; give more"):
+        frontier_point(compared, PROMPTS[:1], LENGTH, Sampling())
+
+
 def test_an_interval_of_one_prompt_is_refused_and_of_equal_values_is_a_point():
     assert Estimate.of([0.25, 0.25, 0.25], seed=0) == Estimate(0.25, 0.0, (0.25, 0.25))
-    with pytest.raises(InputError, match="at least two prompts, but got 1"):
+    with pytest.raises(InputError, match="at least 2 prompts, but got 1"):
         Estimate.of([1.0], seed=0)
 
 

@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.errors import InputError, JudgeEndedError, NotFiniteError
+from tune_dlrml.evaluation.endpoint import NoReplyError
 from tune_dlrml.evaluation.generate import EndpointEngine, TransformersEngine
 from tune_dlrml.evaluation.prompting import end_of_turn, prompt_ids
 from tune_dlrml.evaluation.vllm_engine import VllmEngine
@@ -260,10 +261,10 @@ def test_a_policy_on_the_resident_model_answers_like_its_adapter_loaded_from_dis
 
 
 class FakeEndpoint:
-    """Replies with what it was asked; refuses after `cap` calls."""
+    """Replies with what it was asked; refuses after `cap` calls, and never replies to `filtered`."""
 
-    def __init__(self, cap: int = 100) -> None:
-        self.cap = cap
+    def __init__(self, cap: int = 100, filtered: str = "") -> None:
+        self.cap, self.filtered = cap, filtered
         self.asked: list[dict[str, Any]] = []
         self._lock = Lock()
 
@@ -272,27 +273,62 @@ class FakeEndpoint:
             if len(self.asked) == self.cap:
                 raise JudgeEndedError("cap reached")
             self.asked.append({"messages": messages, **settings})
+        if messages[-1]["content"] == self.filtered:
+            raise NoReplyError("content_filter", 1)
         return SimpleNamespace(text="to " + messages[-1]["content"])
 
 
+def endpoint_engine(endpoint: FakeEndpoint, kept: dict[str, str] | None = None) -> EndpointEngine:
+    return EndpointEngine(endpoint, max_new_tokens=7, concurrency=3, name="endpoint:x", kept=kept)
+
+
 def test_an_endpoint_is_asked_once_a_chat_with_a_seed_of_its_own() -> None:
-    endpoint = FakeEndpoint()
-    answering = EndpointEngine(endpoint, max_new_tokens=7, concurrency=3, name="endpoint:x")
+    endpoint, reversed_ = FakeEndpoint(), FakeEndpoint()
     chats = [*CHATS, CHATS[0]]
-    answers = answering.generate(chats, temperature=0.1, seed=0)
+    answers = endpoint_engine(endpoint).generate(chats, temperature=0.1, seed=0)
     assert answers == ["to " + chat[0]["content"] for chat in chats]
     assert {(call["temperature"], call["max_tokens"]) for call in endpoint.asked} == {(0.1, 7)}
     assert len({call["seed"] for call in endpoint.asked}) == len(chats)
-    seeds = {(call["messages"][0]["content"], call["seed"]) for call in endpoint.asked}
-    answering.generate(chats[::-1], temperature=0.1, seed=0)
-    assert {(call["messages"][0]["content"], call["seed"]) for call in endpoint.asked} == seeds
+    endpoint_engine(reversed_).generate(chats[::-1], temperature=0.1, seed=0)
+    seeds, seeds_again = (
+        {(call["messages"][0]["content"], call["seed"]) for call in asked.asked} for asked in (endpoint, reversed_)
+    )
+    assert seeds_again == seeds
 
 
-def test_an_endpoint_that_ended_is_not_asked_for_the_rest() -> None:
-    endpoint = FakeEndpoint(cap=4)
+def test_an_endpoint_that_ended_is_not_asked_for_the_rest_and_never_again_for_what_it_replied() -> None:
+    kept: dict[str, str] = {}
+    ended, chats = FakeEndpoint(cap=4), [*CHATS, CHATS[0]]
     with pytest.raises(JudgeEndedError, match="cap reached"):
-        EndpointEngine(endpoint, max_new_tokens=7, concurrency=2, name="x").generate(CHATS, temperature=0, seed=0)
-    assert len(endpoint.asked) == 4
+        endpoint_engine(ended, kept).generate(chats, temperature=0, seed=0)
+    assert len(ended.asked) == len(kept) == 4
+    back = FakeEndpoint()
+    answers = endpoint_engine(back, kept).generate(chats, temperature=0, seed=0)
+    assert answers == ["to " + chat[0]["content"] for chat in chats]
+    assert len(back.asked) == len(chats) - 4
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"temperature": 0.5}])
+def test_a_kept_reply_is_none_to_another_seed_or_temperature(other: dict[str, Any]) -> None:
+    kept: dict[str, str] = {}
+    same = {"temperature": 0, "seed": 0}
+    endpoint_engine(FakeEndpoint(), kept).generate(CHATS, **same)
+    for settings, asked in ((same, 0), (same | other, len(CHATS))):
+        endpoint = FakeEndpoint()
+        endpoint_engine(endpoint, kept).generate(CHATS, **settings)
+        assert len(endpoint.asked) == asked
+
+
+def test_a_chat_without_a_reply_is_counted_costs_no_other_its_answer_and_is_asked_again() -> None:
+    kept: dict[str, str] = {}
+    filtered = CHATS[1][0]["content"]
+    answering = endpoint_engine(FakeEndpoint(filtered=filtered), kept)
+    answers = answering.generate(CHATS, temperature=0, seed=0)
+    assert answers == ["" if chat is CHATS[1] else "to " + chat[0]["content"] for chat in CHATS]
+    assert answering.unanswered == 1 and len(kept) == len(CHATS) - 1
+    back = FakeEndpoint()
+    assert endpoint_engine(back, kept).generate(CHATS, temperature=0, seed=0)[1] == "to " + filtered
+    assert len(back.asked) == 1
 
 
 def adapter_folder(folder: Path, **config: Any) -> Path:

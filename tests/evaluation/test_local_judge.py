@@ -1,4 +1,5 @@
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import toy
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.local_judge import LocalJudge
+from tune_dlrml.evaluation.local_judge import SHARED_THREADS, LocalJudge
 from tune_dlrml.evaluation.records import Inquiry
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 
@@ -175,6 +176,49 @@ def test_the_model_is_loaded_with_the_first_inquiry(folder, monkeypatch):
     assert loaded == []
     assert judge.ask(inquiry()).verdict == judge.ask(inquiry()).verdict
     assert loaded == [folder]
+
+
+def test_a_model_is_loaded_in_float32_onto_the_cpu_unless_told_otherwise(folder, monkeypatch):
+    loaded = []
+
+    class Loaded:
+        def to(self, device):
+            loaded.append(device)
+            raise InputError("enough")
+
+    monkeypatch.setattr(
+        "tune_dlrml.evaluation.local_judge.load_model", lambda _, dtype: loaded.append(dtype) or Loaded()
+    )
+    for judge in (LocalJudge(folder), LocalJudge(folder, device="cuda:0")):
+        with pytest.raises(InputError, match="enough"):
+            judge.ask(inquiry())
+    assert loaded == [torch.float32, "cpu", torch.float32, "cuda:0"]
+
+
+def test_a_forward_takes_no_more_threads_than_it_may(parts, folder):
+    model, tokenizer = parts
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for threads in (SHARED_THREADS, 1, None):
+            LocalJudge(folder, model, tokenizer, threads=threads).ask(inquiry())
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert seen[::2] == [SHARED_THREADS, 1, 4]  # two forwards for an inquiry
+
+
+def test_a_folder_that_was_written_anew_is_another_judge_of_the_same_name(tmp_path):
+    folder = toy.write_model(tmp_path / "model")
+    first = LocalJudge(str(folder))
+    (folder / "train.log").write_text("step 1")
+    assert LocalJudge(str(folder)).identity == first.identity
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert LocalJudge(str(folder)).identity != first.identity
+    assert LocalJudge(str(folder)).name == first.name == f"local:{folder}:logits"
 
 
 def test_a_reference_of_no_form_is_refused_before_anything_is_asked():

@@ -7,7 +7,7 @@ import pytest
 
 from tune_dlrml.errors import InputError, JudgeEndedError, StorageError
 from tune_dlrml.evaluation.records import Inquiry, Judgement
-from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, UnfinishedError, judge_all
+from tune_dlrml.evaluation.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all
 
 
 def inquiry(number, *, text=None, turn=1):
@@ -18,17 +18,24 @@ def inquiry(number, *, text=None, turn=1):
 class Judge:
     """Rates by the question's number, unless told otherwise; counts what it is asked."""
 
-    name = "openai:toy"
+    name, identity = "openai:toy", "openai:toy at home"
 
-    def __init__(self, verdict=lambda inquiry: float(1 + inquiry.question_id % 10)):
+    def __init__(self, verdict=lambda inquiry: float(1 + inquiry.question_id % 10), *, heard=True):
         self.asked = []
-        self._verdict = verdict
+        self._verdict, self._heard = verdict, heard
 
     def ask(self, inquiry):
         self.asked.append(inquiry.question_id)
         verdict = self._verdict(inquiry)
         return Judgement(
-            self.name, inquiry.key(self.name), inquiry.question_id, inquiry.turn, verdict, f"so: {verdict}", calls=2
+            self.name,
+            inquiry.key(self.name),
+            inquiry.question_id,
+            inquiry.turn,
+            verdict,
+            f"so: {verdict}",
+            calls=2,
+            heard=self._heard,
         )
 
 
@@ -50,15 +57,16 @@ def test_the_key_is_of_the_content_and_the_judge_not_of_the_question(tmp_path):
     cached.ask(inquiry(3, text="same"))
     kept = cached.ask(inquiry(4, text="same", turn=2))
     assert (kept.question_id, kept.turn, kept.verdict, kept.calls) == (4, 2, 4.0, 0)
-    judge.name = "openai:other"
-    CachedJudge(judge, ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(3, text="same"))
+    judge.identity = "openai:toy at another address"
+    again = CachedJudge(judge, ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(3, text="same"))
     assert judge.asked == [3, 3]
+    assert kept.key == again.key == inquiry(3, text="same").key("openai:toy")  # that of the name, as for `Judge.ask`
 
 
 @pytest.mark.parametrize("verdict", [1.0, 10.0, 5.25, "A", "B", "tie"])
 def test_every_verdict_comes_back_as_it_was(tmp_path, verdict):
     CachedJudge(Judge(lambda _: verdict), ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(1))
-    kept = ReplyCache(tmp_path / "replies.jsonl").get(inquiry(1).key(Judge.name))
+    kept = ReplyCache(tmp_path / "replies.jsonl").get(inquiry(1).key(Judge.identity))
     assert kept.verdict == verdict
 
 
@@ -67,6 +75,34 @@ def test_an_unscored_judgement_is_asked_for_again_by_the_next_run(tmp_path):
     judge = Judge()
     assert CachedJudge(judge, ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(3)).verdict == 4.0
     assert judge.asked == [3]
+
+
+def test_an_inquiry_that_is_unscored_in_so_many_runs_is_so_for_good(tmp_path):
+    silent = Judge(lambda _: None)
+    for run in range(MAX_RUNS):
+        cached = CachedJudge(silent, ReplyCache(tmp_path / "replies.jsonl"))
+        found = [cached.ask(inquiry(3)), cached.ask(inquiry(3))]
+        assert silent.asked == [3] * (run + 1)  # once a run
+        assert told(found) == [(3, 1, None, 2), (3, 1, None, 0)]
+    judge = Judge()
+    found = CachedJudge(judge, ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(3))
+    assert judge.asked == []
+    assert told([found]) == [(3, 1, None, 0)]
+    assert found.words == f"unscored for good after {MAX_RUNS} runs: so: None"
+
+
+def test_a_verdict_in_a_later_run_stands_above_unscored_ones(tmp_path):
+    for verdict in (None, 7.0):
+        CachedJudge(Judge(lambda _, verdict=verdict: verdict), ReplyCache(tmp_path / "replies.jsonl")).ask(inquiry(3))
+    assert ReplyCache(tmp_path / "replies.jsonl").get(inquiry(3).key(Judge.identity)).verdict == 7.0
+
+
+def test_a_judge_that_was_not_heard_is_asked_again_in_the_same_run_and_in_all_later_ones(tmp_path):
+    away = Judge(lambda _: None, heard=False)
+    for _ in range(MAX_RUNS + 1):
+        cached = CachedJudge(away, ReplyCache(tmp_path / "replies.jsonl"))
+        assert told([cached.ask(inquiry(3)), cached.ask(inquiry(3))]) == [(3, 1, None, 2)] * 2
+    assert len(away.asked) == 2 * (MAX_RUNS + 1)
 
 
 def test_a_torn_last_line_counts_nowhere_and_is_cut_off(tmp_path):
@@ -91,21 +127,20 @@ def test_a_torn_last_line_counts_nowhere_and_is_cut_off(tmp_path):
         {"verdict": 11.0},
         {"verdict": float("nan")},
         {"verdict": "C"},
-        {"verdict": None},
         {"verdict": [5]},
         {"words": 5},
         {"key": None},
         {"other": 1},
     ],
 )
-def test_a_line_that_is_no_scored_judgement_is_passed_over_and_told(tmp_path, caplog, change):
+def test_a_line_that_is_no_judgement_is_passed_over_and_told(tmp_path, caplog, change):
     path = tmp_path / "replies.jsonl"
     CachedJudge(Judge(), ReplyCache(path)).ask(inquiry(3))
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
     judge = Judge()
     assert CachedJudge(judge, ReplyCache(path)).ask(inquiry(3)).verdict == 4.0
     assert judge.asked == [3]
-    assert "no scored judgement" in caplog.text
+    assert "no judgement" in caplog.text
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000])
@@ -113,7 +148,7 @@ def test_a_line_that_is_no_object_is_passed_over(tmp_path, line):
     path = tmp_path / "replies.jsonl"
     path.write_bytes(line + b"\n")
     CachedJudge(Judge(), ReplyCache(path)).ask(inquiry(3))
-    assert ReplyCache(path).get(inquiry(3).key(Judge.name)).verdict == 4.0
+    assert ReplyCache(path).get(inquiry(3).key(Judge.identity)).verdict == 4.0
 
 
 def test_two_processes_may_keep_replies_in_one_file(tmp_path):
@@ -134,9 +169,9 @@ def test_two_processes_may_keep_replies_in_one_file(tmp_path):
 
 def test_what_another_process_keeps_is_found(tmp_path):
     mine, theirs = (ReplyCache(tmp_path / "replies.jsonl") for _ in range(2))
-    assert mine.get(inquiry(1).key(Judge.name)) is None
+    assert mine.get(inquiry(1).key(Judge.identity)) is None
     CachedJudge(Judge(), theirs).ask(inquiry(1))
-    assert mine.get(inquiry(1).key(Judge.name)).verdict == 2.0
+    assert mine.get(inquiry(1).key(Judge.identity)).verdict == 2.0
 
 
 def test_a_file_that_cannot_be_read_or_written_is_told_as_such(tmp_path):

@@ -31,7 +31,7 @@ ANNOTATIONS = [
 class FakeEndpoint:
     """An endpoint whose model prefers `ours` with a probability of 0.8, wherever it stands."""
 
-    name = "openai:fake"
+    name, identity = "openai:fake", "openai:fake at home"
 
     def __init__(self, reply=None):
         self.reply = reply
@@ -134,18 +134,19 @@ def test_a_preference_is_the_share_of_b_in_the_probability_of_both(log_probs, pr
 
 
 @pytest.mark.parametrize(
-    ("reply", "words", "calls"),
+    ("reply", "words", "calls", "heard"),
     [
-        (Completion("A", None), "the endpoint gave no log-probs; it said 'A'", 1),
-        (Completion("I", {"I": -0.1}, calls=2), "the endpoint gave no log-prob of A or of B; it said 'I'", 2),
-        (NoReplyError("no reply in 8 requests", 8), "no reply in 8 requests", 8),
+        (Completion("A", None), "the endpoint gave no log-probs; it said 'A'", 1, True),
+        (Completion("I", {"I": -0.1}, calls=2), "the endpoint gave no log-prob of A or of B; it said 'I'", 2, True),
+        (NoReplyError("no reply in 8 requests", 8), "no reply in 8 requests", 8, False),
+        (NoReplyError("too long", 1, final=True), "too long", 1, True),
     ],
 )
-def test_without_log_probs_a_comparison_is_unscored(reply, words, calls):
+def test_without_log_probs_a_comparison_is_unscored(reply, words, calls, heard):
     judge = EndpointComparer(FakeEndpoint(reply))
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     key = comparison.inquiry.key("openai:fake")
-    assert judge.ask(comparison.inquiry) == Judgement("openai:fake", key, 0, 1, None, words, calls)
+    assert judge.ask(comparison.inquiry) == Judgement("openai:fake", key, 0, 1, None, words, calls, heard)
     (row,) = judged(judge, ANNOTATIONS[:1])
     assert (row.preference, row.annotator) == (None, "openai:fake")
 
@@ -174,7 +175,9 @@ def test_a_model_in_this_process_compares_by_its_next_token(toy_model):
 
 
 def test_a_model_whose_numbers_are_not_finite_says_nothing():
-    judge = LocalComparer(SimpleNamespace(name="local:m:logits", log_probs=lambda *_: [math.nan, -1.0]))
+    judge = LocalComparer(
+        SimpleNamespace(name="local:m:logits", identity="local:m", log_probs=lambda *_: [math.nan, -1.0])
+    )
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     found = judge.ask(comparison.inquiry)
     assert (found.verdict, found.words) == (None, "the model's log-probs are not finite")

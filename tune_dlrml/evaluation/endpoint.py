@@ -16,6 +16,7 @@ from tune_dlrml.errors import InputError, JudgeEndedError, TuneDlrmlError
 from tune_dlrml.evaluation.completion import Completion, read_completion, retry_after_s
 from tune_dlrml.evaluation.endpoint_settings import OPENAI_URL, EndpointSettings
 from tune_dlrml.evaluation.records import Message
+from tune_dlrml.evaluation.silence import SILENT_CYCLES, Silence
 
 __all__ = ["Endpoint", "EndpointSettings", "NoReplyError"]
 
@@ -23,17 +24,20 @@ logger = logging.getLogger(__name__)
 
 TRIES = 8
 """Requests for one completion; with their waits they span two minutes, longer than a rate limit's usual minute."""
-SILENT_COMPLETIONS = 3
-"""So many completions in a row without a reply mean that the endpoint is away, not that a request is odd."""
 BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
 
 
 class NoReplyError(TuneDlrmlError):
-    """One request got no reply, though it was sent again and again or because it is too long; others may get theirs."""
+    """One chat got no reply; others may get theirs.
 
-    def __init__(self, message: str, calls: int) -> None:
+    Attributes:
+        calls: HTTP requests that were sent.
+        final: Whether the endpoint will never reply to this chat, as it is too long. Otherwise requests failed.
+    """
+
+    def __init__(self, message: str, calls: int, *, final: bool = False) -> None:
         super().__init__(message, calls)
-        self.calls = calls
+        self.calls, self.final = calls, final
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -45,7 +49,8 @@ class Endpoint:
     Tried again, after a wait that grows and is drawn anew each time, or that the server asks for in `Retry-After`:
     408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
     A model that refuses `max_tokens` is asked with `max_completion_tokens`, and one that refuses a `temperature` or a
-    `seed` is asked without, which is told once in the log: reasoning models do so.
+    `seed` is asked without, which is told once in the log: reasoning models do so. One that is away (see `Silence`) is
+    asked again by the next call of `complete`.
 
     Args:
         settings: Where it is, and the caps.
@@ -68,7 +73,8 @@ class Endpoint:
         self._rng = random.Random(seed)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
-        self._calls = self._tokens = self._silent = 0
+        self._calls = self._tokens = 0
+        self._silence = Silence()
         self._unsupported: frozenset[str] = frozenset()
         self._end_s: float | None = None
         self._client = _client(settings)
@@ -77,6 +83,11 @@ class Endpoint:
     def name(self) -> str:
         """`openai:<model>`."""
         return f"openai:{self.settings.model}"
+
+    @property
+    def identity(self) -> str:
+        """The name and the address: models of one name at two servers are two models."""
+        return f"{self.name} at {self.settings.address}"
 
     @property
     def calls(self) -> int:
@@ -129,6 +140,7 @@ class Endpoint:
         return self._retried(request)
 
     def _retried(self, request: Mapping[str, Any]) -> Completion:
+        began = self._silence.begin()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError),
             stop=tenacity.stop_after_attempt(TRIES),
@@ -137,17 +149,21 @@ class Endpoint:
             reraise=True,
         )
         try:
-            completion = retrying(self._called, request)
+            completion = retrying(self._called, request, began)
         except _TransientError as error:
-            self._check_silence(error)
+            if self._silence.unheard(began):
+                raise self._away(error) from None
             raise NoReplyError(f"no reply in {TRIES} requests; the last one: {error}", TRIES) from None
         except _UnfitError as error:
-            raise NoReplyError(str(error), retrying.statistics["attempt_number"]) from None
+            self._silence.heard()
+            raise NoReplyError(str(error), retrying.statistics["attempt_number"], final=True) from None
         return replace(completion, calls=retrying.statistics["attempt_number"])
 
-    def _called(self, request: Mapping[str, Any]) -> Completion:
-        """One HTTP request."""
+    def _called(self, request: Mapping[str, Any], began: int) -> Completion:
+        """One HTTP request, of a cycle that began at this mark of the silence."""
         with self._slots:
+            if self._silence.has_ended(began):
+                raise JudgeEndedError(f"{self.identity} is away, as other chats show")
             timeout_s = min(self.settings.timeout_s, self._begin_call())
             try:
                 body = answer_in_time(lambda: self._sent(request, timeout_s), timeout_s)
@@ -164,8 +180,8 @@ class Endpoint:
         if read is None:
             raise _TransientError(f"no completion in a reply of {len(body)} bytes")
         completion, tokens = read
+        self._silence.heard()
         with self._lock:
-            self._silent = 0
             self._tokens += tokens
         return completion
 
@@ -185,8 +201,6 @@ class Endpoint:
                 self._end_s = now + caps.deadline_s
             if self._closed.is_set():
                 raise JudgeEndedError(f"{self.name} was closed: no request is sent any more")
-            if self._silent >= SILENT_COMPLETIONS:
-                raise JudgeEndedError(f"{self.name} at {caps.address} is away; run the same command again later")
             if self._calls >= caps.max_calls:
                 raise self._reached("max_calls", caps.max_calls, f"{self._calls} requests were sent")
             if self._tokens >= caps.max_tokens:
@@ -217,15 +231,12 @@ class Endpoint:
             return min(asked_s, LONGEST_WAIT_S) + self._rng.uniform(0, BACKOFF_S)
         return min(BACKOFF_S * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT_S) * self._rng.uniform(0.5, 1)
 
-    def _check_silence(self, error: "_TransientError") -> None:
-        with self._lock:
-            self._silent += 1
-            silent = self._silent
-        if silent >= SILENT_COMPLETIONS:
-            raise JudgeEndedError(
-                f"{self.name} at {self.settings.address} must answer, but gave no reply to {silent} chats in a row, "
-                f"each sent {TRIES} times; the last time: {error}. Run the same command again when it is back"
-            ) from None
+    def _away(self, error: "_TransientError") -> JudgeEndedError:
+        return JudgeEndedError(
+            f"{self.identity} must answer, but gave no reply to at least {SILENT_CYCLES} chats one after another, "
+            f"each sent {TRIES} times; the last time: {error}. "
+            "What was judged is kept: run the same command again when it is back"
+        )
 
     def _refusal(self, error: openai.APIStatusError) -> TuneDlrmlError:
         """What a status that is no success means."""
@@ -233,7 +244,7 @@ class Endpoint:
         said = _one_line(error.message, self.settings.key)
         if status == 402 or code == "insufficient_quota":
             return JudgeEndedError(
-                f"{self.name} at {self.settings.address} has no quota left ({status}: {said}); "
+                f"{self.identity} has no quota left ({status}: {said}); "
                 "what was judged is kept: top the account up and run the same command again"
             )
         if status in (408, 409, 429) or status >= 500:

@@ -26,6 +26,8 @@ from tune_dlrml.evaluation.rewards import Reward
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+LEAST_PROMPTS = 2
+"""An interval is over prompts."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ class Estimate:
             InputError: There are fewer than two values.
         """
         values = np.asarray(values_N, dtype=float)
-        if len(values) < 2:
-            raise InputError(f"an interval needs at least two prompts, but got {len(values)}.")
+        _check_prompts(len(values))
         mean = float(values.mean())
         if (values == values[0]).all():  # BCa divides by the spread
             return cls(mean, 0.0, (mean, mean))
@@ -179,6 +180,7 @@ def frontier_point(
         InputError: The reward is at fault, or there are too few prompts.
         NotFiniteError: A KL is not finite.
     """
+    _check_prompts(len(prompts))
     engine = TransformersEngine(
         compared.policy,
         compared.tokenizer,
@@ -228,9 +230,13 @@ def completion_kl(
                 tokens = len(sampled[index].completion_ids)
                 kl_C = token_kl(policy_BCV[row, :tokens], reference_BCV[row, :tokens], temperature)
                 values[index] = float(kl_C.double().sum())
-    bad = sum(not math.isfinite(value) for value in values)
+    bad = [value for value in values if not math.isfinite(value)]
     if bad:
-        raise NotFiniteError(f"the KL of {bad} of {len(values)} completions is not finite")
+        raise NotFiniteError(
+            f"the KL of a completion must be finite, but that of {len(bad)} of {len(values)} is not, such as {bad[0]}: "
+            "the logits of policy or reference are NaN or infinite, or the reference rules out what the policy says. "
+            "Examine a model that has not diverged, against the model that its training began with."
+        )
     return values
 
 
@@ -254,6 +260,11 @@ def pareto(positions: Sequence[Position]) -> list[int]:
         if last is None or positions[index].reward > last.reward or positions[index] == last:
             front.append(index)
     return front
+
+
+def _check_prompts(count: int) -> None:
+    if count < LEAST_PROMPTS:
+        raise InputError(f"an interval needs at least {LEAST_PROMPTS} prompts, but got {count}; give more.")
 
 
 def _text(prompt: str | Chat) -> str:

@@ -16,6 +16,10 @@ class EndpointJudge:
 
     A reply that was cut off holds no verdict: what stands in it may be a quotation.
 
+    Attributes:
+        name: `openai:<model>`.
+        identity: The name and the endpoint's address.
+
     Args:
         endpoint: Where the model is.
         max_tokens: Longest reply.
@@ -23,7 +27,7 @@ class EndpointJudge:
     """
 
     def __init__(self, endpoint: Endpoint, *, max_tokens: int = 2048, seed: int = 0) -> None:
-        self.name = endpoint.name
+        self.name, self.identity = endpoint.name, endpoint.identity
         self._endpoint = endpoint
         self._max_tokens = max_tokens
         self._seed = seed
@@ -40,7 +44,7 @@ class EndpointJudge:
             try:
                 reply = self._reply(inquiry, number)
             except NoReplyError as error:
-                return self._judgement(inquiry, None, str(error), calls + error.calls)
+                return self._judgement(inquiry, None, str(error), calls + error.calls, heard=error.final)
             calls += reply.calls
             verdict = _verdict(inquiry, reply)
             if verdict is not None:
@@ -59,7 +63,9 @@ class EndpointJudge:
             seed=self._seed + number,
         )
 
-    def _judgement(self, inquiry: Inquiry, verdict: Verdict | None, words: str, calls: int) -> Judgement:
+    def _judgement(
+        self, inquiry: Inquiry, verdict: Verdict | None, words: str, calls: int, *, heard: bool = True
+    ) -> Judgement:
         return Judgement(
             judge=self.name,
             key=inquiry.key(self.name),
@@ -68,10 +74,12 @@ class EndpointJudge:
             verdict=verdict,
             words=words,
             calls=calls,
+            heard=heard,
         )
 
 
 def _verdict(inquiry: Inquiry, reply: Completion) -> Verdict | None:
     if not reply.finished:
         return None
-    return rating(reply.text) if inquiry.kind == "rating" else pair_verdict(reply.text)
+    shown = "\n".join(message["content"] for message in inquiry.messages if message["role"] != "system")
+    return rating(reply.text, shown) if inquiry.kind == "rating" else pair_verdict(reply.text, shown)

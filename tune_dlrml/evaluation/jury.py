@@ -54,6 +54,11 @@ class Grading:
     comparisons: tuple[Judgement, ...] = ()
     pairs: tuple[PairScore, ...] = ()
 
+    @property
+    def whole(self) -> bool:
+        """Whether every judge was heard on everything: what an outage took is asked for again."""
+        return all(said.heard for said in (*self.ratings, *self.comparisons))
+
     def metrics(self) -> dict[str, float]:
         """Numbers for curves and tables, each named by its judge; what is missing is left out."""
         named: dict[str, float | None] = {}
@@ -136,13 +141,14 @@ class Jury:
         self._prompts, self._concurrency, self._seed, self._pairwise = prompts, concurrency, seed, pairwise
 
     @classmethod
-    def of(cls, config: EvaluationConfig, replies: Path, key: str | None) -> "Jury":
+    def of(cls, config: EvaluationConfig, replies: Path, key: str | None, *, device: str = "cpu") -> "Jury":
         """The jury that an `evaluation` section describes.
 
         Args:
             config: The section.
             replies: File that keeps what judges say.
             key: For endpoints.
+            device: Where local judges run; beside the workers of a search that is the CPU.
 
         Raises:
             InputError: Prompts, a local judge's model or an endpoint's address are at fault.
@@ -155,7 +161,7 @@ class Jury:
             if kind == "local":
                 reference = parse_model_reference(model)
                 check_model_reference(reference)
-                judges.append(LocalJudge(str(reference)))
+                judges.append(LocalJudge(str(reference), device=device))
             else:
                 endpoints.append(judge_endpoint(model, config, key))
                 judges.append(EndpointJudge(endpoints[-1]))
@@ -231,7 +237,7 @@ class _Stoppable:
     """A judge until it is told to stop."""
 
     def __init__(self, judge: Judge, over: threading.Event) -> None:
-        self.name = judge.name
+        self.name, self.identity = judge.name, judge.identity
         self._judge, self._over = judge, over
 
     def ask(self, inquiry: Inquiry) -> Judgement:

@@ -6,10 +6,13 @@ likely scores are due to G-Eval (https://arxiv.org/abs/2303.16634).
 Shape legend: S = strings, T = tokens of the longest string, V = vocabulary.
 """
 
+import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,12 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.evaluation.prompting import Prompts
 from tune_dlrml.evaluation.records import Inquiry, Judgement, Message, Verdict
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models import ModelReference, load_model, load_tokenizer, parse_model_reference
 
 RATINGS = tuple(range(1, 11))
 RATING_OPENING, PAIR_OPENING = "Rating: [[", "[["
 RESERVED_TOKENS = 32
 """Of the context, for what is put behind the prompt."""
+SHARED_THREADS = 2
+"""CPU threads of a judge beside a search, whose workers train meanwhile."""
+MODEL_FILES = frozenset([".safetensors", ".json", ".jinja", ".model", ".txt"])
+"""Weights, configuration, tokenizer and chat template of a folder."""
 _PAIR_VERDICTS: tuple[tuple[str, Verdict], ...] = (("A", "A"), ("B", "B"), ("C", "tie"))
 
 
@@ -39,10 +46,19 @@ class LocalJudge:
     A rating is the mean of 1 to 10 under the probabilities of the whole strings `1]]` to `10]]` behind `Rating: [[`,
     normalised over the ten. A pair's verdict is the most probable of `A]]`, `B]]` and `C]]` behind `[[`.
 
+    By default it leaves GPU memory and most of the CPU to others, as beside a search. It computes in float32 on every
+    device, so that its numbers are comparable: bfloat16 moves ratings of SmolLM2-135M by up to 0.2.
+
     Args:
         reference: Of the model, which is loaded with the first inquiry unless it is given; part of the judge's name.
         model: Used as it stands, in evaluation mode.
         tokenizer: The model's own.
+        device: As torch names it; where the model is loaded.
+        threads: Most CPU threads of a forward; None for as many as torch takes.
+
+    Attributes:
+        name: `local:<model reference>:logits`.
+        identity: The name and, of a folder, what tells whether its files were written anew.
     """
 
     def __init__(
@@ -50,10 +66,15 @@ class LocalJudge:
         reference: str,
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = SHARED_THREADS,
     ) -> None:
         self.name = f"local:{reference}:logits"
         self._reference = parse_model_reference(reference)
         self._given = model, tokenizer
+        self._device, self._threads = device, threads
+        self.identity = f"{self.name}{_state(self._reference)}"
         self._loaded: _Loaded | None = None
         # One model, one forward at a time; and a tokenizer changes its settings while it works.
         self._lock = threading.Lock()
@@ -82,7 +103,7 @@ class LocalJudge:
 
     def log_probs(self, messages: Sequence[Message], opening: str, strings: Sequence[str]) -> list[float]:
         """Log-prob of each string behind the chat and the opening of the reply, summed over its tokens, in nats."""
-        with self._lock:
+        with self._lock, _at_most(self._threads):
             loaded = self._load()
             tokenizer, model = loaded.tokenizer, loaded.model
             prompt = loaded.prompts.ids(messages) + _ids(tokenizer, opening)
@@ -99,9 +120,7 @@ class LocalJudge:
         if self._loaded is None:
             model, tokenizer = self._given
             if model is None:
-                cuda = torch.cuda.is_available()
-                model = load_model(self._reference, dtype=torch.bfloat16 if cuda else torch.float32)
-                model = model.to("cuda" if cuda else "cpu")
+                model = load_model(self._reference, dtype=torch.float32).to(self._device)
             if tokenizer is None:
                 tokenizer = load_tokenizer(self._reference)
             prompts = Prompts(tokenizer, model.config, max_new_tokens=RESERVED_TOKENS, name=self.name)
@@ -118,6 +137,36 @@ class LocalJudge:
             words=words,
             calls=1,
         )
+
+
+@contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """At most so many CPU threads for what torch computes."""
+    before = torch.get_num_threads()
+    if threads is None or threads >= before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _state(reference: ModelReference) -> str:
+    """What tells the present files of a folder from later ones; other references name the same model for good.
+
+    Sizes and times of writing, since reading gigabytes of weights would hold every start up: a folder that was copied
+    is taken for another one, which costs time and no score.
+    """
+    if reference.kind != "folder":
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(Path(reference.location).glob("*")):
+        if file.suffix in MODEL_FILES and file.is_file():
+            found = file.stat()
+            digest.update(f"{file.name}/{found.st_size}/{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return f", files {digest.hexdigest()[:16]}"
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

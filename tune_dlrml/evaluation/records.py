@@ -58,7 +58,7 @@ class Inquiry:
     turn: int
 
     def key(self, judge: str) -> str:
-        """Content hash of the question to one judge: the same key is never asked twice.
+        """Content hash of the question to one judge, by its name or, where replies are kept, by its identity.
 
         The messages hold the judge prompt's text, the question, the references and the answers.
         """
@@ -72,12 +72,13 @@ class Judgement:
 
     Attributes:
         judge: Name of the judge, which belongs to every number that rests on it.
-        key: The inquiry's.
+        key: The inquiry's, for the judge's name.
         question_id: The question's.
         turn: Counted from 1.
         verdict: None if the judge gave no usable one, however often it was asked: the turn is unscored.
         words: The judge's own words, or what kept it from saying any.
-        calls: How often the judge was called for it; 0 where the verdict came from the cache.
+        calls: How often the judge was called for it; 0 where nobody had to be asked.
+        heard: False where the judge could not say all that it may have to say, as its endpoint failed.
     """
 
     judge: str
@@ -87,6 +88,7 @@ class Judgement:
     verdict: Verdict | None
     words: str
     calls: int = 0
+    heard: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """One line of a file of judgements."""
@@ -110,10 +112,13 @@ class Judge(Protocol):
     """Who judges answers.
 
     Attributes:
-        name: `openai:<model>`, or `local:<model reference>:logits`.
+        name: `openai:<model>`, or `local:<model reference>:logits`; stands beside its numbers.
+        identity: The name and whatever else its judgements depend on: the endpoint's address, the state of a folder.
+            Judges that share it share what they said.
     """
 
     name: str
+    identity: str
 
     def ask(self, inquiry: Inquiry) -> Judgement:
         """The judgement of one inquiry; may be called from several threads.

@@ -1,4 +1,8 @@
-"""Judgements that are asked for once: a file that keeps them, and a pool of threads that asks for the rest."""
+"""Judgements that are asked for once: a file that keeps them, and a pool of threads that asks for the rest.
+
+An inquiry that a judge gives no verdict on is asked again by the next runs, as many as `MAX_RUNS`, and then no more, so
+that a search that is over buys nothing however often it is started.
+"""
 
 import json
 import logging
@@ -20,6 +24,8 @@ from tune_dlrml.files import sync_folder
 logger = logging.getLogger(__name__)
 
 OnJudgement = Callable[[Judgement], None]
+MAX_RUNS = 3
+"""Runs in which a judge may leave an inquiry without a verdict, until it is unscored for good."""
 CHUNK = 1 << 16
 """Bytes in which the end of a file is searched for its last newline."""
 
@@ -40,12 +46,15 @@ class UnfinishedError(JudgeEndedError):
 
 
 class ReplyCache:
-    """Scored judgements in a file, one JSON line each, under the content key of their inquiry.
+    """Judgements in a file, one JSON line each, under the content key of their inquiry for the judge's identity.
+
+    An object is one run: what was unscored in it is not asked for again by it, and what was unscored in `MAX_RUNS` runs
+    by none. A judgement that was not heard is not kept: an outage says nothing about the judge.
 
     Several processes may share the file: a line is appended under a lock, and what others appended is read when a key
     is not known. A line is on the disk when `keep` returns. What stands behind the last newline was torn by a crash or
-    a full disk, counts nowhere, and is cut off before the next line is written. A complete line that is no scored
-    judgement is passed over with a warning: it costs another call, no score.
+    a full disk, counts nowhere, and is cut off before the next line is written. A complete line that is no judgement is
+    passed over with a warning: it costs another call, no score.
 
     Args:
         path: The file; made with the first judgement.
@@ -56,10 +65,12 @@ class ReplyCache:
         self._lock = threading.RLock()
         self._file_lock = FileLock(f"{path}.lock")
         self._known: dict[str, Judgement] = {}
+        self._unscored: dict[str, list[Judgement]] = {}
+        self._asked: set[str] = set()  # unscored in this run
         self._read = 0  # bytes of the file that are in _known
 
     def get(self, key: str) -> Judgement | None:
-        """The judgement kept under a key, with 0 calls; None if there is none.
+        """The judgement kept under a key, with 0 calls; None if the judge is to be asked.
 
         Raises:
             StorageError: The file cannot be read.
@@ -67,15 +78,15 @@ class ReplyCache:
         with self._lock:
             if key not in self._known:
                 self._read_on()
-            return self._known.get(key)
+            return self._known.get(key) or self._given_up(key)
 
     def keep(self, judgement: Judgement) -> None:
-        """Keep a judgement; an unscored one is not kept, so that it is asked for again by the next run.
+        """Keep a judgement under its key.
 
         Raises:
             StorageError: The file cannot be written.
         """
-        if judgement.verdict is None:
+        if not judgement.heard:
             return
         line = json.dumps(judgement.as_json(), allow_nan=False).encode() + b"\n"
         with self._lock:
@@ -86,6 +97,15 @@ class ReplyCache:
             except OSError as error:
                 raise _storage_error(self._path, "written", error) from error
             self._read_on()
+            if judgement.verdict is None:
+                self._asked.add(judgement.key)
+
+    def _given_up(self, key: str) -> Judgement | None:
+        """The unscored judgement under a key if nobody is to be asked any more, now or for good."""
+        unscored = self._unscored.get(key, [])
+        if len(unscored) >= MAX_RUNS:
+            return replace(unscored[-1], words=f"unscored for good after {MAX_RUNS} runs: {unscored[-1].words}")
+        return unscored[-1] if key in self._asked else None
 
     def _read_on(self) -> None:
         """Take in the complete lines behind those that were read."""
@@ -100,7 +120,9 @@ class ReplyCache:
         for line in data.split(b"\n")[:-1]:
             judgement = _parsed(line)
             if judgement is None:
-                logger.warning("%s: no scored judgement, passed over: %r", self._path, line[:80])
+                logger.warning("%s: no judgement, passed over: %r", self._path, line[:80])
+            elif judgement.verdict is None:
+                self._unscored.setdefault(judgement.key, []).append(judgement)
             else:
                 self._known.setdefault(judgement.key, judgement)
         self._read += data.rfind(b"\n") + 1
@@ -115,19 +137,19 @@ class CachedJudge:
     """
 
     def __init__(self, judge: Judge, cache: ReplyCache) -> None:
-        self.name = judge.name
+        self.name, self.identity = judge.name, judge.identity
         self._judge, self._cache = judge, cache
         self._under_way: dict[str, threading.Lock] = {}
 
     def ask(self, inquiry: Inquiry) -> Judgement:
         """The kept judgement, with 0 calls, or the judge's, which is kept; see `Judge.ask`."""
-        key = inquiry.key(self.name)
+        key = inquiry.key(self.identity)
         with self._under_way.setdefault(key, threading.Lock()):
             kept = self._cache.get(key)
             if kept is not None:
-                return replace(kept, question_id=inquiry.question_id, turn=inquiry.turn)
+                return replace(kept, key=inquiry.key(self.name), question_id=inquiry.question_id, turn=inquiry.turn)
             judgement = self._judge.ask(inquiry)
-            self._cache.keep(judgement)
+            self._cache.keep(replace(judgement, key=key))
             return judgement
 
 
@@ -208,7 +230,7 @@ def _asked(
 
 
 def _parsed(line: bytes) -> Judgement | None:
-    """The scored judgement in a line; None if it is none."""
+    """The judgement in a line; None if it is none."""
     try:
         judgement = replace(Judgement(**json.loads(line)), calls=0)
     except (ValueError, TypeError, RecursionError):
@@ -219,6 +241,8 @@ def _parsed(line: bytes) -> Judgement | None:
 
 
 def _is_verdict(verdict: object) -> bool:
+    if verdict is None:
+        return True
     if isinstance(verdict, str):
         return verdict in ("A", "B", "tie")
     return isinstance(verdict, float | int) and LOWEST <= verdict <= HIGHEST

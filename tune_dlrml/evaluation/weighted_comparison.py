@@ -120,10 +120,11 @@ class EndpointComparer:
 
     Attributes:
         name: `openai:<model>`.
+        identity: The name and the endpoint's address.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.name = endpoint.name
+        self.name, self.identity = endpoint.name, endpoint.identity
         self._endpoint = endpoint
 
     def ask(self, inquiry: Inquiry) -> Judgement:
@@ -139,7 +140,7 @@ class EndpointComparer:
                 inquiry.messages, temperature=1.0, max_tokens=1, top_logprobs=TOP_LOGPROBS, seed=0
             )
         except NoReplyError as error:
-            return _judgement(self.name, inquiry, None, str(error), error.calls)
+            return _judgement(self.name, inquiry, None, str(error), error.calls, heard=error.final)
         preference = shown_preference(completion.first_token_logprobs or {})
         words = completion.text
         if preference is None:
@@ -156,10 +157,11 @@ class LocalComparer:
 
     Attributes:
         name: `local:<model reference>:logits`.
+        identity: The judge's.
     """
 
     def __init__(self, judge: LocalJudge) -> None:
-        self.name = judge.name
+        self.name, self.identity = judge.name, judge.identity
         self._judge = judge
 
     def ask(self, inquiry: Inquiry) -> Judgement:
@@ -189,7 +191,9 @@ def _log_sum(log_probs: Sequence[float]) -> float:
     return float(logsumexp(log_probs)) if log_probs else -math.inf
 
 
-def _judgement(judge: str, inquiry: Inquiry, preference: float | None, words: str, calls: int) -> Judgement:
+def _judgement(
+    judge: str, inquiry: Inquiry, preference: float | None, words: str, calls: int, *, heard: bool = True
+) -> Judgement:
     return Judgement(
         judge=judge,
         key=inquiry.key(judge),
@@ -198,4 +202,5 @@ def _judgement(judge: str, inquiry: Inquiry, preference: float | None, words: st
         verdict=preference,
         words=words,
         calls=calls,
+        heard=heard,
     )

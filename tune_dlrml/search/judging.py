@@ -153,7 +153,7 @@ class Judging:
 
 
 def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: bool) -> bool:
-    """Whether a trial's answers to this examination were judged by all of this jury.
+    """Whether all of this jury was heard on a trial's answers to this examination.
 
     Args:
         folder: The trial's.
@@ -164,9 +164,10 @@ def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: b
     if not (folder / JUDGED).exists():
         return False
     known: Mapping[str, Any] = json.loads((folder / JUDGED).read_bytes())
-    return (
+    return bool(
         known["examination"] == examination.fingerprint
         and known["jury"] == jury.fingerprint
+        and known["whole"]
         and {score["judge"] for score in known["scores"]}.issuperset(jury.names)
         and (bool(known["differences"]) or not compared)
     )
@@ -176,6 +177,7 @@ def _summary(grading: Grading, examination: Examination, jury: Jury) -> dict[str
     return {
         "examination": examination.fingerprint,
         "jury": jury.fingerprint,
+        "whole": grading.whole,
         "scores": [score.as_json() for score in grading.scores],
         "differences": [score.as_json() for score in grading.differences],
         "pairs": [pair.as_json() for pair in grading.pairs],
