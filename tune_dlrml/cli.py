@@ -1,4 +1,4 @@
-"""`tune-dlrml`: argv and environment to calls. The only file that reads either, and the only one that prints."""
+"""`tune-dlrml`: argv and environment to calls. With cli_evaluate.py the only one that reads them and that prints."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tune_dlrml.cli_evaluate import WITHOUT_TERMINAL, evaluate
+from tune_dlrml.cli_evaluate import WITHOUT_TERMINAL, StudyUrl, evaluate
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.streams import noise_to
@@ -40,16 +40,6 @@ Settings = Annotated[
 ]
 Storage = Annotated[Path, typer.Option("--storage", help="Folder of all searches.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
-StudyUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--study-url",
-        envvar="TUNE_DLRML_STUDY_URL",
-        metavar="URL",
-        help="PostgreSQL database of the study, postgresql://user@host/database; a password may come from PGPASSFILE.",
-        show_envvar=True,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DEFAULT_STORAGE = Path("runs")
 

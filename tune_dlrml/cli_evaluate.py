@@ -1,5 +1,6 @@
 """`tune-dlrml evaluate`: its options, and what it prints."""
 
+import hashlib
 import json
 import re
 import sys
@@ -15,6 +16,19 @@ from tune_dlrml.streams import noise_to
 WITHOUT_TERMINAL = 180
 """Width of what is printed into a file or a pipe."""
 
+NAME_LENGTH = 80
+"""Characters of a model's name in the name of a folder."""
+
+StudyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--study-url",
+        envvar="TUNE_DLRML_STUDY_URL",
+        metavar="URL",
+        help="PostgreSQL database of the study, postgresql://user@host/database; a password may come from PGPASSFILE.",
+        show_envvar=True,
+    ),
+]
 Bench = Literal["mt-bench", "alpaca-eval", "frontier"]
 MODEL_HELP = "A model reference, a trial such as quickstart:17, openai:<model> or, for the frontier, a whole search."
 MAX_NEW_TOKENS: dict[str, int] = {"mt-bench": 1024, "alpaca-eval": 2048, "frontier": 48}
@@ -67,9 +81,19 @@ def evaluate(
         int | None, typer.Option(min=1, help="Longest answer in tokens [1024; AlpacaEval 2048, frontier 48].")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 8,
-    max_calls: Annotated[int, typer.Option(min=1, help="Requests to a judge's endpoint, repeated ones too.")] = 20_000,
+    max_calls: Annotated[
+        int, typer.Option(min=1, help="Requests to one endpoint, the model's or a judge's; repeated ones count.")
+    ] = 20_000,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of one endpoint, prompts and replies together.")
+    ] = 50_000_000,
+    deadline_s: Annotated[
+        float, typer.Option(min=1, help="Seconds from an endpoint's first request to its last.")
+    ] = 604_800,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Of sampled answers and of intervals.")] = 0,
     storage: Annotated[Path, typer.Option(help="Folder of all searches and of what judges have said.")] = Path("runs"),
+    study_url: StudyUrl = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For answers and judgements [STORAGE/evaluations/...].")
     ] = None,
@@ -78,6 +102,8 @@ def evaluate(
     """Examine a model, or a trial of a search: MT-Bench, AlpacaEval, or reward against KL."""
     from tune_dlrml.benches.request import Request, examine
     from tune_dlrml.benches.view import JudgingProgress, bench_lines
+    from tune_dlrml.config import JudgeLimits
+    from tune_dlrml.search.result import EVALUATIONS
 
     request = Request(
         model=model,
@@ -100,10 +126,11 @@ def evaluate(
         model_key_file=model_key_file,
         max_new_tokens=max_new_tokens or MAX_NEW_TOKENS[bench],
         batch_size=batch_size,
-        max_calls=max_calls,
+        limits=JudgeLimits(timeout_s=timeout_s, deadline_s=deadline_s, max_calls=max_calls, max_tokens=max_tokens),
         seed=seed,
         storage=storage,
-        out=out or storage / "evaluations" / f"{bench}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}",
+        out=out or storage / EVALUATIONS / folder_name(bench, model),
+        study_url=study_url,
         environment_key=context.obj,
     )
     request.check()
@@ -114,14 +141,24 @@ def evaluate(
         raise StorageError(f"{request.out} must be writable, but {error.strerror}; give another --out") from None
     log = request.out / "evaluate.log"
     reader.print(f"{bench} for {model}: what the libraries say is in {log}", highlight=False, soft_wrap=True)
-    with (
-        noise_to(log, reader.file) as stream,
-        JudgingProgress(Console(file=stream, force_terminal=reader.is_terminal)) as view,
-    ):
-        document = examine(request, view.on_judgement)
+    try:
+        with (
+            noise_to(log, reader.file) as stream,
+            JudgingProgress(Console(file=stream, force_terminal=reader.is_terminal)) as view,
+        ):
+            document = examine(request, view.on_judgement)
+    except KeyboardInterrupt:  # typer ends with 130, and without a word
+        typer.echo("interrupted; what was answered and judged is kept, and the same command goes on", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         for line in bench_lines(document):
             reader.print(line, highlight=False, soft_wrap=True)
         reader.print(f"answers and judgements: {request.out}", highlight=False, soft_wrap=True)
+
+
+def folder_name(bench: Bench, model: str) -> str:
+    """The folder of what a bench said of a model; another one for each model, whatever letters its name has."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:NAME_LENGTH]
+    return f"{bench}-{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"

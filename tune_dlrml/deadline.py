@@ -2,31 +2,40 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TypeVar
 
 Answer = TypeVar("Answer")
 
 
-def answer_in_time(ask: Callable[[], Answer], deadline_s: float) -> Answer:
+def answer_in_time(ask: Callable[[], Answer], deadline_s: float, future: Future[Answer] | None = None) -> Answer:
     """What `ask` returns or raises; it runs in a thread of its own that keeps no process from ending.
 
     For questions to servers: the timeouts of HTTP clients do not cover the name lookup, which can block for half a
     minute where there is no network.
 
+    Args:
+        ask: The question.
+        deadline_s: How long its answer is waited for.
+        future: Where the answer is put; whoever puts something else there ends the waiting.
+
     Raises:
         TimeoutError: There is no answer within `deadline_s` seconds.
     """
-    future: Future[Answer] = Future()
+    answer: Future[Answer] = Future() if future is None else future
 
     def run() -> None:
-        try:
-            future.set_result(ask())
-        except Exception as error:
-            future.set_exception(error)
+        with suppress(InvalidStateError):  # nobody waits any more
+            try:
+                answer.set_result(ask())
+            except InvalidStateError:
+                raise
+            except Exception as error:
+                answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return future.result(timeout=deadline_s)
+        return answer.result(timeout=deadline_s)
     except TimeoutError:
         raise TimeoutError(f"no answer in {deadline_s:g} s") from None

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import toy
-from evaluation.endpoint_server import Act, EndpointServer, completion
+from evaluation.endpoint_server import Act, EndpointServer, completion, fails, says
 
+from tune_dlrml.benches.answers import KeptTexts
 from tune_dlrml.benches.request import Request, examine
+from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.benches.view import bench_lines
+from tune_dlrml.config import JudgeLimits
 from tune_dlrml.errors import InputError, JudgeEndedError
 
 
@@ -43,12 +46,17 @@ def request_for(model: Path, tmp_path: Path) -> Any:
         model_key_file=None,
         max_new_tokens=8,
         batch_size=4,
-        max_calls=100,
+        limits=JudgeLimits(max_calls=100, concurrency=1),
         seed=0,
         storage=tmp_path / "runs",
         out=tmp_path / "out",
     )
     return lambda **changes: replace(plain, **changes)
+
+
+def answers_in(folder: Path) -> Path:
+    (path,) = folder.glob("answers-*.jsonl")
+    return path
 
 
 def judged(request: Request) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def test_a_model_is_answered_for_judged_and_bought_once(request_for, tmp_path):
         assert (document["score"], document["calls"], document["cached"]) == (6, 0, 8)
     assert first["turns"] == {1: 6.0, 2: 6.0} and set(first["categories"].values()) == {6.0}
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"answers.jsonl", "judgements.jsonl", "mt_bench.json", "mt_bench_0.png"}
+    assert left == {answers_in(tmp_path / "out").name, "judgements.jsonl", "mt_bench.json", "mt_bench_0.png"}
     table = json.loads((tmp_path / "out/mt_bench.json").read_text())
     assert [row[table["columns"].index("rating")] for row in table["data"]] == [6.0] * 8
 
@@ -92,23 +100,109 @@ def test_a_model_behind_an_endpoint_answers_there(request_for, tmp_path):
         models = [request["body"]["model"] for request in server.requests]
     assert models == ["policy", "policy", "judge", "judge"]
     assert (document["model"], document["score"]) == ("openai:policy", 9.0)
-    (line,) = (tmp_path / "out/answers.jsonl").read_text().splitlines()
+    (line,) = answers_in(tmp_path / "out").read_text().splitlines()
     assert json.loads(line)["choices"][0]["turns"] == ["answer 1", "answer 3"]
 
 
 def test_a_cap_ends_judging_with_what_was_said_kept(request_for):
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
         with pytest.raises(JudgeEndedError, match=r"`max_calls` is 3"):
-            judged(request_for(judge_url=server.url, max_calls=3))
+            judged(request_for(judge_url=server.url, limits=JudgeLimits(max_calls=3)))
         assert len(server.requests) == 3
         assert judged(request_for(judge_url=server.url))["calls"] == 5
 
 
-def test_answers_to_other_questions_are_not_taken_for_these(request_for):
+class Model:
+    """A model and its judge behind one server; the model never replies to a chat that says `filtered`."""
+
+    def __init__(self, filtered: str = "nobody says this") -> None:
+        self.filtered = filtered
+        self.chats: list[str] = []
+
+    def act(self, messages: list[dict[str, str]]) -> Act:
+        if messages[0]["role"] == "system":
+            return says("Rating: [[9]]")
+        self.chats.append(json.dumps(messages))
+        if self.filtered in messages[-1]["content"]:
+            return fails(400, code="content_filter")
+        return says(f"answer {len(self.chats)}")
+
+
+def test_a_models_endpoint_that_reached_a_cap_goes_on_and_is_paid_once(request_for, tmp_path):
+    model = Model()
+    with EndpointServer(model.act) as server:
+        served = request_for(model="openai:policy", model_url=server.url, judge_url=server.url, batch_size=1)
+        with pytest.raises(JudgeEndedError, match=r"openai:policy: `max_calls` is 3"):
+            judged(replace(served, limits=JudgeLimits(max_calls=3)))
+        assert len(model.chats) == 3
+        with pytest.raises(JudgeEndedError, match=r"openai:policy: `max_tokens` is 1"):
+            judged(replace(served, limits=JudgeLimits(max_tokens=1)))
+        assert len(model.chats) == 4
+        judged(served)
+        document = judged(served)
+    assert len(model.chats) == len(set(model.chats)) == 8
+    assert (document["score"], document["cached"], document["unanswered"]) == (9.0, 8, 0)
+    turns = [json.loads(line)["choices"][0]["turns"] for line in answers_in(tmp_path / "out").open()]
+    assert {text for pair in turns for text in pair} == {f"answer {n}" for n in range(1, 9)}
+
+
+def test_a_question_that_the_models_endpoint_refuses_is_told_and_costs_no_other_its_answer(request_for, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"question_id": n, "category": "math", "turns": [text]} for n, text in enumerate(["sum", "secret", "root"])]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with EndpointServer(Model(filtered="secret").act) as server:
+        served = request_for(
+            model="openai:policy", model_url=server.url, judge_url=server.url, questions=str(questions)
+        )
+        document = judged(served)
+    assert (document["unanswered"], document["questions"]) == (1, 3)
+    answers = [json.loads(line)["choices"][0]["turns"][0] for line in answers_in(tmp_path / "out").open()]
+    assert [bool(answer) for answer in answers] == [True, False, True]
+    assert any("1 questions got no reply" in str(line) for line in bench_lines(document))
+
+
+def test_a_line_that_a_crash_tore_costs_its_own_text_only(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    kept = KeptTexts(path)
+    for key in ("a", "b"):
+        kept[key] = f"text of {key}\n"
+    with path.open("ab") as file:
+        file.write(b'{"key": "c", "text": "to')
+    again = KeptTexts(path)
+    assert dict(again) == {"a": "text of a\n", "b": "text of b\n"}
+    again["c"] = "whole"
+    assert KeptTexts(path)["c"] == "whole"
+
+
+@pytest.mark.parametrize("changes", [{"limit": 3}, {"seed": 1}, {"max_new_tokens": 9}, {"other weights": True}])
+def test_answers_are_those_of_this_model_to_these_questions_in_this_way(request_for, tmp_path, changes):
+    model = toy.write_model(tmp_path / "model")
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
-        judged(request_for(judge_url=server.url, limit=2))
-        with pytest.raises(InputError, match=r"answers\.jsonl: the answers there must be to the questions"):
-            judged(request_for(judge_url=server.url, limit=3))
+        first = request_for(model=str(model), judge_url=server.url, limit=2)
+        judged(first)
+        kept = answers_in(first.out)
+        before = kept.read_bytes()
+        if changes.pop("other weights", False):
+            toy.write_model(model, seed=1)
+        judged(replace(first, **changes))
+        (made,) = set(first.out.glob("answers-*.jsonl")) - {kept}
+        fresh = replace(first, **changes, out=tmp_path / "fresh")
+        judged(fresh)
+    assert kept.read_bytes() == before
+    assert made.read_bytes() == answers_in(fresh.out).read_bytes()
+
+
+def test_a_trial_trained_anew_is_another_model(tmp_path):
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    identities = []
+    for sha256 in ("aa", "bb", "aa"):
+        marker = {"files": {"adapter_model.safetensors": {"size": 8, "sha256": sha256}}}
+        (checkpoint / "complete.json").write_text(json.dumps(marker))
+        identities.append(Loaded("search:0", "org/base", checkpoint).identity())
+    first, other, again = identities
+    assert first == again != other
+    assert replace(Loaded("search:0", "org/base", checkpoint), engine_name="vllm").identity() != again
 
 
 @pytest.mark.parametrize(
@@ -119,6 +213,7 @@ def test_answers_to_other_questions_are_not_taken_for_these(request_for):
         ({"model": "nothing:3"}, "there is no search 'nothing'"),
         ({"bench": "alpaca-eval"}, "either --annotations FILE"),
         ({"bench": "frontier", "model": "openai:policy"}, "needs its log-probs"),
+        ({"bench": "frontier", "limit": 1}, "at least 2 of them, but got --limit 1"),
         ({"bench": "frontier", "reward": "no_module:score"}, "no_module"),
         ({"judge_key_file": Path("missing.key")}, "missing.key: the key"),
     ],
@@ -155,9 +250,13 @@ def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(request_for, 
 
     baseline = write_outputs(tmp_path / "baseline.json", "baseline", 5)
     with EndpointServer(act) as server:
-        document = judged(request_for(bench="alpaca-eval", baseline=baseline, judge_url=server.url, limit=None))
+        compared = request_for(bench="alpaca-eval", baseline=baseline, judge_url=server.url, limit=None)
+        document = judged(compared)
+        fewer = judged(replace(compared, limit=3))
+        again = judged(compared)
     assert (document["score"], document["losses"], document["questions"]) == (pytest.approx(0.0), 5, 5)
     assert (document["judge"], document["calls"], document["length_controlled"]) == ("openai:judge", 5, None)
+    assert (fewer["questions"], fewer["cached"], again["questions"], again["cached"]) == (3, 3, 5, 5)
     annotations = tmp_path / "out/annotations.json"
     model = json.loads(annotations.read_text())[0]["generator_2"]
     read = judged(request_for(bench="alpaca-eval", model=model, annotations=annotations))

@@ -35,13 +35,13 @@ def command(*arguments: str) -> dict[str, Any]:
     return document
 
 
-def measured(seed: int, arguments: argparse.Namespace) -> dict[Setting, FrontierPoint]:
+def measured(seed: int, arguments: argparse.Namespace) -> list[tuple[Setting, FrontierPoint]]:
     """The points of the search with this training seed, which is run, or goes on, first."""
     name, storage = f"imdb-small-{seed}", str(arguments.out / "searches")
     changes = [text for change in (f"training.seed={seed}", *arguments.settings) for text in ("--set", change)]
     command("search", str(SPACE), "--name", name, *changes, "--storage", storage)
     document = command("evaluate", name, *sampling(arguments), "--storage", storage)
-    return {Setting(trial["label"], trial["note"]): FrontierPoint.from_json(trial) for trial in document["trials"]}
+    return [(Setting(trial["label"], trial["note"]), FrontierPoint.from_json(trial)) for trial in document["trials"]]
 
 
 def sampling(arguments: argparse.Namespace) -> list[str]:
@@ -52,7 +52,9 @@ def sampling(arguments: argparse.Namespace) -> list[str]:
 def table(points: dict[Setting, list[FrontierPoint]]) -> None:
     positions = [mean_position(policies) for policies in points.values()]
     front = pareto(positions)
-    print(f"{'loss':14} {'strength':9} {'seeds':>5} {'reward':>8} {'KL, nats':>9}   reward and KL of each seed, 95 %")
+    label, note = max(14, *(len(key.label) for key in points)), max(9, *(len(key.note) for key in points))
+    numbers = f"{'seeds':>5} {'reward':>8} {'KL, nats':>9}   reward and KL of each seed, 95 %"
+    print(f"{'loss':{label}} {'strength':{note}} {numbers}")
     for index, (key, policies) in enumerate(points.items()):
         reward, kl = positions[index]
         each = "; ".join(
@@ -60,7 +62,7 @@ def table(points: dict[Setting, list[FrontierPoint]]) -> None:
             for p in policies
         )
         mark = " front" if index in front else ""
-        print(f"{key.label:14} {key.note:9} {len(policies):5} {reward:8.3f} {kl:9.3f}   {each}{mark}")
+        print(f"{key.label:{label}} {key.note:{note}} {len(policies):5} {reward:8.3f} {kl:9.3f}   {each}{mark}")
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
 
     points: dict[Setting, list[FrontierPoint]] = defaultdict(list)
     for seed in arguments.seeds:
-        for setting, point in measured(seed, arguments).items():
+        for setting, point in measured(seed, arguments):
             points[setting].append(point)
     untrained = command("evaluate", load_config(SPACE).model, *sampling(arguments), "--out", str(out / "untrained"))
     points[Setting("untrained")] = [FrontierPoint.from_json(untrained)]

@@ -1,10 +1,12 @@
 """AlpacaEval for one model: from a file of annotations, or by a comparison of its answers with a baseline's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_dlrml.benches.answers import answers_of
 from tune_dlrml.benches.subject import Subject
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import InputError
@@ -21,21 +23,29 @@ from tune_dlrml.evaluation.alpaca_eval import (
     write_outputs,
 )
 from tune_dlrml.evaluation.alpaca_side_files import load_side_files
-from tune_dlrml.evaluation.answering import answer
+from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import judge_endpoint
 from tune_dlrml.evaluation.length_controlled import length_controlled_win_rate
 from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.records import Judge, Judgement
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.evaluation.weighted_comparison import EndpointComparer, LocalComparer, annotated, comparisons
-from tune_dlrml.models import parse_model_reference
+from tune_dlrml.models import check_model_reference, parse_model_reference
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a set of annotations comes to, and what it cost."""
+    """What a set of annotations comes to, and what it cost.
+
+    Attributes:
+        annotations: All comparisons of the model with the baseline.
+        unanswered: Instructions to which the model's endpoint gives no reply; their output is empty.
+        calls: Of the judge.
+        cached: Judgements that were known before.
+    """
 
     annotations: Sequence[Annotation]
+    unanswered: int = 0
     calls: int = 0
     cached: int = 0
 
@@ -66,27 +76,35 @@ def compared(
 ) -> Numbers:
     """Have a model follow the baseline's instructions and a judge weigh its answers against the baseline's.
 
-    Outputs and annotations are left in a folder in alpaca_eval's format; outputs that are there are not made again.
+    Outputs and annotations are left in a folder in alpaca_eval's format; answers that are there are not made again, see
+    `answers_of`.
 
     Raises:
         InputError: Files or judge are at fault.
-        JudgeEndedError: The judge ended early; what it said is kept, and the same command goes on.
+        JudgeEndedError: The judge, or the model's endpoint, ended early; what was said is kept, and the same command
+            goes on.
     """
-    judge = _comparer(config, key)
-    theirs = read_outputs(baseline)[: config.limit]
-    out.mkdir(parents=True, exist_ok=True)
-    ours = _outputs(subject, theirs, config, out / "model_outputs.json")
-    pairs = paired(theirs, ours, annotator=judge.name)
-    asked = [comparison.inquiry for comparison in comparisons(pairs, seed=config.seed)]
-    said = judge_all(
-        asked,
-        CachedJudge(judge, ReplyCache(replies)),
-        concurrency=config.limits.concurrency,
-        on_judgement=on_judgement,
-    )
+    with _comparer(config, key) as judge:
+        theirs = read_outputs(baseline)[: config.limit]
+        out.mkdir(parents=True, exist_ok=True)
+        asked = Examination(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)
+        answered = answers_of(subject, asked, out)
+        ours = [
+            Output(instruction=their.instruction, output=given.turns[0], generator=subject.name)
+            for their, given in zip(theirs, answered.answers, strict=True)
+        ]
+        write_outputs(out / "model_outputs.json", ours)
+        pairs = paired(theirs, ours, annotator=judge.name)
+        said = judge_all(
+            [comparison.inquiry for comparison in comparisons(pairs, seed=config.seed)],
+            CachedJudge(judge, ReplyCache(replies)),
+            concurrency=config.limits.concurrency,
+            on_judgement=on_judgement,
+        )
     rows = annotated(pairs, said, judge=judge.name, seed=config.seed)
     write_annotations(out / "annotations.json", rows)
-    return Numbers(rows, sum(each.calls for each in said), sum(each.calls == 0 for each in said))
+    calls, cached = sum(each.calls for each in said), sum(each.calls == 0 for each in said)
+    return Numbers(rows, answered.unanswered, calls, cached)
 
 
 def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int) -> dict[str, Any]:
@@ -113,28 +131,22 @@ def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int)
         "questions": len(numbers.annotations),
         "unscored": rate.unscored,
         "missing": rate.missing,
+        "unanswered": numbers.unanswered,
         "calls": numbers.calls,
         "cached": numbers.cached,
     }
 
 
-def _comparer(config: EvaluationConfig, key: str | None) -> Judge:
+@contextmanager
+def _comparer(config: EvaluationConfig, key: str | None) -> Iterator[Judge]:
+    """The judge; its endpoint is closed behind it, also at an interrupt, since requests under way take minutes."""
     if len(config.judges) > 1:
         raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
     kind, _, model = config.judges[0].partition(":")
     if kind == "local":
-        return LocalComparer(LocalJudge(str(parse_model_reference(model))))
-    return EndpointComparer(judge_endpoint(model, config, key))
-
-
-def _outputs(subject: Subject, theirs: Sequence[Output], config: EvaluationConfig, path: Path) -> list[Output]:
-    if path.exists():
-        return read_outputs(path)
-    engine = subject.engine(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-    answers = answer(questions(theirs), engine, seed=config.seed)
-    ours = [
-        Output(instruction=their.instruction, output=given.turns[0], generator=subject.name)
-        for their, given in zip(theirs, answers, strict=True)
-    ]
-    write_outputs(path, ours)
-    return ours
+        reference = parse_model_reference(model)
+        check_model_reference(reference)
+        yield LocalComparer(LocalJudge(str(reference)))
+        return
+    with closing(judge_endpoint(model, config, key)) as endpoint:
+        yield EndpointComparer(endpoint)

@@ -2,21 +2,24 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_dlrml.benches.answers import fingerprint
+from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded, Subject, complete_trials
 from tune_dlrml.data import load_section
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.frontier import FrontierPoint, Sampling, frontier_point, pareto
+from tune_dlrml.evaluation.frontier import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point, pareto
 from tune_dlrml.evaluation.frontier_picture import Setting
 from tune_dlrml.evaluation.frontier_picture import frontier as draw_frontier
-from tune_dlrml.evaluation.rewards import load_reward
+from tune_dlrml.evaluation.records import Chat
+from tune_dlrml.evaluation.rewards import Reward, load_reward
 from tune_dlrml.files import replace_file
 from tune_dlrml.search.result import SearchPlace
 
-LABELS = {"dpo": "DPO", "discopop": "DiscoPOP", "dlrml": "dLRML"}
 PROMPTS = "builtin:sentiment_eval"
 """Data set whose prompts a model is asked that belongs to no search."""
 
@@ -31,12 +34,38 @@ class Draw:
             search, or the built-in one.
         limit: So many prompts, the first ones.
         sampling: How completions are drawn.
+
+    Raises:
+        InputError: So few prompts have no interval.
     """
 
     reward: str
     prompts: str | None
     limit: int | None
     sampling: Sampling
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < LEAST_PROMPTS:
+            raise InputError(
+                f"the intervals of the frontier are over prompts and need at least {LEAST_PROMPTS} of them, but got "
+                f"--limit {self.limit}; raise it"
+            )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Prompts, the reference of the data set that they are from, and what completions of them are worth."""
+
+    source: str
+    prompts: Sequence[str | Chat]
+    reward: Reward
+
+    @classmethod
+    def of(cls, subject: Loaded, draw: Draw) -> "_Asked":
+        worth = load_reward(draw.reward)
+        source = draw.prompts or (PROMPTS if subject.config is None else subject.config.dataset.eval)
+        section, _ = load_section(source, "prompts")
+        return cls(source, [pair["prompt"] for pair in section.pairs][: draw.limit], worth)
 
 
 def frontier(subject: Subject, draw: Draw, out: Path) -> dict[str, Any]:
@@ -49,49 +78,33 @@ def frontier(subject: Subject, draw: Draw, out: Path) -> dict[str, Any]:
 
     Raises:
         InputError: Reward or prompts are at fault, or the model runs elsewhere.
+        NotFiniteError: The model has diverged.
     """
     if not isinstance(subject, Loaded):
         raise InputError(f"the KL of {subject.name} needs its log-probs over the vocabulary, which no endpoint gives")
-    worth = load_reward(draw.reward)
-    source = draw.prompts or (PROMPTS if subject.config is None else subject.config.dataset.eval)
-    section, _ = load_section(source, "prompts")
-    asked = [pair["prompt"] for pair in section.pairs][: draw.limit]
-    compared = subject.compared()
-    with subject.precision(compared.policy):
-        point = frontier_point(compared, asked, worth, draw.sampling)
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(completion)) for completion in point.completions]
-    replace_file(out / "completions.jsonl", "\n".join(lines) + "\n")
-    return {
-        "bench": "frontier",
-        "model": subject.name,
-        "reward_function": worth.name,
-        "prompts": source,
-        "samples": len(lines),
-        **point.as_json(),
-    }
+    return _sampled(subject, _Asked.of(subject, draw), draw.sampling, out)
 
 
 def search_frontier(search: str, place: SearchPlace, draw: Draw, out: Path) -> dict[str, Any]:
     """The frontier of a whole search: every complete trial, which of them are on the Pareto front, and the picture.
 
-    A trial is sampled once: what is in the folder from an earlier run with the same draw stays.
+    A trial is sampled once: what is in the folder from an earlier run stays, as long as it was drawn from the same
+    weights, for the same prompts and in the same way. A reward is known by its reference alone.
 
     Raises:
         InputError: There is no such search, or reward or prompts are at fault.
+        NotFiniteError: A trial has diverged.
     """
-    trials = []
-    for subject in complete_trials(search, place):
-        kept = out / f"{subject.name.replace(':', '-')}.json"
-        known = json.loads(kept.read_bytes()) if kept.exists() else {}
-        if known.get("draw") != _as_json(draw):
-            known = {"draw": _as_json(draw), **asdict(setting(subject)), **frontier(subject, draw, out / kept.stem)}
-            replace_file(kept, json.dumps(known, indent=1))
-        trials.append({key: value for key, value in known.items() if key not in ("bench", "draw")})
+    subjects = complete_trials(search, place)
+    asked = _Asked.of(subjects[0], draw)
+    trials = [
+        asdict(setting) | _known(subject, asked, draw.sampling, out)
+        for subject, setting in zip(subjects, settings_of(subjects), strict=True)
+    ]
     points: dict[Setting, list[FrontierPoint]] = defaultdict(list)
     for trial in trials:
         points[Setting(trial["label"], trial["note"])].append(FrontierPoint.from_json(trial))
-    draw_frontier(points, reward=load_reward(draw.reward).meaning).savefig(out / "frontier.png")
+    draw_frontier(points, reward=asked.reward.meaning).savefig(out / "frontier.png")
     front = pareto([FrontierPoint.from_json(trial).position for trial in trials])
     return {
         "bench": "frontier",
@@ -102,14 +115,29 @@ def search_frontier(search: str, place: SearchPlace, draw: Draw, out: Path) -> d
     }
 
 
-def setting(subject: Loaded) -> Setting:
-    """How a trial is called in the picture: by its loss, and by its strength beside its mark."""
-    assert subject.spec is not None, "a complete trial was handed out"
-    own = subject.spec.settings()
-    c, strength = own.get("c"), own.get("beta", own.get("beta_kl"))
-    return Setting(LABELS[own["loss"]] + (f", c = {c:g}" if c else ""), f"β {strength:g}")
+def _known(subject: Loaded, asked: _Asked, sampling: Sampling, out: Path) -> dict[str, Any]:
+    """What a trial's completions come to, sampled unless the folder holds it."""
+    how = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
+    made_from = fingerprint(subject.identity(), asked.prompts, asked.reward.name, how)
+    kept = out / f"{subject.name.replace(':', '-')}-{made_from}.json"
+    if not kept.exists():
+        replace_file(kept, json.dumps(_sampled(subject, asked, sampling, out / kept.stem), indent=1))
+    known: dict[str, Any] = json.loads(kept.read_bytes())
+    return {name: value for name, value in known.items() if name != "bench"}
 
 
-def _as_json(draw: Draw) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(json.dumps(asdict(draw)))
-    return document
+def _sampled(subject: Loaded, asked: _Asked, sampling: Sampling, out: Path) -> dict[str, Any]:
+    compared = subject.compared()
+    with subject.precision(compared.policy):
+        point = frontier_point(compared, asked.prompts, asked.reward, sampling)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(asdict(completion)) for completion in point.completions]
+    replace_file(out / "completions.jsonl", "\n".join(lines) + "\n")
+    return {
+        "bench": "frontier",
+        "model": subject.name,
+        "reward_function": asked.reward.name,
+        "prompts": asked.source,
+        "samples": len(lines),
+        **point.as_json(),
+    }

@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tune_dlrml.benches.answers import answers_of
 from tune_dlrml.benches.subject import Subject
 from tune_dlrml.config import EvaluationConfig
-from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.answering import answer, read_answers, write_answers
+from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Grading, Jury
 from tune_dlrml.evaluation.pictures import radar
-from tune_dlrml.evaluation.questions import load_questions
-from tune_dlrml.evaluation.records import Answers, Judgement, Question
+from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.files import replace_file
 
 
@@ -27,7 +27,7 @@ def mt_bench(
 ) -> dict[str, Any]:
     """Have a model answer, have the answers judged, and leave answers, judgements, table and pictures in a folder.
 
-    Answers that are in the folder are not made again, as long as they are to these questions.
+    Answers that are in the folder are not made again, see `answers_of`.
 
     Args:
         subject: Who answers.
@@ -41,41 +41,28 @@ def mt_bench(
         The numbers, each with its judge; of several judges their mean, and each in `judges`.
 
     Raises:
-        InputError: Questions, prompts or judges are at fault, or the folder's answers are to other questions.
-        JudgeEndedError: A judge ended early; what it said is kept, and the same command goes on.
+        InputError: Questions, prompts or judges are at fault.
+        JudgeEndedError: A judge, or the model's endpoint, ended early; what was said is kept, and the same command
+            goes on.
     """
-    jury = Jury.of(config, replies, key)
-    questions = load_questions(config.questions, references=config.references, limit=config.limit)
-    out.mkdir(parents=True, exist_ok=True)
-    answers = _answers(subject, config, questions, out / "answers.jsonl")
-    grading = jury.grade(questions, answers, on_judgement=on_judgement)
+    with ExitStack() as stack:
+        jury = Jury.of(config, replies, key)
+        # Also at an interrupt: without it the process would stay for as long as requests are under way.
+        stack.callback(jury.close)
+        stack.callback(jury.stop)
+        examination = Examination.of(config)
+        out.mkdir(parents=True, exist_ok=True)
+        answered = answers_of(subject, examination, out)
+        grading = jury.grade(examination.questions, answered.answers, on_judgement=on_judgement)
     lines = "".join(json.dumps(judgement.as_json()) + "\n" for judgement in grading.ratings)
     replace_file(out / "judgements.jsonl", lines)
-    replace_file(out / "mt_bench.json", json.dumps(grading.table(questions, answers)))
+    replace_file(out / "mt_bench.json", json.dumps(grading.table(examination.questions, answered.answers)))
     for index, score in enumerate(grading.scores):
         radar({subject.name: score.categories}, judge=score.judge).savefig(out / f"mt_bench_{index}.png")
-    return _document(subject.name, grading)
+    return _document(subject.name, grading, answered.unanswered)
 
 
-def _answers(subject: Subject, config: EvaluationConfig, questions: list[Question], path: Path) -> list[Answers]:
-    asked = [question.id for question in questions]
-    if path.exists():
-        answers = read_answers(path)
-        given = [each.question_id for each in answers]
-        if given != asked:
-            raise InputError(
-                f"{path}: the answers there must be to the questions of {config.questions}, but they are to "
-                f"{len(given)} questions from {given[0] if given else 'none'} on instead of {len(asked)} from "
-                f"{asked[0]} on; give another --out"
-            )
-        return answers
-    engine = subject.engine(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-    answers = answer(questions, engine, seed=config.seed)
-    write_answers(path, answers, subject.name)
-    return answers
-
-
-def _document(model: str, grading: Grading) -> dict[str, Any]:
+def _document(model: str, grading: Grading, unanswered: int) -> dict[str, Any]:
     # The last score is the only judge's, or the mean of all.
     document = grading.scores[-1].as_json()
     judges = [score.as_json() for score in grading.scores[:-1]]
@@ -83,6 +70,7 @@ def _document(model: str, grading: Grading) -> dict[str, Any]:
         "bench": "mt-bench",
         "model": model,
         **document,
+        "unanswered": unanswered,
         "calls": sum(said.calls for said in grading.ratings),
         "cached": sum(said.calls == 0 for said in grading.ratings),
     } | ({"judges": judges} if judges else {})

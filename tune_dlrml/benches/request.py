@@ -8,9 +8,18 @@ from typing import Any
 from tune_dlrml.benches import alpaca_eval
 from tune_dlrml.benches.frontier import Draw, frontier, search_frontier
 from tune_dlrml.benches.mt_bench import mt_bench
-from tune_dlrml.benches.subject import ENDPOINT, EngineName, Subject, complete_trials, is_search, parse_subject
+from tune_dlrml.benches.subject import (
+    ENDPOINT,
+    EngineName,
+    Served,
+    Subject,
+    complete_trials,
+    is_search,
+    parse_subject,
+)
 from tune_dlrml.config import EvaluationConfig, JudgeLimits
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.endpoint_settings import EndpointSettings
 from tune_dlrml.evaluation.frontier import Sampling
 from tune_dlrml.evaluation.jury import read_key
 from tune_dlrml.evaluation.records import Judgement
@@ -19,7 +28,10 @@ from tune_dlrml.search.result import SearchPlace
 
 @dataclass(frozen=True)
 class Request:
-    """What to examine, by what, and where the results go; each field is an option of the command."""
+    """What to examine, by what, and where the results go; each field is an option of the command.
+
+    `limits` hold for the endpoint of each judge and for the one of MODEL.
+    """
 
     model: str
     bench: str
@@ -41,20 +53,21 @@ class Request:
     model_key_file: Path | None
     max_new_tokens: int
     batch_size: int
-    max_calls: int
+    limits: JudgeLimits
     seed: int
     storage: Path
     out: Path
+    study_url: str | None = field(default=None, repr=False)
     environment_key: str | None = field(default=None, repr=False)
 
     @property
     def place(self) -> SearchPlace:
         """Where searches and the judges' replies are."""
-        return SearchPlace(self.storage)
+        return SearchPlace(self.storage, study=self.study_url)
 
     @property
     def is_whole_search(self) -> bool:
-        """Whether MODEL is a search, all of whose complete trials are meant."""
+        """Whether all complete trials of a search are meant: for the frontier, its name wins over a model's."""
         return self.bench == "frontier" and is_search(self.model, self.place)
 
     def check(self) -> None:
@@ -68,6 +81,8 @@ class Request:
                 "--bench alpaca-eval needs either --annotations FILE, which a judge has made already, or --baseline "
                 f"FILE, whose outputs MODEL is compared with, but got {'neither' if self.baseline is None else 'both'}"
             )
+        if self.bench == "frontier":
+            self.draw()
         if self.is_whole_search:
             complete_trials(self.model, self.place)
         elif self.annotations is None:
@@ -82,8 +97,29 @@ class Request:
         Raises:
             InputError: There is no such model, search or trial.
         """
-        key = self._key(self.model_key_file, [self.model])
-        return parse_subject(self.model, self.place, url=self.model_url, key=key, engine=self.engine)
+        if not self.model.startswith(ENDPOINT):
+            return parse_subject(self.model, self.place, self.engine)
+        settings = EndpointSettings(
+            model=self.model.removeprefix(ENDPOINT),
+            url=self.model_url,
+            key=self._key(self.model_key_file, [self.model]),
+            timeout_s=self.limits.timeout_s,
+            deadline_s=self.limits.deadline_s,
+            max_calls=self.limits.max_calls,
+            max_tokens=self.limits.max_tokens,
+        )
+        return Served(self.model, settings)
+
+    def draw(self) -> Draw:
+        """What the frontier's completions are.
+
+        Raises:
+            InputError: A number is out of range.
+        """
+        sampling = Sampling(
+            samples=self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size
+        )
+        return Draw(self.reward, self.prompts, self.limit, sampling)
 
     def judge_key(self) -> str | None:
         """For the judges' endpoint."""
@@ -110,7 +146,7 @@ class Request:
             seed=self.seed,
             judges=list(self.judges),
             judge_url=self.judge_url,
-            limits=JudgeLimits(max_calls=self.max_calls),
+            limits=self.limits,
         )
 
     def _key(self, file: Path | None, models: list[str] | tuple[str, ...]) -> str | None:
@@ -124,7 +160,8 @@ def examine(request: Request, on_judgement: Callable[[Judgement], None]) -> dict
 
     Raises:
         InputError: An option, a file or the model is at fault.
-        JudgeEndedError: A judge ended early; what it said is kept, and the same command goes on.
+        JudgeEndedError: A judge, or the model's endpoint, ended early; what was said is kept, and the same command
+            goes on.
     """
     if request.bench == "frontier":
         return _frontier(request)
@@ -141,16 +178,9 @@ def examine(request: Request, on_judgement: Callable[[Judgement], None]) -> dict
 
 
 def _frontier(request: Request) -> dict[str, Any]:
-    sampling = Sampling(
-        samples=request.samples,
-        max_new_tokens=request.max_new_tokens,
-        seed=request.seed,
-        batch_size=request.batch_size,
-    )
-    draw = Draw(request.reward, request.prompts, request.limit, sampling)
     if request.is_whole_search:
-        return search_frontier(request.model, request.place, draw, request.out)
-    return frontier(request.subject(), draw, request.out)
+        return search_frontier(request.model, request.place, request.draw(), request.out)
+    return frontier(request.subject(), request.draw(), request.out)
 
 
 def _alpaca_eval(request: Request, on_judgement: Callable[[Judgement], None]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Who is examined: a model, a trial with the weights that it ended with, or a model that already runs elsewhere."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tune_dlrml.config import NAME_PATTERN, SearchConfig, TrainingConfig, load_config
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
+from tune_dlrml.evaluation.endpoint import EndpointSettings
 from tune_dlrml.evaluation.records import Chat, Engine
 from tune_dlrml.models import check_model_reference, parse_model_reference
 from tune_dlrml.records import State
 from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.checkpoint import newest_checkpoint
+from tune_dlrml.training.checkpoint import MARKER, newest_checkpoint
 
 if TYPE_CHECKING:
     from tune_dlrml.evaluation.frontier import Compared
 
 ENDPOINT = "openai:"
+FILES = ("*.safetensors", "*config.json", "tokenizer*", "chat_template*")
+"""What of a model's folder its answers depend on."""
 FORMS = "a model reference, `<search>:<trial>` such as quickstart:17, or `openai:<model>` behind an endpoint"
 _TRIAL = re.compile(r"(?P<search>[^:/\s]+):(?P<number>\d+)")
 EngineName = Literal["transformers", "vllm"]
@@ -39,13 +42,9 @@ class Served:
     name: str
     settings: EndpointSettings
 
-    def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
-        """What makes it answer, `batch_size` questions at a time."""
-        from tune_dlrml.evaluation.generate import EndpointEngine
-
-        return EndpointEngine(
-            Endpoint(self.settings), max_new_tokens=max_new_tokens, concurrency=batch_size, name=self.name
-        )
+    def identity(self) -> dict[str, Any]:
+        """Whose answers they are, as JSON; the endpoint is trusted to serve one model under one name."""
+        return {"name": self.name, "engine": "endpoint", "model": self.settings.model, "url": self.settings.address}
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,24 @@ class Loaded:
     def training(self) -> TrainingConfig | None:
         """Settings of the trial."""
         return None if self.spec is None else self.spec.training
+
+    def identity(self) -> dict[str, Any]:
+        """Whose answers they are, as JSON: another one for other weights, also under the same name.
+
+        Files of a folder are told apart by size and time; a hub id is trusted to stay what it is.
+        """
+        reference = parse_model_reference(self.model)
+        folder = Path(reference.location) if reference.kind == "folder" else None
+        files = {} if folder is None else {path.name: path.stat() for form in FILES for path in folder.glob(form)}
+        marker = None if self.checkpoint is None else (self.checkpoint / MARKER).read_bytes()
+        return {
+            "name": self.name,
+            "engine": self.engine_name,
+            "model": self.model,
+            "files": {name: [status.st_size, status.st_mtime_ns] for name, status in files.items()},
+            # The marker holds the sha256 of every file of the checkpoint.
+            "checkpoint": None if marker is None else hashlib.sha256(marker).hexdigest(),
+        }
 
     def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
         """What makes it answer, `batch_size` questions at a time."""
@@ -134,22 +151,17 @@ class _InPrecision:
             return self._engine.generate(chats, temperature=temperature, seed=seed)
 
 
-def parse_subject(text: str, place: SearchPlace, *, url: str | None, key: str | None, engine: EngineName) -> Subject:
-    """Who `text` means.
+def parse_subject(text: str, place: SearchPlace, engine: EngineName) -> Loaded:
+    """The model or the trial that `text` means.
 
     Args:
-        text: See `FORMS`; a search of that name wins over a model.
+        text: `<search>:<trial>`, or a model reference.
         place: Where searches are.
-        url: Of the endpoint of `openai:<model>`.
-        key: For it.
-        engine: Whose generation a model in this process uses.
+        engine: Whose generation is used.
 
     Raises:
         InputError: There is no such model, search or trial, or the trial has no model.
     """
-    if text.startswith(ENDPOINT):
-        model = text.removeprefix(ENDPOINT)
-        return Served(text, EndpointSettings(model=model, url=url, key=key))
     match = _TRIAL.fullmatch(text)
     if match is not None:
         return _trial(match["search"], int(match["number"]), place, engine)

@@ -52,8 +52,10 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
         yield f"{model}: {score_text(document)}"
         yield _categories(document)
         yield f"{document['calls']} calls, {document['cached']} judgements known from before"
+        yield from _unanswered(document)
     elif document["bench"] == "alpaca-eval":
         yield f"{model}: {_win_rate(document)}"
+        yield from _unanswered(document)
         if document["length_controlled"] is not None:
             controlled = document["length_controlled"]
             yield f"length-controlled win rate {controlled['win_rate']:.2f} % +- {controlled['standard_error']:.2f}"
@@ -64,6 +66,14 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
         yield f"on the Pareto front, by rising KL: {escape(front)}; the picture: frontier.png"
     else:
         yield _frontier_line(document)
+
+
+def _unanswered(document: dict[str, Any]) -> Iterator[str]:
+    if document["unanswered"]:
+        yield (
+            f"{document['unanswered']} questions got no reply from the model's endpoint and count as answered with "
+            "nothing; the same command asks them again"
+        )
 
 
 def _frontier_line(document: dict[str, Any]) -> str:

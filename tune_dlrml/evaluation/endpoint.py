@@ -5,6 +5,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +79,7 @@ class Endpoint:
         self._silence = Silence()
         self._unsupported: frozenset[str] = frozenset()
         self._end_s: float | None = None
+        self._under_way: set[Future[bytes]] = set()
         self._client = _client(settings)
 
     @property
@@ -100,8 +103,13 @@ class Endpoint:
         return self._tokens
 
     def close(self) -> None:
-        """Send no more requests, and end the waits of threads that would send one again."""
-        self._closed.set()
+        """Send no more requests, and end the waits of all threads: for a reply, and to send a request again."""
+        with self._lock:
+            self._closed.set()
+            under_way = tuple(self._under_way)
+        for answer in under_way:
+            with suppress(InvalidStateError):  # its reply has just come
+                answer.set_exception(_TransientError("the client was closed"))
         self._client.close()
 
     def complete(
@@ -164,9 +172,10 @@ class Endpoint:
         with self._slots:
             if self._silence.has_ended(began):
                 raise JudgeEndedError(f"{self.identity} is away, as other chats show")
-            timeout_s = min(self.settings.timeout_s, self._begin_call())
+            answer: Future[bytes] = Future()
+            timeout_s = min(self.settings.timeout_s, self._begin_call(answer))
             try:
-                body = answer_in_time(lambda: self._sent(request, timeout_s), timeout_s)
+                body = answer_in_time(lambda: self._sent(request, timeout_s), timeout_s, answer)
             except openai.APIStatusError as error:
                 raise self._refusal(error) from None
             except (openai.APIConnectionError, TimeoutError) as error:
@@ -176,6 +185,9 @@ class Endpoint:
                 if not self._closed.is_set():
                     raise
                 raise _TransientError("the client was closed") from None
+            finally:
+                with self._lock:
+                    self._under_way.discard(answer)
         read = read_completion(body, request["messages"])
         if read is None:
             raise _TransientError(f"no completion in a reply of {len(body)} bytes")
@@ -192,7 +204,7 @@ class Endpoint:
         # The client's timeout is one of each read, so that a server that trickles is ended by the thread's alone.
         return self._client.chat.completions.with_raw_response.create(**arguments, timeout=timeout_s).content
 
-    def _begin_call(self) -> float:
+    def _begin_call(self, answer: "Future[bytes]") -> float:
         """Count a request before it is sent; how many seconds are left until the deadline."""
         caps = self.settings
         with self._lock:
@@ -208,6 +220,7 @@ class Endpoint:
             if now >= self._end_s:
                 raise self._reached("deadline_s", caps.deadline_s, "that time is over")
             self._calls += 1
+            self._under_way.add(answer)
             return self._end_s - now
 
     def _reached(self, name: str, limit: float, now: str) -> JudgeEndedError:

@@ -1,0 +1,135 @@
+"""A model's answers to an examination, and the files that keep them so that none is made or paid for twice."""
+
+import hashlib
+import json
+import os
+import threading
+from collections import UserDict
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tune_dlrml.benches.subject import Loaded, Served, Subject
+from tune_dlrml.errors import StorageError
+from tune_dlrml.evaluation.answering import answer, read_answers, write_answers
+from tune_dlrml.evaluation.endpoint import Endpoint
+from tune_dlrml.evaluation.examination import Examination
+from tune_dlrml.evaluation.records import Answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model answered.
+
+    Attributes:
+        answers: In the order of the questions.
+        unanswered: Turns to which its endpoint gives no reply, though it replies to others; their answer is empty.
+    """
+
+    answers: list[Answers]
+    unanswered: int = 0
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for what something was made from; equal only for parts that are equal as JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def answers_of(subject: Subject, examination: Examination, folder: Path) -> Answered:
+    """A model's answers, made as far as the folder does not hold them.
+
+    They are in `answers-<fingerprint>.jsonl`, in FastChat's format; other weights, questions, lengths and seeds have
+    another fingerprint. What an endpoint replied is in a file beside it, reply by reply, so that a run that ended early
+    goes on. A turn without a reply is asked for again by the next run.
+
+    Raises:
+        InputError: The endpoint refuses the requests, or the file was changed and is no file of answers any more.
+        JudgeEndedError: The endpoint may not be asked any more, or is away.
+        StorageError: A reply cannot be kept.
+    """
+    made_from = fingerprint(subject.identity(), examination.fingerprint)
+    path = folder / f"answers-{made_from}.jsonl"
+    if isinstance(subject, Served):
+        answered = _served(subject, examination, folder / f"replies-{made_from}.jsonl")
+    elif path.exists():
+        return Answered(read_answers(path))
+    else:
+        answered = _loaded(subject, examination)
+    write_answers(path, answered.answers, subject.name)
+    return answered
+
+
+class KeptTexts(UserDict[str, str]):
+    """Texts under keys, each also a JSON line of a file; may be used from several threads.
+
+    A line is on the disk when it is set. One that is no text, such as one that a crash tore, is passed over.
+
+    Args:
+        path: The file; made with the first text.
+
+    Raises:
+        StorageError: It cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            lines = path.read_bytes().split(b"\n") if path.exists() else []
+        except OSError as error:
+            raise _storage_error(path, "readable", error) from error
+        self.data |= dict(filter(None, map(_key_and_text, lines)))
+
+    def __setitem__(self, key: str, text: str) -> None:
+        line = json.dumps({"key": key, "text": text}).encode()
+        with self._lock:
+            try:
+                with self._path.open("ab") as file:
+                    # A newline before it, so that a torn line ends here; the empty ones between are passed over.
+                    file.write(b"\n" + line + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise _storage_error(self._path, "writable", error) from error
+            self.data[key] = text
+
+
+def _served(subject: Served, examination: Examination, replies: Path) -> Answered:
+    from tune_dlrml.evaluation.generate import EndpointEngine
+
+    settings = replace(subject.settings, concurrency=examination.batch_size)
+    with closing(Endpoint(settings)) as endpoint:
+        engine = EndpointEngine(
+            endpoint,
+            max_new_tokens=examination.max_new_tokens,
+            concurrency=examination.batch_size,
+            name=subject.name,
+            kept=KeptTexts(replies),
+        )
+        answers = answer(examination.questions, engine, seed=examination.seed)
+    return Answered(answers, engine.unanswered)
+
+
+def _loaded(subject: Loaded, examination: Examination) -> Answered:
+    engine = subject.engine(max_new_tokens=examination.max_new_tokens, batch_size=examination.batch_size)
+    return Answered(answer(examination.questions, engine, seed=examination.seed))
+
+
+def _key_and_text(line: bytes) -> tuple[str, str] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    match row:
+        case {"key": str() as key, "text": str() as text}:
+            return key, text
+    return None
+
+
+def _storage_error(path: Path, what: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} must be {what}, so that no answer is paid for twice, but: {error.strerror}; see to the disk, then "
+        "give the same command again"
+    )
