@@ -1,12 +1,13 @@
 """What is checked, waited for and cleared away on a Ray cluster."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.search import cluster
+from tune_dlrml.search import cluster, placement
 
 
 def test_a_study_in_a_file_is_for_one_machine():
@@ -79,9 +80,54 @@ def test_placement_groups_of_ended_jobs_alone_are_removed(local_ray, monkeypatch
     ordinary, detached = ray.util.placement_group(never), ray.util.placement_group(never, lifetime="detached")
 
     jobs = [SimpleNamespace(job_id=job, status="RUNNING")]
-    monkeypatch.setattr(cluster.state, "list_jobs", lambda limit: jobs)
-    assert cluster.free_dead_placement_groups() == 0
+    monkeypatch.setattr(placement.state, "list_jobs", lambda limit: jobs)
+    assert placement.free_dead_placement_groups() == 0
     jobs[0].status = "SUCCEEDED"
-    assert cluster.free_dead_placement_groups() == 1
+    assert placement.free_dead_placement_groups() == 1
     assert (state_of(ordinary), state_of(detached)) == ("REMOVED", "PENDING")
     ray.util.remove_placement_group(detached)
+
+
+@pytest.mark.slow
+def test_placement_groups_in_which_nobody_lives_any_more_are_removed_at_the_second_look(local_ray):
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    from ray.util.state import get_placement_group
+
+    def state_of(group):
+        return get_placement_group(group.id.hex()).state
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def ready(self):
+            return True
+
+    half = [{"CPU": 0.5}]
+    lived_in, left, of_a_slot = (ray.util.placement_group(bundles) for bundles in (half, half, [{"memory": 1 << 20}]))
+    waiting = ray.util.placement_group([{"CPU": 1000}])
+    ray.get([group.ready() for group in (lived_in, left, of_a_slot)])
+    strategy = PlacementGroupSchedulingStrategy(placement_group=lived_in)
+    worker = Worker.options(scheduling_strategy=strategy).remote()
+    assert ray.get(worker.ready.remote())
+
+    orphans = placement.OrphanedGroups()
+    assert orphans.free() == 0
+    assert [state_of(group) for group in (lived_in, left, of_a_slot)] == ["CREATED"] * 3
+    assert orphans.free() == 1
+    states = [state_of(group) for group in (lived_in, left, of_a_slot, waiting)]
+    assert states == ["CREATED", "REMOVED", "CREATED", "PENDING"]
+    ray.kill(worker)
+    deadline = time.monotonic() + 30
+    while worker_lives(lived_in):
+        assert time.monotonic() < deadline, "the worker lives on"
+    assert [orphans.free(), orphans.free()] == [0, 1]
+    for group in (of_a_slot, waiting):
+        ray.util.remove_placement_group(group)
+
+
+def worker_lives(group):
+    from ray.util.state import list_actors
+
+    return any(
+        actor.placement_group_id == group.id.hex() and actor.state != "DEAD" for actor in list_actors(detail=True)
+    )

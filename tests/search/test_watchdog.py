@@ -20,7 +20,8 @@ class Searcher:
 def watched() -> tuple[Searcher, Watchdog, list[str]]:
     searcher, told = Searcher(), []
     resources = ResourcesConfig(silence_s=100)
-    dog: Any = Watchdog(searcher, resources, told.append, waiting=lambda _: "0 CPUs are free")  # type: ignore[arg-type]
+    options: Any = {"waiting": lambda _: "0 CPUs are free", "free": lambda: 0}
+    dog: Any = Watchdog(searcher, resources, told.append, **options)  # type: ignore[arg-type]
     return searcher, dog, told
 
 
@@ -61,3 +62,20 @@ def test_a_watchdog_looks_by_itself_and_ends_with_its_block(watched):
     with Watchdog(searcher, resources, lambda text: heard.set(), waiting=lambda _: "") as dog:  # type: ignore[arg-type]
         assert heard.wait(30)
     assert not dog._thread.is_alive()
+
+
+def test_a_quiet_trial_gets_what_dead_groups_hold_and_a_busy_one_asks_nobody(watched):
+    searcher, _, told = watched
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(len(asked))
+        return len(asked) - 1
+
+    options: Any = {"waiting": lambda _: "", "free": free}
+    dog: Any = Watchdog(searcher, ResourcesConfig(silence_s=100), told.append, **options)
+    for seconds in (1.0, 11.0, 16.0):
+        searcher.now = [Silence(3, 0, seconds)]
+        dog.look()
+    assert len(asked) == 2
+    assert told == ["removed 1 placement groups whose worker groups had died"]

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
-from ray.util import state
-from ray.util.placement_group import PlacementGroup
 
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.checks import Finding
 from tune_dlrml.search.exposure import examine_dashboard
+from tune_dlrml.search.placement import free_dead_placement_groups
 
 WORKER_ENVIRONMENT = {
     # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
@@ -45,8 +43,6 @@ DRIVER_ENVIRONMENT = {
 POLL_S = 1.0
 ROUNDING = 1e-9
 """Of shares of a GPU that are added up."""
-STATE_LIMIT = 10_000
-"""Jobs and placement groups that are looked through at a start; the limit of Ray's State API."""
 
 
 @contextmanager
@@ -122,28 +118,6 @@ def _make_private_token() -> None:
     aside.touch(mode=0o600)
     aside.write_text(secrets.token_hex(32))
     aside.replace(token)
-
-
-def free_dead_placement_groups() -> int:
-    """Remove the placement groups that still wait for resources though their job has ended.
-
-    A driver that was killed while it waited leaves one behind. One that was placed goes with its creator, which may be
-    somebody's detached actor that rightly outlives its job.
-
-    Returns:
-        How many.
-    """
-    ended = {
-        job.job_id for job in state.list_jobs(limit=STATE_LIMIT) if job.status in ("SUCCEEDED", "FAILED", "STOPPED")
-    }
-    left = [
-        group
-        for group in state.list_placement_groups(limit=STATE_LIMIT, detail=True)
-        if group.creator_job_id in ended and not group.is_detached and group.state == "PENDING"
-    ]
-    for group in left:
-        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
-    return len(left)
 
 
 def local_capacity() -> dict[str, float]:
