@@ -144,9 +144,11 @@ def _comparer(config: EvaluationConfig, key: str | None) -> Iterator[Judge]:
         raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
     kind, _, model = config.judges[0].partition(":")
     if kind == "local":
+        from tune_dlrml.evaluation.policy import own_device
+
         reference = parse_model_reference(model)
         check_model_reference(reference)
-        yield LocalComparer(LocalJudge(str(reference)))
+        yield LocalComparer(LocalJudge(str(reference), device=own_device()))
         return
     with closing(judge_endpoint(model, config, key)) as endpoint:
         yield EndpointComparer(endpoint)

@@ -45,8 +45,10 @@ def mt_bench(
         JudgeEndedError: A judge, or the model's endpoint, ended early; what was said is kept, and the same command
             goes on.
     """
+    from tune_dlrml.evaluation.policy import own_device
+
     with ExitStack() as stack:
-        jury = Jury.of(config, replies, key)
+        jury = Jury.of(config, replies, key, device=own_device())
         # Also at an interrupt: without it the process would stay for as long as requests are under way.
         stack.callback(jury.close)
         stack.callback(jury.stop)

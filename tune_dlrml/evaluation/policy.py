@@ -35,4 +35,9 @@ def load_policy(
         policy = PeftModel.from_pretrained(policy, checkpoint)
     elif checkpoint is not None:
         load_weights(policy, checkpoint / "model.safetensors")
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(reference)
+    return policy.to(own_device()).eval(), load_tokenizer(reference)
+
+
+def own_device() -> str:
+    """Where a model is loaded by a command that has the machine for itself."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
