@@ -168,8 +168,7 @@ def main() -> None:
     """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
     # Decided when mlflow is imported, here and in all processes that are started from here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end_politely)
     try:
         app(obj=os.environ.get("OPENAI_API_KEY"))
     except KeyboardInterrupt:
@@ -178,6 +177,17 @@ def main() -> None:
     except TuneDlrmlError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _end_politely(*_: object) -> None:
+    """A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
+
+    Raises:
+        KeyboardInterrupt: A shell has this process ignore Ctrl-C, as one does that runs it in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _config(space: Path, name: str | None, set_: list[str] | None, num_trials: int | None) -> SearchConfig:

@@ -100,7 +100,7 @@ def test_an_interrupt_ends_the_process_though_requests_are_under_way(tmp_path, w
         process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             assert under_way.wait(120)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where a shell has Ctrl-C ignored
             _, said = process.communicate(timeout=SOON_S)
         finally:
             process.kill()

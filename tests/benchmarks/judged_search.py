@@ -80,7 +80,7 @@ def main() -> None:
         first = search(folder)
         while not served.reached.wait(1) and first.poll() is None:
             pass
-        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGTERM)
         ends = [first.wait(), search(folder).wait()]
     twice = [count for count in Counter(served.asked).values() if count > 1]
     print(

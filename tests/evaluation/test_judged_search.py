@@ -79,7 +79,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         (folder / "judged.yaml").write_text(yaml.safe_dump(document))
         first = start(folder)
         assert judge.enough.wait(SEARCH_S), first.communicate()
-        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGTERM)
         _, said = first.communicate(timeout=SEARCH_S)
         assert first.returncode == 130, said
         before = len(judge.asked)

@@ -213,7 +213,7 @@ def ended_afterwards(driver: subprocess.Popen[str]) -> Iterator[None]:
         yield
     finally:
         if driver.poll() is None:
-            driver.send_signal(signal.SIGINT)
+            driver.send_signal(signal.SIGTERM)
             try:
                 driver.wait(60)
             except subprocess.TimeoutExpired:
