@@ -8,8 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
 
+# What starts Ray clusters and servers has the machine for itself; the rest runs two at a time.
 test: .venv/dev.stamp  ## The whole suite.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
