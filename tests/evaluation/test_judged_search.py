@@ -17,6 +17,10 @@ import toy
 import yaml
 from evaluation.endpoint_server import EndpointServer
 
+from tune_dlrml.benches.frontier import Draw, search_frontier
+from tune_dlrml.evaluation.frontier import Sampling
+from tune_dlrml.search.result import SearchPlace
+
 pytestmark = pytest.mark.slow
 
 QUESTIONS, TRIALS, ENDED_AFTER = 4, 3, 11
@@ -188,14 +192,10 @@ def answer_files(folder: Path, number: int) -> list[Path]:
     return list((folder / f"runs/judged/trials/{number}").glob("answers-*.jsonl"))
 
 
-def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged):
+def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged, tmp_path):
     folder, document, _, _ = judged
-    program = str(Path(sys.executable).with_name("tune-dlrml"))
-    options = "--bench frontier --limit 4 --samples 2 --json --out frontier"
-    argv = [program, "evaluate", "judged", *options.split()]
-    ended = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    said = json.loads(ended.stdout)
+    sampling = Sampling(samples=2, max_new_tokens=8, batch_size=8)
+    said = search_frontier("judged", SearchPlace(folder / "runs"), Draw("vader", None, 4, sampling), tmp_path)
     complete = [f"judged:{trial['number']}" for trial in document["trials"]]
     assert [trial["model"] for trial in said["trials"]] == complete
     reward, kl = ({trial["model"]: trial[name]["mean"] for trial in said["trials"]} for name in ("reward", "kl"))
@@ -208,4 +208,4 @@ def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged):
         and (reward[other], kl[other]) != (reward[one], kl[one])
     }
     assert set(said["pareto"]) == set(complete) - dominated
-    assert (folder / "frontier/frontier.png").exists()
+    assert (tmp_path / "frontier.png").exists()
