@@ -58,7 +58,8 @@ class Watch(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        for path in self._folder.rglob("*"):
+        # Other than rglob, walk passes over folders that are removed meanwhile.
+        for path in (Path(folder, name) for folder, _, names in os.walk(self._folder) for name in names):
             try:
                 state = path.lstat()
                 if not path.is_file() or self._seen.get(path) == (state.st_mtime_ns, state.st_size):
