@@ -44,14 +44,14 @@ class EndpointJudge:
             try:
                 reply = self._reply(inquiry, number)
             except NoReplyError as error:
-                return self._judgement(inquiry, None, str(error), calls + error.calls, heard=error.final)
+                return Judgement.of(self.name, inquiry, None, str(error), calls=calls + error.calls, heard=error.final)
             calls += reply.calls
             verdict = _verdict(inquiry, reply)
             if verdict is not None:
-                return self._judgement(inquiry, verdict, reply.text, calls)
+                return Judgement.of(self.name, inquiry, verdict, reply.text, calls=calls)
             lack = "no verdict" if reply.finished else f"a reply cut off at {self._max_tokens} tokens"
             reason = f"{lack} {number + 1} times at most; the last reply: {reply.text}"
-        return self._judgement(inquiry, None, reason, calls)
+        return Judgement.of(self.name, inquiry, None, reason, calls=calls)
 
     def _reply(self, inquiry: Inquiry, number: int) -> Completion:
         if number == 0:
@@ -61,20 +61,6 @@ class EndpointJudge:
             temperature=TEMPERATURE_AGAIN,
             max_tokens=self._max_tokens,
             seed=self._seed + number,
-        )
-
-    def _judgement(
-        self, inquiry: Inquiry, verdict: Verdict | None, words: str, calls: int, *, heard: bool = True
-    ) -> Judgement:
-        return Judgement(
-            judge=self.name,
-            key=inquiry.key(self.name),
-            question_id=inquiry.question_id,
-            turn=inquiry.turn,
-            verdict=verdict,
-            words=words,
-            calls=calls,
-            heard=heard,
         )
 
 

@@ -95,11 +95,12 @@ class LocalJudge:
             opening, strings = PAIR_OPENING, [f"{letter}]]" for letter, _ in _PAIR_VERDICTS]
         log_probs = self.log_probs(inquiry.messages, opening, strings)
         if not all(map(math.isfinite, log_probs)):
-            return self._judgement(inquiry, None, "the model's log-probs are not finite")
+            return Judgement.of(self.name, inquiry, None, "the model's log-probs are not finite", calls=1)
         verdict = _pair(log_probs) if inquiry.kind == "pair" else _rating(log_probs)
         table = ", ".join(f"{string[:-2]}: {p:.3f}" for string, p in zip(strings, _normalised(log_probs), strict=True))
         mass = sum(map(math.exp, log_probs))
-        return self._judgement(inquiry, verdict, f"probabilities {table}; {mass:.2g} of all text begins with one")
+        words = f"probabilities {table}; {mass:.2g} of all text begins with one"
+        return Judgement.of(self.name, inquiry, verdict, words, calls=1)
 
     def log_probs(self, messages: Sequence[Message], opening: str, strings: Sequence[str]) -> list[float]:
         """Log-prob of each string behind the chat and the opening of the reply, summed over its tokens, in nats."""
@@ -126,17 +127,6 @@ class LocalJudge:
             prompts = Prompts(tokenizer, model.config, max_new_tokens=RESERVED_TOKENS, name=self.name)
             self._loaded = _Loaded(model, tokenizer, prompts)
         return self._loaded
-
-    def _judgement(self, inquiry: Inquiry, verdict: Verdict | None, words: str) -> Judgement:
-        return Judgement(
-            judge=self.name,
-            key=inquiry.key(self.name),
-            question_id=inquiry.question_id,
-            turn=inquiry.turn,
-            verdict=verdict,
-            words=words,
-            calls=1,
-        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 Message = dict[str, str]
 """`role` and `content`, as chat templates and endpoints take them."""
@@ -89,6 +89,14 @@ class Judgement:
     words: str
     calls: int = 0
     heard: bool = True
+
+    @classmethod
+    def of(
+        cls, judge: str, inquiry: Inquiry, verdict: Verdict | None, words: str, *, calls: int, heard: bool = True
+    ) -> Self:
+        """What the judge of this name said to an inquiry."""
+        key = inquiry.key(judge)
+        return cls(judge, key, inquiry.question_id, inquiry.turn, verdict, words, calls, heard)
 
     def as_json(self) -> dict[str, Any]:
         """One line of a file of judgements."""

@@ -140,13 +140,13 @@ class EndpointComparer:
                 inquiry.messages, temperature=1.0, max_tokens=1, top_logprobs=TOP_LOGPROBS, seed=0
             )
         except NoReplyError as error:
-            return _judgement(self.name, inquiry, None, str(error), error.calls, heard=error.final)
+            return Judgement.of(self.name, inquiry, None, str(error), calls=error.calls, heard=error.final)
         preference = shown_preference(completion.first_token_logprobs or {})
         words = completion.text
         if preference is None:
             lack = "log-probs" if completion.first_token_logprobs is None else "log-prob of A or of B"
             words = f"the endpoint gave no {lack}; it said {words!r}"
-        return _judgement(self.name, inquiry, preference, words, completion.calls)
+        return Judgement.of(self.name, inquiry, preference, words, calls=completion.calls)
 
 
 class LocalComparer:
@@ -172,10 +172,10 @@ class LocalComparer:
         """
         log_probs = self._judge.log_probs(inquiry.messages, "", NAMES)
         if not all(map(math.isfinite, log_probs)):
-            return _judgement(self.name, inquiry, None, "the model's log-probs are not finite", 1)
+            return Judgement.of(self.name, inquiry, None, "the model's log-probs are not finite", calls=1)
         named = dict(zip(NAMES, log_probs, strict=True))
         words = f"log-probs {', '.join(f'{name}: {value:.4f}' for name, value in named.items())}"
-        return _judgement(self.name, inquiry, shown_preference(named), words, 1)
+        return Judgement.of(self.name, inquiry, shown_preference(named), words, calls=1)
 
 
 def _comparison(index: int, annotation: Annotation, seed: int) -> Comparison:
@@ -189,18 +189,3 @@ def _comparison(index: int, annotation: Annotation, seed: int) -> Comparison:
 
 def _log_sum(log_probs: Sequence[float]) -> float:
     return float(logsumexp(log_probs)) if log_probs else -math.inf
-
-
-def _judgement(
-    judge: str, inquiry: Inquiry, preference: float | None, words: str, calls: int, *, heard: bool = True
-) -> Judgement:
-    return Judgement(
-        judge=judge,
-        key=inquiry.key(judge),
-        question_id=inquiry.question_id,
-        turn=inquiry.turn,
-        verdict=preference,
-        words=words,
-        calls=calls,
-        heard=heard,
-    )
