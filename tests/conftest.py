@@ -1,10 +1,24 @@
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import toy
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The tensors are tiny: torch's logsigmoid opens a parallel region even for 8 numbers, 7 ms on a busy machine."""
+    if "torch" in sys.modules:  # the tests that need it have imported it by now
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_model(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ LAYERS = [
     {"config"},
     {"space"},
     {"losses", "data", "models", "events"},
+    {"fingerprints"},
     {"training", "evaluation", "tracking"},
     {"search", "report"},
     {"terminal"},
@@ -97,7 +98,17 @@ def test_no_part_imports_a_script():
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "space", "records", "data", "models", "losses.geometry", "training.checkpoint"]
+    "module",
+    [
+        "config",
+        "space",
+        "records",
+        "data",
+        "models",
+        "losses.geometry",
+        "training.checkpoint",
+        "training.reference_cache",
+    ],
 )
 def test_checking_a_search_needs_no_heavy_library(module):
     heavy = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]

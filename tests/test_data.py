@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -601,30 +602,51 @@ def test_the_content_hash_depends_on_rows_and_their_order_only(folder):
 
 
 def test_a_plan_visits_every_row_once_an_epoch_in_a_new_order():
-    plan = batch_plan(10, steps=5, pairs_per_step=4, seed=0)
+    plan = batch_plan([9] * 10, steps=5, pairs_per_step=4, seed=0)
     epochs = plan[:10], plan[10:]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1] != list(range(10))
 
 
+def test_no_row_comes_twice_in_a_step_within_an_epoch():
+    plan = batch_plan([5, 5, 5, 9, 9, 9, 1, 2], steps=30, pairs_per_step=4, seed=0)
+    assert all(len(set(plan[start : start + 4])) == 4 for start in range(0, 120, 4))
+
+
 def test_a_shorter_plan_is_the_start_of_a_longer_one():
-    assert batch_plan(7, steps=9, pairs_per_step=4, seed=3)[:20] == batch_plan(7, steps=5, pairs_per_step=4, seed=3)
+    lengths = [30, 10, 20, 40, 15, 25, 5]
+    longer = batch_plan(lengths, steps=40, pairs_per_step=4, seed=3)
+    for steps in (1, 5, 16, 17, 39):
+        assert batch_plan(lengths, steps=steps, pairs_per_step=4, seed=3) == longer[: 4 * steps]
 
 
 def test_a_plan_depends_on_its_seed():
-    assert batch_plan(50, steps=1, pairs_per_step=50, seed=0) != batch_plan(50, steps=1, pairs_per_step=50, seed=1)
+    lengths = list(range(50))
+    assert batch_plan(lengths, steps=5, pairs_per_step=10, seed=0) != batch_plan(
+        lengths, steps=5, pairs_per_step=10, seed=1
+    )
 
 
 def test_fewer_rows_than_a_step_needs_are_repeated_evenly():
-    plan = batch_plan(3, steps=2, pairs_per_step=8, seed=0)
+    plan = batch_plan([7, 8, 9], steps=2, pairs_per_step=8, seed=0)
     assert len(plan) == 16
     assert set(Counter(plan).values()) == {5, 6}
 
 
+def test_the_pairs_of_a_step_are_alike_in_length_the_longest_first_and_steps_come_in_no_order():
+    lengths = random.Random(0).sample(range(1000), 64)
+    plan = batch_plan(lengths, steps=16, pairs_per_step=4, seed=0)
+    assert sorted(plan) == list(range(64))
+    steps = [[lengths[row] for row in plan[start : start + 4]] for start in range(0, 64, 4)]
+    longest_first = sorted(lengths, reverse=True)
+    assert sorted(steps, reverse=True) == [longest_first[start : start + 4] for start in range(0, 64, 4)]
+    assert steps != sorted(steps, reverse=True) != steps[::-1]
+
+
 def test_a_plan_is_the_same_on_every_machine():
-    assert batch_plan(6, steps=3, pairs_per_step=4, seed=0) == [0, 5, 3, 1, 4, 2, 4, 3, 0, 5, 2, 1]
+    assert batch_plan([3, 1, 2, 2, 5, 4], steps=3, pairs_per_step=4, seed=0) == [5, 0, 3, 1, 4, 2, 4, 3, 5, 0, 2, 1]
 
 
 def test_a_plan_over_no_rows_is_refused():
     with pytest.raises(ValueError, match="`rows >= 1` must hold"):
-        batch_plan(0, steps=1, pairs_per_step=1, seed=0)
+        batch_plan([], steps=1, pairs_per_step=1, seed=0)

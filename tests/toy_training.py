@@ -11,10 +11,11 @@ import toy
 from datasets import Dataset, disable_progress_bars
 from pydantic import TypeAdapter
 from torch import nn
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, TrainingConfig
-from tune_dlrml.data import Pairs
+from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.resident import Resident
@@ -33,6 +34,8 @@ SETTINGS: dict[str, Any] = {
     "bf16": False,
     "lora": LORA,
 }
+OF_THE_GROUP = {"steps_per_second", "reference_tokens", "reference_tokens_saved"}
+"""Metrics that the clock decides, or what a group had done before."""
 DPO = {"name": "dpo", "beta": 0.1}
 DISCOPOP = {"name": "discopop", "beta": 0.1}
 LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}}
@@ -45,6 +48,16 @@ def settings(**changes: Any) -> TrainingConfig:
 
 def pairs(train: int = 48, held_out: int = 16) -> Pairs:
     return Pairs(Dataset.from_list(toy.pairs(train)), Dataset.from_list(toy.pairs(held_out, seed=1)))
+
+
+def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
+    """The training order of plain text pairs that are not truncated."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lengths = [
+        max(len(tokenizer(row["prompt"] + row[side] + "</s>")["input_ids"]) for side in ("chosen", "rejected"))
+        for row in rows
+    ]
+    return batch_plan(lengths, steps=steps, pairs_per_step=pairs_per_step, seed=seed)
 
 
 def resident(model: Path, training: TrainingConfig, **sizes: int) -> Resident:

@@ -29,7 +29,7 @@ def test_an_address_given_beside_the_file_wins(config):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../up", "a/b", "/etc", "a b", "-x", "ends.", "x" * 101, "a\0b", "mlflow.db"]
+    "name", ["", ".", "..", "../up", "a/b", "/etc", "a b", "-x", "ends.", "x" * 101, "a\0b", "mlflow.db", "reference"]
 )
 def test_a_name_that_could_lead_elsewhere_is_refused(name):
     with pytest.raises(InputError, match="--name"):

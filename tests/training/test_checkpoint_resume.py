@@ -58,9 +58,14 @@ class Driver:
 
 
 def untimed(reports: dict[int, Report]) -> list[tuple[int, bool, bool, dict[str, float]]]:
-    """Reports without what the clock decides."""
+    """Reports without what the clock and the group's past decide."""
     return [
-        (report.step, report.evaluated, report.rung, {**report.metrics, "steps_per_second": 0.0})
+        (
+            report.step,
+            report.evaluated,
+            report.rung,
+            {key: value for key, value in report.metrics.items() if key not in toy_training.OF_THE_GROUP},
+        )
         for _, report in sorted(reports.items())
     ]
 

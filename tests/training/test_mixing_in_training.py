@@ -14,7 +14,6 @@ from toy_training import plan, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import batch_plan
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import PreferenceTrainer
 
@@ -79,7 +78,7 @@ def bare_loop(model_folder: Path, training: TrainingConfig, mix: dict[str, Any])
     )
     first_moment = second_moment = 0.0
     rows = toy.pairs(48)
-    order = batch_plan(len(rows), steps=STEPS, pairs_per_step=8, seed=training.seed)
+    order = toy_training.order(model_folder, rows, steps=STEPS, pairs_per_step=8, seed=training.seed)
     trace = Trace()
     for step in range(1, STEPS + 1):
         pairs = [rows[index] for index in order[8 * step - 8 : 8 * step]]

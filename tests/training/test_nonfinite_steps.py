@@ -38,8 +38,9 @@ def test_an_exploding_learning_rate_ends_as_diverged_in_the_step_that_shows_it(
     assert outcome.reason == "step 3: 2 of the last 3 steps were not finite (limit 0.05 x window 20)"
     assert [(report.step, report.evaluated) for report in channel.reports] == [(0, True), (3, False)]
     metrics = channel.reports[-1].metrics
-    assert metrics["train_loss"] == pytest.approx(0.6931 if loss is DPO else 0.8466, abs=1e-4)  # of step 1 alone
-    assert metrics["nonfinite_loss_fraction"] == pytest.approx(2 / 3)
+    # Of step 1 alone under LoRA; with all weights ruined, a pair of a later step may come out finite.
+    assert metrics["train_loss"] == pytest.approx(0.6931 if loss is DPO else 0.8466, abs=1e-4 if lora else 1e-2)
+    assert metrics["nonfinite_loss_fraction"] == pytest.approx(2 / 3, abs=0.0 if lora else 1 / 12)
     # Embeddings of tokens that no pair holds keep a gradient of 0.
     assert metrics["nonfinite_grad_fraction"] == pytest.approx(2 / 3, abs=0.0 if lora else 0.12)
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from toy_training import DISCOPOP, DPO, LEARNABLE, LORA, Recorder, plan, settings
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import batch_plan
 from tune_dlrml.losses.registry import Dlrml, PairBatch
 from tune_dlrml.records import Answer, Report, State
 from tune_dlrml.training import trial
@@ -27,13 +27,13 @@ WITH_DROPOUT = {"lora": {**LORA, "lora_dropout": 0.2}, "disable_dropout": False}
 
 
 def untimed(reports: list[Report]) -> list[tuple[int, bool, bool, dict[str, float]]]:
-    """Reports without what the clock decides."""
+    """Reports without what the clock and the group's past decide."""
     return [
         (
             report.step,
             report.evaluated,
             report.rung,
-            {key: value for key, value in report.metrics.items() if key != "steps_per_second"},
+            {key: value for key, value in report.metrics.items() if key not in toy_training.OF_THE_GROUP},
         )
         for report in reports
     ]
@@ -207,6 +207,10 @@ def test_step_zero_is_reported_before_any_forward_pass(
             "eval_kl": 0.0,
             "c": pytest.approx(20.0),
             "beta_mix": pytest.approx(0.1),
+            "reference_tokens": ANY,
+            "reference_tokens_saved": ANY,
+            "gradient_checkpointing": 0.0,
+            "activation_gib": lora_resident.activations.needed(4) / 2**30,
         }
         | lora_resident.counts
     )
@@ -307,7 +311,7 @@ def test_tokens_count_prompts_and_completions_without_padding(lora_resident: Res
         for row in rows
     ]
     assert len(set(lengths)) > 1
-    order = batch_plan(48, steps=3, pairs_per_step=8, seed=0)
+    order = lora_resident.plan(settings(gradient_accumulation_steps=2), steps=3, workers=1)
     assert channel.curve("tokens") == [sum(lengths[index] for index in order[: 8 * step]) for step in (1, 2, 3)]
 
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import batch_plan
 from tune_dlrml.training.resident import Resident
 
 STEPS = 10
@@ -24,7 +23,7 @@ def trl_logs(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -
     """What TRL logs, step by step, on the text of the same pairs in the same order."""
     pairs = toy_training.pairs().train
     pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    order = batch_plan(len(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
+    order = toy_training.order(model, list(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
     lora, dtype = training.lora, torch.bfloat16 if training.bf16 else torch.float32
     arguments = DPOConfig(
         output_dir=str(folder),

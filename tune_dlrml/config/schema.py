@@ -19,6 +19,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Auto = Literal["auto"] | bool
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -76,6 +77,10 @@ class TrainingConfig(Frozen):
     `max_steps` or `num_train_epochs` fixes the full budget of a trial in optimizer steps. Without `lora` all weights
     are trained. `bf16` computes in bfloat16; under LoRA the frozen base is also kept in it. `logging_steps` is the
     number of optimizer steps that one report averages over.
+
+    `shared_prompt` computes a prompt once for both completions of its pair; `auto` does so where the model allows it
+    and prompts are long enough. `gradient_checkpointing` computes activations twice to save memory; `auto` does so
+    where those of the largest batch, measured, would not fit.
     """
 
     learning_rate: Positive = 1e-6
@@ -90,7 +95,8 @@ class TrainingConfig(Frozen):
     per_device_train_batch_size: Natural = 8
     per_device_eval_batch_size: Natural = 8
     gradient_accumulation_steps: Natural = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Auto = "auto"
+    shared_prompt: Auto = "auto"
     max_length: Annotated[int, Field(ge=2)] | None = 1024
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     max_steps: Natural | None = None

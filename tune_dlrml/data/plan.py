@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,21 +21,53 @@ def content_hash(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def batch_plan(rows: int, *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
+WINDOW = 16
+"""Optimizer steps whose pairs are grouped by length together: enough that the pairs of a step are alike."""
+
+
+def batch_plan(lengths: Sequence[int], *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
     """Row indices in training order, `pairs_per_step` for each optimizer step, in a fresh permutation each epoch.
+
+    Within a window of steps the pairs of one step are of similar length and the longest of it comes first, so that
+    little is padded and ranks wait little for each other; the steps of a window come in random order.
 
     Equal arguments give equal plans on every platform, and a plan of fewer steps is the start of a longer one: trials
     with the same seed and batch size differ by their parameters, not by their data.
+
+    Args:
+        lengths: Tokens of each row.
+        steps: Optimizer steps.
+        pairs_per_step: Pairs of one step, over all micro-batches and ranks.
+        seed: Of the permutations.
     """
-    if rows < 1:
-        raise ValueError(f"`rows >= 1` must hold, but got rows={rows}")
-    needed = steps * pairs_per_step
+    if not lengths:
+        raise ValueError("`rows >= 1` must hold, but got rows=0")
     plan: list[int] = []
-    for epoch in range(-(-needed // rows)):
-        order = list(range(rows))
+    begun: list[int] = []
+    for epoch in itertools.count():
+        order = list(range(len(lengths)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
-        plan += order
-    return plan[:needed]
+        # A step that two epochs share is left as it comes: sorted, it could hold one row twice, side by side.
+        cut = (-len(begun)) % pairs_per_step
+        begun, order = begun + order[:cut], order[cut:]
+        if len(begun) == pairs_per_step:
+            plan, begun = plan + begun, []
+        whole = len(order) - len(order) % pairs_per_step
+        for start in range(0, whole, WINDOW * pairs_per_step):
+            window = order[start : min(start + WINDOW * pairs_per_step, whole)]
+            plan += _alike(window, lengths, pairs_per_step, random.Random(f"{seed}-{epoch}-{start}"))
+        begun += order[whole:]
+        if len(plan) >= steps * pairs_per_step:
+            return plan[: steps * pairs_per_step]
+    raise AssertionError("epochs never end")
+
+
+def _alike(rows: list[int], lengths: Sequence[int], size: int, rng: random.Random) -> list[int]:
+    """Rows sorted by length, the longest first, cut into steps that come in random order."""
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    steps = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    rng.shuffle(steps)
+    return [row for step in steps for row in step]
 
 
 def canonical(value: Any) -> str:

@@ -25,7 +25,9 @@ RANKING = "ranking.json"
 """File of a search with the examination and the judges by which its trials are ranked."""
 EVALUATIONS = "evaluations"
 """Folder of what was examined outside a search."""
-RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVALUATIONS)
+REFERENCE = "reference"
+"""Folder with the log-probs that reference models give to pairs: no search of a storage folder computes one twice."""
+RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVALUATIONS, REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class SearchPlace:
     def replies(self) -> Path:
         """File with what judges have said."""
         return self.storage.resolve() / REPLIES
+
+    @property
+    def reference(self) -> Path:
+        """Folder with the log-probs of reference models."""
+        return self.storage.resolve() / REFERENCE
 
     @property
     def artifacts(self) -> Path | None:

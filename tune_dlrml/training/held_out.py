@@ -1,23 +1,22 @@
 """Held-out numbers of a policy that do not depend on its loss: accuracy, margin, trapped pairs, KL to the reference.
 
-Shape legend: B = pairs in a batch, N = held-out pairs, C = completion tokens of one row, V = vocabulary.
+Shape legend: B = pairs in a batch, N = held-out pairs, C = completion tokens of a batch, V = vocabulary.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.training.pair_form import CompletionBatch, PairForm, completion_batches
 from tune_dlrml.training.ranks import rank_and_world
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, by_length, computing, to_device
-from tune_dlrml.training.trainer import pair_log_probs, preference_collator
+from tune_dlrml.training.trainer import pair_log_probs
 
 KL_ROWS = 16
 """Held-out pairs whose chosen completions `eval_kl` is computed on, the first ones of the set."""
@@ -28,9 +27,9 @@ class HeldOut:
 
     Args:
         rows: Token ids of every held-out pair.
-        reference: Completes the rows of this rank.
+        reference: Completes the rows.
         model: The base model without an adapter.
-        tokenizer: The model's own.
+        form: How pairs go through it.
         training: Truncation, precision and batch size.
     """
 
@@ -38,21 +37,20 @@ class HeldOut:
         self,
         rows: list[Row],
         reference: ReferenceLogProbs,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        form: PairForm,
         training: TrainingConfig,
     ) -> None:
         rank, world = rank_and_world()
         self._training = training
-        self._collate = preference_collator(tokenizer, training)
+        reference.fill(rows)
         mine = [rows[index] for index in by_length(rows)][rank::world]
-        reference.fill(mine)
         size = training.per_device_eval_batch_size
-        self._batches = [to_device(self._collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
-        self._kl_rows = [self._chosen(row, model) for row in rows[:KL_ROWS][rank::world]]
+        self._batches = [to_device(form.collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
+        self._kl_batches = completion_batches(rows[:KL_ROWS][rank::world], model, training, packed=form.packed)
         with torch.no_grad():
             # Kept in the model's own precision: C x V numbers a row are the largest thing that stays in memory.
-            self._reference_logits = [self._logits(model, ids, start).cpu() for ids, start in self._kl_rows]
+            self._reference_logits = [self._logits(model, batch).cpu() for batch in self._kl_batches]
 
     def untrained(self) -> dict[str, float]:
         """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
@@ -97,27 +95,20 @@ class HeldOut:
 
     def _kl(self, model: nn.Module) -> float:
         """Exact KL(policy || reference) over the vocabulary, summed over a completion, mean over the rows, in nats."""
-        values = []
+        sums = []
         with torch.no_grad():
-            for (ids, start), reference_CV in zip(self._kl_rows, self._reference_logits, strict=True):
-                policy = torch.log_softmax(self._logits(model, ids, start).float(), dim=-1)
+            for batch, reference_CV in zip(self._kl_batches, self._reference_logits, strict=True):
+                policy = torch.log_softmax(self._logits(model, batch).float(), dim=-1)
                 reference = torch.log_softmax(reference_CV.to(policy.device).float(), dim=-1)
-                values.append(torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double())
-        everywhere = torch.cat(gathered(torch.stack(values) if values else None))
-        return float(everywhere.mean())
+                kl = torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double()
+                sums.append(torch.stack([kl, kl.new_tensor(batch.rows)]))
+        total, rows = torch.stack(gathered(torch.stack(sums).sum(dim=0) if sums else None)).sum(dim=0).tolist()
+        return float(total / rows)
 
-    def _chosen(self, row: Mapping[str, Any], model: nn.Module) -> tuple[Tensor, int]:
-        """Token ids (1, T) of prompt and chosen completion, truncated as in training, and the completion's start."""
-        batch = self._collate([dict(row)])
-        keep = batch["attention_mask"][0].bool()
-        ids = batch["input_ids"][:1, keep]
-        start = int(batch["completion_mask"][0, keep].argmax())
-        return ids.to(next(model.parameters()).device), start
-
-    def _logits(self, model: nn.Module, ids: Tensor, start: int) -> Tensor:
-        """Logits (C, V) that predict the completion's tokens."""
+    def _logits(self, model: nn.Module, batch: CompletionBatch) -> Tensor:
+        """Logits (C, V) that predict the completions' tokens."""
         with computing(model, self._training):
-            return model(input_ids=ids, use_cache=False, logits_to_keep=ids.size(1) - start + 1).logits[0, :-1]
+            return model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
 
 
 def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry) -> float:

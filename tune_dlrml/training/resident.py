@@ -1,6 +1,7 @@
 """What stays in a worker between trials: base model, tokenizer, tokenised pairs, reference values."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.activations import Activations
 from tune_dlrml.training.held_out import HeldOut
+from tune_dlrml.training.pair_form import choose_form
 from tune_dlrml.training.pristine import Pristine
-from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
+from tune_dlrml.training.reference_cache import ReferenceCache
+from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, reference_cache, row_length
 from tune_dlrml.training.trainer import add_log_prob_head, rows_dataset, tokenize_pairs
 
 
@@ -25,51 +29,101 @@ class Resident:
         tokenizer: The model's own.
         pairs: Preference pairs.
         training: Settings that all trials share: precision, truncation, batch size of the evaluation.
+        cache: Reference log-probs of this model that were computed before; None keeps them in memory only.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, training: TrainingConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Pairs,
+        training: TrainingConfig,
+        cache: ReferenceCache | None = None,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
         self.model = model
         self.tokenizer = tokenizer
         self.training = training
-        self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
-        self.reference = ReferenceLogProbs(model, tokenizer, training)
         self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")
         eval_rows = _tokenised(pairs.eval, tokenizer, training, "eval")
+        self.form = choose_form(model, tokenizer, training, self.train_rows)
+        self.activations = Activations(model, training, self.form.collate, self.train_rows)
+        self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
+        self.reference = ReferenceLogProbs(model, training, self.form.collate, cache)
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
             "dropped_train_pairs": float(len(pairs.train) - len(self.train_rows)),
             "dropped_eval_pairs": float(len(pairs.eval) - len(eval_rows)),
+            "shared_prompt": float(self.form.packed),
         }
-        self.held_out = HeldOut(eval_rows, self.reference, model, tokenizer, training)
+        self._eval_tokens = self.reference.tokens_of(eval_rows)
+        self._told_tokens = 0
+        self.held_out = HeldOut(eval_rows, self.reference, model, self.form, training)
         self._datasets: dict[tuple[int, ...], Dataset] = {}
 
     @classmethod
-    def load(cls, model: str, pairs: Pairs, training: TrainingConfig) -> "Resident":
+    def load(cls, model: str, pairs: Pairs, training: TrainingConfig, *, references: Path | None = None) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
         Under LoRA with `bf16` the frozen base is kept in bfloat16; weights that are trained are kept in float32.
+
+        Args:
+            model: Model reference.
+            pairs: Preference pairs.
+            training: Settings that all trials share.
+            references: Folder with the reference log-probs of all models; None keeps them in memory only.
         """
         reference = parse_model_reference(model)
         dtype = torch.bfloat16 if training.bf16 and training.lora else torch.float32
         loaded = load_model(reference, dtype=dtype, attn_implementation=training.attn_implementation)
         device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-        return cls(loaded.to(device), load_tokenizer(reference), pairs, training)
+        tokenizer = load_tokenizer(reference)
+        cache = None if references is None else reference_cache(references, reference, loaded, tokenizer, training)
+        return cls(loaded.to(device), tokenizer, pairs, training, cache)
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs."""
-        pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
-        key = (steps, pairs_per_step, training.seed)
+        key = (steps, self._pairs_per_step(training, workers), training.seed)
         if key not in self._datasets:
-            plan = batch_plan(len(self.train_rows), steps=steps, pairs_per_step=pairs_per_step, seed=training.seed)
-            planned = [self.train_rows[index] for index in plan]
+            planned = [self.train_rows[index] for index in self.plan(training, steps=steps, workers=workers)]
             self.reference.fill(planned)
             self._datasets = {key: rows_dataset(planned)}
         return self._datasets[key]
+
+    def plan(self, training: TrainingConfig, *, steps: int, workers: int) -> list[int]:
+        """Indices into `train_rows` in training order, for all ranks together."""
+        longest = training.max_length
+        lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in self.train_rows]
+        pairs_per_step = self._pairs_per_step(training, workers)
+        return batch_plan(lengths, steps=steps, pairs_per_step=pairs_per_step, seed=training.seed)
+
+    @staticmethod
+    def _pairs_per_step(training: TrainingConfig, workers: int) -> int:
+        return training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+
+    def facts(self, training: TrainingConfig, *, steps: int, workers: int) -> dict[str, float]:
+        """What a trial has to say before it begins: counts of its rows, how it is computed, what that saved.
+
+        `reference_tokens` ran through the reference since this was last asked. `reference_tokens_saved` are those of
+        one pass over the trial's training and held-out rows that it was spared. `activation_gib` is what the largest
+        micro-batch needs for its backward pass without gradient checkpointing.
+        """
+        needed = self.activations.needed(training.per_device_train_batch_size)
+        return (
+            self.counts
+            | self._reference_tokens(training, steps=steps, workers=workers)
+            | {"gradient_checkpointing": float(self.activations.need_checkpointing(training))}
+            | ({} if needed is None else {"activation_gib": needed / 2**30})
+        )
+
+    def _reference_tokens(self, training: TrainingConfig, *, steps: int, workers: int) -> dict[str, float]:
+        rows = {*self.plan(training, steps=steps, workers=workers)}
+        one_pass = self._eval_tokens + self.reference.tokens_of(self.train_rows[index] for index in rows)
+        forwarded = self.reference.tokens_forwarded - self._told_tokens
+        self._told_tokens += forwarded
+        return {"reference_tokens": float(forwarded), "reference_tokens_saved": float(max(0, one_pass - forwarded))}
 
     def restore(self) -> None:
         """Put the model back as it was before the first trial."""

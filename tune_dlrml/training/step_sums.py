@@ -4,7 +4,6 @@ Shape legend: B = preference pairs in the batch.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from torch import Tensor
 from tune_dlrml.training.divergence import StepStats
 
 
-def pair_sums(
-    loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, batch: Mapping[str, Tensor]
-) -> Tensor:
+def pair_sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, tokens: Tensor) -> Tensor:
     """Sums over the finite pairs of one micro-batch, shape (9,), float64, in the order that `step_stats` reads."""
     loss_ok, margin_ok = loss_B.isfinite(), margin_B.isfinite()
 
@@ -32,7 +29,7 @@ def pair_sums(
             total(margin_B, margin_ok),
             total(chosen_B, margin_ok),
             total(rejected_B, margin_ok),
-            batch["attention_mask"].sum().double(),
+            tokens.double(),
         ]
     )
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -27,9 +27,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import LoraSettings, TrainingConfig
+from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
+from tune_dlrml.training.packed_pairs import packed_log_probs
 from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
 from tune_dlrml.training.step_sums import pair_sums, step_stats
 
@@ -44,6 +46,11 @@ def _scores_completions_only(device: torch.device) -> bool:
 # model with a large vocabulary a fifth of its step, and gives the same numbers.
 trl_utils._use_triton = _scores_completions_only
 
+START_MARGIN = 1e-3
+"""Nats by which a margin may differ from 0 before the first step."""
+START_PRECISION = {"float32": 2e-6, "bf16": 1e-2}
+"""What rounding adds to that for each nat of a pair's log-probs."""
+
 MIX_NAME = "beta_mix.pt"
 """File of a checkpoint with a learnable beta_mix and its optimizer; the other names are transformers' and PEFT's."""
 
@@ -55,7 +62,8 @@ class AfterStep(NamedTuple):
     stop: bool = False
 
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
+"""Tensors by their name, and the layout of a packed row."""
 OnStep = Callable[[StepStats], AfterStep]
 """Called on every rank after each optimizer step with the same numbers."""
 OnSave = Callable[[int, Callable[[Path], None]], None]
@@ -77,11 +85,34 @@ def tokenize_pairs(
     return list(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
 
 
-def preference_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> DataCollatorForPreference:
-    """TRL's collator: rows of the batch are the chosen sequences, then the rejected ones; padding on the right."""
-    return DataCollatorForPreference(
+class PairCollator(Protocol):
+    """Makes a batch of B pairs in the form that it stands for.
+
+    Every form has `chosen_lengths` and `rejected_lengths`, the tokens of the completions, shape (B,), `tokens`, those
+    of prompts and completions together without padding, shape (), and `ref_chosen_logps` and `ref_rejected_logps`,
+    shape (B,), where the rows have them. The rest is for `pair_log_probs`.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> Batch:
+        """The batch of these rows."""
+
+
+def padded_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> PairCollator:
+    """TRL's form: rows of the batch are the chosen sequences, then the rejected ones; padding on the right."""
+    trl = DataCollatorForPreference(
         pad_token_id=tokenizer.pad_token_id, max_length=training.max_length, truncation_mode=training.truncation_mode
     )
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+        batch: dict[str, Any] = trl(list(rows))
+        chosen_B, rejected_B = batch["completion_mask"].sum(dim=1).chunk(2)
+        return batch | {
+            "chosen_lengths": chosen_B,
+            "rejected_lengths": rejected_B,
+            "tokens": batch["attention_mask"].sum(),
+        }
+
+    return collate
 
 
 def add_log_prob_head(model: PreTrainedModel) -> None:
@@ -91,6 +122,8 @@ def add_log_prob_head(model: PreTrainedModel) -> None:
 
 def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
+    if "layout" in batch:
+        return packed_log_probs(model, batch)
     completion = batch["completion_mask"]
     outputs = model(
         input_ids=batch["input_ids"],
@@ -116,14 +149,22 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool) -> DPOConfig:
+def trl_config(
+    training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool, gradient_checkpointing: bool
+) -> DPOConfig:
     """TRL's arguments for one trial: no logging, saving or evaluation of its own, data in the order given."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers has renamed gradient_checkpointing, TRL 1.16 has not
-        return _trl_config(training, steps=steps, output_dir=output_dir, on_cpu=on_cpu)
+        return _trl_config(
+            training,
+            steps=steps,
+            output_dir=output_dir,
+            on_cpu=on_cpu,
+            gradient_checkpointing=gradient_checkpointing,
+        )
 
 
-def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool) -> DPOConfig:
+def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu: bool, **decided: bool) -> DPOConfig:
     return DPOConfig(
         output_dir=output_dir,
         max_steps=steps,
@@ -138,7 +179,6 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
         max_grad_norm=training.max_grad_norm,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        gradient_checkpointing=training.gradient_checkpointing,
         max_length=training.max_length,
         truncation_mode=training.truncation_mode,
         bf16=training.bf16,
@@ -154,6 +194,7 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **decided,
     )
 
 
@@ -168,6 +209,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         model: The resident base model, patched by `add_log_prob_head`.
         args: From `trl_config`.
         rows: Token ids and reference log-probs in training order.
+        collate: Makes the batches.
         tokenizer: The model's own.
         loss: The trial's loss.
         mix_learning_rate: Constant rate of a learnable beta_mix; None without one.
@@ -182,6 +224,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         model: PreTrainedModel,
         args: DPOConfig,
         rows: Dataset,
+        collate: PairCollator,
         tokenizer: PreTrainedTokenizerBase,
         loss: PreferenceLoss,
         *,
@@ -200,6 +243,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
                 ref_model=copy.copy(model) if lora is None else None,
                 args=args,
                 train_dataset=rows,
+                data_collator=collate,
                 processing_class=tokenizer,
                 peft_config=None if lora is None else lora_config(lora),
             )
@@ -211,6 +255,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self._skip_nonfinite = skip_nonfinite
         self._on_save = on_save
         self._trains_adapter = lora is not None
+        self._starts_at_reference = args.disable_dropout
         self._micro_batches: list[Tensor] = []
         self._step = Tensor()
         self._grad_norm = float("nan")
@@ -228,18 +273,36 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
         assert not return_outputs, "held-out evaluation does not go through the trainer"
         chosen_B, rejected_B = pair_log_probs(model, inputs)
-        chosen_length_B, rejected_length_B = inputs["completion_mask"].sum(dim=1).chunk(2)
         pairs = PairBatch(
             chosen_B - inputs["ref_chosen_logps"],
             rejected_B - inputs["ref_rejected_logps"],
-            chosen_length_B,
-            rejected_length_B,
+            inputs["chosen_lengths"],
+            inputs["rejected_lengths"],
         )
+        if self.state.global_step == 0:
+            self._check_start(pairs.margin_B.detach(), (chosen_B.abs() + rejected_B.abs()).detach())
         loss_B = self.preference_loss(pairs)
         self._micro_batches.append(
-            pair_sums(loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs)
+            pair_sums(
+                loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs["tokens"]
+            )
         )
         return loss_B.mean()
+
+    def _check_start(self, margin_B: Tensor, logps_B: Tensor) -> None:
+        """Before the first step the policy is its reference, so that every margin is 0 but for rounding.
+
+        Raises:
+            InputError: It is not, so the reference values are those of another model.
+        """
+        per_nat = START_PRECISION["bf16" if self.args.bf16 else "float32"]
+        excess_B = margin_B.abs() - (START_MARGIN + per_nat * logps_B)
+        if self._starts_at_reference and bool((excess_B > 0).any()):
+            raise InputError(
+                "before the first step the margin of every pair must be 0 within "
+                f"{START_MARGIN:g} nats, but got {float(margin_B.abs().max()):.4g}: the reference log-probs are "
+                "another model's. Remove the folder `reference` of the storage folder; they are computed anew then."
+            )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch; the last of a step also closes the step's books, before the gradient is clipped."""

@@ -108,6 +108,7 @@ def train_trial(
             run.complete()
         return run.outcome
     rows = resident.rows(spec.training, steps=plan.steps, workers=plan.workers)
+    run.facts = resident.facts(spec.training, steps=plan.steps, workers=plan.workers)
     try:
         _train(run, rows)
     finally:
@@ -122,8 +123,15 @@ def _train(run: "_Run", rows: Dataset) -> None:
     on_cpu = next(model.parameters()).device.type == "cpu"
     trainer = PreferenceTrainer(
         model,
-        trl_config(training, steps=run.plan.steps, output_dir=str(run.attempt.path), on_cpu=on_cpu),
+        trl_config(
+            training,
+            steps=run.plan.steps,
+            output_dir=str(run.attempt.path),
+            on_cpu=on_cpu,
+            gradient_checkpointing=run.facts["gradient_checkpointing"] == 1,
+        ),
         rows,
+        run.resident.form.collate,
         run.resident.tokenizer,
         run.loss,
         mix_learning_rate=_mix_learning_rate(run.spec),
@@ -159,6 +167,7 @@ class _Run:
     clock: Callable[[], float]
     handed_over_s: float
     policy: Any = None
+    facts: dict[str, float] = field(default_factory=dict)
     ended: tuple[State, str] | None = None
     since_report: list[StepStats] = field(default_factory=list)
     unacknowledged: list[Report] = field(default_factory=list)
@@ -171,9 +180,8 @@ class _Run:
 
     def start(self) -> bool:
         """Report the state at step 0, which every trial shares and which needs no forward pass."""
-        return self._send(
-            0, self.resident.held_out.untrained() | self.resident.counts | self._shape(), evaluated=True, rung=False
-        )
+        untrained = self.resident.held_out.untrained()
+        return self._send(0, untrained | self.facts | self._shape(), evaluated=True, rung=False)
 
     def resume(self, checkpoint: Checkpoint) -> bool:
         """Take the books out of a checkpoint, and report again what nobody had acknowledged when it was made."""

@@ -1,6 +1,7 @@
 """What a Ray Train worker runs: load once, then train the trials that the mailbox hands over, one after another."""
 
 import gc
+import logging
 import re
 import traceback
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class GroupSpec:
         resources: Workers and what each takes.
         storage: Folder that every node sees, for the files that Ray Train insists on.
         trials: Folder that every node sees, with a folder for each trial's checkpoints.
+        reference: Folder that every node sees, with the reference log-probs of all searches.
     """
 
     name: str
@@ -50,6 +52,7 @@ class GroupSpec:
     resources: ResourcesConfig
     storage: str
     trials: str
+    reference: str
 
 
 class MailboxChannel:
@@ -103,10 +106,13 @@ def train_trials(config: dict[str, Any]) -> None:
 
 
 def _load(group: GroupSpec) -> Resident:
+    own = logging.getLogger("tune_dlrml")
+    own.addHandler(logging.StreamHandler())  # stderr, which Ray hands on to the search's log
+    own.setLevel(logging.INFO)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(group.resources.cpus_per_worker)
-    resident = Resident.load(group.model, group.pairs, group.training)
+    resident = Resident.load(group.model, group.pairs, group.training, references=Path(group.reference))
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own
     return resident

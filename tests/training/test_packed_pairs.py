@@ -1,0 +1,220 @@
+"""Packed rows give what padded ones give: log-probs, gradients, held-out numbers; and only where a model allows it."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_training
+from datasets import Dataset
+from peft import get_peft_model
+from torch import Tensor, nn
+from toy_training import DPO, plan, settings
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from tune_dlrml.config import LoraSettings
+from tune_dlrml.data import Pairs
+from tune_dlrml.errors import InputError
+from tune_dlrml.training import pair_form
+from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
+from tune_dlrml.training.pair_form import choose_form, tokens_saved
+from tune_dlrml.training.resident import Resident
+from tune_dlrml.training.trainer import add_log_prob_head, lora_config, padded_collator, pair_log_probs
+
+Rows = list[dict[str, list[int]]]
+
+
+class Pads:
+    pad_token_id = 0
+
+
+def a_row(prompt: int, chosen: int, rejected: int, rng: random.Random) -> dict[str, list[int]]:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    lengths = (prompt, chosen, rejected)
+    return {name: [rng.randrange(3, 97) for _ in range(n)] for name, n in zip(names, lengths, strict=True)}
+
+
+def some_rows() -> Rows:
+    rng = random.Random(0)
+    lengths = [(17, 13, 10), (9, 20, 3), (0, 5, 9), (1, 5, 9), (30, 30, 45), (5, 1, 1), (0, 1, 4)]
+    return [a_row(*each, rng) for each in lengths]
+
+
+def a_model(config: type[LlamaConfig] = LlamaConfig, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    kind = MistralForCausalLM if config is MistralConfig else LlamaForCausalLM
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = kind(config(**sizes, **heads, **changes)).eval()
+    add_log_prob_head(model)
+    return model
+
+
+def a_policy(base: PreTrainedModel) -> nn.Module:
+    policy = get_peft_model(base, lora_config(LoraSettings(r=4)))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return policy
+
+
+def log_probs_and_gradient(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    chosen, rejected = pair_log_probs(model, batch)
+    nn.functional.softplus(-0.1 * (chosen - rejected)).mean().backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat([chosen, rejected]).detach(), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("max_length", "mode"), [(None, "keep_start"), (40, "keep_start"), (40, "keep_end"), (12, "keep_end")]
+)
+def test_log_probs_and_gradients_equal_those_of_the_padded_form(
+    max_length: int | None, mode: str, adapter: bool
+) -> None:
+    base = a_model()
+    use_packed_attention(base)
+    model = a_policy(base) if adapter else base
+    training = settings(max_length=max_length, truncation_mode=mode)
+    padded = padded_collator(Pads(), training)(some_rows())  # type: ignore[arg-type]
+    packed = PackedCollator(max_length, mode)(some_rows())
+    expected, gradient = log_probs_and_gradient(model, padded)
+    found, packed_gradient = log_probs_and_gradient(model, packed)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (packed_gradient - gradient).norm() < 1e-5 * gradient.norm()
+    for name in ("chosen_lengths", "rejected_lengths", "tokens"):
+        assert packed[name].tolist() == padded[name].tolist()
+
+
+def test_both_forms_agree_under_autocast() -> None:
+    base = a_model()
+    use_packed_attention(base)
+    training = settings(max_length=None)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = torch.cat(pair_log_probs(base, padded_collator(Pads(), training)(some_rows())))
+        found = torch.cat(pair_log_probs(base, PackedCollator(None, "keep_start")(some_rows())))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_prompt_is_in_the_row_once() -> None:
+    rows = [a_row(20, 5, 7, random.Random(1)), a_row(3, 2, 2, random.Random(2))]
+    batch = PackedCollator(None, "keep_start")(rows)
+    assert batch["input_ids"].shape == (1, (20 - 1) + 5 + 7 + (3 - 1) + 2 + 2)
+    assert int(batch["tokens"]) == 2 * 20 + 5 + 7 + 2 * 3 + 2 + 2
+
+
+def test_a_pairs_numbers_are_bit_identical_in_any_company() -> None:
+    model, collate, rows = a_model(), PackedCollator(None, "keep_start"), some_rows()
+    use_packed_attention(model)
+    with torch.no_grad():
+        alone = [pair_log_probs(model, collate([row])) for row in rows]
+        together = pair_log_probs(model, collate(rows))
+        changed = [{**row, "rejected_ids": [5] * len(row["rejected_ids"])} for row in rows]
+        other = pair_log_probs(model, collate(changed))
+    torch.testing.assert_close(torch.cat([chosen for chosen, _ in alone]), together[0], rtol=1e-6, atol=1e-6)
+    assert other[0].tolist() == together[0].tolist()
+    assert other[1].tolist() != together[1].tolist()
+
+
+def test_the_share_of_tokens_that_is_saved_is_that_of_the_second_prompt() -> None:
+    rows = [a_row(20, 5, 15, random.Random(1))] * 3
+    assert tokens_saved(rows, settings(max_length=None)) == pytest.approx(19 / 60)
+    assert tokens_saved([a_row(0, 5, 5, random.Random(1))], settings(max_length=None)) == 0
+
+
+def test_auto_packs_where_the_second_prompt_is_worth_it() -> None:
+    long, short = [a_row(20, 9, 9, random.Random(1))] * 2, [a_row(2, 60, 60, random.Random(1))] * 2
+    assert choose_form(a_model(), Pads(), settings(max_length=None), long).packed
+    assert not choose_form(a_model(), Pads(), settings(max_length=None), short).packed
+    assert choose_form(a_model(), Pads(), settings(max_length=None, shared_prompt=True), short).packed
+    assert not choose_form(a_model(), Pads(), settings(max_length=None, shared_prompt=False), long).packed
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "why"),
+    [
+        (lambda: a_model(MistralConfig, sliding_window=8), {}, "attends to 8 tokens, and the longest sequence has 29"),
+        (a_model, {"attn_implementation": "eager"}, "attn_implementation is eager"),
+    ],
+    ids=["sliding window", "eager"],
+)
+def test_what_cannot_be_packed_is_padded_or_refused_by_name(model: Any, changes: dict[str, Any], why: str) -> None:
+    rows = [a_row(20, 9, 9, random.Random(1))] * 2
+    assert not choose_form(model(), Pads(), settings(**changes), rows).packed
+    with pytest.raises(InputError, match=why):
+        choose_form(model(), Pads(), settings(**changes, shared_prompt=True), rows)
+
+
+def test_a_window_that_no_sequence_leaves_is_no_hindrance() -> None:
+    rows = [a_row(20, 9, 9, random.Random(1))] * 2
+    assert choose_form(a_model(MistralConfig, sliding_window=29), Pads(), settings(), rows).packed
+
+
+def test_a_model_that_does_not_follow_the_layout_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_form, "use_packed_attention", lambda model: model.set_attn_implementation("sdpa"))
+    rows = [a_row(20, 9, 9, random.Random(1))] * 2
+    with pytest.raises(InputError, match="shared_prompt: prompts cannot be shared here: LlamaForCausalLM does not"):
+        choose_form(a_model(), Pads(), settings(shared_prompt=True), rows)
+
+
+def test_a_model_with_other_numbers_in_a_packed_row_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that go on over the whole row, as a model has that makes its own."""
+
+    def positionless(model: PreTrainedModel) -> None:
+        use_packed_attention(model)
+        forward = model.model.forward
+        model.model.forward = lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs)
+
+    monkeypatch.setattr(pair_form, "use_packed_attention", positionless)
+    rows = [a_row(20, 9, 9, random.Random(1))] * 2
+    assert not choose_form(a_model(initializer_range=0.5), Pads(), settings(), rows).packed
+    with pytest.raises(InputError, match="LlamaForCausalLM gives log-probs that differ by"):
+        choose_form(a_model(initializer_range=0.5), Pads(), settings(shared_prompt=True), rows)
+
+
+@pytest.fixture(scope="module")
+def residents(toy_model: Path) -> dict[bool, Resident]:
+    return {form: toy_training.resident(toy_model, settings(shared_prompt=form)) for form in (True, False)}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_trial_is_the_same_in_both_forms(residents: dict[bool, Resident], accumulation: int) -> None:
+    curves = {}
+    for packed, resident in residents.items():
+        assert resident.form.packed is packed
+        training = settings(shared_prompt=packed, gradient_accumulation_steps=accumulation)
+        outcome, channel = toy_training.run(resident, DPO, training, plan(6))
+        assert outcome is not None
+        held_out = channel.reports[-1].metrics
+        curves[packed] = [
+            value for name in ("train_loss", "train_margin", "grad_norm") for value in channel.curve(name)
+        ]
+        curves[packed] += [held_out[name] for name in ("eval_margin", "eval_kl", "eval_accuracy", "tokens")]
+    assert curves[True] == pytest.approx(curves[False], rel=1e-4, abs=1e-5)
+
+
+def test_every_margin_is_zero_before_the_first_step(residents: dict[bool, Resident]) -> None:
+    for packed, resident in residents.items():
+        _, channel = toy_training.run(resident, DPO, settings(shared_prompt=packed), plan(1))
+        assert channel.curve("train_loss")[0] == pytest.approx(0.693147, abs=1e-5)
+        assert abs(channel.curve("train_margin")[0]) < 1e-3
+
+
+def test_reference_values_of_another_model_are_found_out(toy_model: Path) -> None:
+    resident = toy_training.resident(toy_model, settings())
+    training = settings()
+    for row in resident.train_rows:
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = -30.0, -31.0
+    with pytest.raises(InputError, match="margin of every pair must be 0 within"):
+        toy_training.run(resident, DPO, training, plan(1))
+
+
+def test_chosen_completions_without_a_prompt_have_a_kl(toy_model: Path) -> None:
+    held_out = [{"prompt": "", "chosen": "the plot was great", "rejected": "the plot was bad"}] * 4
+    pairs = Pairs(toy_training.pairs().train, Dataset.from_list(held_out))
+    for form in (True, False):
+        resident = Resident.load(str(toy_model), pairs, settings(shared_prompt=form))
+        _, channel = toy_training.run(resident, DPO, settings(shared_prompt=form), plan(2))
+        assert channel.reports[-1].metrics["eval_kl"] > 0

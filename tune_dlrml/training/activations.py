@@ -1,0 +1,91 @@
+"""Whether the activations of a trial's largest batch fit the memory, measured, and so whether to compute them twice."""
+
+import logging
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedModel
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.training.reference_logps import Row, computing, row_length, to_device
+from tune_dlrml.training.trainer import Batch, PairCollator, pair_log_probs
+
+ROOM = 0.6
+"""Share of the free memory that activations may take; the rest is for gradients, optimizer, logits and fragments."""
+
+_log = logging.getLogger(__name__)
+
+
+class Activations:
+    """Memory that the backward pass of a micro-batch needs, measured once on the longest pair.
+
+    What autograd keeps is a part for every pair, since attention does not leave its own, and under autocast the weights
+    that it casts; so one pair is measured, and the same pair twice.
+
+    Args:
+        model: The base model, ready for pairs in the form of `collate`.
+        training: Precision, and whether there is anything to decide.
+        collate: Makes a batch of pairs.
+        rows: Token ids of all training pairs.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, training: TrainingConfig, collate: PairCollator, rows: Sequence[Row]
+    ) -> None:
+        self._device = next(model.parameters()).device
+        self._told: set[bool] = set()
+        self._of_one_and_two: tuple[int, int] | None = None
+        if training.gradient_checkpointing == "auto":
+            longest = max(rows, key=row_length)
+            one, two = (_kept(model, training, to_device(collate([longest] * pairs), model)) for pairs in (1, 2))
+            self._of_one_and_two = one, two
+
+    def needed(self, pairs: int) -> int | None:
+        """Bytes of a micro-batch of this many pairs, were all as long as the longest; None if nothing was to decide."""
+        if self._of_one_and_two is None:
+            return None
+        one, two = self._of_one_and_two
+        return one + (two - one) * (pairs - 1)
+
+    def need_checkpointing(self, training: TrainingConfig) -> bool:
+        """Whether a trial with these settings computes its activations twice."""
+        need, free = self.needed(training.per_device_train_batch_size), _free(self._device)
+        if need is None or training.gradient_checkpointing != "auto":
+            return training.gradient_checkpointing is True
+        checkpointing = need > ROOM * free
+        if checkpointing not in self._told:
+            self._told.add(checkpointing)
+            _log.info(
+                "gradient checkpointing is %s: activations of %d pairs take up to %.2f GiB, and %.2f GiB are free",
+                "on" if checkpointing else "off",
+                training.per_device_train_batch_size,
+                need / 2**30,
+                free / 2**30,
+            )
+        return checkpointing
+
+
+def _kept(model: PreTrainedModel, training: TrainingConfig, batch: Batch) -> int:
+    """Bytes that autograd keeps of one forward, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with computing(model, training), saved_tensors_hooks(keep, lambda tensor: tensor):
+        pair_log_probs(model, batch)
+    return sum(kept.values())
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return int(psutil.virtual_memory().available)
