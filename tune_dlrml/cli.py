@@ -41,7 +41,50 @@ Settings = Annotated[
 Storage = Annotated[Path, typer.Option("--storage", help="Folder of all searches.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and say what the search will take.")]
+MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
 DEFAULT_STORAGE = Path("runs")
+BILL_KEYS = """
+With --measure the JSON document has a `bill`, null if nothing was measured:
+
+\b
+trials, full_steps, rungs        of the search
+optimizer_steps, evaluations,    of all trials, each {mean, low, high}: the
+checkpoints, training_s,         middle 90 % of simulated searches
+evaluations_s, checkpoints_s,
+complete_trials, trained_tokens
+most_optimizer_steps             if no trial is stopped early
+reference_tokens, reference_s    of the reference pass, once a storage folder
+wall_s, cpu_hours, gpu_hours     of the search, each {mean, low, high}
+most_wall_s                      if no trial is stopped early
+memory_bytes, gpu_memory_bytes   peak of all workers at once
+disk_bytes                       of checkpoints, at most
+step_s                           {median, low, high} of what was timed
+measured                         what one worker took: device, threads,
+                                 load_s, reference_s_per_token,
+                                 held_out_reference_tokens,
+                                 reference_tokens_per_pair, train_pairs,
+                                 step_s, tokens_per_step, evaluation_s,
+                                 checkpoint_s, trial_s (beside all these),
+                                 checkpoint_bytes, memory_bytes,
+                                 gpu_memory_bytes, longest_share
+left_out                         what is not in it, a sentence each
+"""
+TAKEN_KEYS = """
+The JSON document has `taken`:
+
+\b
+trial_s                          time in which worker groups had trials, summed
+cpu_hours, gpu_hours             of all workers in that time
+optimizer_steps, trained_tokens  of all trials
+shares                           of trial_s: training, evaluation, saving,
+                                 waiting (for answers to reports), answering
+                                 (questions), starting (until the first
+                                 report), other
+reference_tokens,                run through the reference, and not run, since
+reference_tokens_saved           their log-probs were known; null if no report
+                                 says
+"""
 
 
 @app.command()
@@ -65,40 +108,82 @@ def search(
     except InputError as error:
         raise InputError(f"{space}: {error}") from None
     from tune_dlrml.search.driver import run_search
-    from tune_dlrml.terminal import ProgressView, duration, trials_table
+    from tune_dlrml.search.taken import read_taken
+    from tune_dlrml.terminal import ProgressView, duration, taken_line, trials_table
 
     out = _console(as_json)
     with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
         for note in prepared.notes:
             view.on_notice(note)
         result = run_search(prepared, view)
+    taken = read_taken(result, place)
     if as_json:
-        _print_json(_search_document(result) | {"interrupted": result.interrupted})
+        _print_json(_search_document(result, taken) | {"interrupted": result.interrupted})
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
+        out.print(taken_line(taken), highlight=False, soft_wrap=True)
         _print_best(out, result)
         out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
     _exit_as(result)
 
 
-@app.command()
-def doctor(space: SpaceFile, set_: Settings = None, study_url: StudyUrl = None, as_json: AsJson = False) -> None:
-    """Check everything that can be checked before a process starts."""
+@app.command(epilog=BILL_KEYS)
+def doctor(
+    space: SpaceFile,
+    set_: Settings = None,
+    study_url: StudyUrl = None,
+    measure: Measure = False,
+    measure_steps: MeasureSteps = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything that can be checked before a process starts.
+
+    With --measure, and if no check finds an error, one worker of the search is timed on this machine, in this process,
+    with the DPO baseline, and what the whole search will take is reckoned from it.
+    """
     config = _config(space, None, set_, None)
     from tune_dlrml.search.checks import Finding
 
-    out, worst = _console(as_json), 0
-    style = {"ok": "green", "warning": "yellow", "error": "red"}
-    found: list[Finding] = []
+    out, found = _console(as_json), []
     for finding in itertools.chain([Finding("config", "ok", str(space))], _findings(config, study_url)):
         found.append(finding)
-        worst = max(worst, InputError.exit_code if finding.level == "error" else 0)
-        text = f"[{style[finding.level]}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
-        out.print(text, highlight=False, soft_wrap=True)
+        _print_finding(out, finding)
+    bill = None
+    if measure and all(finding.level != "error" for finding in found):
+        try:
+            bill = _measure(out, config, study_url, measure_steps)
+        except InputError as error:
+            found.append(Finding("measure", "error", str(error)))
+            _print_finding(out, found[-1])
+    elif measure:
+        out.print("nothing was measured: the errors come first", highlight=False)
     if as_json:
-        _print_json({"name": config.name, "findings": [finding.__dict__ for finding in found]})
-    raise typer.Exit(worst)
+        findings = {"name": config.name, "findings": [finding.__dict__ for finding in found]}
+        _print_json(findings | ({"bill": bill} if measure else {}))
+    raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
+
+
+def _print_finding(out: Console, finding: Any) -> None:
+    style = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
+    text = f"[{style}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
+    out.print(text, highlight=False, soft_wrap=True)
+
+
+def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
+    """The bill of a search as JSON, shown as well."""
+    from tune_dlrml.search.measure import measure_search, notes
+    from tune_dlrml.search.result import SearchPlace
+    from tune_dlrml.terminal import bill_lines, bill_table
+
+    place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
+    out.print(f"training {steps} steps of the baseline", highlight=False)
+    bill = measure_search(config, place, steps=steps)
+    left_out = notes(bill, config)
+    out.print(bill_table(bill))
+    for line in [*bill_lines(bill), *left_out]:
+        out.print(escape(line), highlight=False, soft_wrap=True)
+    return bill.as_json() | {"left_out": left_out}
 
 
 def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
@@ -122,24 +207,28 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     yield from filter(None, (examine_study(place.study), examine_token_file(token), mlflow))
 
 
-@app.command()
+@app.command(epilog=TAKEN_KEYS)
 def status(
     name: Annotated[str, typer.Argument(help="Name of the search.")],
     storage: Storage = DEFAULT_STORAGE,
     study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where a search stands, from its study alone; it may be running."""
+    """Say where a search stands and what it has taken, from its study and event logs alone; it may be running."""
     from tune_dlrml.search.result import SearchPlace, read_search
-    from tune_dlrml.terminal import trials_table
+    from tune_dlrml.search.taken import read_taken
+    from tune_dlrml.terminal import taken_line, trials_table
 
-    result = read_search(name, SearchPlace(storage, study=study_url))
+    place = SearchPlace(storage, study=study_url)
+    result = read_search(name, place)
+    taken = read_taken(result, place)
     if as_json:
-        _print_json(_search_document(result))
+        _print_json(_search_document(result, taken))
         return
     out = _console(False)
     out.print(trials_table(result.rows, result.metrics, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
+    out.print(taken_line(taken), highlight=False, soft_wrap=True)
     _print_best(out, result)
     out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
 
@@ -219,11 +308,12 @@ def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def _search_document(result: Any) -> dict[str, Any]:
+def _search_document(result: Any, taken: Any) -> dict[str, Any]:
     return {
         "name": result.name,
         "best": result.best,
         "mlflow": result.mlflow_uri,
+        "taken": taken.as_json(),
         "trials": [
             {
                 "number": row.number,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +12,11 @@ from rich.table import Table
 from tune_dlrml.evaluation.jury import Grading
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.taken import Taken
 from tune_dlrml.space import TrialSpec
+
+if TYPE_CHECKING:
+    from tune_dlrml.search.bill import Bill, Span
 
 STYLE = {
     State.COMPLETE: "green",
@@ -46,6 +50,7 @@ class ProgressView:
         )
         self._total = self._progress.add_task("trials", total=None)
         self._tasks: dict[int, TaskID] = {}
+        self._how_told = False
 
     def __enter__(self) -> "ProgressView":
         self._progress.start()
@@ -72,6 +77,9 @@ class ProgressView:
         """The bar for every report, a line for an evaluated one."""
         if spec.number in self._tasks:
             self._progress.update(self._tasks[spec.number], completed=report.step)
+        if report.step == 0 and not self._how_told:
+            self._how_told = True
+            self._say(how_computed(report.metrics))
         if report.evaluated and report.step > 0:
             where = "rung" if report.rung else "step"
             numbers = report.metrics
@@ -120,6 +128,14 @@ class ProgressView:
 
     def _say(self, text: str) -> None:
         self._console.print(f"[dim]{duration(time.monotonic() - self._began):>6}[/] {text}", highlight=False)
+
+
+def how_computed(facts: Mapping[str, float]) -> str:
+    """How the first trial's group computes, by what it decided or was told; see `Resident.facts`."""
+    prompts = "once for both completions" if facts.get("shared_prompt") else "with each completion"
+    checkpointing = "on" if facts.get("gradient_checkpointing") else "off"
+    need = f" (a batch's activations take {facts['activation_gib']:.2g} GiB)" if "activation_gib" in facts else ""
+    return f"prompts are computed {prompts}, gradient checkpointing is {checkpointing}{need}"
 
 
 def score_text(score: Mapping[str, Any]) -> str:
@@ -230,3 +246,81 @@ def _accuracy(metrics: Mapping[str, float]) -> str:
 
 def _shown(metrics: Mapping[str, float], name: str, form: str) -> str:
     return format(metrics[name], form) if name in metrics else "-"
+
+
+def bill_table(bill: "Bill") -> Table:
+    """What a search will take, item by item, each as it was measured and as it adds up."""
+    one = bill.measured
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("", "one takes", "how many", "together"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    median, least, most = bill.step_s
+    step = f"{short_time(median)} ({short_time(least)} to {short_time(most)})"
+    saved = f"{short_time(one.checkpoint_s)}, {size(one.checkpoint_bytes)}"
+    per_token = f"{short_time(1000 * one.reference_s_per_token)} per 1,000 tokens"
+    table.add_row("loading", short_time(one.load_s), "each worker group", "")
+    table.add_row("reference pass", per_token, f"{bill.reference_tokens:,} tokens", duration(bill.reference_s))
+    for name, each, count, total in (
+        ("optimizer steps", step, bill.optimizer_steps, bill.training_s),
+        ("held-out evaluations", short_time(one.evaluation_s), bill.evaluations, bill.evaluations_s),
+        ("checkpoints", saved, bill.checkpoints, bill.checkpoints_s),
+    ):
+        table.add_row(name, each, _count(count), duration(total.mean))
+    table.add_row(
+        "beside them, each trial", short_time(one.trial_s), str(bill.trials), duration(bill.trials * one.trial_s)
+    )
+    return table
+
+
+def bill_lines(bill: "Bill") -> list[str]:
+    """What a search will take in all."""
+    measured, wall = bill.measured, bill.wall_s
+    rungs = f"rungs at {', '.join(map(str, bill.rungs))}" if bill.rungs else "none is stopped early"
+    takes = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
+    takes += f"; {duration(bill.most_wall_s)} if no trial is stopped early)" if bill.rungs else ")"
+    hours, unit = (bill.gpu_hours, "GPU-hours") if bill.gpu_hours.mean else (bill.cpu_hours, "CPU-hours")
+    memory = f"{size(bill.memory_bytes)} of memory"
+    memory += f" and {size(bill.gpu_memory_bytes)} of GPU memory" if bill.gpu_memory_bytes else ""
+    return [
+        f"measured on this machine ({measured.device}, {measured.threads} threads); {bill.trials} trials of at most "
+        f"{bill.full_steps} steps, {rungs}",
+        f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
+        f"{_millions(bill.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(bill.disk_bytes)} of "
+        "checkpoints",
+    ]
+
+
+def taken_line(taken: Taken) -> str:
+    """What a search has taken so far."""
+    hours = f"{number(taken.gpu_hours)} GPU-hours" if taken.gpu_hours else f"{number(taken.cpu_hours)} CPU-hours"
+    text = (
+        f"taken: {duration(taken.trial_s)} of trials, {hours}, {taken.optimizer_steps:,} optimizer steps, "
+        f"{_millions(taken.trained_tokens)} tokens trained"
+    )
+    if taken.reference_tokens is not None:
+        text += f", {_millions(taken.reference_tokens)} run through the reference"
+    if taken.reference_tokens_saved:
+        text += f" and {_millions(taken.reference_tokens_saved)} saved there"
+    shares = [f"{share:.0%} {part}" for part, share in taken.shares.items() if share >= 0.005]
+    return text + (f"; {', '.join(shares)}" if shares else "")
+
+
+def short_time(seconds: float) -> str:
+    """Seconds as a person says them, also where they are few."""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _count(span: "Span") -> str:
+    return f"{span.mean:,.0f} ({span.low:,.0f} to {span.high:,.0f})" if span.low < span.high else f"{span.mean:,.0f}"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count:,.0f}"

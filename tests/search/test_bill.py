@@ -1,0 +1,288 @@
+import io
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+from rich.console import Console
+
+from tune_dlrml.config import EvaluationConfig, ResourcesConfig, SearchConfig
+from tune_dlrml.records import State
+from tune_dlrml.search.bill import (
+    Span,
+    Taking,
+    draw_values,
+    make_bill,
+    makespan,
+    number_of_trials,
+    relative_batch_sizes,
+    rungs_passed,
+    taking,
+)
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.measure import notes
+from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.taken import sum_up
+from tune_dlrml.terminal import bill_lines, bill_table, taken_line
+from tune_dlrml.training.measure import Measurement
+
+Config = Callable[..., SearchConfig]
+Open = Callable[..., SearchStudy]
+MEASURED = Measurement(
+    device="cpu",
+    threads=1,
+    load_s=7.0,
+    reference_s_per_token=0.01,
+    held_out_reference_tokens=100,
+    reference_tokens_per_pair=5.0,
+    train_pairs=20,
+    step_s=(2.0,),
+    tokens_per_step=30.0,
+    evaluation_s=6.0,
+    checkpoint_s=1.0,
+    trial_s=0.5,
+    checkpoint_bytes=1000,
+    memory_bytes=10**6,
+    gpu_memory_bytes=0,
+    longest_share=1.0,
+)
+
+
+def by_the_pruner(values: list[list[float]], factor: int) -> list[int]:
+    """Rungs that each trial passes in a real study with Optuna's pruner, one trial after another."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    ends = []
+    for own in values:
+        trial, passed = study.ask(), 0
+        for rung, value in enumerate(own):
+            trial.report(value, factor**rung)
+            if trial.should_prune():
+                break
+            passed += 1
+        study.tell(trial, own[-1])
+        ends.append(passed)
+    return ends
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_simulated_trials_pass_the_rungs_that_optunas_pruner_lets_them_pass(factor: int) -> None:
+    rng = random.Random(factor)
+    for _ in range(20):
+        tied = [[rng.choice([0.1, 0.2, 0.3, 0.4]) for _ in range(3)] for _ in range(15)]
+        for values in (tied, draw_values(15, 3, rng)):
+            assert rungs_passed(values, factor) == by_the_pruner(values, factor)
+
+
+def test_as_many_trials_pass_the_first_rung_as_ranks_that_are_all_alike_likely_let_pass() -> None:
+    # The n-th trial's rank among the first n is uniform, and n // 4 of them pass, or 1.
+    expected = 1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5 + 1 / 6 + 1 / 7 + 2 / 8
+    rng = random.Random(0)
+    passed = [sum(rungs_passed(draw_values(8, 1, rng), 4)) for _ in range(4000)]
+    assert sum(passed) / len(passed) == pytest.approx(expected, abs=0.08)
+
+
+def test_a_trial_is_evaluated_where_it_is_stopped_and_saved_behind_the_rungs_that_it_passes() -> None:
+    assert taking(0, (4, 8), 16, 5) == Taking(steps=4, evaluations=1, checkpoints=0)
+    assert taking(1, (4, 8), 16, 5) == Taking(steps=8, evaluations=2, checkpoints=2)  # at 4 and 5
+    assert taking(2, (4, 8), 16, 5) == Taking(steps=16, evaluations=3, checkpoints=6)  # at 4, 5, 8, 10, 15 and 16
+    assert taking(0, (), 16, 8) == Taking(steps=16, evaluations=1, checkpoints=2)
+
+
+def test_a_trial_takes_the_first_slot_that_is_free() -> None:
+    assert makespan([3, 1, 1, 1], 2) == 3
+    assert makespan([1, 1, 1, 3], 2) == 4
+    assert makespan([2, 3], 5) == 3
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"num_trials": 7},
+        {"num_trials": None, "sampler": "grid"},
+        {"num_trials": None, "sampler": "grid", "baseline": None},
+        {"num_trials": 3, "sampler": "grid"},
+    ],
+)
+def test_a_bill_has_as_many_trials_as_the_study(search: dict[str, Any], config_with: Config, open_study: Open) -> None:
+    losses = [{"name": "dpo", "beta": {"choice": [0.1, 0.2]}}, {"name": "discopop", "beta": 0.1}]
+    config = config_with(losses, **search)
+    assert number_of_trials(config) == open_study(config, "memory").num_trials
+
+
+def test_a_searched_batch_size_counts_with_its_mean(config_with: Config) -> None:
+    assert relative_batch_sizes(config_with()) == (1.0, 1.0)
+    document = config_with().model_dump(mode="json")
+    document["space"]["training"] = {"per_device_train_batch_size": {"choice": [2, 4]}}
+    document["training"] |= {"per_device_train_batch_size": 4}
+    assert relative_batch_sizes(SearchConfig.model_validate(document)) == (0.75, 1.0)
+
+
+def with_(config: SearchConfig, **sections: dict[str, Any]) -> SearchConfig:
+    document = config.model_dump(mode="json")
+    for name, changes in sections.items():
+        document[name] |= changes
+    return SearchConfig.model_validate(document)
+
+
+def test_without_a_scheduler_a_bill_is_plain_arithmetic(config_with: Config) -> None:
+    config = with_(
+        config_with(num_trials=3, scheduler=None),
+        resources={"workers": 2, "cpus_per_worker": 4, "concurrent_trials": 2},
+        training={"per_device_train_batch_size": 1},
+        checkpoint={"save_steps": 5, "save_total_limit": 2},
+    )
+    bill = make_bill(MEASURED, config, 6)
+    # A trial: 0.5 s, 6 steps of 2 s, half of an evaluation on each of two workers, checkpoints at 5 and 6.
+    trial_s = 0.5 + 12 + 3 + 2
+    # 6 steps of 2 x 1 pairs see 12 of the 20; two workers share the reference pass.
+    reference_s = (100 + 12 * 5) * 0.01 / 2
+    assert bill.optimizer_steps == Span(18, 18, 18)
+    assert (bill.evaluations.mean, bill.checkpoints.mean, bill.most_optimizer_steps) == (3, 6, 18)
+    assert (bill.training_s.mean, bill.evaluations_s.mean, bill.checkpoints_s.mean) == (3 * 12, 3 * 3, 3 * 2)
+    assert bill.trained_tokens.mean == 18 * 30 * 2
+    assert (bill.reference_tokens, bill.reference_s) == (160, pytest.approx(reference_s))
+    assert bill.wall_s.mean == pytest.approx(7 + reference_s + 2 * trial_s) == pytest.approx(bill.most_wall_s)
+    assert bill.cpu_hours.mean == pytest.approx(2 * 4 * (3 * trial_s + 2 * 7 + reference_s) / 3600)
+    assert bill.gpu_hours.mean == 0
+    assert bill.memory_bytes == 4 * 10**6
+    assert bill.disk_bytes == 1000 * (3 + 2 * 3)
+
+
+def test_successive_halving_makes_a_bill_smaller_and_the_same_bill_each_time(config_with: Config) -> None:
+    config = config_with(num_trials=24, scheduler={"grace_period": 5, "reduction_factor": 2})
+    measured = replace(MEASURED, step_s=(1.8, 2.0, 2.2))
+    bill = make_bill(measured, config, 40)
+    assert bill == make_bill(measured, config, 40)
+    assert bill.rungs == (5, 10, 20)
+    assert 24 * 5 <= bill.optimizer_steps.low < bill.optimizer_steps.mean < bill.optimizer_steps.high < 24 * 40
+    assert bill.wall_s.low < bill.wall_s.mean < bill.wall_s.high < bill.most_wall_s
+    assert bill.as_json()["step_s"] == {"median": 2.0, "low": 1.8, "high": 2.2}
+
+
+def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
+    once = make_bill(MEASURED, config_with(num_trials=4, scheduler=None), 6)
+    config = with_(config_with(num_trials=4, scheduler=None), resources={"trials_per_group": 2})
+    assert make_bill(MEASURED, config, 6).wall_s.mean == pytest.approx(once.wall_s.mean + 7)
+
+
+def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
+    config = with_(config_with(num_trials=4), resources={"workers": 2}, search={"time_budget_s": 1e-3})
+    evaluation = EvaluationConfig(when="final_rung", judges=["openai:gpt-4o"])
+    bill = make_bill(replace(MEASURED, longest_share=0.5), config, 40)
+    told = " ".join(notes(bill, config.model_copy(update={"evaluation": evaluation})))
+    for words in (
+        "Ray's start",
+        "without ties",
+        "exchange of gradients",
+        "judges",
+        "search.time_budget_s",
+        "50% of the tokens",
+    ):
+        assert words in told
+    plain = config_with(num_trials=4, scheduler=None)
+    assert len(notes(make_bill(MEASURED, plain, 40), plain)) == 1
+
+
+def row(number: int, state: State, steps: int, **attrs: Any) -> TrialRow:
+    return TrialRow(number, state, "", {}, None, None, steps, 0, attrs)
+
+
+def start(at_s: float) -> dict[str, Any]:
+    return {"kind": "start", "timestamp_ms": int(at_s * 1000)}
+
+
+def report(at_s: float, step: int, *, evaluated: bool = False, **metrics: float) -> dict[str, Any]:
+    own = {"kind": "report", "timestamp_ms": int(at_s * 1000), "step": step, "evaluated": evaluated}
+    return own | {"metrics": metrics}
+
+
+def end(at_s: float) -> dict[str, Any]:
+    return {"kind": "end", "timestamp_ms": int(at_s * 1000)}
+
+
+COMPLETE = [
+    start(0),
+    report(10, 0, evaluated=True, reference_tokens=700, reference_tokens_saved=300),
+    report(14, 4, tokens=40, steps_per_second=1.0),
+    report(24, 8, tokens=80, steps_per_second=1.0, evaluated=True),
+    end(30),
+]
+SECONDS = {"evaluation": 5.0, "saving": 2.0, "waiting": 1.0, "answering": 3.0, "to_first_step": 11.0}
+PRUNED = [
+    start(30),
+    report(31, 0, evaluated=True),
+    report(39, 4, tokens=40, steps_per_second=0.8, evaluated=True),  # 5 s of training, 3 s of evaluation
+    report(43, 6, tokens=60, steps_per_second=1.0),  # 2 s of training behind 2 s of saving
+    report(48, 8, tokens=80, steps_per_second=1.0, evaluated=True),  # 2 s of training, 3 s of evaluation
+    end(50),
+]
+
+
+def test_what_a_trial_wrote_down_itself_is_taken_from_there() -> None:
+    taken = sum_up([row(0, State.COMPLETE, 8, seconds=SECONDS)], {0: COMPLETE}.__getitem__, ResourcesConfig())
+    # 30 s: 10 until the first report, 8 of training, 11 in its own books, and 1 that is in none.
+    expected = {"starting": 10, "training": 8, "evaluation": 5, "saving": 2, "waiting": 1, "answering": 3, "other": 1}
+    assert taken.trial_s == pytest.approx(30)
+    assert taken.shares == pytest.approx({part: seconds / 30 for part, seconds in expected.items()})
+    assert (taken.optimizer_steps, taken.trained_tokens) == (8, 80)
+    assert (taken.reference_tokens, taken.reference_tokens_saved) == (700, 300)
+
+
+def test_what_a_stopped_trial_took_is_told_by_the_times_of_its_reports() -> None:
+    taken = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig())
+    expected = {"starting": 1, "training": 9, "evaluation": 6, "saving": 2, "waiting": 2, "answering": 0, "other": 0}
+    assert taken.trial_s == pytest.approx(20)
+    assert taken.shares == pytest.approx({part: seconds / 20 for part, seconds in expected.items()})
+    assert taken.reference_tokens is None
+
+
+def test_a_person_reads_what_was_taken_in_one_line() -> None:
+    taken = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig(cpus_per_worker=18))
+    assert taken_line(taken) == (
+        "taken: 20 s of trials, 0.1 CPU-hours, 8 optimizer steps, 80 tokens trained; "
+        "45% training, 30% evaluation, 10% saving, 10% waiting, 5% starting"
+    )
+
+
+def test_a_bill_is_shown_item_by_item_and_in_all(config_with: Config) -> None:
+    bill = make_bill(MEASURED, config_with(num_trials=3, scheduler=None), 6)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(bill_table(bill))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for item in ("loading", "reference pass", "optimizer steps", "held-out evaluations", "checkpoints", "1 kB"):
+        assert item in shown
+    # 7 s of loading, 2 s of 200 tokens through the reference, and 3 x (0.5 + 12 + 6 + 1) s.
+    assert "about 1:08 min" in " ".join(bill_lines(bill))
+
+
+def test_trials_add_up_to_hours_of_all_that_their_groups_hold() -> None:
+    rows = [row(0, State.COMPLETE, 8, seconds=SECONDS), row(1, State.PRUNED, 8)]
+    resources = ResourcesConfig(workers=2, cpus_per_worker=3, gpus_per_worker=0.5, concurrent_trials=2)
+    taken = sum_up(rows, {0: COMPLETE, 1: PRUNED}.__getitem__, resources)
+    assert taken.cpu_hours == pytest.approx(2 * 3 * 50 / 3600)
+    assert taken.gpu_hours == pytest.approx(2 * 0.5 * 50 / 3600)
+    assert (taken.optimizer_steps, taken.trained_tokens) == (16, 160)
+    assert sum(taken.shares.values()) == pytest.approx(1)
+
+
+def test_the_time_between_two_attempts_counts_for_nobody() -> None:
+    resumed = [*PRUNED[:3], start(1000), report(1004, 6, tokens=60, steps_per_second=1.0)]
+    taken = sum_up([row(0, State.RUNNING, 4)], {0: resumed}.__getitem__, ResourcesConfig())
+    assert taken.trial_s == pytest.approx(9 + 4)
+    assert (taken.optimizer_steps, taken.trained_tokens) == (6, 60)
+
+
+def test_clocks_that_disagree_make_no_time_negative() -> None:
+    odd = [start(100), report(90, 0, evaluated=True), report(101, 2, steps_per_second=4.0), end(99)]
+    taken = sum_up([row(0, State.PRUNED, 2)], {0: odd}.__getitem__, ResourcesConfig())
+    assert taken.trial_s == pytest.approx(1)
+    assert min(taken.shares.values()) >= 0
+
+
+def test_a_search_without_a_report_has_taken_nothing_yet() -> None:
+    taken = sum_up([row(0, State.RUNNING, 0)], {0: [start(5)]}.__getitem__, ResourcesConfig())
+    assert (taken.trial_s, taken.shares, taken.optimizer_steps) == (0, {}, 0)

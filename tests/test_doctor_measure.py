@@ -1,0 +1,145 @@
+"""`doctor --measure`: a worker timed on this machine, what it says, what it refuses, and that nothing stays."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+import toy_training
+import yaml
+
+from tune_dlrml import cli
+from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
+from tune_dlrml.errors import InputError
+from tune_dlrml.search.measure import measure_search, refuse_other_machine, timed_trial
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.training.resident import Resident
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
+    folder = tmp_path_factory.mktemp("toy")
+    train, held_out = toy.write_pairs(folder / "train.jsonl", 40), toy.write_pairs(folder / "eval.jsonl", 32, seed=1)
+    document = toy.document(toy.write_model(folder / "model"), train, held_out)
+    document["training"] |= {"per_device_train_batch_size": 2}
+    return document
+
+
+@pytest.fixture
+def config(document: Document) -> SearchConfig:
+    return parse_config(document, source="test")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for temporary files of this process."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def doctor(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, Document]]:
+    def doctor(*argv: str) -> tuple[int, Document]:
+        space = tmp_path / "space.yaml"
+        space.write_text(yaml.safe_dump(document))
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr("sys.argv", ["tune-dlrml", "doctor", str(space), "--json", *argv])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+    return doctor
+
+
+def test_a_worker_is_timed_and_leaves_nothing_behind(
+    config: SearchConfig, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Resident] = []
+    load = Resident.load
+
+    def keep(*args: Any, **options: Any) -> Resident:
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(Resident, "load", keep)
+    threads = torch.get_num_threads()
+    bill = measure_search(config, SearchPlace(tmp_path / "runs"), steps=3)
+    assert len(bill.measured.step_s) == 2
+    assert all(seconds > 0 for seconds in (*bill.measured.step_s, bill.measured.load_s, bill.measured.evaluation_s))
+    assert bill.measured.train_pairs == 40
+    assert bill.measured.checkpoint_bytes > 0 and bill.measured.memory_bytes > 0
+    assert bill.rungs == (4, 8) and bill.trials == 6
+    assert 6 * 4 <= bill.optimizer_steps.low <= bill.optimizer_steps.high <= 6 * 16 == bill.most_optimizer_steps
+    assert not (tmp_path / "runs").exists() and not list(temporary.iterdir())
+    assert torch.get_num_threads() == threads
+    untouched = load(config.model, toy_training.pairs(4, 4), config.training).model.state_dict()
+    weights = loaded[0].model.state_dict()
+    assert weights.keys() == untouched.keys()
+    assert all(torch.equal(weights[name], untouched[name]) for name in weights)
+
+
+def test_the_bill_is_in_the_document_beside_the_findings(doctor: Callable[..., tuple[int, Document]]) -> None:
+    code, told = doctor("--measure", "--measure-steps", "2")
+    assert code == 0
+    assert told["bill"].keys() >= {"wall_s", "cpu_hours", "gpu_hours", "memory_bytes", "reference_s", "disk_bytes"}
+    assert told["bill"]["wall_s"]["low"] <= told["bill"]["wall_s"]["mean"] <= told["bill"]["wall_s"]["high"]
+    assert set(told["bill"]) | set(told["bill"]["measured"]) <= set(cli.BILL_KEYS.replace(",", " ").split())
+    assert {finding["level"] for finding in told["findings"]} <= {"ok", "warning"}
+
+
+def test_without_the_option_nothing_is_measured(
+    doctor: Callable[..., tuple[int, Document]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Resident, "load", lambda *_: pytest.fail("a model was loaded"))
+    code, told = doctor()
+    assert code == 0 and "bill" not in told
+
+
+def test_an_error_among_the_findings_keeps_it_from_measuring(
+    doctor: Callable[..., tuple[int, Document]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Resident, "load", lambda *_: pytest.fail("a model was loaded"))
+    code, told = doctor("--measure", "--set", "resources.cpus_per_worker=4096")
+    assert code == 2 and told["bill"] is None
+
+
+def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
+    doctor: Callable[..., tuple[int, Document]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_dlrml.search.measure.local_capacity", lambda: {"CPU": 2.0, "GPU": 0.0})
+    # A cluster has what the head node, on which this command runs, has not.
+    monkeypatch.setattr(cli, "_findings", lambda *_: iter(()))
+    code, told = doctor("--measure", "--set", "resources.gpus_per_worker=1")
+    (finding,) = [each for each in told["findings"] if each["level"] == "error"]
+    assert code == 2 and told["bill"] is None
+    for words in ("resources.gpus_per_worker", "1 GPUs", "0 here", "doctor --measure", "job"):
+        assert words in finding["text"]
+
+
+def test_only_what_one_worker_takes_must_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_dlrml.search.measure.local_capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
+    refuse_other_machine(ResourcesConfig(workers=8, cpus_per_worker=4, gpus_per_worker=1, concurrent_trials=16))
+    with pytest.raises(InputError, match="cpus_per_worker"):
+        refuse_other_machine(ResourcesConfig(cpus_per_worker=5))
+
+
+def test_a_trial_that_cannot_be_timed_is_refused_with_its_reason(config: SearchConfig, tmp_path: Path) -> None:
+    exploding = config.model_copy(update={"training": config.training.at({"learning_rate": 1e25})})
+    with pytest.raises(InputError, match=r"training\.learning_rate"):
+        measure_search(exploding, SearchPlace(tmp_path), steps=3)
+
+
+def test_a_search_without_a_baseline_is_timed_with_plain_dpo(document: Document) -> None:
+    config = parse_config({**document, "search": {**document["search"], "baseline": None}}, source="test")
+    assert timed_trial(config).loss.name == "dpo"
+    assert timed_trial(config).training == config.training
