@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through
+import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through, and for its sessions
+import sqlalchemy.orm
 
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.search.checks import Finding
@@ -65,11 +66,70 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         if is_sqlite(url):
             _make_file(url)
-        return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        storage.remove_session()
+        sessions = sqlalchemy.orm.sessionmaker(bind=storage.engine, class_=_GatheringSession)
+        storage.scoped_session = sqlalchemy.orm.scoped_session(sessions)
+        return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
             raise StorageError(f"{url.partition('///')[2]}: {_cause(error)}; {AGAIN}") from None
         raise InputError(unreachable(url, error)) from None
+
+
+class _GatheringSession(sqlalchemy.orm.Session):
+    """A session that Optuna commits and closes with each of its calls, but not within `one_transaction`."""
+
+    gathers = False
+    torn = False
+
+    def commit(self) -> None:
+        """Within a transaction, make what was written visible to its later reads."""
+        if self.gathers:
+            self.flush()
+            self.expire_all()  # lists that were read before lack what was added since
+        else:
+            super().commit()
+
+    def rollback(self) -> None:
+        """As any session; a transaction that goes on has then lost what was written before."""
+        self.torn = self.gathers
+        super().rollback()
+
+    def close(self) -> None:
+        """As any session, once the transaction has ended."""
+        if not self.gathers:
+            super().close()
+
+
+@contextmanager
+def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
+    """Put all that this thread writes to a study meanwhile into it at once, on leaving, or nothing of it.
+
+    Optuna ends a transaction with each attribute, and each waits for the disk two or three times; a decision of a
+    search is four to six of them. Nothing is to be acted on before this is left. A storage without a database takes
+    every write by itself.
+
+    Raises:
+        StorageInternalError: Optuna ignored an error of the database that undid a part.
+    """
+    if not isinstance(storage, optuna.storages.RDBStorage):
+        yield
+        return
+    session = storage.scoped_session()
+    session.gathers, session.torn = True, False
+    try:
+        yield
+        if session.torn:
+            raise optuna.exceptions.StorageInternalError("another process wrote to the same trial")
+        session.gathers = False
+        session.commit()
+    except BaseException:
+        session.rollback()
+        raise
+    finally:
+        session.gathers = False
+        session.close()
 
 
 def unreachable(url: str, error: BaseException) -> str:

@@ -117,7 +117,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             spec = self._next()
             if spec is None:
                 return None if self._live else str(Searcher.FINISHED)
-            self._live[trial_id] = _LiveTrial(spec, steps=self._study.row(spec.number).steps)
+            self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}
 
@@ -155,8 +155,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if metric not in report.metrics:
             live.end = TrialOutcome(number, State.DIVERGED, f"{metric} is not finite at step {step}")
             return "prune"
-        self._study.record(number, step, report.metrics[metric])
-        verdict = self._study.verdict(number, step)
+        verdict = self._study.judge(number, step, report.metrics[metric])
         if verdict == "prune":
             live.end = _pruned(number, step)
         return verdict

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
-from tune_dlrml.search.database import open_storage
+from tune_dlrml.search.database import one_transaction, open_storage
 from tune_dlrml.search.halving import is_promoted, rung_steps
 from tune_dlrml.search.history import DIVERGED, DRIVER, StudyHistory, TrialRow, row_of
 from tune_dlrml.search.sampling import BranchSampler, draw
@@ -197,6 +197,16 @@ class SearchStudy(StudyHistory):
             known.trial.report(value, step)
             known.values[step] = value
 
+    def judge(self, number: int, step: int, value: float) -> Verdict:
+        """Record an objective and give the verdict on it, as `record` and `verdict` do, in one transaction."""
+        with one_transaction(self._backend):
+            self.record(number, step, value)
+            return self.verdict(number, step)
+
+    def steps_reached(self, number: int) -> int:
+        """The last step at which a trial under way has an objective; 0 before the first."""
+        return max(self._open(number).values, default=0)
+
     def is_rung(self, step: int) -> bool:
         """Whether trials wait for a verdict at this step."""
         return step in self.rungs
@@ -261,9 +271,10 @@ class SearchStudy(StudyHistory):
             raise ValueError(
                 f"a complete trial has {self.metric} at step {self.full_steps}, but trial {outcome.number} has none"
             )
-        self._describe_end(known, outcome, steps)
         complete = outcome.state is State.COMPLETE
-        told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
+        with one_transaction(self._backend):
+            self._describe_end(known, outcome, steps)
+            told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
         del self._open_trials[outcome.number]
         self._under_way.remove(outcome.number)
         return row_of(told)
