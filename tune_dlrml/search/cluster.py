@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+GCS_PORT = "RAY_GCS_SERVER_PORT"
 POLL_S = 1.0
 ROUNDING = 1e-9
 """Of shares of a GPU that are added up."""
@@ -76,10 +78,11 @@ def ray_cluster(
             "_temp_dir": str(scratch),
         }
     polite_end = signal.getsignal(signal.SIGTERM)
-    context = _joined({"address": address} | options)
-    signal.signal(signal.SIGTERM, polite_end)  # Ray puts one of its own there, which ends this process at once
     try:
-        # Ray Train's placement group cleaner looks the cluster up afresh, and hangs on the trace of a dead one.
+        if address is None:
+            _choose_address()
+        context = _joined({"address": address} | options)
+        signal.signal(signal.SIGTERM, polite_end)  # Ray puts one of its own there, which ends this process at once
         os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
         freed = free_dead_placement_groups()
         if freed:
@@ -87,8 +90,22 @@ def ray_cluster(
         _wait_for(resources, tell)
         yield
     finally:
-        os.environ.pop("RAY_ADDRESS", None)
+        for name in ("RAY_ADDRESS", GCS_PORT):
+            os.environ.pop(name, None)
         ray.shutdown()
+
+
+def _choose_address() -> None:
+    """Fix the address of a cluster before it starts, so that its processes have it in their environment.
+
+    Ray Train's placement group cleaner, an actor, looks the cluster up afresh by RAY_ADDRESS. Without it, it dies where
+    it finds another cluster on the machine or the trace of a dead one, and what a killed group held is never freed.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    os.environ[GCS_PORT] = str(port)
+    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
 
 
 def _joined(options: dict[str, Any]) -> Any:
