@@ -18,8 +18,8 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp  ## Hand-over of a trial to a warm group, over 30 trials.
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/handover.py
+bench: .venv/dev.stamp  ## Speed against a naive program, into tests/benchmarks/results; ONLY=handover,limit chooses. Takes hours.
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 
 judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, ended in the middle and resumed.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/judged_search.py

