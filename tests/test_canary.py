@@ -5,7 +5,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import psycopg
 import pytest
 import toy
 import yaml
+from cluster.services import free_ports
+from command_line import called, ended, started, without
 from evaluation.endpoint_server import EndpointServer
 
 pytestmark = pytest.mark.slow
@@ -32,11 +34,6 @@ SECRETS = {
 }
 START_S, SEARCH_S, SCAN_EVERY_S = 120, 400, 0.5
 POSTGRES = [shutil.which(name) for name in ("initdb", "postgres")]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def found_in(content: bytes) -> set[str]:
@@ -96,7 +93,7 @@ def process(argv: list[str], log: Path, **options: object) -> Iterator[subproces
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[int]:
-    port = free_port()
+    (port,) = free_ports(1)
     program = str(Path(sys.executable).with_name("mlflow"))
     argv = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     argv += [
@@ -124,7 +121,7 @@ def postgres_server(folder: Path) -> Iterator[str]:
     argv = [initdb, "-D", str(folder / "data"), "-U", "canary", "--auth", "scram-sha-256", "--pwfile", str(password)]
     subprocess.run([*argv, "--no-sync"], check=True, capture_output=True, cwd=folder, **user)
     password.unlink()
-    port = free_port()
+    (port,) = free_ports(1)
     argv = [postgres, "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
     with process(argv, folder / "server.log", cwd=folder, **user):
         url = f"postgresql://canary@127.0.0.1:{port}/postgres"
@@ -168,7 +165,7 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     space, watched = folder / "space", folder / "t"
     for path in (space, watched, folder / "mlflow", folder / "postgres"):
         path.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = without("RAY_ADDRESS")
     environment |= {name: SECRETS[name] for name in ("MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")}
     environment |= {"MLFLOW_TRACKING_USERNAME": "canary", "TMPDIR": str(watched)}
     with ExitStack() as servers:
@@ -181,7 +178,8 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
         tracking = f"http://user:{SECRETS['password in the tracking URI']}@127.0.0.1:{port}"
         watch = Watch(watched)
         watch.start()
-        printed = [command(argv, code, space, environment) for argv, code in commands(space, tracking, judge.url)]
+        write_search(space, tracking, judge.url)
+        printed = commands(space, tracking, environment)
         watch.end()
         rows = "" if database is None else rows_of(database)
 
@@ -190,6 +188,7 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     assert database is None or "canary" in rows, "the study was not in the database"
     keys = {request["headers"]["authorization"] for request in judge.requests}
     assert keys == {f"Bearer {SECRETS['OPENAI_API_KEY']}"}, "the judge was not asked with its key"
+    assert {request["body"]["model"] for request in judge.requests} == {"judge", "second"}
     assert b"eval_accuracy" in (folder / "mlflow/mlflow.db").read_bytes(), "MLflow was not used"
     hits = dict(watch.hits)
     for path in (*space.rglob("*"), *(folder / "mlflow").rglob("*")):
@@ -199,8 +198,7 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     assert {place: names for place, names in hits.items() if names} == {}
 
 
-def commands(space: Path, tracking: str, judge: str) -> Iterator[tuple[list[str], int]]:
-    """A search, its extension by a second driver, what is asked of it afterwards, and servers that are away."""
+def write_search(space: Path, tracking: str, judge: str) -> None:
     document = toy.document(
         toy.write_model(space / "model"),
         toy.write_pairs(space / "train.jsonl", 48),
@@ -212,21 +210,36 @@ def commands(space: Path, tracking: str, judge: str) -> Iterator[tuple[list[str]
     document["search"] = {"num_trials": 2, "scheduler": {"grace_period": 2, "reduction_factor": 2}}
     document["evaluation"] = {"judges": ["openai:judge"], "judge_url": judge, "limit": 2, "max_new_tokens": 8}
     (space / "space.yaml").write_text(yaml.safe_dump(document))
-    yield ["doctor", "space.yaml"], 0
-    yield ["search", "space.yaml", "--json"], 0
-    yield ["search", "space.yaml", "--num-trials", "3"], 0
-    yield ["status", "canary", "--json"], 0
-    yield ["status", "canary"], 0
-    away = re.sub(r":\d+$", f":{free_port()}", tracking)
-    yield ["search", "space.yaml", "--name", "no_mlflow", "--set", f"tracking.mlflow={away}"], 2
-    database = f"postgresql://canary:{SECRETS['TUNE_DLRML_STUDY_URL']}@127.0.0.1:{free_port()}/postgres"
-    yield ["search", "space.yaml", "--name", "no_database", "--study-url", database], 130
 
 
-def command(argv: list[str], code: int, folder: Path, environment: dict[str, str]) -> str:
-    program = str(Path(sys.executable).with_name("tune-dlrml"))
-    ended = subprocess.run(
-        [program, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=SEARCH_S, check=False
-    )
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+def commands(space: Path, tracking: str, environment: dict[str, str]) -> list[str]:
+    """What is printed by searches whose servers are away, and by one that goes well, from its check to its table.
+
+    A second driver goes on with that one: for another judge, which needs no training.
+    """
+
+    def printed(*argv: str, code: int = 0) -> str:
+        return printed_by(ended(started(*argv, folder=space, environment=environment), within_s=SEARCH_S), code)
+
+    def printed_here(*argv: str) -> str:
+        return printed_by(called(*argv, folder=space, environment=environment), 0)
+
+    ports = free_ports(2)
+    url = f"postgresql://canary:{SECRETS['TUNE_DLRML_STUDY_URL']}@127.0.0.1:{ports[0]}/postgres"
+    away = "tracking.mlflow=" + re.sub(r":\d+$", f":{ports[1]}", tracking)
+    search = ("search", "space.yaml")
+    checked = printed_here("doctor", "space.yaml")
+    with ThreadPoolExecutor() as pool:
+        together = [
+            pool.submit(printed, *search, "--json"),
+            pool.submit(printed, *search, "--name", "no_mlflow", "--set", away, code=2),
+            pool.submit(printed, *search, "--name", "no_database", "--study-url", url, code=130),
+        ]
+    again = printed(*search, "--set", "evaluation.judges=[openai:judge, openai:second]")
+    tables = [printed_here("status", "canary", *options) for options in ((), ("--json",))]
+    return [checked, *(future.result() for future in together), again, *tables]
+
+
+def printed_by(done: subprocess.CompletedProcess[str], code: int) -> str:
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -2,36 +2,19 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 import toy
 import yaml
+from command_line import called, ended, started, without
+from faults.leftovers import check_nothing_is_left, short_folder
 
 pytestmark = pytest.mark.slow
 
 EXPLODING = 1e25
 """A learning rate at which the toy's weights overflow float32 in the first step."""
-
-
-def command(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    program = [str(Path(sys.executable).with_name("tune-dlrml")), *argv]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=400, env=environment)
-
-
-def processes_of_ray() -> set[int]:
-    found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if any(name in line for name in ("raylet", "gcs_server", "ray::")):
-            found.add(process.pid)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +38,17 @@ def search(tmp_path_factory):
         "training": {"learning_rate": {"choice": [3e-3, EXPLODING]}},
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(document))
-    before = processes_of_ray()
-    ended = command("search", "toy.yaml", "--json", folder=folder)
-    assert ended.returncode == 0, ended.stderr + ended.stdout
-    return folder, json.loads(ended.stdout), ended.stderr, processes_of_ray() - before
+    temporary = short_folder()
+    environment = without("RAY_ADDRESS") | {"TMPDIR": str(temporary)}
+    process = started("search", "toy.yaml", "--json", folder=folder, environment=environment)
+    done = ended(process, within_s=400)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder, json.loads(done.stdout), done.stderr, temporary
+
+
+def afterwards(*argv, folder):
+    """A command that starts nothing."""
+    return called(*argv, folder=folder, environment=without("RAY_ADDRESS"))
 
 
 def test_every_point_of_the_grid_and_the_baseline_became_a_trial(search):
@@ -147,25 +137,25 @@ def test_progress_is_told_without_the_noise_of_the_libraries(search):
 
 def test_status_tells_the_same_as_the_search(search):
     folder, document, _, _ = search
-    told = json.loads(command("status", "toy", "--json", folder=folder).stdout)
+    told = json.loads(afterwards("status", "toy", "--json", folder=folder).stdout)
     assert told | {"interrupted": False} == document  # which only its driver knows
-    table = command("status", "toy", folder=folder).stdout
+    table = afterwards("status", "toy", folder=folder).stdout
     assert "diverged" in table and "mlflow ui" in table
 
 
 def test_the_same_command_again_finds_nothing_to_do(search):
     folder, document, _, _ = search
-    again = command("search", "toy.yaml", "--json", folder=folder)
+    again = afterwards("search", "toy.yaml", "--json", folder=folder)
     assert again.returncode == 0
     assert json.loads(again.stdout)["trials"] == document["trials"]
 
 
 def test_the_same_name_with_another_space_is_refused(search):
     folder, _, _, _ = search
-    refused = command("search", "toy.yaml", "--set", "training.max_length=48", folder=folder)
+    refused = afterwards("search", "toy.yaml", "--set", "training.max_length=48", folder=folder)
     assert refused.returncode == 2
     assert "training.max_length" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_no_process_of_ray_is_left_over(search):
-    assert not {pid for pid in search[3] if psutil.pid_exists(pid)}
+def test_no_process_and_no_temporary_file_is_left_over(search):
+    check_nothing_is_left(search[3])

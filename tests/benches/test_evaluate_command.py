@@ -1,17 +1,18 @@
 """What `tune-dlrml evaluate` makes of its options, and how it ends."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy
 import yaml
+from command_line import started, without
 from evaluation.endpoint_server import LATE, Act, EndpointServer
 from typer.testing import CliRunner
 
@@ -78,31 +79,57 @@ def test_models_whose_names_have_the_same_letters_have_folders_of_their_own():
     assert len(folder_name("mt-bench", "x" * 1000)) < 200
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("who", ["judge", "comparer", "model"])
-def test_an_interrupt_ends_the_process_though_requests_are_under_way(tmp_path, who):
+@dataclass
+class Interrupted:
+    """A command of which requests are under way, and what it printed once it was told to end."""
+
+    process: subprocess.Popen[str]
+    under_way: threading.Event
+    said: str = ""
+
+    def end(self) -> None:
+        try:
+            assert self.under_way.wait(120)
+            self.process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where a shell has Ctrl-C ignored
+            _, self.said = self.process.communicate(timeout=SOON_S)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
+    """One command for each of those that can be asked; they start together, since each is busy with imports first."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    model = str(toy.write_model(folder / "model"))
+    rows = [{"instruction": f"say {n}", "output": f"said {n}", "generator": "baseline"} for n in range(3)]
+    (folder / "baseline.json").write_text(json.dumps(rows))
+    comparing = ["--bench", "alpaca-eval", "--baseline", "baseline.json"]
+    arguments = {"judge": [model], "comparer": [model, *comparing], "model": ["openai:policy"]}
+    with ExitStack() as servers:
+        running = {who: evaluating(words, folder, servers) for who, words in arguments.items()}
+        for one in running.values():
+            one.end()
+    return running
+
+
+def evaluating(arguments: list[str], folder: Path, servers: ExitStack) -> Interrupted:
+    """An evaluation whose server answers no request."""
     under_way = threading.Event()
 
     def act(messages: list[dict[str, str]]) -> Act:
         under_way.set()
         return LATE
 
+    url = servers.enter_context(EndpointServer(act)).url
     options = ["--limit", "3", "--max-new-tokens", "8", "--judge", "openai:judge"]
-    model = "openai:policy" if who == "model" else str(toy.write_model(tmp_path / "model"))
-    if who == "comparer":
-        rows = [{"instruction": f"say {n}", "output": f"said {n}", "generator": "baseline"} for n in range(3)]
-        (tmp_path / "baseline.json").write_text(json.dumps(rows))
-        options += ["--bench", "alpaca-eval", "--baseline", "baseline.json"]
-    program = str(Path(sys.executable).with_name("tune-dlrml"))
-    environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
-    with EndpointServer(act) as server:
-        argv = [program, "evaluate", model, "--judge-url", server.url, "--model-url", server.url, *options]
-        process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        try:
-            assert under_way.wait(120)
-            process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where a shell has Ctrl-C ignored
-            _, said = process.communicate(timeout=SOON_S)
-        finally:
-            process.kill()
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    argv = ["evaluate", *arguments, "--judge-url", url, "--model-url", url, *options]
+    process = started(*argv, folder=folder, environment=without("OPENAI_API_KEY"))
+    servers.callback(process.kill)
+    return Interrupted(process, under_way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["judge", "comparer", "model"])
+def test_an_interrupt_ends_the_process_though_requests_are_under_way(interrupted, who):
+    assert interrupted[who].process.returncode == 130, interrupted[who].said
+    assert "the same command goes on" in interrupted[who].said

@@ -4,8 +4,10 @@ What Docker would do is done here: every service has its own folder for the secr
 of services become 127.0.0.1, and ports become free ones.
 """
 
+import itertools
 import os
 import pwd
+import random
 import re
 import shlex
 import shutil
@@ -29,6 +31,8 @@ POSTGRES_PROGRAMS = ("initdb", "pg_ctl", "pg_isready", "postgres", "psql")
 PORTS = {"postgres": (5432,), "mlflow": (5000,), "ray-head": (6379, 8265), "ray-worker": (52365,)}
 HOME = "/home/search"
 VARIABLES = {"WORKER_CPUS": "1"}
+OWN_PORTS = list(range(20000 + os.getpid() % 64, 32768, 64))
+"""Below those that the kernel gives out on Linux, and others than those of tests that run in another process."""
 HEALTHY_S, END_S = 120.0, 5.0
 SEARCH_PATH = os.pathsep.join(
     [str(Path(sys.executable).parent), *sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True), os.environ["PATH"]]
@@ -44,11 +48,17 @@ def lacking() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that stay free until a service binds them, since nobody is given them without asking."""
+    candidates = random.SystemRandom().sample(OWN_PORTS, len(OWN_PORTS))
+    return list(itertools.islice(filter(_is_free, candidates), count))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass

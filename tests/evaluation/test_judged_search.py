@@ -1,11 +1,11 @@
-"""A search whose trials are judged by a real HTTP endpoint, ended in the middle and resumed."""
+"""A search whose trials are judged by a real HTTP endpoint, ended in the middle and resumed.
+
+It trains on the cluster of this test session; that a search starts and ends one of its own is tested elsewhere.
+"""
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -15,6 +15,7 @@ import mlflow
 import pytest
 import toy
 import yaml
+from command_line import called, ended, started, without
 from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.frontier import Draw, search_frontier
@@ -46,21 +47,16 @@ def rating(messages: list[dict[str, str]]) -> int:
     return 1 + hashlib.sha256(messages[-1]["content"].encode()).digest()[0] % 10
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
-    program = str(Path(sys.executable).with_name("tune-dlrml"))
-    return subprocess.Popen(
-        [program, "search", "judged.yaml", "--json", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+COMMAND = ("search", "judged.yaml", "--json")
+
+
+def search_environment() -> dict[str, str]:
+    """With the cluster of this test session and its token."""
+    return without("OPENAI_API_KEY") | {"RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Judge, int]:
+def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Path, dict[str, Any], Judge, int]:
     """The folder, what the second driver printed, the judge, and how often it had been asked before that."""
     folder, judge = tmp_path_factory.mktemp("judged"), Judge()
     document = toy.document(
@@ -81,16 +77,17 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
             "limits": {"concurrency": 1},
         }
         (folder / "judged.yaml").write_text(yaml.safe_dump(document))
-        first = start(folder)
-        assert judge.enough.wait(SEARCH_S), first.communicate()
-        first.send_signal(signal.SIGTERM)
-        _, said = first.communicate(timeout=SEARCH_S)
-        assert first.returncode == 130, said
+        first = started(*COMMAND, folder=folder, environment=search_environment())
+        try:
+            in_time = judge.enough.wait(SEARCH_S)
+        finally:
+            first.send_signal(signal.SIGTERM)
+        interrupted = ended(first, within_s=SEARCH_S)
+        assert (in_time, interrupted.returncode) == (True, 130), interrupted.stderr
         before = len(judge.asked)
-        second = start(folder)
-        printed, said = second.communicate(timeout=SEARCH_S)
-        assert second.returncode == 0, said
-    return folder, json.loads(printed), judge, before
+        second = ended(started(*COMMAND, folder=folder, environment=search_environment()), within_s=SEARCH_S)
+        assert second.returncode == 0, second.stderr
+    return folder, json.loads(second.stdout), judge, before
 
 
 def test_no_question_is_judged_twice_though_the_search_was_ended_in_the_middle(judged):
@@ -147,10 +144,9 @@ def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judge
 def test_the_finished_search_asks_nobody_when_its_command_is_given_again(judged):
     folder, document, judge, _ = judged
     asked = len(judge.asked)
-    again = start(folder)
-    printed, said = again.communicate(timeout=SEARCH_S)
-    assert again.returncode == 0, said
-    assert json.loads(printed)["trials"] == document["trials"]
+    again = called(*COMMAND, folder=folder, environment=search_environment())
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["trials"] == document["trials"]
     assert len(judge.asked) == asked
 
 
@@ -159,9 +155,9 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
     asked = len(judge.asked)
     settings = {"when": "best", "best": 1, "limit": QUESTIONS - 1}
     arguments = [text for key, value in settings.items() for text in ("--set", f"evaluation.{key}={value}")]
-    again = start(folder, *arguments)
-    _, said = again.communicate(timeout=SEARCH_S)
-    assert again.returncode == 0, said
+    process = started(*COMMAND, *arguments, folder=folder, environment=search_environment())
+    again = ended(process, within_s=SEARCH_S)
+    assert again.returncode == 0, again.stderr
     assert len(judge.asked) == asked, "the same answers had been judged before"
     best, *others = sorted(range(TRIALS), key=lambda number: number != document["best"])
     first, second = answer_files(folder, best)
@@ -176,13 +172,10 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
 def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
     folder, document, judge, _ = judged
     asked, (score,) = len(judge.asked), document["trials"][0]["judged"]["scores"]
-    program = str(Path(sys.executable).with_name("tune-dlrml"))
     options = f"--judge {score['judge']} --judge-url {judge.url} --limit {QUESTIONS} --max-new-tokens 8 --json"
-    ended = subprocess.run(
-        [program, "evaluate", "judged:0", *options.split()], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    said = json.loads(ended.stdout)
+    evaluated = called("evaluate", "judged:0", *options.split(), folder=folder, environment=without("OPENAI_API_KEY"))
+    assert evaluated.returncode == 0, evaluated.stderr
+    said = json.loads(evaluated.stdout)
     assert (said["model"], said["calls"], said["cached"]) == ("judged:0", 0, QUESTIONS * 2)
     assert {name: said[name] for name in score} == score
     assert len(judge.asked) == asked

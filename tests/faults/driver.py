@@ -57,7 +57,7 @@ def run(*, seed: int, kills: int = 30) -> dict[str, Any]:
 def kill_once(search: ToySearch, rng: random.Random, failures: list[str], *, booting: bool) -> float | None:
     """Start the search and kill its driver, while it boots or while it trains; seconds to the first new report."""
     before, began, waited = search.progress(), time.monotonic(), None
-    lost = _lost_steps(search)
+    lost = lost_steps(search)
     driver = search.start()
     with ended_afterwards(driver):
         try:
@@ -76,7 +76,7 @@ def kill_once(search: ToySearch, rng: random.Random, failures: list[str], *, boo
     return waited
 
 
-def _lost_steps(search: ToySearch) -> int:
+def lost_steps(search: ToySearch) -> int:
     """Most steps of a trial that are in its event log and not in its newest complete checkpoint."""
     lost = 0
     for number in range(search.trials):

@@ -47,9 +47,14 @@ def end_and_kill(search: ToySearch, rng: Any) -> None:
         search.run("--name", name)
 
 
+def short_folder() -> Path:
+    """A temporary folder for one search alone; its path is short, since Ray puts sockets below it."""
+    return Path(tempfile.mkdtemp(prefix="t_", dir="/tmp"))
+
+
 def own_temporary_folder(search: ToySearch) -> Path:
-    """A temporary folder that only this search uses; its path is short, since Ray puts sockets below it."""
-    folder = Path(tempfile.mkdtemp(prefix="t_", dir="/tmp"))
+    """A temporary folder that only this search uses from now on."""
+    folder = short_folder()
     search.environment["TMPDIR"] = str(folder)
     return folder
 
