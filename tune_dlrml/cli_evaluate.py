@@ -10,25 +10,13 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from tune_dlrml.cli_options import WITHOUT_TERMINAL, AsJson, StudyUrl
 from tune_dlrml.errors import StorageError
 from tune_dlrml.streams import noise_to
-
-WITHOUT_TERMINAL = 180
-"""Width of what is printed into a file or a pipe."""
 
 NAME_LENGTH = 80
 """Characters of a model's name in the name of a folder."""
 
-StudyUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--study-url",
-        envvar="TUNE_DLRML_STUDY_URL",
-        metavar="URL",
-        help="PostgreSQL database of the study, postgresql://user@host/database; a password may come from PGPASSFILE.",
-        show_envvar=True,
-    ),
-]
 Bench = Literal["mt-bench", "alpaca-eval", "frontier"]
 MODEL_HELP = "A model reference, a trial such as quickstart:17, openai:<model> or, for the frontier, a whole search."
 MAX_NEW_TOKENS: dict[str, int] = {"mt-bench": 1024, "alpaca-eval": 2048, "frontier": 48}
@@ -97,7 +85,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For answers and judgements [STORAGE/evaluations/...].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Examine a model, or a trial of a search: MT-Bench, AlpacaEval, or reward against KL."""
     from tune_dlrml.benches.request import Request, examine
