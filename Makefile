@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
 
-# What starts Ray clusters and servers has the machine for itself; the rest runs two at a time.
+# Two files at a time; apart, since what starts Ray leaves its address in the environment of its process.
 test: .venv/dev.stamp  ## The whole suite.
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

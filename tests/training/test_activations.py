@@ -68,3 +68,12 @@ def test_auto_checkpoints_where_the_batch_would_not_fit(
 def test_what_is_asked_for_is_done(resident: Resident, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "_free", lambda device: 1)
     assert resident.activations.need_checkpointing(settings(gradient_checkpointing=asked)) is asked
+
+
+def test_two_pairs_that_do_not_fit_are_reason_enough(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(activations, "pair_log_probs", full)
+    fresh = Activations(resident.model, settings(), resident.form.collate, resident.train_rows)
+    assert fresh.need_checkpointing(settings(per_device_train_batch_size=1))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import psutil
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
@@ -39,8 +40,12 @@ class Activations:
         self._told: set[bool] = set()
         self._of_one_and_two: tuple[int, int] | None = None
         if training.gradient_checkpointing == "auto":
-            longest = max(rows, key=row_length)
-            one, two = (_kept(model, training, to_device(collate([longest] * pairs), model)) for pairs in (1, 2))
+            longest, free = max(rows, key=row_length), _free(self._device)
+            try:
+                one, two = (_kept(model, training, to_device(collate([longest] * pairs), model)) for pairs in (1, 2))
+            except torch.OutOfMemoryError:
+                one, two = free, 2 * free  # at least
+                clear_device_cache()
             self._of_one_and_two = one, two
 
     def needed(self, pairs: int) -> int | None:
