@@ -30,6 +30,7 @@ from tune_dlrml.data import Pairs, select_pairs
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
 from tune_dlrml.models import load_tokenizer, parse_model_reference
 from tune_dlrml.space import SearchSpace
+from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.reference_logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import lora_config, pair_log_probs
@@ -40,6 +41,7 @@ def bare_loop(document: dict[str, Any]) -> dict[str, float]:
     began = time.perf_counter()
     config = parse_config(document, source="the benchmark")
     torch.set_num_threads(config.resources.cpus_per_worker)
+    keep_freed_memory()
     training = config.training
     chosen = select_pairs(config.dataset, training, lambda: load_tokenizer(parse_model_reference(config.model)))
     pairs = Pairs(chosen.sections["train"].dataset(), chosen.sections["eval"].dataset())

@@ -33,6 +33,7 @@ from tune_dlrml.config import DpoLoss, LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training import trainer as ours
+from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
 from tune_dlrml.training.pristine import Pristine
 
@@ -187,9 +188,15 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = torch.float32 if arguments.float32 else torch.bfloat16
     measured_on = header(dtype=str(dtype).removeprefix("torch."))
+    keep_freed_memory()  # for both sides
     model = load_model(parse_model_reference(MODEL), dtype=dtype, attn_implementation="sdpa")
     pristine = Pristine(model, weights=False)
-    training = TrainingConfig(max_steps=arguments.steps, bf16=not arguments.float32, lora=LoraSettings())
+    training = TrainingConfig(
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.pairs,
+        bf16=not arguments.float32,
+        lora=LoraSettings(),
+    )
 
     def side(steps_of: Any, given: list[dict[str, Any]]) -> Any:
         def measure(_: int) -> list[float]:

@@ -22,6 +22,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.reference_logps import row_length
+from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
 
@@ -73,7 +74,8 @@ class Measurement:
 def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: ResourcesConfig, *, steps: int) -> Measurement:
     """Time a worker: load, the reference pass over a few batches, and a trial of `steps` optimizer steps.
 
-    Nothing stays: neither a file nor a changed weight nor the number of threads.
+    Nothing stays: neither a file nor a changed weight nor the number of threads; only the process keeps the memory that
+    it frees, as a worker does.
 
     Args:
         model: Model reference.
@@ -96,6 +98,7 @@ def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: Resourc
     transformers_logging.disable_progress_bar()
     threads = torch.get_num_threads()
     torch.set_num_threads(resources.cpus_per_worker)
+    keep_freed_memory()
     try:
         return _measure(model, pairs, spec, steps)
     except torch.OutOfMemoryError as error:

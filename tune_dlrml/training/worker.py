@@ -21,6 +21,7 @@ from tune_dlrml.data import Pairs
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import TrialPlan, train_trial
 
@@ -112,6 +113,7 @@ def _load(group: GroupSpec) -> Resident:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(group.resources.cpus_per_worker)
+    keep_freed_memory()
     resident = Resident.load(group.model, group.pairs, group.training, references=Path(group.reference))
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own

