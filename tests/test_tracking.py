@@ -484,7 +484,10 @@ def test_a_number_of_the_summary_gets_a_point_where_it_changed(events, store):
 
 
 def track(events: EventLog, store: MlflowStore, *, must_answer: bool = False) -> Tracker:
-    return Tracker(store, "toy", {}, events, must_answer=must_answer)
+    tracker = Tracker(store, "toy", {}, events)
+    if must_answer:
+        tracker.require_answer()
+    return tracker
 
 
 def test_a_tracker_keeps_mlflow_up_with_a_search_and_describes_it(events, store):

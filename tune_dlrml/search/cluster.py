@@ -26,6 +26,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # The patched print makes dill inspect sources and floods the workers' logs.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # It tells a training loop of nodes that will be drained, by a process of its own; this loop does not ask.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",

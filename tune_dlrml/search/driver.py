@@ -96,7 +96,9 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     evaluation = Evaluation(prepared, study, events)
     if ended == len(rows) >= study.num_trials and untracked(events, store) == 0 and not evaluation.left():
         return read_search(config.name, place)
-    tracker = Tracker(store, config.name, code_state(), events, must_answer=not rows)
+    tracker = Tracker(store, config.name, code_state(), events)
+    if not rows and not is_sqlite(store.uri):
+        tracker.require_answer()
     tracker.describe_search(to_yaml(config), _params(config))
     books = _Books(study, events, tracker, view, evaluation)
     searcher = StudySearcher(study, books, expired=_expiry(config, began), allowed=lock.check)
@@ -104,6 +106,8 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
         evaluation.begin(books.on_judged, view.on_notice)
         if _is_unfinished(study) or evaluation.unanswered():
             with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
+                if not rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
+                    tracker.require_answer()
                 _work(prepared, study, searcher, evaluation, view)
         unjudged = None if _is_unfinished(study) else evaluation.finish()
         result = replace(_result(place, study, searcher, time.monotonic() - began), unjudged=unjudged)

@@ -55,15 +55,9 @@ class Tracker:
         search: Name of the search.
         tags: On every run: git commit, package versions.
         events: The event logs of the search; whatever of them MLflow does not have yet is sent.
-        must_answer: Refuse to start while MLflow is away.
-
-    Raises:
-        InputError: MLflow does not answer, but must.
     """
 
-    def __init__(
-        self, store: MlflowStore, search: str, tags: Mapping[str, str], events: EventLog, *, must_answer: bool
-    ) -> None:
+    def __init__(self, store: MlflowStore, search: str, tags: Mapping[str, str], events: EventLog) -> None:
         _bound_requests()
         self._store, self._events = store, events
         self._runs = SearchRuns(store, search, search_id(events.folder), tags)
@@ -77,10 +71,13 @@ class Tracker:
         self._said: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
-        if must_answer:
-            self._refuse_silence()
 
-    def _refuse_silence(self) -> None:
+    def require_answer(self) -> None:
+        """Wait until MLflow has answered for the first time.
+
+        Raises:
+            InputError: It does not.
+        """
         answered = self._tried.wait(START_S)
         if not answered or self._error is not None:
             self.leave()
