@@ -12,7 +12,7 @@ import toy
 import toy_training
 import yaml
 
-from tune_dlrml import cli
+from tune_dlrml import cli, cli_doctor
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.measure import measure_search, refuse_other_machine, timed_trial
@@ -118,7 +118,7 @@ def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
 ) -> None:
     monkeypatch.setattr("tune_dlrml.search.measure.local_capacity", lambda: {"CPU": 2.0, "GPU": 0.0})
     # A cluster has what the head node, on which this command runs, has not.
-    monkeypatch.setattr(cli, "_findings", lambda *_: iter(()))
+    monkeypatch.setattr(cli_doctor, "_findings", lambda *_: iter(()))
     code, told = doctor("--measure", "--set", "resources.gpus_per_worker=1")
     (finding,) = [each for each in told["findings"] if each["level"] == "error"]
     assert code == 2 and told["bill"] is None
