@@ -1,6 +1,7 @@
 """Trials that explode, and single steps whose gradient is not finite."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +20,18 @@ from tune_dlrml.training.trainer import PreferenceTrainer
 EXPLODING = 1e20
 
 
+@pytest.fixture(scope="module")
+def padded_full_resident(toy_model: Path) -> Resident:
+    """Pairs of one padded batch are ruined together; in a packed row one may come out finite by itself."""
+    return toy_training.resident(toy_model, settings(lora=None, shared_prompt=False))
+
+
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize("nonfinite_step", ["skip", "apply"])
 @pytest.mark.parametrize("loss", [DPO, LEARNABLE], ids=["dpo", "learnable"])
 def test_an_exploding_learning_rate_ends_as_diverged_in_the_step_that_shows_it(
     lora_resident: Resident,
-    full_resident: Resident,
+    padded_full_resident: Resident,
     lora: dict[str, Any] | None,
     nonfinite_step: str,
     loss: dict[str, Any],
@@ -32,15 +39,14 @@ def test_an_exploding_learning_rate_ends_as_diverged_in_the_step_that_shows_it(
     """Step 1 is sound and ruins the weights; step 2 is the one bad step of 20 that is allowed; step 3 is too many."""
     training = settings(learning_rate=EXPLODING, lora=lora, logging_steps=8)
     outcome, channel = toy_training.run(
-        lora_resident if lora else full_resident, loss, training, plan(8, {4}, nonfinite_step=nonfinite_step)
+        lora_resident if lora else padded_full_resident, loss, training, plan(8, {4}, nonfinite_step=nonfinite_step)
     )
     assert outcome is not None and outcome.state is State.DIVERGED
     assert outcome.reason == "step 3: 2 of the last 3 steps were not finite (limit 0.05 x window 20)"
     assert [(report.step, report.evaluated) for report in channel.reports] == [(0, True), (3, False)]
     metrics = channel.reports[-1].metrics
-    # Of step 1 alone under LoRA; with all weights ruined, a pair of a later step may come out finite.
-    assert metrics["train_loss"] == pytest.approx(0.6931 if loss is DPO else 0.8466, abs=1e-4 if lora else 1e-2)
-    assert metrics["nonfinite_loss_fraction"] == pytest.approx(2 / 3, abs=0.0 if lora else 1 / 12)
+    assert metrics["train_loss"] == pytest.approx(0.6931 if loss is DPO else 0.8466, abs=1e-4)  # of step 1 alone
+    assert metrics["nonfinite_loss_fraction"] == pytest.approx(2 / 3)
     # Embeddings of tokens that no pair holds keep a gradient of 0.
     assert metrics["nonfinite_grad_fraction"] == pytest.approx(2 / 3, abs=0.0 if lora else 0.12)
 
