@@ -1,15 +1,12 @@
 """Secrets that a search is given appear in no byte that it leaves behind or prints."""
 
 import os
-import pwd
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +20,7 @@ import yaml
 from cluster.services import free_ports
 from command_line import called, ended, started, without
 from evaluation.endpoint_server import EndpointServer
+from servers import has_postgres, postgres_server, process, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +30,7 @@ SECRETS = {
     "TUNE_DLRML_STUDY_URL": "canary-in-study-url",
     "OPENAI_API_KEY": "canary-in-openai-key",
 }
-START_S, SEARCH_S, SCAN_EVERY_S = 120, 400, 0.5
-POSTGRES = [shutil.which(name) for name in ("initdb", "postgres")]
+SEARCH_S, SCAN_EVERY_S = 400, 0.5
 
 
 def found_in(content: bytes) -> set[str]:
@@ -76,22 +73,6 @@ class Watch(threading.Thread):
 
 
 @contextmanager
-def process(argv: list[str], log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with all that it starts, for the time of the test."""
-    with log.open("wb") as sink:
-        running = subprocess.Popen(argv, stdout=sink, stderr=sink, start_new_session=True, **options)
-    try:
-        yield running
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(running.pid, number)
-                running.wait(timeout=10)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-
-
-@contextmanager
 def mlflow_server(folder: Path) -> Iterator[int]:
     (port,) = free_ports(1)
     program = str(Path(sys.executable).with_name("mlflow"))
@@ -106,43 +87,6 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     with process(argv, folder / "server.log", env=environment):
         wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
         yield port
-
-
-@contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """A database that asks for the canary as its password; yields its URL without it."""
-    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    password = folder / "password"
-    password.write_text(SECRETS["TUNE_DLRML_STUDY_URL"])
-    if user:
-        for path in (folder, password):
-            shutil.chown(path, "postgres", "postgres")
-    initdb, postgres = (str(program) for program in POSTGRES)
-    argv = [initdb, "-D", str(folder / "data"), "-U", "canary", "--auth", "scram-sha-256", "--pwfile", str(password)]
-    subprocess.run([*argv, "--no-sync"], check=True, capture_output=True, cwd=folder, **user)
-    password.unlink()
-    (port,) = free_ports(1)
-    argv = [postgres, "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
-    with process(argv, folder / "server.log", cwd=folder, **user):
-        url = f"postgresql://canary@127.0.0.1:{port}/postgres"
-        wait_for(lambda: psycopg.connect(url, password=SECRETS["TUNE_DLRML_STUDY_URL"]).close() is None)
-        yield url
-
-
-def wait_for(answers: object) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            assert answers()
-            return
-        except (OSError, psycopg.OperationalError):
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
-
-
-def has_postgres() -> bool:
-    runnable = os.geteuid() != 0 or "postgres" in {user.pw_name for user in pwd.getpwall()}
-    return None not in POSTGRES and runnable
 
 
 def rows_of(url: str) -> str:
@@ -171,7 +115,11 @@ def test_no_secret_is_in_any_byte_that_a_search_leaves_or_prints(folder: Path) -
     with ExitStack() as servers:
         port = servers.enter_context(mlflow_server(folder / "mlflow"))
         judge = servers.enter_context(EndpointServer.replying(lambda messages: "Rating: [[7]]"))
-        database = servers.enter_context(postgres_server(folder / "postgres")) if has_postgres() else None
+        database = (
+            servers.enter_context(postgres_server(folder / "postgres", SECRETS["TUNE_DLRML_STUDY_URL"]))
+            if has_postgres()
+            else None
+        )
         if database is not None:
             secret = SECRETS["TUNE_DLRML_STUDY_URL"]
             environment["TUNE_DLRML_STUDY_URL"] = database.replace("canary@", f"canary:{secret}@")

@@ -20,6 +20,8 @@ FORM = "postgresql://user@host:5432/database"
 AGAIN = "free or mend it; the same command then goes on with the search"
 FULL_OR_READ_ONLY = ("is full", "readonly", "disk I/O error")
 """What SQLite says of a disk."""
+OPENING = int.from_bytes(b"tunedlrm", "big")
+"""Number of the lock of who opens a database: eight letters, as PostgreSQL's locks have eight bytes."""
 DISK_FAULTS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO}
 
 
@@ -66,7 +68,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         if is_sqlite(url):
             _make_file(url)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        with _one_at_a_time(url):
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
         storage.remove_session()
         sessions = sqlalchemy.orm.sessionmaker(bind=storage.engine, class_=_GatheringSession)
         storage.scoped_session = sqlalchemy.orm.scoped_session(sessions)
@@ -75,6 +78,25 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
             raise StorageError(f"{url.partition('///')[2]}: {_cause(error)}; {AGAIN}") from None
         raise InputError(unreachable(url, error)) from None
+
+
+@contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Keep others of this project from opening a PostgreSQL database meanwhile.
+
+    Optuna looks whether its tables are there and makes them, and two that do so at once on a new database fail. A file
+    belongs to one search, whose driver is alone.
+    """
+    if is_sqlite(url):
+        yield
+        return
+    engine = sqlalchemy.create_engine(url, **engine_options(url))
+    try:
+        with engine.connect() as connection:  # the end of its transaction gives the lock back
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(OPENING)))
+            yield
+    finally:
+        engine.dispose()
 
 
 class _GatheringSession(sqlalchemy.orm.Session):
