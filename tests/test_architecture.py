@@ -13,7 +13,7 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 """Run by hand to make what ships; imported by nothing."""
 
 LAYERS = [
-    {"errors", "deadline", "files", "streams"},
+    {"errors", "deadline", "files", "imports", "streams"},
     {"hub", "urls"},
     {"records", "builtin"},
     {"config"},

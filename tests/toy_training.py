@@ -18,8 +18,9 @@ from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, Train
 from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trial import TrialPlan, train_trial
+from tune_dlrml.training.trial import train_trial
 
 disable_progress_bars()
 transformers_logging.disable_progress_bar()

@@ -26,6 +26,7 @@ from tune_dlrml.cli_options import (
 )
 from tune_dlrml.config import load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
+from tune_dlrml.imports import importing
 from tune_dlrml.streams import noise_to
 
 INTERRUPTED = 130
@@ -74,17 +75,18 @@ def search(
     """Run a search, or let the one of that name go on."""
     trials = [] if num_trials is None else [f"search.num_trials={num_trials}"]
     config = load_config(space, [*(set_ or []), *trials], **({} if name is None else {"name": name}))
-    from tune_dlrml.search.preparation import prepare
-    from tune_dlrml.search.result import SearchPlace
+    with importing():
+        from tune_dlrml.search.preparation import prepare
+        from tune_dlrml.search.result import SearchPlace
 
-    place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
-    try:
-        prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))
-    except InputError as error:
-        raise InputError(f"{space}: {error}") from None
-    from tune_dlrml.search.driver import run_search
-    from tune_dlrml.search.taken import read_taken
-    from tune_dlrml.terminal import ProgressView, duration, taken_line, trials_table
+        place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
+        try:
+            prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))  # imports libraries as it needs them
+        except InputError as error:
+            raise InputError(f"{space}: {error}") from None
+        from tune_dlrml.search.driver import run_search
+        from tune_dlrml.search.taken import read_taken
+        from tune_dlrml.terminal import ProgressView, duration, taken_line, trials_table
 
     out = console(as_json)
     with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:

@@ -1,5 +1,10 @@
 """The one family of exceptions. Every message states the law, the value and the remedy; all survive pickling."""
 
+import re
+
+REASON_LENGTH = 300
+"""Characters of an exception that fit a table; all of it is in the study."""
+
 
 class TuneDlrmlError(Exception):
     """Base of every error that the command line answers with a message instead of a traceback."""
@@ -43,3 +48,10 @@ class JudgeEndedError(TuneDlrmlError):
     """A judge may not be called any more or does not answer; what it has said is kept, and the same command goes on."""
 
     exit_code = 130
+
+
+def headline(error: BaseException) -> str:
+    """Type of an exception and the first sentence of its last line, short enough for a table."""
+    lines = str(error).strip().splitlines() or [""]
+    sentence = re.split(r"(?<=\.)\s", lines[-1].strip())[0]
+    return f"{type(error).__name__}: {sentence[:REASON_LENGTH]}"

@@ -209,7 +209,8 @@ class Bench:
         return found
 
     def _train(self, config: Any, study: Any, scheduler: Any, spec: Any, name: str) -> Any:
-        from tune_dlrml.training.trial import TrialPlan, train_trial
+        from tune_dlrml.training.group_spec import TrialPlan
+        from tune_dlrml.training.trial import train_trial
 
         plan = TrialPlan(self._steps, frozenset(study.rungs), 1, config.divergence, config.checkpoint)
         line = Line(scheduler, SimpleNamespace(trial_id=name), spec.number)

@@ -12,8 +12,7 @@ import toy_training
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.space import SearchSpace
-from tune_dlrml.training.trial import TrialPlan
-from tune_dlrml.training.worker import GroupSpec
+from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 
 pytestmark = pytest.mark.slow
 

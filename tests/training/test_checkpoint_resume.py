@@ -24,9 +24,10 @@ from tune_dlrml.losses.registry import Dpo, PairBatch
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.training import checkpoint, trial
 from tune_dlrml.training.checkpoint import MARKER, newest_checkpoint
+from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import PreferenceTrainer
-from tune_dlrml.training.trial import TrialPlan, train_trial
+from tune_dlrml.training.trial import train_trial
 
 
 class Killed(BaseException):

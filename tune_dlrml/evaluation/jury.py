@@ -15,7 +15,6 @@ from tune_dlrml.errors import InputError, JudgeEndedError
 from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
 from tune_dlrml.evaluation.judge import EndpointJudge
 from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, JudgePrompts, load_judge_prompts
-from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.mt_bench import (
     Interval,
     PairScore,
@@ -161,6 +160,8 @@ class Jury:
             if kind == "local":
                 reference = parse_model_reference(model)
                 check_model_reference(reference)
+                from tune_dlrml.evaluation.local_judge import LocalJudge  # torch, where judges are elsewhere or none
+
                 judges.append(LocalJudge(str(reference), device=device))
             else:
                 endpoints.append(judge_endpoint(model, config, key))

@@ -16,7 +16,6 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.judge_prompts import JudgePrompts, PromptName
@@ -292,6 +291,8 @@ def _missing(values: Mapping[Turn, float], asked: Collection[Turn], judge: str) 
 
 def _interval(values: Mapping[Turn, float], seed: int) -> Interval | None:
     """Interval of the mean over turns, for questions drawn anew with all their turns."""
+    from scipy.stats import bootstrap  # half a second, where nothing is judged
+
     by_question: dict[int | str, list[float]] = {}
     for (question, _), value in values.items():
         by_question.setdefault(question, []).append(value)

@@ -40,8 +40,7 @@ from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
-from tune_dlrml.training.trial import TrialPlan
-from tune_dlrml.training.worker import GroupSpec
+from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 
 SLOT_MEMORY = 1 << 20
 """Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""

@@ -11,10 +11,8 @@ from ray.exceptions import RayError, RayTaskError
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
 from tune_dlrml.errors import InputError, StorageError, UnansweredError
 from tune_dlrml.evaluation.examination import Examination
-from tune_dlrml.evaluation.policy import load_policy
 from tune_dlrml.search.cluster import waited_for
 from tune_dlrml.training.checkpoint import newest_checkpoint
-from tune_dlrml.training.reference_logps import computing
 
 
 def examine_finalists(
@@ -84,6 +82,9 @@ def _examine(model: str, folder: Path, training: TrainingConfig, examination: Ex
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"a trial is examined with the model that it ended with, but {folder} has no whole checkpoint")
+    from tune_dlrml.evaluation.policy import load_policy  # torch, where the driver only hands this function over
+    from tune_dlrml.training.reference_logps import computing
+
     policy, tokenizer = load_policy(model, checkpoint.path, training, threads=threads)
     began = time.monotonic()
     with computing(policy, training):

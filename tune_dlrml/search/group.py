@@ -10,13 +10,25 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from tune_dlrml.errors import GroupDiedError
+from tune_dlrml.errors import GroupDiedError, headline
+from tune_dlrml.imports import importing
 from tune_dlrml.records import Fault, State, TrialOutcome
 from tune_dlrml.search.mailbox import Mailbox
-from tune_dlrml.training.worker import GroupSpec, headline, train_trials
+from tune_dlrml.training.group_spec import GroupSpec
 
 CLOSE_S = 7.0
 """How long a group may take to leave its loop; Tune kills a slot that needs more than 10 s to stop, step included."""
+
+
+def train_trials(config: dict[str, Any]) -> None:
+    """Loop of one rank, `training.worker.train_trials`; it alone needs torch and TRL, whose import takes seconds.
+
+    The slot and Ray Train's controller start before the ranks do and look this function up, too.
+    """
+    with importing():
+        from tune_dlrml.training import worker
+
+    worker.train_trials(config)
 
 
 class WorkerGroup:

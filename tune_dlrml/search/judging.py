@@ -12,7 +12,6 @@ from typing import Any
 from tune_dlrml.errors import TuneDlrmlError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Grading, Jury
-from tune_dlrml.evaluation.pictures import radar
 from tune_dlrml.evaluation.records import Answers, Judgement
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
@@ -186,6 +185,8 @@ def _summary(grading: Grading, examination: Examination, jury: Jury) -> dict[str
 
 def _draw(grading: Grading, number: int, folder: Path) -> list[str]:
     """A picture for each judge; their names in the trial's folder."""
+    from tune_dlrml.evaluation.pictures import radar  # matplotlib, where nothing is judged
+
     names = [f"mt_bench_{index}.png" for index in range(len(grading.scores))]
     for name, score in zip(names, grading.scores, strict=True):
         radar({f"trial {number}": score.categories}, judge=score.judge).savefig(folder / name)

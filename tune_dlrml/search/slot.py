@@ -9,7 +9,7 @@ from ray import tune
 from tune_dlrml.errors import GroupDiedError
 from tune_dlrml.records import State
 from tune_dlrml.search.group import WorkerGroup, lost
-from tune_dlrml.training.worker import GroupSpec
+from tune_dlrml.training.group_spec import GroupSpec
 
 HEARTBEAT_S = 2.0
 """A step without news returns after this; a longer one would delay every decision of Tune."""

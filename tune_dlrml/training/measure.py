@@ -22,9 +22,10 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.reference_logps import row_length
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trial import TrialPlan, train_trial
+from tune_dlrml.training.trial import train_trial
 
 NEVER = DivergenceConfig(nonfinite_fraction=1.0, loss_factor=1e300, margin_limit=1e300)
 """What is timed is not judged."""

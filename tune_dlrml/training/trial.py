@@ -4,20 +4,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
 
-from tune_dlrml.config import CheckpointConfig, DivergenceConfig, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.config import DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.checkpoint import Attempt, Checkpoint, storing
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
+from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world, together
 from tune_dlrml.training.reference_logps import computing
 from tune_dlrml.training.resident import Resident
@@ -37,37 +38,6 @@ class Channel(Protocol):
 
         A report may come again after its trial was killed; the same answer is due then, and nothing else.
         """
-
-
-class Examination(Protocol):
-    """What a trial is asked once it has used up its budget."""
-
-    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> Any:
-        """This rank's share of the answers, from the policy as it stands; it and the random state stay as they are."""
-
-    def keep(self, folder: Path, shares: Sequence[Any]) -> None:
-        """Write the answers of all ranks into the trial's folder, in place of those of an earlier attempt."""
-
-
-@dataclass(frozen=True)
-class TrialPlan:
-    """What a group needs to know of its search to train any trial of it.
-
-    Attributes:
-        steps: Full budget in optimizer steps.
-        rungs: Steps before the last at which a trial is evaluated and waits for a verdict.
-        workers: Ranks of the group.
-        divergence: When a trial has diverged.
-        checkpoint: When a trial is saved, and how many of its checkpoints are kept.
-        examination: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
-    """
-
-    steps: int
-    rungs: frozenset[int]
-    workers: int
-    divergence: DivergenceConfig
-    checkpoint: CheckpointConfig
-    examination: Examination | None = None
 
 
 def train_trial(

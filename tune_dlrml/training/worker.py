@@ -2,9 +2,8 @@
 
 import gc
 import logging
-import re
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,13 @@ from datasets import disable_progress_bars
 from ray.exceptions import RayActorError
 from transformers.utils import logging as transformers_logging
 
-from tune_dlrml.config import ResourcesConfig, TrainingConfig
-from tune_dlrml.data import Pairs
-from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.errors import InputError, StorageError, headline
 from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.training.group_spec import GroupSpec
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trial import TrialPlan, train_trial
-
-REASON_LENGTH = 300
-"""Characters of an exception that fit a table; all of it is in the study."""
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """All that a worker group needs to train any trial of its search.
-
-    Attributes:
-        name: The search's, in the names of Ray's runs.
-        model: Model reference.
-        pairs: Preference pairs, not yet tokenised.
-        training: The settings that all trials share; a trial's own override them.
-        plan: Budget and rules of the search.
-        resources: Workers and what each takes.
-        storage: Folder that every node sees, for the files that Ray Train insists on.
-        trials: Folder that every node sees, with a folder for each trial's checkpoints.
-        reference: Folder that every node sees, with the reference log-probs of all searches.
-    """
-
-    name: str
-    model: str
-    pairs: Pairs
-    training: TrainingConfig
-    plan: TrialPlan
-    resources: ResourcesConfig
-    storage: str
-    trials: str
-    reference: str
+from tune_dlrml.training.trial import train_trial
 
 
 class MailboxChannel:
@@ -133,10 +101,3 @@ def _failed(number: int, error: Exception) -> TrialOutcome:
     reason = headline(error) if fault is Fault.TRIAL else str(error)
     text = "".join(traceback.format_exception(error))
     return TrialOutcome(number, State.FAILED, reason, exception=text, fault=fault)
-
-
-def headline(error: BaseException) -> str:
-    """Type of an exception and the first sentence of its last line, short enough for a table."""
-    lines = str(error).strip().splitlines() or [""]
-    sentence = re.split(r"(?<=\.)\s", lines[-1].strip())[0]
-    return f"{type(error).__name__}: {sentence[:REASON_LENGTH]}"

@@ -1,0 +1,67 @@
+"""What a worker group is told of its search. Apart from the training itself, since a driver and a slot need no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tune_dlrml.config import CheckpointConfig, DivergenceConfig, ResourcesConfig, TrainingConfig
+from tune_dlrml.data import Pairs
+
+
+class Examination(Protocol):
+    """What a trial is asked once it has used up its budget."""
+
+    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> Any:
+        """This rank's share of the answers, from the policy as it stands; it and the random state stay as they are."""
+
+    def keep(self, folder: Path, shares: Sequence[Any]) -> None:
+        """Write the answers of all ranks into the trial's folder, in place of those of an earlier attempt."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a group needs to know of its search to train any trial of it.
+
+    Attributes:
+        steps: Full budget in optimizer steps.
+        rungs: Steps before the last at which a trial is evaluated and waits for a verdict.
+        workers: Ranks of the group.
+        divergence: When a trial has diverged.
+        checkpoint: When a trial is saved, and how many of its checkpoints are kept.
+        examination: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
+    """
+
+    steps: int
+    rungs: frozenset[int]
+    workers: int
+    divergence: DivergenceConfig
+    checkpoint: CheckpointConfig
+    examination: Examination | None = None
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """All that a worker group needs to train any trial of its search.
+
+    Attributes:
+        name: The search's, in the names of Ray's runs.
+        model: Model reference.
+        pairs: Preference pairs, not yet tokenised.
+        training: The settings that all trials share; a trial's own override them.
+        plan: Budget and rules of the search.
+        resources: Workers and what each takes.
+        storage: Folder that every node sees, for the files that Ray Train insists on.
+        trials: Folder that every node sees, with a folder for each trial's checkpoints.
+        reference: Folder that every node sees, with the reference log-probs of all searches.
+    """
+
+    name: str
+    model: str
+    pairs: Pairs
+    training: TrainingConfig
+    plan: TrialPlan
+    resources: ResourcesConfig
+    storage: str
+    trials: str
+    reference: str
