@@ -21,11 +21,12 @@ LAYERS = [
     {"losses", "data", "models", "events"},
     {"fingerprints"},
     {"training", "evaluation", "tracking"},
-    {"search", "report"},
+    {"search"},
+    {"report"},
     {"terminal"},
     {"benches"},
     {"cli_options"},
-    {"cli_doctor", "cli_evaluate"},
+    {"cli_doctor", "cli_evaluate", "cli_report"},
     {"cli"},
 ]
 """From the bottom to the top; a part may import from the layers below its own and from itself."""
@@ -34,13 +35,13 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 VENDORS = {
     "ray": ("search/", "training/worker.py"),
     "optuna": ("search/",),
-    "trl": ("training/trainer.py",),
+    "trl": ("training/batches.py", "training/trainer.py"),
     "mlflow": ("tracking/",),
     "openai": ("evaluation/endpoint.py",),
     "sklearn": ("evaluation/length_controlled.py",),
     "vllm": ("evaluation/vllm_engine.py",),
     "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/rewards.py"),
-    "matplotlib": ("evaluation/pictures.py", "evaluation/frontier_picture.py"),
+    "matplotlib": ("evaluation/pictures.py", "evaluation/frontier_picture.py", "report/"),
     "datasets": ("data/", "training/", "evaluation/questions.py"),
     "torch": (
         "losses/",

@@ -77,6 +77,7 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
     assert len(bill.measured.step_s) == 2
     assert all(seconds > 0 for seconds in (*bill.measured.step_s, bill.measured.load_s, bill.measured.evaluation_s))
     assert bill.measured.train_pairs == 40
+    assert all(1e8 < bill.measured.matrix_rates[dtype] < 1e16 for dtype in ("float32", "bfloat16"))
     assert bill.measured.checkpoint_bytes > 0 and bill.measured.memory_bytes > 0
     assert bill.rungs == (4, 8) and bill.trials == 6
     assert 6 * 4 <= bill.optimizer_steps.low <= bill.optimizer_steps.high <= 6 * 16 == bill.most_optimizer_steps

@@ -80,7 +80,7 @@ def pairs_of_every_length():
 @pytest.mark.parametrize("truncation_mode", ["keep_start", "keep_end"])
 @pytest.mark.parametrize("form", [plain, chat])
 def test_a_pair_has_the_tokens_that_trl_gives_it(form, truncation_mode, max_length, tokenizer):
-    from tune_dlrml.training.trainer import tokenize_pairs
+    from tune_dlrml.training.batches import tokenize_pairs
 
     disable_progress_bars()
     pairs = [form(*texts) for texts in pairs_of_every_length()]

@@ -39,7 +39,8 @@ measured                         what one worker took: device, threads,
                                  step_s, tokens_per_step, evaluation_s,
                                  checkpoint_s, trial_s (beside all these),
                                  checkpoint_bytes, memory_bytes,
-                                 gpu_memory_bytes, longest_share
+                                 gpu_memory_bytes, longest_share,
+                                 matrix_rates (FLOP/s by dtype)
 left_out                         what is not in it, a sentence each
 """
 

@@ -13,9 +13,11 @@ def importing() -> Iterator[None]:
     a quarter of the seconds that torch, transformers and TRL take (4.2 s against 3.1 s here), and more than a second
     at the exit of the process.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()

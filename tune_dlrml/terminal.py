@@ -278,12 +278,13 @@ def bill_lines(bill: "Bill") -> list[str]:
     rungs = f"rungs at {', '.join(map(str, bill.rungs))}" if bill.rungs else "none is stopped early"
     takes = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
     takes += f"; {duration(bill.most_wall_s)} if no trial is stopped early)" if bill.rungs else ")"
+    rates = ", ".join(f"{rate / 1e12:.2g} TFLOP/s in {dtype}" for dtype, rate in measured.matrix_rates.items())
     hours, unit = (bill.gpu_hours, "GPU-hours") if bill.gpu_hours.mean else (bill.cpu_hours, "CPU-hours")
     memory = f"{size(bill.memory_bytes)} of memory"
     memory += f" and {size(bill.gpu_memory_bytes)} of GPU memory" if bill.gpu_memory_bytes else ""
     return [
-        f"measured on this machine ({measured.device}, {measured.threads} threads); {bill.trials} trials of at most "
-        f"{bill.full_steps} steps, {rungs}",
+        f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {bill.trials} trials of "
+        f"at most {bill.full_steps} steps, {rungs}",
         f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
         f"{_millions(bill.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(bill.disk_bytes)} of "
         "checkpoints",

@@ -32,6 +32,7 @@ from trl.trainer import utils as trl_utils
 from tune_dlrml.config import DpoLoss, LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training import batches
 from tune_dlrml.training import trainer as ours
 from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
@@ -75,7 +76,7 @@ class Times(TrainerCallback):
 def head_as_in_trl() -> Iterator[None]:
     """TRL's own choice of the positions that its head runs on, which this project replaces when it is imported."""
     replaced = trl_utils._use_triton
-    trl_utils._use_triton = ours._has_triton
+    trl_utils._use_triton = batches._has_triton
     try:
         yield
     finally:
@@ -126,14 +127,14 @@ def trl_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
 
 def our_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: TrainingConfig, steps: int) -> list[float]:
     times = Times()
-    ours.add_log_prob_head(model)
+    batches.add_log_prob_head(model)
     use_packed_attention(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = ours.trl_config(training, steps=steps, output_dir=folder, on_cpu=True, gradient_checkpointing=False)
         trainer = ours.PreferenceTrainer(
             model,
             arguments,
-            ours.rows_dataset(given * steps),
+            batches.rows_dataset(given * steps),
             PackedCollator(training.max_length, training.truncation_mode),
             load_tokenizer(parse_model_reference(MODEL)),
             build_loss(DpoLoss(beta=0.1)),
@@ -152,7 +153,7 @@ def our_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
 def largest_difference() -> float:
     """Of log-probs and of gradients, relative, over rows of all ratios, in float32."""
     model = load_model(parse_model_reference(MODEL), dtype=torch.float32, attn_implementation="sdpa")
-    ours.add_log_prob_head(model)
+    batches.add_log_prob_head(model)
     use_packed_attention(model)
     torch.manual_seed(0)
     policy = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -160,14 +161,14 @@ def largest_difference() -> float:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     training = TrainingConfig(max_steps=1, bf16=False)
-    padded = ours.padded_collator(load_tokenizer(parse_model_reference(MODEL)), training)
+    padded = batches.padded_collator(load_tokenizer(parse_model_reference(MODEL)), training)
     worst = 0.0
     for ratio in RATIOS:
         given = rows(ratio, pairs=2, tokens=96)
         found = []
         for collate in (padded, PackedCollator(training.max_length, training.truncation_mode)):
             policy.zero_grad()
-            chosen, rejected = ours.pair_log_probs(policy, collate(given))
+            chosen, rejected = batches.pair_log_probs(policy, collate(given))
             torch.nn.functional.softplus(-0.01 * (chosen - rejected)).mean().backward()
             gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
             found.append((torch.cat([chosen, rejected]).detach(), gradient))

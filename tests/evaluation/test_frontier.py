@@ -29,7 +29,7 @@ from tune_dlrml.evaluation.frontier_picture import Setting, frontier
 from tune_dlrml.evaluation.generate import Sampled
 from tune_dlrml.evaluation.rewards import Reward
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training.trainer import add_log_prob_head
+from tune_dlrml.training.batches import add_log_prob_head
 
 VOCABULARY, END = 4, 0
 PROMPTS = ["review 1:", "review 22: the movie", "the plot was"]

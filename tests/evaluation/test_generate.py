@@ -25,8 +25,8 @@ from tune_dlrml.evaluation.generate import EndpointEngine, TransformersEngine
 from tune_dlrml.evaluation.prompting import end_of_turn, prompt_ids
 from tune_dlrml.evaluation.vllm_engine import VllmEngine
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.batches import tokenize_pairs
 from tune_dlrml.training.held_out import HeldOut
-from tune_dlrml.training.trainer import tokenize_pairs
 
 TURNS = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<pad>\n{% endfor %}"
 TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>assistant\n{% endif %}"

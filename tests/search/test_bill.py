@@ -47,6 +47,7 @@ MEASURED = Measurement(
     memory_bytes=10**6,
     gpu_memory_bytes=0,
     longest_share=1.0,
+    matrix_rates={"float32": 2e11, "bfloat16": 3e11},
 )
 
 
@@ -185,6 +186,19 @@ def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
         assert words in told
     plain = config_with(num_trials=4, scheduler=None)
     assert len(notes(make_bill(MEASURED, plain, 40), plain)) == 1
+
+
+@pytest.mark.parametrize(
+    ("bf16", "rate", "told"),
+    [(True, 1e11, "2.0 times slower"), (True, 3e11, None), (False, 2.5e11, None), (False, 8e11, "4.0 times faster")],
+)
+def test_a_precision_that_this_machine_is_slow_in_is_told(
+    config_with: Config, bf16: bool, rate: float, told: str | None
+) -> None:
+    config = with_(config_with(num_trials=4, scheduler=None), training={"bf16": bf16})
+    measured = replace(MEASURED, matrix_rates={"float32": 2e11, "bfloat16": rate})
+    found = [note for note in notes(make_bill(measured, config, 40), config) if "bfloat16" in note]
+    assert [told in note for note in found] == ([] if told is None else [True])
 
 
 def row(number: int, state: State, steps: int, **attrs: Any) -> TrialRow:

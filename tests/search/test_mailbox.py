@@ -47,3 +47,24 @@ def test_a_dropped_trial_is_told_to_stop_and_its_reports_reach_nobody():
         return await waiting, await box.collect(second, 0.01)
 
     assert asyncio.run(story()) == (Answer(False, -1), [])
+
+
+def test_reports_gather_until_the_workers_wait_for_an_answer():
+    async def story() -> list[list[int]]:
+        box = Mailbox()
+        index = await box.put({})
+        collected = []
+        for last in ("rung", "end"):
+            collecting = asyncio.create_task(box.collect(index, 1))
+            await box.send(index, report(0), rung=False)
+            await asyncio.sleep(0)  # the collector has seen a first report by now
+            if last == "rung":
+                waiting = asyncio.create_task(box.send(index, report(1), rung=True))
+            else:
+                await box.finish(index, {"state": "complete"})
+            collected.append([item["report"]["step"] if "report" in item else -1 for item in await collecting])
+            await box.release(index)
+            await waiting
+        return collected
+
+    assert asyncio.run(story()) == [[0, 1], [0, -1]]

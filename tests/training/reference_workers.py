@@ -15,10 +15,10 @@ import toy_training
 from toy_training import settings
 
 from tune_dlrml.training import reference_logps
+from tune_dlrml.training.batches import padded_collator
 from tune_dlrml.training.reference_cache import ReferenceCache, ReferenceKey
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trainer import padded_collator
 
 KEY = ReferenceKey("toy", "1", "float32", False, "tokens", None, 64, "keep_start")
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -10,9 +10,9 @@ from toy_training import settings
 
 from tune_dlrml.training import activations
 from tune_dlrml.training.activations import Activations
+from tune_dlrml.training.batches import pair_log_probs
 from tune_dlrml.training.reference_logps import row_length
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trainer import pair_log_probs
 
 
 @pytest.fixture(scope="module")

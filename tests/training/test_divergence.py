@@ -98,3 +98,9 @@ def test_a_step_without_a_finite_loss_or_margin_leaves_the_window_of_losses_alon
     assert found[:2] == [None, None]
     assert found[2] == "step 3: mean loss 1.456 over 2 steps (limit 1.386)"  # (0.9 + 1.2) / 2 x 1.3863
     assert verdicts(rule(nonfinite_fraction=1.0), blind) == [None]
+
+
+@pytest.mark.parametrize("loss_at_zero", [0.0, -0.25])
+def test_a_loss_that_is_not_positive_at_the_start_sets_no_limit_for_losses(loss_at_zero: float) -> None:
+    rule = DivergenceRule(DivergenceConfig(), loss_at_zero=loss_at_zero)
+    assert rule.judge(dataclasses.replace(SOUND, loss=1e6)) is None

@@ -104,6 +104,10 @@ def test_margins_equal_those_of_full_logits(toy_model: Path, truncation: dict[st
     assert found["eval_accuracy_se"] == pytest.approx(math.sqrt(share * (1 - share) / 10))
     spread = math.sqrt(sum((margin - sum(expected) / 10) ** 2 for margin in expected) / 10)
     assert found["eval_margin_se"] == pytest.approx(spread / math.sqrt(10), rel=1e-3)
+    smallest, *_, largest = ordered = sorted(expected)
+    median, quarter = sum(ordered[4:6]) / 2, ordered[2] + (ordered[3] - ordered[2]) / 4  # 0.25 * 9 = 2.25
+    for percent, value in {"00": smallest, "25": quarter, "50": median, "100": largest}.items():
+        assert found[f"eval_margin_p{percent}"] == pytest.approx(value, abs=1e-4)
 
 
 def test_log_probs_of_chosen_and_rejected_are_those_of_full_logits(toy_model: Path) -> None:

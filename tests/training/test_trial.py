@@ -269,6 +269,7 @@ HELD_OUT_METRICS = {
     "eval_accuracy_se",
     "eval_margin",
     "eval_margin_se",
+    *(f"eval_margin_p{percent}" for percent in ("00", "05", "25", "50", "75", "95", "100")),
     "eval_chosen_logps",
     "eval_rejected_logps",
     "eval_kl",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tune_dlrml.config import Domain, Range, SearchConfig
+from tune_dlrml.config import Domain, Range, ResourcesConfig, SearchConfig
 from tune_dlrml.config.losses import searched_fields
 from tune_dlrml.search.halving import is_promoted, rung_steps
 from tune_dlrml.space import SearchSpace
@@ -121,19 +121,7 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
     takings = [taking(passed, rungs, full_steps, config.checkpoint.save_steps) for passed in range(len(rungs) + 1)]
     mean_batch, _ = relative_batch_sizes(config)
     reference_tokens = _reference_tokens(measured, config, full_steps)
-    reference_s = reference_tokens * measured.reference_s_per_token / resources.workers  # each has its share
-    groups = _worker_groups(config, trials)
-    loads = math.ceil(groups / resources.concurrent_trials)
-    evaluation_s = measured.evaluation_s / resources.workers
-
-    def trial_s(one: Taking, step_s: float) -> float:
-        parts_s = one.steps * step_s, one.evaluations * evaluation_s, one.checkpoints * measured.checkpoint_s
-        return measured.trial_s + sum(parts_s)
-
-    def wall_s(ends: Sequence[Taking], step_s: float) -> float:
-        busy = makespan([trial_s(one, step_s) for one in ends], resources.concurrent_trials)
-        return loads * measured.load_s + reference_s + busy
-
+    rates = _Rates(measured, resources, _worker_groups(config, trials), reference_tokens)
     factor = 2 if scheduler is None else scheduler.reduction_factor
     searches = [
         ([takings[passed] for passed in ends], mean_batch * step_s)
@@ -143,17 +131,13 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
     def over(value: Callable[[Sequence[Taking], float], float]) -> Span:
         return _span([value(ends, step_s) for ends, step_s in searches])
 
-    def worker_hours(ends: Sequence[Taking], step_s: float) -> float:
-        busy_s = sum(trial_s(one, step_s) for one in ends) + groups * measured.load_s + reference_s
-        return resources.workers * busy_s / 3600
-
     steps = over(lambda ends, _: sum(one.steps for one in ends))
     evaluations = over(lambda ends, _: sum(one.evaluations for one in ends))
     checkpoints = over(lambda ends, _: sum(one.checkpoints for one in ends))
     complete = over(lambda ends, _: sum(one.steps == full_steps for one in ends))
     at_once = resources.workers * resources.concurrent_trials
     kept = complete.high + resources.concurrent_trials * (config.checkpoint.save_total_limit + 1)
-    hours = over(worker_hours)
+    hours = over(rates.worker_hours)
     tokens_per_step = measured.tokens_per_step * mean_batch * resources.workers
     return Bill(
         trials=trials,
@@ -164,21 +148,54 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
         evaluations=evaluations,
         checkpoints=checkpoints,
         training_s=over(lambda ends, step_s: step_s * sum(one.steps for one in ends)),
-        evaluations_s=_times(evaluations, evaluation_s),
+        evaluations_s=_times(evaluations, rates.evaluation_s),
         checkpoints_s=_times(checkpoints, measured.checkpoint_s),
         complete_trials=complete,
         most_optimizer_steps=trials * full_steps,
         trained_tokens=_times(steps, tokens_per_step),
         reference_tokens=reference_tokens,
-        reference_s=reference_s,
-        wall_s=over(wall_s),
-        most_wall_s=wall_s([takings[-1]] * trials, mean_batch * max(measured.step_s)),
+        reference_s=rates.reference_s,
+        wall_s=over(rates.wall_s),
+        most_wall_s=rates.wall_s([takings[-1]] * trials, mean_batch * max(measured.step_s)),
         cpu_hours=_times(hours, resources.cpus_per_worker),
         gpu_hours=_times(hours, resources.gpus_per_worker),
         memory_bytes=at_once * measured.memory_bytes,
         gpu_memory_bytes=at_once * measured.gpu_memory_bytes,
         disk_bytes=math.ceil(kept * measured.checkpoint_bytes),
     )
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What the parts of a search take, from what one worker took."""
+
+    measured: Measurement
+    resources: ResourcesConfig
+    groups: int
+    reference_tokens: int
+
+    @property
+    def reference_s(self) -> float:
+        """The reference pass, of which every worker has its share; so it is with an evaluation."""
+        return self.reference_tokens * self.measured.reference_s_per_token / self.resources.workers
+
+    @property
+    def evaluation_s(self) -> float:
+        return self.measured.evaluation_s / self.resources.workers
+
+    def trial_s(self, one: Taking, step_s: float) -> float:
+        evaluations_s, checkpoints_s = self.evaluation_s, self.measured.checkpoint_s
+        parts_s = one.steps * step_s, one.evaluations * evaluations_s, one.checkpoints * checkpoints_s
+        return self.measured.trial_s + sum(parts_s)
+
+    def wall_s(self, ends: Sequence[Taking], step_s: float) -> float:
+        loads = math.ceil(self.groups / self.resources.concurrent_trials)
+        busy_s = makespan([self.trial_s(one, step_s) for one in ends], self.resources.concurrent_trials)
+        return loads * self.measured.load_s + self.reference_s + busy_s
+
+    def worker_hours(self, ends: Sequence[Taking], step_s: float) -> float:
+        busy_s = sum(self.trial_s(one, step_s) for one in ends) + self.groups * self.measured.load_s + self.reference_s
+        return self.resources.workers * busy_s / 3600
 
 
 def _simulated(

@@ -1,7 +1,9 @@
 """What a study tells about a search to those who only read it: status, tables, reports."""
 
 import math
-from collections.abc import Mapping
+import random
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +23,29 @@ DRIVER = "driver"
 """Name of the attribute that says who runs the search, or ran it last."""
 DIVERGED = "diverged"
 """Name of the constraint that a diverged trial breaks."""
+CODE = "code"
+"""Name of the attribute with the versions that the newest driver ran with."""
+LEAST_FOR_IMPORTANCE = 20
+"""Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
+SHUFFLES = 40
+"""How often values are dealt out anew to learn what importance chance alone gives."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much parameters decide whether a trial is among the best tenth (PED-ANOVA, arXiv 2304.10255).
+
+    Attributes:
+        step: Where the objectives were compared, the last step that enough trials reached.
+        trials: How many did.
+        shares: Of each parameter, summing to 1, largest first; empty where the trials do not differ.
+        chance: The share that a parameter without effect stays below in 95 % of shuffles of the objectives.
+    """
+
+    step: int
+    trials: int
+    shares: Mapping[str, float]
+    chance: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,41 @@ class StudyHistory:
         """Whether larger values of the objective are better."""
         return bool(self._study.direction == optuna.study.StudyDirection.MAXIMIZE)
 
+    @property
+    def stored_full_steps(self) -> int:
+        """Full budget of a trial in optimizer steps."""
+        return int(self._study.user_attrs["full_steps"])
+
+    @property
+    def data_hash(self) -> Mapping[str, str]:
+        """Content hashes of the data; empty where the driver gave none."""
+        return dict(self._study.user_attrs.get("data_hash", {}))
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """Versions that the newest driver ran with; empty where it wrote none down."""
+        return dict(self._study.user_attrs.get(CODE, {}))
+
+    def importance(self) -> Importance | None:
+        """What parameters decide at the last step that enough trials reached; None if there is no such step.
+
+        Complete trials alone would be few, and chosen by what is to be explained: all that reached a rung count.
+        """
+        trials = [trial for trial in self._issued_trials() if trial.params]
+        finite = [step for trial in trials for step, value in trial.intermediate_values.items() if math.isfinite(value)]
+        step = max((step for step in {*finite} if finite.count(step) >= LEAST_FOR_IMPORTANCE), default=None)
+        if step is None:
+            return None
+        there = [trial for trial in trials if math.isfinite(trial.intermediate_values.get(step, math.nan))]
+        values = [trial.intermediate_values[step] for trial in there]
+        shares = _shares(there, values, self._study.direction)
+        dice, shuffled = random.Random(0), []
+        for _ in range(SHUFFLES if shares else 0):
+            dice.shuffle(values)
+            shuffled.append(_shares(there, values, self._study.direction))
+        chance = {name: sorted(one.get(name, 0.0) for one in shuffled)[int(0.95 * SHUFFLES)] for name in shares}
+        return Importance(step, len(there), shares, chance)
+
     def rows(self) -> list[TrialRow]:
         """All trials issued so far, in the order of their numbers."""
         return [row_of(trial) for trial in self._issued_trials()]
@@ -136,6 +196,24 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         attempt=0 if spec is None else spec.attempt,
         attrs=attrs,
     )
+
+
+def _shares(
+    trials: Sequence[FrozenTrial], values: Sequence[float], direction: optuna.study.StudyDirection
+) -> dict[str, float]:
+    """Importance of each parameter, were these the trials' objectives; empty where no parameter has any."""
+    if len({*values}) < 2:
+        return {}
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
+    study.add_trials(
+        [
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+            for trial, value in zip(trials, values, strict=True)
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about parameters that few trials have; their `chance` is large
+        return dict(optuna.importance.get_param_importances(study))
 
 
 def _state(trial: FrozenTrial) -> State:

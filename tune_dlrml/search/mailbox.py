@@ -2,9 +2,13 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from tune_dlrml.records import Answer
+
+GATHER_S = 0.25
+"""Tune takes 20 ms of a CPU for a result, beside workers that may train a small model's step in 80."""
 
 
 class Mailbox:
@@ -61,16 +65,28 @@ class Mailbox:
     async def collect(self, index: int, timeout_s: float) -> list[dict[str, Any]]:
         """What came in for a trial since the last call, waited for up to `timeout_s`.
 
+        Reports on which nothing hangs are left to gather for `GATHER_S`, until one comes at a rung or the trial ends.
         Asking for more acknowledges what the last call handed out, since Tune lets a slot go on only once its result
         is dealt with.
         """
         async with self._changed:
             self._acknowledged[index] = self._handed_out[index]
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: bool(self._news[index])), timeout_s)
-            except TimeoutError:
+            if not await self._comes(lambda: bool(self._news[index]), timeout_s):
                 return []
+            await self._comes(lambda: self._waits(index), GATHER_S)
             news = self._news.pop(index)
             steps = [item["report"]["step"] for item in news if "report" in item]
             self._handed_out[index] = max([self._handed_out[index], *steps])
             return news
+
+    def _waits(self, index: int) -> bool:
+        """Whether the workers stand still until the news is dealt with: at a rung, or at the end of the trial."""
+        return self._rungs[index] > self._released[index] or any("outcome" in item for item in self._news[index])
+
+    async def _comes(self, what: Callable[[], bool], within_s: float) -> bool:
+        """Whether something comes true in time; the lock is held before and after."""
+        try:
+            await asyncio.wait_for(self._changed.wait_for(what), within_s)
+        except TimeoutError:
+            return False
+        return True

@@ -1,5 +1,7 @@
 """`doctor --measure`: one worker of a search timed on this machine, and what the search comes to."""
 
+from collections.abc import Mapping
+
 from tune_dlrml.config import DpoLoss, ResourcesConfig, SearchConfig
 from tune_dlrml.config.schema import BaselineConfig
 from tune_dlrml.errors import InputError
@@ -9,6 +11,9 @@ from tune_dlrml.search.cluster import local_capacity
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import SearchSpace, TrialSpec
+
+WORTH_IT = 1.5
+"""How much faster the other precision's products must be to be spoken of: half of a step is something else."""
 
 
 def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Bill:
@@ -58,9 +63,20 @@ def refuse_other_machine(resources: ResourcesConfig) -> None:
             )
 
 
+def _precision(matrix_rates: Mapping[str, float], *, bf16: bool) -> list[str]:
+    """Whether the file asks for the slower precision here; it decides, since trials of two precisions differ."""
+    ratio = matrix_rates["bfloat16"] / matrix_rates["float32"]
+    if bf16 and ratio < 1:
+        return [f"this machine multiplies bfloat16 {1 / ratio:.1f} times slower than float32: training.bf16: false"]
+    if not bf16 and ratio > WORTH_IT:
+        return [f"this machine multiplies bfloat16 {ratio:.1f} times faster than float32: consider training.bf16: true"]
+    return []
+
+
 def notes(bill: Bill, config: SearchConfig) -> list[str]:
     """What the bill leaves out, or had to assume; a sentence each."""
     found = ["Ray's start (10 to 30 s) and the time between trials in which a group waits for the study are not in it"]
+    found += _precision(bill.measured.matrix_rates, bf16=config.training.bf16)
     if bill.rungs:
         found.append(
             f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 
 NAME = "ray_[0-9a-f]{8}"
 ENDING_S = 10.0
+POLL_S = 0.02
 
 
 @contextmanager
@@ -73,7 +75,18 @@ def _end_processes(folder: str) -> None:
             if process.pid not in spared and _uses(process, folder):
                 process.kill()
                 left.append(process)
-    psutil.wait_procs(left, timeout=ENDING_S)
+    deadline = time.monotonic() + ENDING_S
+    while any(map(_holds_anything, left)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _holds_anything(process: psutil.Process) -> bool:
+    """Whether a process has not ended; a zombie has, and the init of a container reaps it seconds later or never."""
+    with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        process.wait(0)  # reaps a child of this process
+    return False
 
 
 def _uses(process: psutil.Process, folder: str) -> bool:

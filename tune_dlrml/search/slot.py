@@ -4,12 +4,15 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ray import tune
-
 from tune_dlrml.errors import GroupDiedError
+from tune_dlrml.imports import importing
 from tune_dlrml.records import State
-from tune_dlrml.search.group import WorkerGroup, lost
 from tune_dlrml.training.group_spec import GroupSpec
+
+with importing():  # a slot's process begins with this module, and the group waits for it
+    from ray import tune
+
+    from tune_dlrml.search.group import WorkerGroup, lost
 
 HEARTBEAT_S = 2.0
 """A step without news returns after this; a longer one would delay every decision of Tune."""

@@ -11,8 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
 from tune_dlrml.training.reference_logps import Row, computing, row_length, to_device
-from tune_dlrml.training.trainer import Batch, PairCollator, pair_log_probs
 
 ROOM = 0.6
 """Share of the free memory that activations may take; the rest is for gradients, optimizer, logits and fragments."""

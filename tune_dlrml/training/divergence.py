@@ -48,12 +48,13 @@ class DivergenceRule:
 
     Args:
         config: Limits of the rule.
-        loss_at_zero: Loss of a pair at margin 0, the scale that `loss_factor` multiplies.
+        loss_at_zero: Loss of a pair at margin 0, the scale that `loss_factor` multiplies; one that is not positive is
+            no scale, and no mean loss is then too large.
     """
 
     def __init__(self, config: DivergenceConfig, *, loss_at_zero: float) -> None:
         self._config = config
-        self._loss_limit = config.loss_factor * loss_at_zero
+        self._loss_limit = config.loss_factor * loss_at_zero if loss_at_zero > 0 else math.inf
         self._finite: deque[bool] = deque(maxlen=config.window)
         self._losses: deque[float] = deque(maxlen=config.window)
 

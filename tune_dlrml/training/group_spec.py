@@ -1,4 +1,4 @@
-"""What a worker group is told of its search. Apart from the training itself, since a driver and a slot need no torch."""
+"""What a worker group is told of its search; apart from the training, since a driver and a slot need no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

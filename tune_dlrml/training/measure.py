@@ -5,9 +5,10 @@ The trial is the one that a worker trains, on a model and rows loaded as a worke
 
 import gc
 import resource
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from tune_dlrml.training.reference_logps import row_length
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
 
+SQUARE = {"cpu": 1024, "cuda": 8192}
+"""Rows of the matrices whose products are timed: tens of milliseconds, far above what a call takes."""
+PRODUCTS = 5
 NEVER = DivergenceConfig(nonfinite_fraction=1.0, loss_factor=1e300, margin_limit=1e300)
 """What is timed is not judged."""
 
@@ -52,6 +56,7 @@ class Measurement:
         memory_bytes: The process's peak.
         gpu_memory_bytes: Peak of what torch reserved; 0 on a CPU.
         longest_share: Length of the longest pair that was trained on, relative to the longest of all.
+        matrix_rates: FLOP/s of a dense matrix product on that device with those threads, by its dtype.
     """
 
     device: str
@@ -70,6 +75,7 @@ class Measurement:
     memory_bytes: int
     gpu_memory_bytes: int
     longest_share: float
+    matrix_rates: Mapping[str, float]
 
 
 def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: ResourcesConfig, *, steps: int) -> Measurement:
@@ -148,7 +154,19 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int) -> Measureme
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         gpu_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else 0,
         longest_share=max(map(row_length, rows)) / max(map(row_length, resident.train_rows)),
+        matrix_rates=matrix_rates(next(resident.model.parameters()).device),
     )
+
+
+def matrix_rates(device: torch.device) -> dict[str, float]:
+    """FLOP/s of the product of two square matrices in float32 and in bfloat16, the median of a few."""
+    size = SQUARE[device.type]
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, device=device, dtype=dtype)
+        taken_s = [_timed(lambda m=matrix: (m @ m).sum().item())[1] for _ in range(PRODUCTS)]
+        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / statistics.median(taken_s)
+    return rates
 
 
 @dataclass(frozen=True)

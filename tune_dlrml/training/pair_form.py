@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
+from tune_dlrml.training.batches import PairCollator, padded_collator, pair_log_probs
 from tune_dlrml.training.packed_pairs import Layout, PackedCollator, Shared, attending, sequences, use_packed_attention
 from tune_dlrml.training.ranks import on_rank_zero
 from tune_dlrml.training.reference_logps import computing, to_device
-from tune_dlrml.training.trainer import PairCollator, padded_collator, pair_log_probs
 
 Row = Mapping[str, Any]
 

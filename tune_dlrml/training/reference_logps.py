@@ -20,9 +20,9 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.fingerprints import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from tune_dlrml.models import ModelReference
+from tune_dlrml.training.batches import Batch, pair_log_probs
 from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world
 from tune_dlrml.training.reference_cache import LogProbs, ReferenceCache, ReferenceKey, RowId, row_id
-from tune_dlrml.training.trainer import Batch, pair_log_probs
 
 Row = dict[str, Any]
 Rows = Mapping[RowId, Row]

@@ -13,12 +13,12 @@ from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
+from tune_dlrml.training.batches import add_log_prob_head, rows_dataset, tokenize_pairs
 from tune_dlrml.training.held_out import HeldOut
 from tune_dlrml.training.pair_form import choose_form
 from tune_dlrml.training.pristine import Pristine
 from tune_dlrml.training.reference_cache import ReferenceCache
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, reference_cache, row_length
-from tune_dlrml.training.trainer import add_log_prob_head, rows_dataset, tokenize_pairs
 
 
 class Resident:

@@ -1,50 +1,35 @@
-"""The one adapter to TRL: its data preparation, its forward and transformers' loop, with this project's losses.
+"""The adapter to TRL's trainer: transformers' loop, with this project's losses.
 
 TRL keeps its losses in one chain inside `DPOTrainer._compute_loss`, without a hook, so that method is overridden whole.
-Every private name of TRL and transformers that is leaned on stands in this file; a test pins their signatures.
+Every private name of TRL and transformers that is leaned on stands here or in `batches`; a test pins their signatures.
 
-Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence.
+Shape legend: B = preference pairs in the batch.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
-from trl.trainer import utils as trl_utils
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import LoraSettings, TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
+from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
-from tune_dlrml.training.packed_pairs import packed_log_probs
 from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
 from tune_dlrml.training.step_sums import pair_sums, step_stats
-
-_has_triton = trl_utils._use_triton
-
-
-def _scores_completions_only(device: torch.device) -> bool:
-    return device.type == "cpu" or bool(_has_triton(device))
-
-
-# Where it has no Triton, TRL runs the head on every position, prompts and padding too. On a CPU that costs a small
-# model with a large vocabulary a fifth of its step, and gives the same numbers.
-trl_utils._use_triton = _scores_completions_only
 
 START_MARGIN = 1e-3
 """Nats by which a margin may differ from 0 before the first step."""
@@ -62,79 +47,10 @@ class AfterStep(NamedTuple):
     stop: bool = False
 
 
-Batch = Mapping[str, Any]
-"""Tensors by their name, and the layout of a packed row."""
 OnStep = Callable[[StepStats], AfterStep]
 """Called on every rank after each optimizer step with the same numbers."""
 OnSave = Callable[[int, Callable[[Path], None]], None]
 """Called on every rank when a checkpoint is due, with its step and what writes this rank's part into a folder."""
-
-
-def tokenize_pairs(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
-) -> list[dict[str, Any]]:
-    """Token ids of every pair (`prompt_ids`, `chosen_ids`, `rejected_ids`) exactly as TRL makes them.
-
-    Pairs whose prompt alone fills `max_length` are left out, as in TRL.
-    """
-    PartialState()  # TRL's map runs on the main process first, and asks this state who that is
-    arguments = SimpleNamespace(
-        dataset_num_proc=None, max_length=training.max_length, truncation_mode=training.truncation_mode
-    )
-    prepared = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), pairs, tokenizer, arguments, "pairs")
-    return list(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
-
-
-class PairCollator(Protocol):
-    """Makes a batch of B pairs in the form that it stands for.
-
-    Every form has `chosen_lengths` and `rejected_lengths`, the tokens of the completions, shape (B,), `tokens`, those
-    of prompts and completions together without padding, shape (), and `ref_chosen_logps` and `ref_rejected_logps`,
-    shape (B,), where the rows have them. The rest is for `pair_log_probs`.
-    """
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> Batch:
-        """The batch of these rows."""
-
-
-def padded_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> PairCollator:
-    """TRL's form: rows of the batch are the chosen sequences, then the rejected ones; padding on the right."""
-    trl = DataCollatorForPreference(
-        pad_token_id=tokenizer.pad_token_id, max_length=training.max_length, truncation_mode=training.truncation_mode
-    )
-
-    def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
-        batch: dict[str, Any] = trl(list(rows))
-        chosen_B, rejected_B = batch["completion_mask"].sum(dim=1).chunk(2)
-        return batch | {
-            "chosen_lengths": chosen_B,
-            "rejected_lengths": rejected_B,
-            "tokens": batch["attention_mask"].sum(),
-        }
-
-    return collate
-
-
-def add_log_prob_head(model: PreTrainedModel) -> None:
-    """Let `model(..., fused_lm_head=True)` return log-probs per token without logits, and no other statistic."""
-    add_fused_lm_head(model, outputs=("log_probs",))
-
-
-def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
-    if "layout" in batch:
-        return packed_log_probs(model, batch)
-    completion = batch["completion_mask"]
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["input_ids"].masked_fill(completion == 0, -100),
-        use_cache=False,
-        fused_lm_head=True,
-    )
-    per_token_2BT = outputs.log_probs[:, -(completion.size(1) - 1) :]
-    chosen_B, rejected_B = per_token_2BT.float().sum(dim=1).chunk(2)
-    return chosen_B, rejected_B
 
 
 def lora_config(lora: LoraSettings) -> LoraConfig:
@@ -278,6 +194,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             rejected_B - inputs["ref_rejected_logps"],
             inputs["chosen_lengths"],
             inputs["rejected_lengths"],
+            inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"],
         )
         if self.state.global_step == 0:
             self._check_start(pairs.margin_B.detach(), (chosen_B.abs() + rejected_B.abs()).detach())
@@ -426,8 +343,3 @@ def release_trainer() -> None:
     AcceleratorState._reset_state()
     GradientState._reset_state()
     clear_device_cache(garbage_collection=True)
-
-
-def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Rows of token ids and reference log-probs as TRL's trainer takes them."""
-    return Dataset.from_list([dict(row) for row in rows])

@@ -1,0 +1,107 @@
+"""Rows, batches and log-probs of preference pairs as TRL makes them, for one forward of a policy or its reference.
+
+Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from accelerate.state import PartialState
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOTrainer
+from trl.trainer import utils as trl_utils
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.training.packed_pairs import packed_log_probs
+
+_has_triton = trl_utils._use_triton
+
+
+def _scores_completions_only(device: torch.device) -> bool:
+    return device.type == "cpu" or bool(_has_triton(device))
+
+
+# Where it has no Triton, TRL runs the head on every position, prompts and padding too. On a CPU that costs a small
+# model with a large vocabulary a fifth of its step, and gives the same numbers.
+trl_utils._use_triton = _scores_completions_only
+
+Batch = Mapping[str, Any]
+"""Tensors by their name, and the layout of a packed row."""
+
+
+def tokenize_pairs(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Token ids of every pair (`prompt_ids`, `chosen_ids`, `rejected_ids`) exactly as TRL makes them.
+
+    Pairs whose prompt alone fills `max_length` are left out, as in TRL.
+    """
+    PartialState()  # TRL's map runs on the main process first, and asks this state who that is
+    arguments = SimpleNamespace(
+        dataset_num_proc=None, max_length=training.max_length, truncation_mode=training.truncation_mode
+    )
+    prepared = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), pairs, tokenizer, arguments, "pairs")
+    return list(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
+
+
+class PairCollator(Protocol):
+    """Makes a batch of B pairs in the form that it stands for.
+
+    Every form has `chosen_lengths` and `rejected_lengths`, the tokens of the completions, shape (B,), `tokens`, those
+    of prompts and completions together without padding, shape (), and `ref_chosen_logps` and `ref_rejected_logps`,
+    shape (B,), where the rows have them. The rest is for `pair_log_probs`.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> Batch:
+        """The batch of these rows."""
+
+
+def padded_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> PairCollator:
+    """TRL's form: rows of the batch are the chosen sequences, then the rejected ones; padding on the right."""
+    trl = DataCollatorForPreference(
+        pad_token_id=tokenizer.pad_token_id, max_length=training.max_length, truncation_mode=training.truncation_mode
+    )
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+        batch: dict[str, Any] = trl(list(rows))
+        chosen_B, rejected_B = batch["completion_mask"].sum(dim=1).chunk(2)
+        return batch | {
+            "chosen_lengths": chosen_B,
+            "rejected_lengths": rejected_B,
+            "tokens": batch["attention_mask"].sum(),
+        }
+
+    return collate
+
+
+def add_log_prob_head(model: PreTrainedModel) -> None:
+    """Let `model(..., fused_lm_head=True)` return log-probs per token without logits, and no other statistic."""
+    add_fused_lm_head(model, outputs=("log_probs",))
+
+
+def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
+    if "layout" in batch:
+        return packed_log_probs(model, batch)
+    completion = batch["completion_mask"]
+    outputs = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(completion == 0, -100),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    per_token_2BT = outputs.log_probs[:, -(completion.size(1) - 1) :]
+    chosen_B, rejected_B = per_token_2BT.float().sum(dim=1).chunk(2)
+    return chosen_B, rejected_B
+
+
+def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Rows of token ids and reference log-probs as TRL's trainer takes them."""
+    return Dataset.from_list([dict(row) for row in rows])
