@@ -180,6 +180,6 @@ def test_the_losses_are_listed_with_their_fields(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "losses", "--json")
     listed = {loss["name"]: loss["fields"] for loss in json.loads(out)}
     assert code == 0
-    assert listed.keys() == {"dpo", "discopop", "dlrml"}
+    assert listed.keys() >= {"dpo", "discopop", "dlrml", "ipo", "aqfl"}
     assert listed["discopop"]["tau"] == 0.05
     assert "beta_mix" not in listed["dpo"]

@@ -8,15 +8,29 @@ import torch
 import torch.nn.functional as F
 
 from tune_dlrml.config.domains import Range
-from tune_dlrml.config.losses import AnyLoss, DiscopopLoss, DlrmlLoss, DpoLoss, LearnableBetaMix
+from tune_dlrml.config.losses import (
+    AnyLoss,
+    AqflLoss,
+    AqlLoss,
+    CellLoss,
+    DbaqlLoss,
+    DiscopopLoss,
+    DlrmlLoss,
+    DpoLoss,
+    HingeLoss,
+    IpoLoss,
+    KtoLoss,
+    LearnableBetaMix,
+    PadllLoss,
+    PflLoss,
+)
 from tune_dlrml.losses.functional import dlrml
 from tune_dlrml.losses.registry import LOSSES, PairBatch, build_loss
 
 BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
 RAW_MIX = LearnableBetaMix(init=0.2, learning_rate=0.01, c_bounds=None)
 
-STABLE = {
-    "dpo": DpoLoss(beta=0.1),
+MIXED = {
     "discopop": DiscopopLoss(beta=0.05, tau=0.05, numerics="stable"),
     "dlrml at c = 1": DlrmlLoss(beta_kl=0.5, c=1.0, tau=0.05, numerics="stable"),
     "dlrml at c = 5": DlrmlLoss(beta_kl=0.05, c=5.0, tau=0.05, numerics="stable"),
@@ -24,10 +38,29 @@ STABLE = {
     "dlrml learnable": DlrmlLoss(beta_kl=0.05, beta_mix=BOUNDED_MIX, tau=0.05, numerics="stable"),
     "dlrml learnable raw": DlrmlLoss(beta_kl=0.05, beta_mix=RAW_MIX, tau=0.05, numerics="stable"),
 }
+COUPLED = {
+    "kto": KtoLoss(beta=0.1, desirable_weight=1.0, undesirable_weight=1.5),
+    "kto, KL held": KtoLoss(beta=0.1, kl_gradient=False),
+    # At 2000 nats exp(-z) fits float32 up to a beta of 0.044.
+    "dbaql": DbaqlLoss(beta=0.04),
+    "aql": AqlLoss(beta=0.05),
+    "aql at a wide tau": AqlLoss(beta=0.05, tau=0.4, quantile_rate=0.5),
+    "aqfl": AqflLoss(beta=0.05),
+    "aqfl at a narrow tau": AqflLoss(beta=0.05, tau=0.01),
+}
+STABLE = {
+    "dpo": DpoLoss(beta=0.1),
+    "hinge": HingeLoss(beta=0.1),
+    "ipo": IpoLoss(beta=0.1),
+    "ipo per token": IpoLoss(beta=0.1, length_normalized=True),
+    "padll": PadllLoss(beta=0.05),
+    "cell": CellLoss(beta=0.04),
+    "pfl": PflLoss(beta=0.05),
+    **MIXED,
+    **COUPLED,
+}
 PUBLISHED = {
-    f"{label}, published": config.model_copy(update={"numerics": "published"})
-    for label, config in STABLE.items()
-    if hasattr(config, "numerics")
+    f"{label}, published": config.model_copy(update={"numerics": "published"}) for label, config in MIXED.items()
 }
 ALL = STABLE | PUBLISHED
 
@@ -54,9 +87,60 @@ def present_mixing(config):
     return config.beta_kl, mix, config.tau
 
 
-def trl_formula(margin_B, config):
-    if config.name == "dpo":
-        return -F.logsigmoid(config.beta * margin_B)
+def published_formula(pairs, config):
+    """The loss as TRL or the DiscoPOP repository compute it, in their own order of operations."""
+    if config.name in ("discopop", "dlrml"):
+        return mixed_formula(pairs.margin_B, config)
+    z_B = config.beta * pairs.margin_B
+    logistic_B, hinge_B = -F.logsigmoid(z_B), torch.relu(1 - z_B)
+    match config.name:
+        case "dpo":
+            return logistic_B
+        case "hinge":
+            return hinge_B
+        case "ipo":
+            return ipo_formula(pairs, config)
+        case "kto":
+            return kto_formula(pairs, config)
+        case "padll":
+            return 0.9 * (1 - (pairs.margin_B < 0).double() * 0.5) * logistic_B
+        case "cell":
+            return 0.5 * torch.exp(-z_B) + 0.5 * logistic_B
+        case "pfl":
+            return torch.where(pairs.margin_B > 0, logistic_B / 2, hinge_B * 2)
+    x_B = z_B / config.tau
+    match config.name:
+        case "dbaql":
+            blend = torch.sigmoid(x_B.var())
+            return blend * -F.logsigmoid(z_B / 0.9) + (1 - blend) * torch.exp(-z_B * 0.9)
+        case "aql":
+            quantile = 0.5 + config.quantile_rate * (torch.sigmoid(x_B.mean()) - 0.5)
+            blend_B = torch.sigmoid(-(x_B - quantile))
+        case "aqfl":
+            quantile = x_B.std() * torch.sigmoid(-x_B).mean()
+            quantile = quantile + 0.05 * (torch.sigmoid(x_B.mean()) - quantile)
+            blend_B = torch.sigmoid(0.1 * (x_B - quantile).abs())
+    return blend_B * logistic_B + (1 - blend_B) * hinge_B
+
+
+def ipo_formula(pairs, config):
+    chosen_B, rejected_B = pairs.chosen_logratio_B, pairs.rejected_logratio_B
+    if config.length_normalized:
+        chosen_B, rejected_B = chosen_B / pairs.chosen_length_B, rejected_B / pairs.rejected_length_B
+    return (chosen_B - rejected_B - 1 / (2 * config.beta)) ** 2
+
+
+def kto_formula(pairs, config):
+    chosen_B, rejected_B = pairs.chosen_logratio_B, pairs.rejected_logratio_B
+    chosen_kl, rejected_kl = chosen_B.mean().clamp(min=0), rejected_B.mean().clamp(min=0)
+    if not config.kl_gradient:
+        chosen_kl, rejected_kl = chosen_kl.detach(), rejected_kl.detach()
+    desirable_B = 1 - torch.sigmoid(config.beta * (chosen_B - rejected_kl))
+    undesirable_B = 1 - torch.sigmoid(config.beta * (chosen_kl - rejected_B))
+    return (config.desirable_weight * desirable_B + config.undesirable_weight * undesirable_B) / 2
+
+
+def mixed_formula(margin_B, config):
     beta_kl, beta_mix, tau = present_mixing(config)
     modulation_B = torch.sigmoid(beta_mix * margin_B / tau)
     logits_B = beta_kl * margin_B
@@ -80,36 +164,62 @@ def test_value_and_gradients_are_finite_at_margins_of_2000_nats(config):
     assert all(parameter.grad.isfinite() for parameter in loss.parameters())
 
 
-@over(ALL)
+@over(STABLE)
+def test_value_and_gradient_are_finite_in_bfloat16(config):
+    loss = build_loss(config)
+    margin_B = torch.linspace(-1000, 1000, 201).to(torch.bfloat16).requires_grad_()
+    loss_B = loss(pairs_of(margin_B))
+    loss_B.float().sum().backward()
+    assert loss_B.dtype == torch.bfloat16
+    assert loss_B.isfinite().all()
+    assert margin_B.grad.isfinite().all()
+
+
+@over({label: config for label, config in ALL.items() if label != "kto, KL held"})
 def test_gradient_is_that_of_finite_differences(config):
     loss = build_loss(config)
-    margin_B = torch.tensor([-60.0, -7.0, -1.0, 0.0, 1.0, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
+    # PADLL and PFL jump at 0, and the KL estimates of KTO are clamped there.
+    middle = 0.5 if config.name in ("padll", "pfl", "kto") else 0.0
+    margin_B = torch.tensor([-60.0, -7.0, -1.0, middle, 1.0, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda margin_B: loss(pairs_of(margin_B)), (margin_B,), atol=1e-7)
 
 
 @over(ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_batch_is_the_stack_of_its_pairs(config, dtype):
+def test_a_batch_is_the_stack_of_its_pairs_at_given_statistics(config, dtype):
     loss = build_loss(config)
     margin_B = torch.linspace(-50, 50, 37, dtype=dtype)
-    loss_B = loss(pairs_of(margin_B))
+    loss_B = loss.at_start(pairs_of(margin_B))
     assert loss_B.shape == margin_B.shape
     assert loss_B.dtype == dtype
-    one_by_one = torch.cat([loss(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
+    one_by_one = torch.cat([loss.at_start(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
     # Vectorised and scalar code of torch may differ in the last digits.
     torch.testing.assert_close(loss_B, one_by_one, rtol=20 * torch.finfo(dtype).eps, atol=0)
 
 
 @over(ALL)
-def test_value_and_gradient_agree_with_the_formula_of_trl(config):
+def test_a_loss_is_coupled_over_the_batch_exactly_if_it_says_so(config):
+    loss = build_loss(config)
+    margin_B = torch.linspace(-5, 9, 37, dtype=torch.float64)
+    loss_B = loss(pairs_of(margin_B))
+    one_by_one = torch.cat([loss(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
+    assert torch.allclose(loss_B, one_by_one, rtol=1e-12, atol=0) != loss.batch_coupled
+    assert loss.batch_coupled == (config in COUPLED.values())
+    if not loss.batch_coupled:
+        assert torch.equal(loss.at_start(pairs_of(margin_B)), loss_B)
+
+
+@over(ALL)
+def test_value_and_gradient_agree_with_the_published_formula(config):
     loss = build_loss(config)
     margin_B = torch.linspace(-150, 150, 601, dtype=torch.float64).requires_grad_()
-    ours_B, theirs_B = loss(pairs_of(margin_B)), trl_formula(margin_B, config)
+    pairs = pairs_of(margin_B)
+    ours_B, theirs_B = loss(pairs), published_formula(pairs, config)
     assert theirs_B.isfinite().all()
     # A learnable beta_mix is a float32 number.
     rtol = 1e-10 if loss.mix is None else 1e-5
     torch.testing.assert_close(ours_B, theirs_B, rtol=rtol, atol=1e-12)
-    slopes = [torch.autograd.grad(loss_B.sum(), margin_B)[0] for loss_B in (ours_B, theirs_B)]
+    slopes = [torch.autograd.grad(loss_B.sum(), margin_B, retain_graph=True)[0] for loss_B in (ours_B, theirs_B)]
     torch.testing.assert_close(*slopes, rtol=10 * rtol, atol=rtol)
 
 
@@ -129,14 +239,38 @@ def test_geometry_tells_the_trap_of_the_loss(config):
     loss = build_loss(config)
     shape = loss.geometry()
     margin_B = torch.linspace(-10, 10, 20001, dtype=torch.float64)
-    with torch.no_grad():
-        rising = loss(pairs_of(margin_B)).diff() > 0
-    assert rising.any().item() == (shape.trap is not None)
+    _, slope_B = loss.curve(loss.beta_kl * margin_B)
+    rising = slope_B > 0
+    closed = bool(rising.any() and slope_B[0] < 0 and slope_B[-1] < 0)
+    assert closed == (shape.trap is not None) == (shape.barrier is not None)
     if shape.trap is not None:
-        lowest = margin_B[:-1][rising][0].item()
-        highest = margin_B[1:][rising][-1].item()
-        assert shape.trap_margin(loss.beta_kl) == pytest.approx(lowest, abs=2e-3)
-        assert shape.barrier_margin(loss.beta_kl) == pytest.approx(highest, abs=2e-3)
+        assert shape.trap_margin(loss.beta_kl) == pytest.approx(margin_B[rising][0].item(), abs=2e-3)
+        assert shape.barrier_margin(loss.beta_kl) == pytest.approx(margin_B[rising][-1].item(), abs=2e-3)
+
+
+@over(ALL)
+def test_geometry_tells_whether_the_slope_is_bounded(config):
+    loss = build_loss(config)
+    _, slope_N = loss.curve(torch.tensor([-600.0, -300.0, -150.0, 150.0, 300.0, 600.0], dtype=torch.float64))
+    grows = slope_N[0].abs() > 1.5 * slope_N[1].abs() > 2.25 * slope_N[2].abs()
+    if config.name in ("discopop", "dlrml") and config.numerics == "published":
+        assert slope_N.isnan().any() or not grows
+    else:
+        assert loss.geometry().bounded == (not grows)
+
+
+@over(ALL)
+def test_the_curve_of_a_loss_is_its_value_and_slope_over_the_scaled_margin(config):
+    loss = build_loss(config)
+    z_N = torch.tensor([-3.0, -0.4, 0.0, 0.7, 2.5], dtype=torch.float64)
+    value_N, slope_N = loss.curve(z_N)
+    assert not value_N.requires_grad
+    assert value_N[2].item() == pytest.approx(loss.geometry().value_at_zero, rel=1e-12)
+    step = 1e-6
+    above_N, below_N = loss.curve(z_N + step)[0], loss.curve(z_N - step)[0]
+    numeric_N = (above_N - below_N) / (2 * step)
+    smooth = torch.tensor([True, True, config.name not in ("padll", "pfl"), True, True])
+    torch.testing.assert_close(slope_N[smooth], numeric_N[smooth], rtol=1e-6, atol=1e-7)
 
 
 @over(ALL)

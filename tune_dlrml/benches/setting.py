@@ -41,7 +41,7 @@ def _values(trial: Loaded) -> dict[str, Any]:
 
 def _setting(own: Mapping[str, Any], everyone: Sequence[Mapping[str, Any]]) -> Setting:
     peers = [other for other in everyone if other["form"] == own["form"]]
-    label, strength = LABELS[own["form"]], "beta" if "beta" in own else "beta_kl"
+    label, strength = LABELS.get(own["form"], own["form"]), "beta" if "beta" in own else "beta_kl"
     notes = [f"β {_text(strength, own, peers)}"]
     for key in own:
         compared = everyone if key.startswith("training.") else peers

@@ -5,11 +5,15 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
 from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml, law
+from tune_dlrml.config.sft import SftTerm
 
 Positive = Annotated[float, Field(gt=0)]
 Numerics = Literal["stable", "published"]
 StrictPositive = Annotated[float, Field(gt=0, strict=True)]
 SearchedPositive = Annotated[float | Range | Choice, Searchable(Positive)]
+SearchedShare = Annotated[float | Range | Choice, Searchable(Annotated[float, Field(ge=0, le=1)])]
+SearchedNumber = Annotated[float | Range | Choice, Searchable(float)]
+SearchedFlag = Annotated[bool | Choice, Searchable(bool)]
 SearchedNumerics = Annotated[Numerics | Choice, Searchable(Numerics)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
@@ -19,14 +23,19 @@ class Loss(Frozen):
     """What all losses share.
 
     `label` names the branch in parameter names and tables; it defaults to the loss's name, with a number behind it
-    where two branches would otherwise share it.
+    where two branches would otherwise share it. `sft` adds a scoring rule on the chosen answer's tokens.
     """
 
     name: str
     label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)] | None = None
+    sft: Annotated[SftTerm | None, Field(exclude_if=lambda term: term is None)] = None
 
     def default_label(self) -> str:
-        """Name of the branch if the file gives none."""
+        """Name of the branch if the file gives none: the form of the loss, and the rule of its SFT term."""
+        return self.form() if self.sft is None else f"{self.form()}_{self.sft.rule}"
+
+    def form(self) -> str:
+        """The loss without its numbers."""
         return self.name
 
     def domains(self) -> dict[str, Range | Choice]:
@@ -41,8 +50,40 @@ class DpoLoss(Loss):
     beta: SearchedPositive = 0.1
 
 
+class HingeLoss(Loss):
+    """Hinge loss on the scaled margin, as in SLiC (arXiv 2305.10425)."""
+
+    name: Literal["hinge"] = "hinge"
+    beta: SearchedPositive = 0.1
+
+
+class IpoLoss(Loss):
+    """Identity preference optimization (arXiv 2310.12036, equation 17).
+
+    `length_normalized` divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum
+    form of the DiscoPOP paper.
+    """
+
+    name: Literal["ipo"] = "ipo"
+    beta: SearchedPositive = 0.1
+    length_normalized: SearchedFlag = False
+
+
+class KtoLoss(Loss):
+    """KTO in its pair form, with the KL of each half estimated from the batch (arXiv 2402.01306, equation 7).
+
+    `kl_gradient` lets the gradient through these estimates, as TRL's `kto_pair` and DiscoPOP do.
+    """
+
+    name: Literal["kto"] = "kto"
+    beta: SearchedPositive = 0.1
+    desirable_weight: SearchedPositive = 1.0
+    undesirable_weight: SearchedPositive = 1.0
+    kl_gradient: SearchedFlag = True
+
+
 class DiscopopLoss(Loss):
-    """DiscoPOP, the log-ratio modulated loss (arXiv 2406.08414, equation 5)."""
+    """DiscoPOP, the log-ratio modulated loss LRML (arXiv 2406.08414, equation 5)."""
 
     name: Literal["discopop"] = "discopop"
     beta: SearchedPositive = 0.05
@@ -131,14 +172,70 @@ class DlrmlLoss(Loss):
             return self.beta_mix.c_bounds is None or self.beta_mix.init is not None
         return self.c is None
 
-    def default_label(self) -> str:
+    def form(self) -> str:
         """Three forms of one loss, told apart by what sets the mixing."""
         if isinstance(self.beta_mix, LearnableBetaMix):
             return "dlrml_learnable"
         return "dlrml" if self.c is None else "dlrml_c"
 
 
-AnyLoss = Annotated[DpoLoss | DiscopopLoss | DlrmlLoss, Field(discriminator="name")]
+class DbaqlLoss(Loss):
+    """Dynamic blended adaptive quantile loss, discovered by DiscoPOP's search (arXiv 2406.08414); batch-coupled."""
+
+    name: Literal["dbaql"] = "dbaql"
+    beta: SearchedPositive = 0.05
+    tau: SearchedPositive = TAU
+    temperature: SearchedPositive = 0.9
+
+
+class AqlLoss(Loss):
+    """Adaptive quantile loss, discovered by DiscoPOP's search (arXiv 2406.08414); batch-coupled."""
+
+    name: Literal["aql"] = "aql"
+    beta: SearchedPositive = 0.05
+    tau: SearchedPositive = TAU
+    quantile: SearchedNumber = 0.5
+    quantile_rate: SearchedShare = 0.01
+
+
+class PadllLoss(Loss):
+    """Performance adaptive decay logistic loss, discovered by DiscoPOP's search (arXiv 2406.08414)."""
+
+    name: Literal["padll"] = "padll"
+    beta: SearchedPositive = 0.05
+    decay: SearchedPositive = 0.9
+    mismatch_penalty: SearchedShare = 0.5
+
+
+class AqflLoss(Loss):
+    """Adaptive quantile feedback loss, discovered by DiscoPOP's search (arXiv 2406.08414); batch-coupled."""
+
+    name: Literal["aqfl"] = "aqfl"
+    beta: SearchedPositive = 0.05
+    tau: SearchedPositive = TAU
+    quantile_rate: SearchedShare = 0.05
+    distance_scale: SearchedPositive = 0.1
+
+
+class CellLoss(Loss):
+    """Combined exponential and logistic loss, discovered by DiscoPOP's search (arXiv 2406.08414)."""
+
+    name: Literal["cell"] = "cell"
+    beta: SearchedPositive = 0.05
+    alpha: SearchedShare = 0.5
+
+
+class PflLoss(Loss):
+    """Policy focused loss, discovered by DiscoPOP's search (arXiv 2406.08414)."""
+
+    name: Literal["pfl"] = "pfl"
+    beta: SearchedPositive = 0.05
+    focus_scale: SearchedPositive = 2.0
+
+
+Baseline = HingeLoss | IpoLoss | KtoLoss
+Discovered = DbaqlLoss | AqlLoss | PadllLoss | AqflLoss | CellLoss | PflLoss
+AnyLoss = Annotated[DpoLoss | DiscopopLoss | DlrmlLoss | Baseline | Discovered, Field(discriminator="name")]
 
 
 def searched_fields(value: Frozen, prefix: str = "") -> dict[str, Range | Choice]:
@@ -162,11 +259,14 @@ def _given(value: Frozen, *names: str) -> str:
     return f"got {' and '.join(given)}" if given else "got neither"
 
 
+SHARED_FIELDS = ("name", "label", "sft")
+
+
 def described() -> list[dict[str, Any]]:
     """Every loss with its fields, their defaults and the first line of its documentation."""
     listed = []
     for loss in get_args(get_args(AnyLoss)[0]):
-        fields = {key: field.default for key, field in loss.model_fields.items() if key not in ("name", "label")}
+        fields = {key: field.default for key, field in loss.model_fields.items() if key not in SHARED_FIELDS}
         summary = (loss.__doc__ or "").strip().splitlines()[0]
         listed.append({"name": loss.model_fields["name"].default, "fields": fields, "description": summary})
     return listed

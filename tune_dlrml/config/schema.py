@@ -146,11 +146,19 @@ class BaselineConfig(Frozen):
     beta: Positive = 0.1
 
 
+class ConfirmConfig(Frozen):
+    """The `top` best trials and the best DPO, each trained again under `seeds` new seeds once the search has ended."""
+
+    top: Natural = 3
+    seeds: Annotated[int, Field(ge=2)] = 5
+
+
 class SearchSettings(Frozen):
     """How the space is explored. `num_trials` counts the baseline; null takes every point of a grid.
 
     A trial whose worker, slot or node dies goes on from its last checkpoint, up to `max_failures` times. `study_url` is
     the database of the study (null is SQLite in the search's folder); a password in it is used and not written down.
+    `confirm` trains beyond `num_trials` and `time_budget_s`; it may be given to a search that has ended.
     """
 
     num_trials: Natural | None = None
@@ -164,6 +172,7 @@ class SearchSettings(Frozen):
     study_url: Text | None = None
     scheduler: SchedulerConfig | None = SchedulerConfig()
     baseline: BaselineConfig | None = BaselineConfig()
+    confirm: ConfirmConfig | None = None
 
 
 class LoraSpace(Frozen):
@@ -280,7 +289,9 @@ class TrackingConfig(Frozen):
     experiment: Text = "tune_dlrml"
 
 
-NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?$"
+CONFIRM_SUFFIX = "/confirm"
+"""Behind the name of a search: the study and the folder of its confirmation."""
+NAME_PATTERN = rf"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?:{CONFIRM_SUFFIX})?$"
 NAME_LENGTH = 100
 
 
@@ -326,6 +337,8 @@ class SearchConfig(Frozen):
                 key=f"space.training.{batch[0]}",
             )
         self._check_search(searched)
+        if self.search.confirm is not None and len(self.name) + len(CONFIRM_SUFFIX) > NAME_LENGTH:
+            raise law(f"with search.confirm at most {NAME_LENGTH - len(CONFIRM_SUFFIX)} characters", key="name")
         if self.evaluation is not None and self.evaluation.pairwise and self.search.baseline is None:
             raise law("compares with the DPO baseline, but search.baseline is null", key="evaluation.pairwise")
         return self

@@ -14,6 +14,8 @@ from typing import Literal
 
 from scipy.optimize import brentq
 
+from tune_dlrml.losses.scalars import sigmoid, softplus
+
 WRONG_START_C = 3 / (1 - math.log(2))
 """Above this c (9.777) the slope at margin 0 is positive: the first step of training lowers the margin."""
 
@@ -88,7 +90,7 @@ def start_slope(c: float, beta_kl: float) -> float:
 
 def dlrml_value(z: float, c: float) -> float:
     """L(z; c) in nats; inf where the true value exceeds the largest double, which needs c < 1."""
-    return _sigmoid(-c * z) * _softplus(-z) + _modulated_exp(z, c)
+    return sigmoid(-c * z) * softplus(-z) + _modulated_exp(z, c)
 
 
 def dlrml_slope(z: float, c: float) -> float:
@@ -96,9 +98,9 @@ def dlrml_slope(z: float, c: float) -> float:
 
     m e^-z (c (1 - m) - 1) - (1 - m) (c m softplus(-z) + sigmoid(-z)).
     """
-    mixed, unmixed = _sigmoid(c * z), _sigmoid(-c * z)
+    mixed, unmixed = sigmoid(c * z), sigmoid(-c * z)
     exponential = _modulated_exp(z, c) * (c * unmixed - 1)
-    return exponential - unmixed * (c * mixed * _softplus(-z) + _sigmoid(-z))
+    return exponential - unmixed * (c * mixed * softplus(-z) + sigmoid(-z))
 
 
 def dlrml_geometry(c: float) -> Geometry:
@@ -169,13 +171,5 @@ def _stationary_points(c: float) -> tuple[Stationary, Stationary]:
 def _modulated_exp(z: float, c: float) -> float:
     """sigmoid(c z) * exp(-z) with one exponential; the product form is 0 * inf for large negative z."""
     u = c * z
-    exponent = (c - 1) * z - _softplus(u) if u < 0 else -z - _softplus(-u)
+    exponent = (c - 1) * z - softplus(u) if u < 0 else -z - softplus(-u)
     return math.exp(exponent) if exponent < _LARGEST_EXPONENT else math.inf
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def _sigmoid(x: float) -> float:
-    return math.exp(-_softplus(-x))

@@ -1,0 +1,123 @@
+"""What a search-space file may say of the losses and of the scoring rule beside them."""
+
+from typing import get_args
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tune_dlrml.config import Range, SftTerm, WarmUp
+from tune_dlrml.config.losses import AnyLoss, described
+from tune_dlrml.losses.registry import LOSSES, build_loss
+from tune_dlrml.space import loss_at
+
+LOSS = TypeAdapter(AnyLoss)
+NAMES = [member.model_fields["name"].default for member in get_args(get_args(AnyLoss)[0])]
+BARE = [name for name in NAMES if name != "dlrml"]
+
+
+def parsed(**fields):
+    return LOSS.validate_python(fields)
+
+
+def refusal(**fields):
+    with pytest.raises(ValidationError) as caught:
+        parsed(**fields)
+    (error,) = caught.value.errors()
+    return error["msg"]
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_loss_needs_nothing_but_its_name_and_can_search_its_beta(name):
+    assert build_loss(parsed(name=name)).beta_kl > 0
+    searched = parsed(name=name, beta={"log_uniform": [0.01, 0.5]})
+    assert list(searched.domains()) == ["beta"]
+    assert build_loss(loss_at(searched, {"beta": 0.3})).beta_kl == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("ipo", {"length_normalized": False}),
+        ("kto", {"desirable_weight": 1.0, "undesirable_weight": 1.0, "kl_gradient": True}),
+        ("dbaql", {"tau": 0.05, "temperature": 0.9}),
+        ("aql", {"tau": 0.05, "quantile": 0.5, "quantile_rate": 0.01}),
+        ("padll", {"decay": 0.9, "mismatch_penalty": 0.5}),
+        ("aqfl", {"tau": 0.05, "quantile_rate": 0.05, "distance_scale": 0.1}),
+        ("cell", {"alpha": 0.5}),
+        ("pfl", {"focus_scale": 2.0}),
+    ],
+)
+def test_the_constants_of_the_papers_are_the_defaults(name, constants):
+    fields = parsed(name=name).model_dump()
+    assert {key: fields[key] for key in constants} == constants
+    assert set(fields) == {"name", "label", "beta"} | set(constants)
+
+
+def test_every_loss_is_described_with_its_fields():
+    documents = {document["name"]: document for document in described()}
+    assert list(documents) == NAMES
+    assert set(documents) == set(LOSSES)
+    assert documents["kto"]["fields"].keys() == {"beta", "desirable_weight", "undesirable_weight", "kl_gradient"}
+    assert all(document["description"].endswith((".", ";", ")", "d")) for document in documents.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": "hinge", "beta": 0.0}, "greater than 0"),
+        ({"name": "cell", "alpha": 1.5}, "less than or equal to 1"),
+        ({"name": "padll", "mismatch_penalty": {"uniform": [0.0, 2.0]}}, "less than or equal to 1"),
+        ({"name": "ipo", "length_normalized": "yes"}, "valid boolean"),
+        ({"name": "hinge", "beta_mix": 0.1}, "Extra inputs"),
+        ({"name": "dpo", "sft": {"rule": "quadratic"}}, "'logarithmic', 'brier', 'spherical'"),
+        ({"name": "dpo", "sft": {"rule": "brier", "alpha": 2.0}}, "for no other rule, but got an alpha for brier"),
+        ({"name": "dpo", "sft": {"rule": "alpha_power"}}, "but got no alpha for alpha_power"),
+        ({"name": "dpo", "sft": {"rule": "alpha_power", "alpha": 1.0}}, "greater than 1"),
+        ({"name": "dpo", "sft": {"rule": "brier", "smoothing": 1.0}}, "less than 1"),
+        ({"name": "dpo", "sft": {"rule": "brier", "weight": 0}}, "greater than 0"),
+    ],
+)
+def test_an_illegal_value_is_refused_with_the_law(fields, says):
+    assert says in refusal(**fields)
+
+
+def test_weight_alpha_and_smoothing_of_an_sft_term_can_be_searched():
+    term = {
+        "rule": "pseudo_spherical",
+        "weight": {"log_uniform": [0.01, 1.0]},
+        "alpha": {"uniform": [1.2, 3.0]},
+        "smoothing": {"choice": [0.0, 0.1]},
+    }
+    loss = parsed(name="dlrml", c=4.0, beta_kl={"log_uniform": [0.01, 0.5]}, sft=term)
+    assert set(loss.domains()) == {"beta_kl", "sft.weight", "sft.alpha", "sft.smoothing"}
+    drawn = loss_at(loss, {"beta_kl": 0.1, "sft.weight": 0.2, "sft.alpha": 2.0, "sft.smoothing": 0.1})
+    assert drawn.sft == SftTerm(rule="pseudo_spherical", weight=0.2, alpha=2.0, smoothing=0.1)
+    assert LOSS.validate_json(drawn.model_dump_json()) == drawn
+    assert drawn.flat()["sft.weight"] == 0.2
+
+
+def test_a_loss_without_an_sft_term_is_written_without_the_key():
+    assert "sft" not in parsed(name="dpo").model_dump(mode="json")
+    assert "sft" in parsed(name="dpo", sft={"rule": "brier"}).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "label"),
+    [
+        ({"name": "aqfl"}, "aqfl"),
+        ({"name": "dpo", "sft": {"rule": "brier"}}, "dpo_brier"),
+        ({"name": "dlrml", "c": 4.0}, "dlrml_c"),
+        ({"name": "dlrml", "beta_mix": 0.1, "sft": {}}, "dlrml_logarithmic"),
+    ],
+)
+def test_a_branch_is_named_after_its_loss_and_the_rule_beside_it(fields, label):
+    assert parsed(**fields).default_label() == label
+
+
+def test_a_warm_up_takes_one_value_per_field():
+    warm_up = WarmUp(rule="alpha_power", alpha=1.5, steps=50, learning_rate=1e-4)
+    assert WarmUp.model_validate_json(warm_up.model_dump_json()) == warm_up
+    with pytest.raises(ValidationError, match="all trials share one warm-up"):
+        WarmUp(steps=50, learning_rate=1e-4, smoothing=Range(kind="uniform", low=0.0, high=0.2))
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        WarmUp(steps=0, learning_rate=1e-4)

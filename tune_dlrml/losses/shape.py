@@ -1,0 +1,69 @@
+"""The geometry of any loss of z = beta * margin, found from its value and slope. Imports no torch."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from scipy.optimize import brentq
+
+from tune_dlrml.losses.geometry import Geometry, Stationary
+
+Curve = Callable[[float], float]
+
+REACH = 1e3
+"""Largest |z| (no unit) that is looked at: 10,000 nats at beta = 0.1."""
+
+_RATIO, _CLOSEST = 1.02, 1e-6
+_POSITIVE = [_CLOSEST * _RATIO**step for step in range(math.ceil(math.log(REACH / _CLOSEST, _RATIO)))] + [REACH]
+_LINEAR = [step / 50 for step in range(-500, 501)]
+GRID = sorted({*(-z for z in _POSITIVE), *_POSITIVE, *_LINEAR})
+"""Points between which a change of sign is sought: 2 % apart on either side of 0, and 0.02 apart within 10 of it."""
+
+_FAR = [REACH * 2**step for step in range(4)]
+_GROWTH = 1.5
+
+
+def geometry_of(value: Curve, slope: Curve, *, bounded: bool | None = None) -> Geometry:
+    """Geometry of a loss given as value (nats) and slope dL/dz over z = beta * margin.
+
+    The trap is a local minimum with a local maximum, the barrier, above it at larger z. Where there are several such
+    pairs, the barrier with the largest z counts, and the minimum next below it. A slope that changes its sign twice
+    between two points of `GRID` is taken to keep it. A kink at which it changes its sign is a stationary point like any
+    other; a jump of the value is none, since no gradient shows it. Where the slope is 0 over an interval, as right of a
+    hinge, it counts as going on in the direction that it had.
+
+    Args:
+        value: The loss in nats.
+        slope: Its derivative with respect to z; where it is not finite, it is not looked at.
+        bounded: Whether |slope| has a finite supremum; None judges that by how it grows between |z| = 1000 and 8000.
+    """
+    trap, barrier = _trap_and_barrier(value, slope)
+    return Geometry(
+        c=None,
+        starts="wrong" if slope(0.0) > 0 else "right",
+        trap=trap,
+        barrier=barrier,
+        bounded=_looks_bounded(slope) if bounded is None else bounded,
+        value_at_zero=value(0.0),
+    )
+
+
+def _trap_and_barrier(value: Curve, slope: Curve) -> tuple[Stationary | None, Stationary | None]:
+    slopes = [(z, slope(z)) for z in GRID]
+    moving = [(z, rise) for z, rise in slopes if math.isfinite(rise) and rise != 0]
+    minimum = trap = barrier = None
+    for (low, before), (high, after) in pairwise(moving):
+        if before < 0 < after:
+            minimum = (low, high)
+        elif before > 0 > after and minimum is not None:
+            trap, barrier = minimum, (low, high)
+    if trap is None or barrier is None:
+        return None, None
+    at_trap, at_barrier = (brentq(slope, *bracket, xtol=1e-14) for bracket in (trap, barrier))
+    return Stationary(z=at_trap, value=value(at_trap)), Stationary(z=at_barrier, value=value(at_barrier))
+
+
+def _looks_bounded(slope: Curve) -> bool:
+    within = max(abs(slope(sign * z)) for z in (REACH / 2, REACH) for sign in (-1, 1))
+    beyond = max(abs(slope(sign * z)) for z in _FAR for sign in (-1, 1))
+    return math.isfinite(beyond) and beyond <= max(_GROWTH * within, 1e-9)
