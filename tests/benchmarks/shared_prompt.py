@@ -141,6 +141,7 @@ def our_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
             mix_learning_rate=None,
             skip_nonfinite=True,
             on_step=lambda stats: ours.AfterStep(stop=stats.step == steps),
+            sft=None,
             on_save=lambda *_: None,
             lora=LoraSettings(),
         )

@@ -22,6 +22,7 @@ class StepStats:
         nonfinite_grad: Share of the gradient's entries that are not finite, before clipping.
         grad_norm: L2 norm of the gradient before clipping; None where it is not finite.
         tokens: Tokens of prompts and completions, padding left out.
+        sft_loss: The term beside the loss, without its weight; 0 where there is none.
     """
 
     step: int
@@ -36,6 +37,7 @@ class StepStats:
     nonfinite_grad: float
     learning_rate: float
     tokens: int
+    sft_loss: float | None = None
 
     @property
     def finite(self) -> bool:

@@ -11,9 +11,14 @@ from torch import Tensor
 from tune_dlrml.training.divergence import StepStats
 
 
-def pair_sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, tokens: Tensor) -> Tensor:
-    """Sums over the finite pairs of one micro-batch, shape (9,), float64, in the order that `step_stats` reads."""
-    loss_ok, margin_ok = loss_B.isfinite(), margin_B.isfinite()
+def pair_sums(
+    loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, sft_B: Tensor, *, tokens: Tensor
+) -> Tensor:
+    """Sums over the finite pairs of one micro-batch, shape (10,), float64, in the order that `step_stats` reads.
+
+    `sft_B` is the term beside the loss, or a single 0 without one; where it is not finite, the loss is not either.
+    """
+    loss_ok, margin_ok = loss_B.isfinite() & sft_B.isfinite(), margin_B.isfinite()
 
     def total(values: Tensor, keep: Tensor) -> Tensor:
         return values.double().where(keep, torch.zeros((), dtype=torch.float64, device=values.device)).sum()
@@ -29,6 +34,7 @@ def pair_sums(loss_B: Tensor, margin_B: Tensor, chosen_B: Tensor, rejected_B: Te
             total(margin_B, margin_ok),
             total(chosen_B, margin_ok),
             total(rejected_B, margin_ok),
+            total(sft_B.expand(len(loss_B)), loss_ok),
             tokens.double(),
         ]
     )
@@ -43,7 +49,7 @@ def step_stats(sums: Tensor, *, step: int, grad_norm: float, learning_rate: floa
         grad_norm: L2 norm of the gradient before clipping.
         learning_rate: The one it used.
     """
-    pairs, loss_ok, loss, correct, margin_ok, margin, chosen, rejected, tokens, bad, entries = sums.tolist()
+    pairs, loss_ok, loss, correct, margin_ok, margin, chosen, rejected, sft, tokens, bad, entries = sums.tolist()
     return StepStats(
         step=step,
         pairs=int(pairs),
@@ -55,6 +61,7 @@ def step_stats(sums: Tensor, *, step: int, grad_norm: float, learning_rate: floa
         grad_norm=grad_norm if math.isfinite(grad_norm) else None,
         nonfinite_loss=1 - loss_ok / pairs,
         nonfinite_grad=bad / entries,
+        sft_loss=sft / loss_ok if loss_ok else None,
         learning_rate=learning_rate,
         tokens=int(tokens),
     )

@@ -9,6 +9,7 @@ Shape legend: B = preference pairs in the batch.
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
 from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
+from tune_dlrml.training.sft import ChosenAnswers
 from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
 from tune_dlrml.training.step_sums import pair_sums, step_stats
 
@@ -132,6 +134,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         skip_nonfinite: Leave a step with a non-finite gradient unapplied on every rank.
         on_step: Told every optimizer step.
         on_save: Makes the checkpoints that `on_step` asks for.
+        sft: Term on the chosen answers beside the loss; None without one.
         lora: Adapter to train; None trains all weights.
     """
 
@@ -148,6 +151,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         skip_nonfinite: bool,
         on_step: OnStep,
         on_save: OnSave,
+        sft: ChosenAnswers | None,
         lora: LoraSettings | None,
     ) -> None:
         log_prob_head = model.forward
@@ -170,6 +174,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
         self._on_save = on_save
+        self._sft = sft
         self._trains_adapter = lora is not None
         self._starts_at_reference = args.disable_dropout
         self._micro_batches: list[Tensor] = []
@@ -188,7 +193,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
 
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
         assert not return_outputs, "held-out evaluation does not go through the trainer"
-        chosen_B, rejected_B = pair_log_probs(model, inputs)
+        with nullcontext() if self._sft is None else self._sft.watching():
+            chosen_B, rejected_B = pair_log_probs(model, inputs)
         pairs = PairBatch(
             chosen_B - inputs["ref_chosen_logps"],
             rejected_B - inputs["ref_rejected_logps"],
@@ -199,12 +205,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         if self.state.global_step == 0:
             self._check_start(pairs.margin_B.detach(), (chosen_B.abs() + rejected_B.abs()).detach())
         loss_B = self.preference_loss(pairs)
-        self._micro_batches.append(
-            pair_sums(
-                loss_B.detach(), pairs.margin_B.detach(), chosen_B.detach(), rejected_B.detach(), inputs["tokens"]
-            )
-        )
-        return loss_B.mean()
+        sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
+        seen = (loss_B, pairs.margin_B, chosen_B, rejected_B, sft_B)
+        self._micro_batches.append(pair_sums(*(each.detach() for each in seen), tokens=inputs["tokens"]))
+        return loss_B.mean() if self._sft is None else loss_B.mean() + self._sft.weight * sft_B.mean()
 
     def _check_start(self, margin_B: Tensor, logps_B: Tensor) -> None:
         """Before the first step the policy is its reference, so that every margin is 0 but for rounding.

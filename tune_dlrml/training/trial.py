@@ -22,6 +22,7 @@ from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world, together
 from tune_dlrml.training.reference_logps import computing
 from tune_dlrml.training.resident import Resident
+from tune_dlrml.training.sft import ChosenAnswers
 from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer, trl_config
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def _train(run: "_Run", rows: Dataset) -> None:
         skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
         on_step=run.on_step,
         on_save=run.on_save,
+        sft=None if run.spec.loss.sft is None else ChosenAnswers(model, run.spec.loss.sft),
         lora=training.lora,
     )
     run.policy = trainer.model
@@ -273,6 +275,8 @@ class _Run:
             "nonfinite_loss_fraction": [*(s.nonfinite_loss for s in steps)],
             "nonfinite_grad_fraction": [*(s.nonfinite_grad for s in steps)],
         }
+        if self.spec.loss.sft is not None:
+            means["train_sft_loss"] = [s.sft_loss for s in steps]
         metrics = {name: mean for name, values in means.items() if (mean := _mean(values)) is not None}
         metrics |= {
             "learning_rate": steps[-1].learning_rate,

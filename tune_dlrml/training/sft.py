@@ -1,0 +1,92 @@
+"""The scoring-rule term on the chosen answers that a loss may have beside it, from the same forward as its log-probs.
+
+Shape legend: B = preference pairs in the batch, T = tokens of all chosen answers of the batch, D = width of the model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tune_dlrml.config import SftTerm
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.scoring_rules import answer_means, build_rule
+from tune_dlrml.training.batches import Batch
+
+UNSCORED = -100
+"""Label of a token that nobody is asked to predict."""
+OWN_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+"""Keys of models that change their logits behind the head."""
+
+
+class ChosenAnswers:
+    """Scores the chosen answers of a batch by a scoring rule.
+
+    The rules need the whole distribution of a token, which TRL's fused head does not give: the hidden states are kept
+    from the forward that gave the log-probs, and go through the head once more, a chunk of tokens at a time.
+
+    Args:
+        model: The base model, before an adapter is put into it.
+        term: The rule, its numbers and the weight of the term.
+
+    Raises:
+        InputError: The model's logits are not its hidden states times a matrix.
+    """
+
+    def __init__(self, model: PreTrainedModel, term: SftTerm) -> None:
+        self.weight = float(term.weight)  # type: ignore[arg-type]  # a point of the space has set it
+        self._token_loss = build_rule(term)
+        self._model, self._backbone = model, model.base_model
+        self._hidden: Tensor | None = None
+        self._head_weight()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep the hidden states of the forward in this block."""
+
+        def keep(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            self._hidden = outputs.last_hidden_state
+
+        handle = self._backbone.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Loss of each chosen answer, mean over its tokens, shape (B,), of the batch whose forward was watched."""
+        assert self._hidden is not None, "no forward was watched"
+        hidden, self._hidden = self._hidden, None
+        hidden_TD, labels_T, length_B = chosen_tokens(hidden, batch)
+        return answer_means(self._token_loss(hidden_TD, self._head_weight(), labels_T), length_B)
+
+    def _head_weight(self) -> Tensor:
+        head, settings = self._model.get_output_embeddings(), self._model.config.get_text_config()
+        changed = [key for key in OWN_LOGITS if getattr(settings, key, None) is not None]
+        if type(head) is not nn.Linear or head.bias is not None or changed:
+            found = ", ".join(changed) or f"a head of {type(head).__name__} with a bias or an adapter"
+            raise InputError(
+                "sft: a scoring rule is computed from logits that are hidden states times a matrix, but this model has "
+                f"{found}; leave `sft` out, and lm_head out of lora.target_modules"
+            )
+        return head.weight
+
+
+def chosen_tokens(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the tokens of the chosen answers: the hidden states (T, D) that predict them, themselves (T,); counts (B,)."""
+    pairs = len(batch["chosen_lengths"])
+    if "layout" in batch:
+        labels, owners = batch["shift_labels"][0], batch["branch_N"]
+        mine = (owners < pairs) & (labels != UNSCORED)
+        return hidden[0][mine], labels[mine], torch.bincount(owners[mine], minlength=pairs)
+    mask = batch["completion_mask"][:pairs, 1:].bool()
+    return hidden[:pairs, :-1][mask], batch["input_ids"][:pairs, 1:][mask], mask.sum(dim=1)
