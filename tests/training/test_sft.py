@@ -8,8 +8,8 @@ import pytest
 import torch
 import toy
 import toy_training
-from toy_training import settings
 from torch import Tensor
+from toy_training import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tune_dlrml.config import SftTerm
