@@ -205,6 +205,7 @@ def test_step_zero_is_reported_before_any_forward_pass(
             "eval_accuracy_se": 0.0,
             "eval_margin": 0.0,
             "eval_kl": 0.0,
+            **{f"eval_margin_p{percent}": 0.0 for percent in ("00", "05", "25", "50", "75", "95", "100")},
             "c": pytest.approx(20.0),
             "beta_mix": pytest.approx(0.1),
             "reference_tokens": ANY,
