@@ -25,7 +25,10 @@ STYLE = {
     State.FAILED: "red",
     State.RUNNING: "cyan",
 }
-_HIDDEN = {"loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"}
+_HIDDEN = {
+    *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
+    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic"),
+}
 
 
 class ProgressView:

@@ -224,5 +224,4 @@ def _loaded(search: str, row: TrialRow, place: SearchPlace, config: SearchConfig
         raise InputError(
             f"a complete trial keeps the model that it made, but {folder} has no whole checkpoint any more"
         )
-    base = str(parse_model_reference(config.model))
-    return Loaded(f"{search}:{row.number}", base, checkpoint.path, config, row.spec, engine)
+    return Loaded(f"{search}:{row.number}", place.model(config), checkpoint.path, config, row.spec, engine)

@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator, model_validator
 from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.config.evaluation import EvaluationConfig
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
+from tune_dlrml.config.sft import WarmUp
 
 Natural = Annotated[int, Field(ge=1)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
@@ -80,7 +81,8 @@ class TrainingConfig(Frozen):
 
     `shared_prompt` computes a prompt once for both completions of its pair; `auto` does so where the model allows it
     and prompts are long enough. `gradient_checkpointing` computes activations twice to save memory; `auto` does so
-    where those of the largest batch, measured, would not fit.
+    where those of the largest batch, measured, would not fit. `warm_up` fine-tunes the model once, before the first
+    trial, on the chosen answers; all trials, and their reference, start from its result.
     """
 
     learning_rate: Positive = 1e-6
@@ -107,6 +109,7 @@ class TrainingConfig(Frozen):
     logging_steps: Natural = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     lora: LoraSettings | None = None
+    warm_up: Annotated[WarmUp | None, Field(exclude_if=lambda value: value is None)] = None
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

@@ -20,7 +20,6 @@ from tune_dlrml.data import content_hash
 from tune_dlrml.evaluation.jury import Grading
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
-from tune_dlrml.models import parse_model_reference
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
 from tune_dlrml.search.database import faults_of_storage, is_sqlite
@@ -34,6 +33,7 @@ from tune_dlrml.search.scratch import scratch_folder
 from tune_dlrml.search.searcher import SearchObserver, StudySearcher
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.warming import warm_up_once
 from tune_dlrml.search.watchdog import Watchdog
 from tune_dlrml.space import SearchSpace, TrialSpec
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
@@ -129,6 +129,7 @@ def _work(
     if is_sqlite(prepared.place.study_url(config.name)):
         refuse_sqlite_on_a_cluster(len(alive_nodes()))
     if _is_unfinished(study):
+        warm_up_once(prepared, view.on_notice)
         with Watchdog(searcher, config.resources, view.on_notice):
             _tune(searcher, _group(prepared, study), config)
     if not _is_unfinished(study):
@@ -156,7 +157,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
     config, folder = prepared.config, prepared.place.folder(prepared.config.name)
     return GroupSpec(
         name=config.name,
-        model=str(parse_model_reference(config.model)),  # absolute: workers run in another folder
+        model=prepared.place.model(config),
         pairs=prepared.pairs,
         training=config.training,
         plan=TrialPlan(

@@ -9,7 +9,6 @@ from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Grading, Jury
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
-from tune_dlrml.models import parse_model_reference
 from tune_dlrml.records import State
 from tune_dlrml.search.finalists import examine_finalists
 from tune_dlrml.search.history import TrialRow
@@ -100,7 +99,7 @@ class Evaluation:
             examine_finalists(
                 {row.number: config.training if row.spec is None else row.spec.training for row in rows.values()},
                 parts[1],
-                model=str(parse_model_reference(config.model)),
+                model=self._prepared.place.model(config),
                 folder=self._trials,
                 resources=config.resources,
                 on_answered=lambda number, took: judging.submit(Submission(number, rows[number].steps, took)),

@@ -11,6 +11,7 @@ from typing import Any
 from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.events import EventLog
+from tune_dlrml.models import parse_model_reference
 from tune_dlrml.search.database import study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.tracking.cursor import MlflowStore, run_of
@@ -25,6 +26,8 @@ RANKING = "ranking.json"
 """File of a search with the examination and the judges by which its trials are ranked."""
 EVALUATIONS = "evaluations"
 """Folder of what was examined outside a search."""
+WARM_UP = "warm-up"
+"""Folder of a search with the model that its warm-up has made."""
 REFERENCE = "reference"
 """Folder with the log-probs that reference models give to pairs: no search of a storage folder computes one twice."""
 RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVALUATIONS, REFERENCE)
@@ -82,6 +85,16 @@ class SearchPlace:
     def study_url(self, name: str) -> str:
         """The study's storage."""
         return self.study or f"sqlite:///{self.folder(name) / 'study.db'}"
+
+    def warm_up(self, name: str) -> Path:
+        """Folder of the model that a search's warm-up makes."""
+        return self.folder(name) / WARM_UP
+
+    def model(self, config: SearchConfig) -> str:
+        """Reference of the model that every trial starts from: the file's, or what the warm-up has made of it."""
+        if config.training.warm_up is not None:
+            return str(self.warm_up(config.name))
+        return str(parse_model_reference(config.model))  # absolute: workers run in another folder
 
     @property
     def replies(self) -> Path:

@@ -47,7 +47,7 @@ class ChosenAnswers:
         self._token_loss = build_rule(term)
         self._model, self._backbone = model, model.base_model
         self._hidden: Tensor | None = None
-        self._head_weight()
+        head_weight(model)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -67,18 +67,24 @@ class ChosenAnswers:
         assert self._hidden is not None, "no forward was watched"
         hidden, self._hidden = self._hidden, None
         hidden_TD, labels_T, length_B = chosen_tokens(hidden, batch)
-        return answer_means(self._token_loss(hidden_TD, self._head_weight(), labels_T), length_B)
+        return answer_means(self._token_loss(hidden_TD, head_weight(self._model), labels_T), length_B)
 
-    def _head_weight(self) -> Tensor:
-        head, settings = self._model.get_output_embeddings(), self._model.config.get_text_config()
-        changed = [key for key in OWN_LOGITS if getattr(settings, key, None) is not None]
-        if type(head) is not nn.Linear or head.bias is not None or changed:
-            found = ", ".join(changed) or f"a head of {type(head).__name__} with a bias or an adapter"
-            raise InputError(
-                "sft: a scoring rule is computed from logits that are hidden states times a matrix, but this model has "
-                f"{found}; leave `sft` out, and lm_head out of lora.target_modules"
-            )
-        return head.weight
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """The matrix (V, D) that makes logits of hidden states.
+
+    Raises:
+        InputError: The model's logits are more than that product.
+    """
+    head, settings = model.get_output_embeddings(), model.config.get_text_config()
+    changed = [key for key in OWN_LOGITS if getattr(settings, key, None) is not None]
+    if type(head) is not nn.Linear or head.bias is not None or changed:
+        found = ", ".join(changed) or f"a head of {type(head).__name__} with a bias or an adapter"
+        raise InputError(
+            "a scoring rule is computed from logits that are hidden states times a matrix, but this model has "
+            f"{found}; leave `sft` and `warm_up` out, and lm_head out of lora.target_modules"
+        )
+    return head.weight
 
 
 def chosen_tokens(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,136 @@
+"""Plain fine-tuning on the chosen answers before a search: it makes the model that all trials start from.
+
+The result is a folder like any other model's, so that reference, policy, judge and export know nothing of a warm-up.
+
+Shape legend: C = tokens of the chosen answers of a batch.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tune_dlrml.config import TrainingConfig
+from tune_dlrml.data import batch_plan
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
+from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.batches import add_log_prob_head, tokenize_pairs
+from tune_dlrml.training.checkpoint import storing
+from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
+from tune_dlrml.training.reference_logps import Row, computing, row_length
+from tune_dlrml.training.sft import head_weight
+from tune_dlrml.training.trainer import lora_config
+
+LOSSES = "warm_up.json"
+"""File of the folder with the mean loss of every step."""
+
+
+def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, *, threads: int) -> list[float]:
+    """Fine-tune a model as `training.warm_up` says and write it into `folder`, which appears when it is whole.
+
+    With `lora` an adapter is trained and then merged; else all weights. Optimizer, batch size, precision, truncation
+    and seed are those of the trials. Weights are kept in float32.
+
+    Args:
+        model: Reference of the model to begin with.
+        pairs: Training pairs; their rejected answers are not looked at.
+        training: Settings of the search.
+        folder: What is made; there is none yet.
+        threads: CPU threads of this process.
+
+    Returns:
+        Mean loss over the tokens of each optimizer step.
+
+    Raises:
+        InputError: A loss or a gradient was not finite, or the rule cannot be computed on this model.
+        StorageError: The folder cannot be written.
+    """
+    assert training.warm_up is not None
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    torch.manual_seed(training.seed)
+    reference = parse_model_reference(model)
+    base, tokenizer = load_model(reference, dtype=torch.float32, attn_implementation="sdpa"), load_tokenizer(reference)
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
+    add_log_prob_head(base)  # the form of the pairs is chosen by it
+    rows = tokenize_pairs(pairs, tokenizer, training)
+    packed = choose_form(base, tokenizer, training, rows).packed
+    head_weight(base)
+    policy = base if training.lora is None else get_peft_model(base, lora_config(training.lora))
+    losses = _train(policy, base, list(_steps(rows, base, training, packed=packed)), training)
+    if training.lora is not None:
+        policy.merge_and_unload()
+    base.set_attn_implementation("sdpa")
+    partial = folder.with_name(f"{folder.name}.partial")
+    with storing(folder.parent):
+        shutil.rmtree(partial, ignore_errors=True)
+        base.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / LOSSES).write_text(json.dumps(losses))
+        partial.rename(folder)
+    return losses
+
+
+def _steps(
+    rows: Sequence[Row], model: PreTrainedModel, training: TrainingConfig, *, packed: bool
+) -> Iterator[list[CompletionBatch]]:
+    """The chosen answers of each optimizer step."""
+    assert training.warm_up is not None
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = training.warm_up.steps
+    plan = batch_plan([row_length(row) for row in rows], steps=steps, pairs_per_step=size, seed=training.seed)
+    for step in range(steps):
+        chosen = [rows[index] for index in plan[step * size : (step + 1) * size]]
+        yield completion_batches(chosen, model, training, packed=packed)
+
+
+def _train(
+    policy: nn.Module, base: PreTrainedModel, steps: Sequence[Sequence[CompletionBatch]], training: TrainingConfig
+) -> list[float]:
+    assert training.warm_up is not None
+    rule = build_rule(training.warm_up)
+    weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights,
+        lr=training.warm_up.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+    )
+    policy.eval()  # no dropout, as in the trials
+    means: list[float] = []
+    for batches in steps:
+        tokens = sum(len(batch.following_C) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = _loss_sum(base, batch, rule, training) / tokens
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(weights, training.max_grad_norm or math.inf)
+        if not math.isfinite(total) or not bool(norm.isfinite()):
+            raise InputError(
+                f"training.warm_up: step {len(means) + 1} must be finite, but its loss is {total:.4g} and the norm of "
+                f"its gradient {float(norm):.4g}; lower training.warm_up.learning_rate, which is "
+                f"{training.warm_up.learning_rate:g}"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        means.append(total)
+    return means
+
+
+def _loss_sum(base: PreTrainedModel, batch: CompletionBatch, rule: TokenLoss, training: TrainingConfig) -> Tensor:
+    """Loss of all tokens of a batch, summed; an adapter lives inside `base`."""
+    with computing(base, training):
+        hidden_CD = base.base_model(**batch.inputs).last_hidden_state[0][batch.predicting_C]
+        return rule(hidden_CD, head_weight(base), batch.following_C).sum()
