@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint bench judged frontier faults pairs clean
+.PHONY: quickstart test lint bench judged frontier stability faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -26,6 +26,9 @@ judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, end
 
 frontier: .venv/dev.stamp  ## Reward against KL of three losses at four strengths and three seeds. Takes hours.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/frontier.py
+
+stability: .venv/dev.stamp  ## Which settings of dLRML and DiscoPOP fail on the toy, and how, over three seeds.
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/stability.py
 
 faults: .venv/dev.stamp  ## Kill and starve searches in every way; ONLY=driver,worker and SEED=1 choose. Takes long.
 	PYTHONPATH=tests $(BIN)/python -m faults.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
