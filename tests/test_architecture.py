@@ -22,11 +22,11 @@ LAYERS = [
     {"fingerprints"},
     {"training", "evaluation", "tracking"},
     {"search"},
-    {"report"},
+    {"report", "export"},
     {"terminal"},
-    {"benches"},
+    {"benches", "notebook"},
     {"cli_options"},
-    {"cli_doctor", "cli_evaluate", "cli_report"},
+    {"cli_doctor", "cli_evaluate", "cli_export", "cli_report"},
     {"cli"},
 ]
 """From the bottom to the top; a part may import from the layers below its own and from itself."""
@@ -37,6 +37,7 @@ VENDORS = {
     "optuna": ("search/",),
     "trl": ("training/batches.py", "training/trainer.py"),
     "mlflow": ("tracking/",),
+    "pandas": ("notebook.py",),
     "openai": ("evaluation/endpoint.py",),
     "sklearn": ("evaluation/length_controlled.py",),
     "vllm": ("evaluation/vllm_engine.py",),

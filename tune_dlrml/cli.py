@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tune_dlrml.cli_doctor import BILL_KEYS, doctor
 from tune_dlrml.cli_evaluate import evaluate
+from tune_dlrml.cli_export import export
 from tune_dlrml.cli_options import (
     DEFAULT_STORAGE,
     AsJson,
@@ -24,6 +25,7 @@ from tune_dlrml.cli_options import (
     console,
     print_json,
 )
+from tune_dlrml.cli_report import report
 from tune_dlrml.config import load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.imports import importing
@@ -42,6 +44,8 @@ losses_app = typer.Typer(help="The preference losses that a search can explore."
 app.add_typer(losses_app, name="losses")
 app.command(epilog=BILL_KEYS)(doctor)
 app.command()(evaluate)
+app.command()(export)
+app.command()(report)
 
 Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
@@ -84,6 +88,7 @@ def search(
             prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))  # imports libraries as it needs them
         except InputError as error:
             raise InputError(f"{space}: {error}") from None
+        from tune_dlrml.search.confirmed import read_confirmation
         from tune_dlrml.search.driver import run_search
         from tune_dlrml.search.taken import read_taken
         from tune_dlrml.terminal import ProgressView, duration, taken_line, trials_table
@@ -93,14 +98,15 @@ def search(
         for note in prepared.notes:
             view.on_notice(note)
         result = run_search(prepared, view)
-    taken = read_taken(result, place)
+    taken, confirmation = read_taken(result, place), read_confirmation(result.name, place)
     if as_json:
-        print_json(_search_document(result, taken) | {"interrupted": result.interrupted})
+        print_json(_search_document(result, taken, confirmation) | {"interrupted": result.interrupted})
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
         out.print(taken_line(taken), highlight=False, soft_wrap=True)
         _print_best(out, result)
+        _print_confirmation(out, confirmation)
         out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
     _exit_as(result)
 
@@ -113,21 +119,23 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say where a search stands and what it has taken, from its study and event logs alone; it may be running."""
+    from tune_dlrml.search.confirmed import read_confirmation
     from tune_dlrml.search.result import SearchPlace, read_search
     from tune_dlrml.search.taken import read_taken
     from tune_dlrml.terminal import taken_line, trials_table
 
     place = SearchPlace(storage, study=study_url)
     result = read_search(name, place)
-    taken = read_taken(result, place)
+    taken, confirmation = read_taken(result, place), read_confirmation(name, place)
     if as_json:
-        print_json(_search_document(result, taken))
+        print_json(_search_document(result, taken, confirmation))
         return
     out = console(False)
     out.print(trials_table(result.rows, result.metrics, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
     out.print(taken_line(taken), highlight=False, soft_wrap=True)
     _print_best(out, result)
+    _print_confirmation(out, confirmation)
     out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
 
 
@@ -191,12 +199,18 @@ def _log_of(folder: Path, out: Console) -> Iterator[Console]:
         yield Console(file=stream, width=out.width, force_terminal=out.is_terminal)
 
 
-def _search_document(result: Any, taken: Any) -> dict[str, Any]:
+def _print_confirmation(out: Console, confirmation: Any) -> None:
+    for sentence in () if confirmation is None else confirmation.sentences():
+        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _search_document(result: Any, taken: Any, confirmation: Any) -> dict[str, Any]:
     return {
         "name": result.name,
         "best": result.best,
         "mlflow": result.mlflow_uri,
         "taken": taken.as_json(),
+        "confirmed": None if confirmation is None else confirmation.as_json(),
         "trials": [
             {
                 "number": row.number,

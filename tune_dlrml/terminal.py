@@ -65,6 +65,7 @@ class ProgressView:
     def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
         """The search is open: how many trials it has, how many have ended before, the full budget in steps."""
         self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
+        self._ended, self._first_end = 0, 0.0
         self._progress.update(self._total, total=num_trials, completed=done)
         resumed = f", {done} of them ended before" if done else ""
         begins = "; starting Ray and the first worker group" if done < num_trials else ""

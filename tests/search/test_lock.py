@@ -63,7 +63,7 @@ def url(request: Any, tmp_path: Path) -> str:
 def signed(url: str, config_with: Callable[..., SearchConfig]) -> Iterator[SearchStudy]:
     config = config_with()
     study = SearchStudy(config, SearchSpace(config), url, full_steps=40)
-    study.sign("node-7", 4711, "2026-11-25T10:00:00+00:00")
+    study.sign("node-7", 4711, "2026-11-25T10:00:00+00:00", {})
     yield study
     study.close()
 

@@ -9,8 +9,8 @@ import torch
 import toy
 import toy_training
 from datasets import Dataset
-from toy_training import settings
 from torch import Tensor
+from toy_training import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tune_dlrml.errors import InputError
@@ -60,9 +60,7 @@ def test_all_weights_are_those_of_a_bare_loop(toy_model: Path, tmp_path: Path) -
     assert min(close) > 0.98
 
 
-def test_an_adapter_is_merged_into_what_it_was_put_on_and_nothing_else_changes(
-    toy_model: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_is_merged_into_what_it_was_put_on_and_nothing_else_changes(toy_model: Path, tmp_path: Path) -> None:
     warmed(toy_model, tmp_path / "warm", lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]})
     before, after = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()

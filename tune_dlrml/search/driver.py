@@ -22,6 +22,7 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.search.confirm import confirmation_of, open_study
 from tune_dlrml.search.database import faults_of_storage, is_sqlite
 from tune_dlrml.search.evaluation import Evaluation
 from tune_dlrml.search.history import TrialRow
@@ -35,7 +36,7 @@ from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.search.warming import warm_up_once
 from tune_dlrml.search.watchdog import Watchdog
-from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.space import TrialSpec
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker
@@ -70,6 +71,24 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
         InputError: The study belongs to other settings or is in use, or the cluster cannot hold the search.
         StorageError: A disk or the study's database does not take what the search writes.
     """
+    result = _locked(prepared, view)
+    again = None if result.interrupted or result.same_failures else confirmation_of(prepared, result.rows)
+    if again is None:
+        return result
+    view.on_notice(f"the best trials and DPO again, with new seeds: search {again.config.name}")
+    for note in set(again.notes) - set(prepared.notes):
+        view.on_notice(note)
+    confirming = _locked(again, view)
+    return replace(
+        result,
+        interrupted=confirming.interrupted,
+        same_failures=confirming.same_failures,
+        untracked=result.untracked + confirming.untracked,
+        seconds=result.seconds + confirming.seconds,
+    )
+
+
+def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     config, place = prepared.config, prepared.place
     folder, url = place.folder(config.name), place.study_url(config.name)
     with faults_of_storage(str(folder)):
@@ -82,9 +101,10 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     began, config, place = time.monotonic(), prepared.config, prepared.place
     pairs, steps, folder = prepared.pairs, prepared.steps, place.folder(config.name)
     hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
-    study = SearchStudy(config, SearchSpace(config), place.study_url(config.name), steps, hashes)
+    study = open_study(prepared, hashes)
     study.belong_to(folder, search_id(folder))
-    study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
+    code = code_state()
+    study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
     events = EventLog(folder)
     rows = study.rows()
     _reconcile(rows, events)
@@ -95,7 +115,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     evaluation = Evaluation(prepared, study, events)
     if ended == len(rows) >= study.num_trials and untracked(events, store) == 0 and not evaluation.left():
         return read_search(config.name, place)
-    tracker = Tracker(store, config.name, code_state(), events)
+    tracker = Tracker(store, config.name, code, events)
     if not rows and not is_sqlite(store.uri):
         tracker.require_answer()
     tracker.describe_search(to_yaml(config), _params(config))
@@ -156,7 +176,7 @@ def _write_end(row: TrialRow, events: EventLog) -> None:
 def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
     config, folder = prepared.config, prepared.place.folder(prepared.config.name)
     return GroupSpec(
-        name=config.name,
+        name=config.name.replace("/", "-"),  # part of the names of Ray's runs, which are folders
         model=prepared.place.model(config),
         pairs=prepared.pairs,
         training=config.training,
@@ -205,7 +225,7 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
                 time_budget_s=config.search.time_budget_s,
             ),
             run_config=tune.RunConfig(
-                name=config.name,
+                name=group.name,
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),

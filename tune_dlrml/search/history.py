@@ -143,6 +143,7 @@ class StudyHistory:
 
         Complete trials alone would be few, and chosen by what is to be explained: all that reached a rung count.
         """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         trials = [trial for trial in self._issued_trials() if trial.params]
         finite = [step for trial in trials for step, value in trial.intermediate_values.items() if math.isfinite(value)]
         step = max((step for step in {*finite} if finite.count(step) >= LEAST_FOR_IMPORTANCE), default=None)

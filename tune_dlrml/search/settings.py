@@ -11,6 +11,7 @@ FREE_KEYS = (
     "search.time_budget_s",
     "search.max_failures",
     "search.study_url",
+    "search.confirm",
     "checkpoint",
     "resources.cpus_per_worker",
     "resources.gpus_per_worker",

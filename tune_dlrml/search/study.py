@@ -14,7 +14,7 @@ from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.database import one_transaction, open_storage
 from tune_dlrml.search.halving import is_promoted, rung_steps
-from tune_dlrml.search.history import DIVERGED, DRIVER, StudyHistory, TrialRow, row_of
+from tune_dlrml.search.history import CODE, DIVERGED, DRIVER, StudyHistory, TrialRow, row_of
 from tune_dlrml.search.sampling import BranchSampler, draw
 from tune_dlrml.search.settings import refuse_differences
 from tune_dlrml.space import Point, SearchSpace, TrialSpec
@@ -99,9 +99,10 @@ class SearchStudy(StudyHistory):
             if key not in old or old[key] != value:
                 self._study.set_user_attr(key, value)
 
-    def sign(self, host: str, pid: int, since: str) -> None:
-        """Write down who drives the search, for the message to a second driver."""
+    def sign(self, host: str, pid: int, since: str, code: Mapping[str, str]) -> None:
+        """Write down who drives the search, for the message to a second driver, and by which code, for reports."""
         self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
+        self._study.set_user_attr(CODE, dict(code))
 
     def belong_to(self, folder: Path, identity: str) -> None:
         """Tie the study to the folder of its search, with the first driver; the logs and checkpoints are there.

@@ -149,6 +149,19 @@ class SearchRuns:
         tables = [{"path": path.name, "type": "table"} for path in there if path.suffix == ".json"]
         self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
 
+    def keep_folder(self, folder: Path) -> None:
+        """Keep a folder, under its name, as artifacts of the parent run, in place of those of that name.
+
+        Raises:
+            RunGoneError: The search has no run.
+        """
+        self._experiment = self._experiment or self._find_experiment()
+        found = self._find({ROLE_TAG: "search"})
+        if not found:
+            raise RunGoneError(f"it has no run of the search {self._search}")
+        run = max(found, key=lambda run: len(run.data.metrics)).info.run_id
+        self._client.log_artifacts(run, str(folder), folder.name)
+
     def children(self) -> dict[int, list[Run]]:
         """The runs of every trial."""
         found: dict[int, list[Run]] = {}

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlflow.environment_variables import (
@@ -211,6 +212,16 @@ class Tracker:
             log.warning("MLflow is away; training goes on, and MLflow gets everything later: %s", self._error)
         elif before is not None and self._error is None:
             log.warning("MLflow is back and has everything up to now")
+
+
+def keep_folder(store: MlflowStore, search: str, events: EventLog, folder: Path) -> str | None:
+    """Keep a folder as artifacts of a search's parent run; why MLflow has not taken it, None if it has."""
+    _bound_requests()
+    try:
+        SearchRuns(store, search, search_id(events.folder), {}).keep_folder(folder)
+    except Exception as error:  # whatever MLflow raises: the files stay where they are
+        return store.shown(error)
+    return None
 
 
 def _bound_requests() -> None:

@@ -47,6 +47,7 @@ class HeldOut:
     ) -> None:
         rank, world = rank_and_world()
         self._training = training
+        self.margins: list[float] = []
         reference.fill(rows)
         mine = [rows[index] for index in by_length(rows)][rank::world]
         size = training.per_device_eval_batch_size
@@ -70,6 +71,7 @@ class HeldOut:
         model.eval()
         chosen_N, rejected_N, ratio_chosen_N, ratio_rejected_N = self._log_probs(model)
         margin_N = ratio_chosen_N - ratio_rejected_N
+        self.margins = margin_N.tolist()
         kl = self._kl(model)
         bad = int((~margin_N.isfinite()).sum())
         if bad or not math.isfinite(kl):

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from tune_dlrml.config import DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.files import replace_file
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
@@ -27,6 +28,8 @@ from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_tr
 
 _log = logging.getLogger(__name__)
 
+MARGINS = "margins.json"
+"""File of a trial with the margin of every held-out pair at its end, in nats."""
 PROGRESS = "progress.json"
 """File of a checkpoint with what a trial knows beside the state of its trainer."""
 
@@ -194,6 +197,7 @@ class _Run:
             if not go_on:
                 return AfterStep(stop=True)
         if last:
+            self._keep_margins()
             self._examine()
             self.complete()
         return AfterStep(save=rung or last or stats.step % self.plan.checkpoint.save_steps == 0, stop=last)
@@ -232,6 +236,12 @@ class _Run:
             "seconds": self.seconds,
             "tokens": self.tokens,
         }
+
+    def _keep_margins(self) -> None:
+        """Leave the margin of every held-out pair, in an order that all trials share, for paired comparisons."""
+        path = self.attempt.path.parent / MARGINS
+        with storing(path):
+            on_rank_zero(lambda: replace_file(path, json.dumps(self.resident.held_out.margins)))
 
     def _examine(self) -> None:
         examination = self.plan.examination

@@ -1,0 +1,116 @@
+import itertools
+import math
+import random
+
+import pytest
+from made_search import LOSSES, Fate
+from matplotlib.colors import to_hex
+
+from tune_dlrml.report.figures import draw_all
+from tune_dlrml.report.figures.maps import pareto
+from tune_dlrml.report.figures.margins import loss_curve
+from tune_dlrml.report.style import as_image, looks, scale_of
+
+QUANTILES = (-4.0, -2.0, -0.5, 0.3, 1.0, 2.0, 5.0)
+FIXED = [
+    {"name": "discopop", "beta": 0.1},
+    {"name": "dlrml", "label": "by_c", "beta_kl": 0.1, "c": 20.0},
+    {"name": "dlrml", "label": "by_beta_mix", "beta_kl": 0.1, "beta_mix": 0.1},
+    {"name": "dlrml", "label": "by_start", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}},
+]
+
+
+@pytest.fixture(scope="module")
+def data(make_search):
+    def fate_of(spec):
+        diverges = spec.training.learning_rate > 3e-5
+        return Fate(
+            0.5 + spec.training.learning_rate * 1e3,
+            diverges_at=6 if diverges else None,
+            nonfinite=0.1,
+            quantiles=QUANTILES,
+        )
+
+    return make_search(LOSSES, num_trials=30, scheduler=None).run(fate_of).read()
+
+
+def test_every_axis_of_every_picture_has_a_name(data):
+    for drawing in draw_all(data).values():
+        assert drawing.figure is not None, drawing.name
+        drawing.figure.draw_without_rendering()
+        for axes in drawing.figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                labels = [label.get_text() for label in axis.get_ticklabels() if label.get_visible()]
+                numbers = any(label[:1] in {*"0123456789-−"} for label in labels)
+                assert axis.get_label().get_text() or not numbers, f"{drawing.name}: {labels}"
+
+
+def test_a_picture_is_the_same_for_the_same_data(data):
+    first, second = draw_all(data), draw_all(data)
+    for name in ("stability_map", "learning_curves"):
+        assert as_image(first[name].figure) == as_image(second[name].figure), name
+
+
+def test_losses_differ_in_more_than_their_colour(make_search):
+    losses = [{"name": "dlrml", "label": f"loss{n}", "beta_kl": 0.1, "c": 1.0 + n} for n in range(15)]
+    data = make_search(losses, num_trials=100).run(lambda _: Fate(diverges_at=1)).read()
+    styles = [(look.colour, look.marker) for look in looks(data).values()]
+    assert len(styles) == 16 and len({*styles}) == 16
+
+
+def test_better_is_darker():
+    def lightness(scale, value):
+        red, green, blue = (int(to_hex(scale.to_rgba(value))[at : at + 2], 16) for at in (1, 3, 5))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    up, down = scale_of([0.0, 1.0], maximize=True), scale_of([0.0, 1.0], maximize=False)
+    values = [at / 10 for at in range(11)]
+    assert all(lightness(up, low) > lightness(up, high) for low, high in itertools.pairwise(values))
+    assert all(lightness(down, low) < lightness(down, high) for low, high in itertools.pairwise(values))
+    assert max(lightness(up, value) for value in values) < 215  # of 255: still to be seen on white
+
+
+def test_the_three_ways_to_say_a_mixing_have_one_place_on_the_map(make_search):
+    # DiscoPOP at tau 0.05 has c = 20; so has beta_mix = beta_kl at the same tau.
+    data = make_search(FIXED, num_trials=40, baseline=None).run(lambda _: Fate()).read()
+    shapes = {trial.branch: trial.shape for trial in data.trials}
+    for branch in ("discopop", "by_c", "by_beta_mix"):
+        assert (shapes[branch].beta_kl, shapes[branch].c) == (0.1, pytest.approx(20.0))
+    assert shapes["by_start"].c_start == 4.0
+    assert shapes["by_start"].c < 4.0
+    assert data.tau == 0.05
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    dice = random.Random(3)
+    places = {n: (dice.choice([0.1, 0.2, 0.5, 1.0, 2.0]), dice.choice([0.5, 0.6, 0.7, 0.8])) for n in range(40)}
+
+    def beaten(own):
+        return any((kl <= own[0] and value >= own[1] and (kl, value) != own) for kl, value in places.values())
+
+    expected = {place for place in places.values() if not beaten(place)}
+    front = pareto(places)
+    assert {places[n] for n in front} == expected
+    assert [places[n][0] for n in front] == sorted(places[n][0] for n in front)
+    lowest = pareto(places, maximize=False)
+    assert places[lowest[-1]][1] == min(value for _, value in places.values())
+
+
+def test_the_curve_under_the_margins_is_the_loss(make_search):
+    losses = [{"name": "dpo", "beta": 0.2}, *FIXED]
+    data = make_search(losses, num_trials=40, baseline=None).run(lambda _: Fate()).read()
+    curves = {trial.branch: loss_curve(trial) for trial in data.trials}
+    assert curves["dpo"](0.0) == pytest.approx(math.log(2))
+    assert curves["dpo"](5.0) == pytest.approx(math.log(1 + math.exp(-1)))
+    for branch in ("discopop", "by_c", "by_beta_mix"):
+        assert curves[branch](0.0) == pytest.approx((math.log(2) + 1) / 2)
+        assert curves[branch](-1.186) == pytest.approx(0.7859, abs=1e-4)  # the trap of DiscoPOP, z = -0.1186
+
+
+def test_a_loss_whose_curve_is_not_known_shows_its_margins_alone(make_search):
+    losses = [{"name": "hinge", "beta": {"log_uniform": [0.01, 0.5]}}]
+    search = make_search(losses, num_trials=3, baseline=None).run(lambda _: Fate(quantiles=QUANTILES))
+    drawn = draw_all(search.read())
+    assert "The curve of hinge is not known" in drawn["margins"].text
+    assert drawn["margins"].figure is not None
+    assert drawn["stability_map"].figure is None

@@ -1,0 +1,276 @@
+"""The confirming study without a cluster: which trials it holds, how it goes on, and what is concluded."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import yaml
+from scipy import stats
+
+from tune_dlrml.config import SearchConfig, load_config, parse_config, to_yaml
+from tune_dlrml.errors import InputError
+from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST, SEED, finalists
+from tune_dlrml.search.confirm import ConfirmSearch, ConfirmStudy, confirm_config, confirmation_of, open_study
+from tune_dlrml.search.confirmed import compare, read_confirmation
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.preparation import PreparedSearch, prepare
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.space import TrialSpec
+
+LOSSES = [
+    {"name": "dpo", "beta": {"choice": [0.05, 0.2]}},
+    {"name": "discopop", "beta": 0.05},
+    {"name": "dlrml", "beta_kl": 0.05, "c": {"choice": [4, 8]}},
+]
+HASHES = {"train": "a", "eval": "b"}
+
+
+def document(tmp_path: Path, toy_model: Path, **search: Any) -> dict[str, Any]:
+    written = toy.document(
+        toy_model, toy.write_pairs(tmp_path / "train.jsonl", 16), toy.write_pairs(tmp_path / "eval.jsonl", 8, seed=1)
+    )
+    written["dataset"]["test"] = str(toy.write_pairs(tmp_path / "test.jsonl", 12, seed=2))
+    written["training"] |= {"max_steps": 4, "seed": 7}
+    confirm = {"top": 2, "seeds": 3}
+    written["search"] = {"sampler": "grid", "scheduler": None, "baseline": None, "confirm": confirm, **search}
+    written["space"] = {"losses": LOSSES, "training": {"learning_rate": {"choice": [1e-3]}}}
+    return written
+
+
+def config_of(tmp_path: Path, toy_model: Path, **search: Any) -> SearchConfig:
+    return parse_config(document(tmp_path, toy_model, **search), source="test")
+
+
+def run_all(study: SearchStudy, value_of: Callable[[TrialSpec], float | State]) -> list[TrialRow]:
+    """Every trial that is left, ended with a value or in the state that `value_of` says."""
+    while (spec := study.ask()) is not None:
+        told = value_of(spec)
+        if isinstance(told, State):
+            study.finish(TrialOutcome(spec.number, told, "as the test says"), 2)
+        else:
+            study.record(spec.number, study.full_steps, told)
+            study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), study.full_steps)
+    return study.rows()
+
+
+@pytest.fixture
+def searched(tmp_path: Path, toy_model: Path) -> Iterator[tuple[PreparedSearch, list[TrialRow]]]:
+    """Trials 0 to 4 (DPO 0.05 and 0.2, DiscoPOP, dLRML at 4 and 8); best first: 3, 1, 4, 0, 2."""
+    config = config_of(tmp_path, toy_model)
+    place = SearchPlace(tmp_path / "runs")
+    folder = place.folder(config.name)
+    folder.mkdir(parents=True)
+    (folder / "search.yaml").write_text(to_yaml(config))
+    prepared = prepare(config, place)
+    study = open_study(prepared, HASHES)
+    values = {0: 0.6, 1: 0.8, 2: 0.4, 3: 0.9, 4: 0.7}
+    rows = run_all(study, lambda spec: values[spec.number])
+    study.close()
+    assert type(study) is SearchStudy
+    yield prepared, rows
+
+
+def confirming(prepared: PreparedSearch, rows: list[TrialRow]) -> tuple[ConfirmSearch, ConfirmStudy]:
+    again = confirmation_of(prepared, rows)
+    assert again is not None
+    folder = again.place.folder(again.config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(to_yaml(again.config))
+    study = open_study(again, HASHES)
+    assert isinstance(study, ConfirmStudy)
+    return again, study
+
+
+def test_the_best_trials_and_the_best_dpo_are_trained_again_under_seeds_that_no_trial_had(searched):
+    prepared, rows = searched
+    _, study = confirming(prepared, rows)
+    specs: list[TrialSpec] = []
+    trained = run_all(study, lambda spec: specs.append(spec) or 0.5)  # type: ignore[func-returns-value]
+    assert [(spec.params[FINALIST], spec.training.seed) for spec in specs] == [
+        *((1, 8), (3, 8)),  # trial 1 is the baseline, and the second best as well
+        *((1, 9), (3, 9)),
+        *((1, 10), (3, 10)),
+    ]
+    assert [spec.number for spec in specs] == list(range(6)) and len(trained) == 6
+    assert {spec.loss.name for spec in specs} == {"dpo", "dlrml"}
+    dlrml = [spec for spec in specs if spec.params[FINALIST] == 3]
+    assert all(spec.loss == rows[3].spec.loss for spec in dlrml)
+    assert all(spec.training == rows[3].spec.training.at({"seed": spec.params[SEED]}) for spec in dlrml)
+
+
+def test_it_is_outside_the_search(searched):
+    prepared, rows = searched
+    again, study = confirming(prepared, rows)
+    run_all(study, lambda spec: 0.5)
+    assert study.config.name == "toy/confirm"
+    assert again.place.folder(again.config.name) == prepared.place.folder("toy") / "confirm"
+    main = open_study(prepared, HASHES)
+    assert len(main.rows()) == 5 and main.ask() is None
+    main.close()
+    written = load_config(again.place.folder(again.config.name) / "search.yaml")
+    assert written == again.config and written.search.scheduler is None and written.evaluation is None
+
+
+def test_finalists_are_judged_on_the_test_set_where_there_is_one(searched):
+    prepared, rows = searched
+    again, _ = confirming(prepared, rows)
+    assert (len(prepared.pairs.eval), len(again.pairs.eval)) == (8, 12)
+    assert len(again.pairs.train) == len(prepared.pairs.train) and again.steps == prepared.steps
+    without = prepared.config.model_copy(update={"dataset": prepared.config.dataset.model_copy(update={"test": None})})
+    assert confirm_config(without, prepared.place).dataset.eval == prepared.config.dataset.eval
+
+
+def test_a_warm_up_is_not_repeated(searched):
+    prepared, rows = searched
+    training = prepared.config.training.at({"warm_up": {"steps": 2, "learning_rate": 1e-3}})
+    warmed = prepared.config.model_copy(update={"training": training})
+    again = confirm_config(warmed, prepared.place)
+    assert again.model == str(prepared.place.warm_up("toy")) and again.training.warm_up is None
+    chosen, _ = finalists(warmed, rows) or pytest.fail("nothing chosen")
+    spec = chosen[0].spec.model_copy(update={"training": training})
+    assert replace(chosen[0], spec=spec).again(0, 5).training == prepared.config.training.at({"seed": 5})
+
+
+def test_an_interrupted_confirmation_goes_on_where_it_was(searched):
+    prepared, rows = searched
+    _, first = confirming(prepared, rows)
+    one, under_way = first.ask(), first.ask()
+    assert one is not None and under_way is not None
+    first.record(0, 4, 0.5)
+    first.finish(TrialOutcome(0, State.COMPLETE, "done"), 4)
+    first.close()
+    _, second = confirming(prepared, rows)
+    assert second.interrupted() == [1]
+    again = second.reissue(1)
+    assert again.model_copy(update={"attempt": 0}) == under_way and again.attempt == 1
+    second.record(1, 4, 0.5)
+    second.finish(TrialOutcome(1, State.COMPLETE, "done"), 4)
+    assert len(run_all(second, lambda spec: 0.5)) == 6
+
+
+def test_a_trial_whose_driver_died_before_it_was_told_what_it_is_becomes_what_is_missing(searched):
+    prepared, rows = searched
+    _, first = confirming(prepared, rows)
+    first.ask()
+    first._study.ask()  # Optuna has given the number out, and nothing else is written
+    first.close()
+    _, second = confirming(prepared, rows)
+    assert second.interrupted() == [0, 1]
+    assert (second.reissue(1).params[FINALIST], second.reissue(0).params[FINALIST]) == (3, 1)
+    specs = []
+    while (spec := second.ask()) is not None:
+        specs.append((spec.params[FINALIST], spec.params[SEED]))
+    assert specs == [(1, 9), (3, 9), (1, 10), (3, 10)]
+
+
+def test_more_seeds_and_other_finalists_add_what_is_missing_and_train_nothing_twice(searched):
+    prepared, rows = searched
+    _, first = confirming(prepared, rows)
+    run_all(first, lambda spec: 0.5)
+    first.close()
+    search = prepared.config.search
+    more = search.model_copy(update={"confirm": search.confirm.model_copy(update={"top": 3, "seeds": 4})})
+    wider = replace(prepared, config=prepared.config.model_copy(update={"search": more}))
+    _, second = confirming(wider, rows)
+    added = list(iter(second.ask, None))
+    assert [spec.number for spec in added] == list(range(6, 12))
+    assert {(spec.params[FINALIST], spec.params[SEED]) for spec in added} == {
+        *((4, seed) for seed in (8, 9, 10, 11)),
+        *((1, 11), (3, 11)),
+    }
+
+
+def test_without_a_dpo_of_its_own_a_search_is_compared_with_dpo_at_its_default(searched):
+    prepared, rows = searched
+    others = [row for row in rows if row.spec.loss.name != "dpo"]
+    chosen, baseline = finalists(prepared.config, others) or pytest.fail("nothing chosen")
+    assert [each.trial for each in chosen] == [3, 4]
+    assert baseline.trial == DEFAULT_DPO and baseline.spec.loss.flat() == {"name": "dpo", "beta": 0.1}
+    assert baseline.spec.training == prepared.config.training
+
+
+def test_nothing_is_confirmed_without_a_complete_trial_nor_without_the_key(searched):
+    prepared, rows = searched
+    assert finalists(prepared.config, []) is None
+    search = prepared.config.search.model_copy(update={"confirm": None})
+    assert finalists(prepared.config.model_copy(update={"search": search}), rows) is None
+    again, _ = confirming(prepared, rows)
+    assert confirmation_of(again, rows) is None, "a confirmation is not confirmed"
+
+
+def test_a_finalist_is_better_only_where_the_same_seeds_say_so(searched):
+    prepared, rows = searched
+    _, study = confirming(prepared, rows)
+    dpo = {8: 0.70, 9: 0.60, 10: 0.65}
+    gain = {8: 0.10, 9: 0.11, 10: 0.09}
+    run_all(study, lambda s: dpo[s.params[SEED]] + (gain[s.params[SEED]] if s.params[FINALIST] == 3 else 0.0))
+    study.close()
+    told = read_confirmation("toy", prepared.place)
+    assert told is not None and (told.baseline, told.data, told.metric) == (1, "dataset.test", "eval_accuracy")
+    (one,) = told.finalists
+    assert (one.trial, one.loss, one.seeds, one.verdict) == (3, "dlrml", 3, "better")
+    assert one.mean_difference == pytest.approx(0.1) and one.low < 0.1 < one.high
+    # Student's 97.5 % point with two degrees of freedom is 4.3027, and the differences deviate by 0.01.
+    assert one.high - 0.1 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    assert one.params["learning_rate"] == 1e-3 and one.baseline_mean == pytest.approx(0.65)
+    assert told.as_json()["finalists"][0]["verdict"] == "better"
+    (sentence,) = told.sentences()
+    assert sentence.startswith(
+        "trial 3 (dlrml) against DPO (trial 1) with new seeds: better, eval_accuracy +0.1000 [+0.0"
+    )
+    assert sentence.endswith("3 of 3 seeds, dataset.test")
+
+
+def test_a_training_that_diverged_counts_as_the_untrained_reference_and_one_that_failed_not_at_all(searched):
+    prepared, rows = searched
+    _, study = confirming(prepared, rows)
+    ends = {(3, 8): State.DIVERGED, (3, 9): State.FAILED}
+    run_all(study, lambda spec: ends.get((spec.params[FINALIST], spec.params[SEED]), 0.9))
+    told = compare(prepared.config, rows, study.rows())
+    assert told is not None
+    (one,) = told.finalists
+    assert (one.seeds, one.diverged) == (2, 1)
+    assert one.mean == pytest.approx((0.5 + 0.9) / 2) and one.mean_difference == pytest.approx(-0.2)
+    assert one.verdict == "cannot tell"
+
+
+def test_where_trials_left_their_margins_the_pairs_are_a_sample_as_well(searched):
+    """Five of twelve pairs change sides under every seed, so the seeds agree and the pairs do not."""
+    prepared, rows = searched
+    again, study = confirming(prepared, rows)
+    margins = {1: [1.0] * 6 + [-1.0] * 6, 3: [1.0] * 11 + [-1.0]}
+    accuracy = {finalist: sum(m > 0 for m in each) / 12 for finalist, each in margins.items()}
+    for row in run_all(study, lambda spec: accuracy[spec.params[FINALIST]]):
+        left = again.place.folder(again.config.name) / "trials" / str(row.number) / "margins.json"
+        left.parent.mkdir(parents=True)
+        left.write_text(json.dumps(margins[row.spec.params[FINALIST]]))
+    study.close()
+    (one,) = read_confirmation("toy", prepared.place).finalists
+    expected = stats.ttest_1samp([0.0] * 6 + [1.0] * 5 + [0.0], 0)
+    assert (one.seeds, one.pairs) == (3, 12) and one.mean_difference == pytest.approx(5 / 12)
+    assert one.p == pytest.approx(expected.pvalue) and one.verdict == "better"
+    (by_seed,) = compare(prepared.config, rows, study.rows()).finalists
+    assert by_seed.pairs is None and by_seed.p == 0.25 and by_seed.verdict == "cannot tell"
+
+
+def test_a_confirmation_that_has_not_begun_says_nothing(searched):
+    prepared, _ = searched
+    assert read_confirmation("toy", prepared.place) is None
+    with pytest.raises(InputError, match="there is no search 'other'"):
+        read_confirmation("other", prepared.place)
+
+
+def test_the_key_is_legal_in_a_file_and_needs_two_seeds(tmp_path, toy_model):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(document(tmp_path, toy_model)))
+    assert load_config(path).search.confirm.seeds == 3
+    with pytest.raises(InputError, match="confirm"):
+        load_config(path, ["search.confirm.seeds=1"])
+    with pytest.raises(InputError, match="at most 92 characters"):
+        load_config(path, name="n" * 93)

@@ -1,0 +1,105 @@
+import itertools
+import math
+import random
+
+import pytest
+from scipy import stats
+
+from tune_dlrml.search.paired import crossed_difference, holm, paired_difference, verdict
+
+
+def test_the_difference_is_that_of_students_paired_t_test():
+    ours, theirs = [0.80, 0.84, 0.79, 0.90, 0.83], [0.75, 0.80, 0.80, 0.81, 0.76]
+    found = paired_difference(ours, theirs)
+    expected = stats.ttest_rel(ours, theirs)
+    interval = expected.confidence_interval(0.95)
+    assert found.count == 5 and found.mean == pytest.approx(0.048)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_by_hand_with_four_degrees_of_freedom():
+    """Differences 1 to 5: mean 3, standard error sqrt(2.5 / 5), t = 4.2426, and 2.7764 is Student's 97.5 % point."""
+    found = paired_difference([1, 2, 3, 4, 5], [0, 0, 0, 0, 0])
+    reach = 2.7764 * math.sqrt(0.5)
+    assert (found.low, found.high) == pytest.approx((3 - reach, 3 + reach), abs=1e-4)
+    assert found.p == pytest.approx(0.01324, abs=1e-5)
+
+
+def test_seeds_that_move_both_alike_do_not_widen_the_interval():
+    moves = [0.1, -0.2, 0.05, 0.15, -0.1]
+    noise = [0.010, 0.012, 0.008, 0.011, 0.009]
+    shared = paired_difference([0.7 + m + n for m, n in zip(moves, noise, strict=True)], [0.7 + m for m in moves])
+    assert shared.p < 0.001 and shared.high - shared.low < 0.01
+
+
+@pytest.mark.parametrize(("count", "p"), [(2, 0.5), (5, 0.0625), (6, 0.03125)])
+def test_equal_differences_are_judged_by_their_sign_alone(count, p):
+    found = paired_difference([0.75] * count, [0.5] * count)
+    assert (found.mean, found.low, found.high, found.p) == (0.25, None, None, p)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([], []), ([0.9], [0.1]), ([0.5] * 5, [0.5] * 5)])
+def test_what_says_nothing_has_p_one(ours, theirs):
+    found = paired_difference(ours, theirs)
+    assert found.p == 1.0 and found.low is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02]) == [0.02] and holm([]) == []
+
+
+def test_equal_finalists_are_seldom_called_different():
+    """Of 2000 searches with three finalists no better than DPO, about one in twenty may name any of them."""
+    rng = random.Random(0)
+    false = 0
+    for _ in range(2000):
+        theirs = [rng.gauss(0.7, 0.03) for _ in range(5)]
+        ps = [paired_difference([rng.gauss(0.7, 0.03) for _ in range(5)], theirs).p for _ in range(3)]
+        false += any(verdict(1.0, p, maximize=True) != "cannot tell" for p in holm(ps))
+    assert false / 2000 < 0.06
+
+
+def test_the_verdict_has_the_sign_of_the_difference_and_of_the_objective():
+    told = {
+        (difference, maximize): verdict(difference, 0.01, maximize=maximize)
+        for difference, maximize in itertools.product((-0.1, 0.1), (True, False))
+    }
+    assert told == {(0.1, True): "better", (-0.1, True): "worse", (0.1, False): "worse", (-0.1, False): "better"}
+    assert verdict(0.3, 0.05, maximize=True) == "cannot tell"
+
+
+def test_pairs_that_all_seeds_share_widen_the_interval():
+    """Every seed says the same of the same pairs: no spread between seeds, and yet only twenty pairs were asked."""
+    of_pairs = [1.0, 0, 0, 1, 0, -1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, -1, 0, 0]
+    found = crossed_difference([of_pairs] * 5)
+    alone = stats.ttest_1samp(of_pairs, 0)
+    assert found.mean == pytest.approx(0.15) and (found.count, found.items) == (5, 20)
+    assert found.p == pytest.approx(alone.pvalue)
+    interval = alone.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_seeds_that_move_all_pairs_alike_are_judged_as_by_seed():
+    of_seeds = [0.10, 0.14, 0.05, 0.20, 0.08]
+    found = crossed_difference([[each] * 30 for each in of_seeds])
+    by_seed = paired_difference(of_seeds, [0.0] * 5)
+    assert (found.mean, found.low, found.high, found.p) == pytest.approx(
+        (by_seed.mean, by_seed.low, by_seed.high, by_seed.p)
+    )
+
+
+def test_the_interval_of_both_holds_the_truth_as_often_as_it_says():
+    rng, held = random.Random(1), 0
+    for _ in range(1000):
+        seeds, pairs = [rng.gauss(0, 0.5) for _ in range(5)], [rng.gauss(0, 1) for _ in range(40)]
+        found = crossed_difference([[0.3 + a + b + rng.gauss(0, 1) for b in pairs] for a in seeds])
+        held += found.low <= 0.3 <= found.high
+    assert 0.93 <= held / 1000 <= 0.99
+
+
+def test_a_table_without_any_difference_says_nothing():
+    found = crossed_difference([[0.0] * 8] * 3)
+    assert (found.mean, found.p, found.low, found.items) == (0.0, 1.0, None, 8)

@@ -1,0 +1,186 @@
+"""The model card: what was trained, on what, with which loss, and how sure its numbers are."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tune_dlrml.config.domains import flat
+from tune_dlrml.data import parse_dataset_reference
+from tune_dlrml.export.loss_source import LossSource
+from tune_dlrml.export.pairs import TrainingPairs, pairs_per_step
+from tune_dlrml.export.script import BASE, load_hint
+from tune_dlrml.export.trained import TrainedTrial
+from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.losses.registry import build_loss
+
+ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+NUMBERS = {
+    "eval_accuracy": ("held-out preference accuracy", "eval_accuracy_se", ""),
+    "eval_margin": ("held-out margin", "eval_margin_se", "nats"),
+    "eval_kl": ("KL to the base model on the chosen completions", None, "nats a completion"),
+    "eval_trap_fraction": ("held-out pairs below the barrier of the loss", None, "share"),
+    "train_sft_loss": ("scoring rule on the chosen answers, of the last report", None, ""),
+    "train_loss": ("training loss of the last report", None, "nats"),
+}
+"""Metric: what it is, the metric with its standard error, its unit."""
+
+
+def model_card(
+    trial: TrainedTrial, loss: LossSource | None, data: TrainingPairs | None, versions: Mapping[str, str]
+) -> str:
+    """The text of README.md.
+
+    Args:
+        trial: The trial.
+        loss: Its loss as text; None where no script is exported.
+        data: Its pairs; None where they are not exported.
+        versions: Of the libraries, installed when the model is exported.
+    """
+    title = f"{trial.search}: trial {trial.spec.number}"
+    parts = [
+        _front_matter(trial),
+        f"# {title}\n\n{_introduction(trial)}",
+        f"## Loss\n\n{_loss(trial, loss)}",
+        f"## Numbers\n\n{_numbers(trial)}",
+        f"## Data\n\n{_data(trial, data)}",
+        f"## Training\n\n{_training(trial)}",
+        f"## Use\n\n{_use(trial)}",
+    ]
+    if loss is not None and data is not None:
+        parts.append(f"## Again\n\n{_again()}")
+    trained_with = {key.removeprefix("version."): value for key, value in trial.code.items()}
+    parts.append(f"## Versions\n\n{_versions('Trained with', trained_with)}{_versions('Exported with', versions)}")
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def _versions(when: str, known: Mapping[str, str]) -> str:
+    return f"{when} {', '.join(f'{name} {version}' for name, version in known.items())}.\n\n" if known else ""
+
+
+def _front_matter(trial: TrainedTrial) -> str:
+    hub_data = [ref.location for ref in map(parse_dataset_reference, _references(trial)) if ref.kind == "hub"]
+    adapter = trial.spec.training.lora is not None
+    front: dict[str, Any] = {
+        **({"base_model": trial.model.location} if trial.model.kind == "hub" else {}),
+        **({"datasets": hub_data} if hub_data else {}),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["preference-optimization", "trl", "tune-dlrml", trial.spec.loss.name, *(["lora"] if adapter else [])],
+    }
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+
+
+def _references(trial: TrainedTrial) -> list[str]:
+    dataset = trial.config.dataset
+    return list(dict.fromkeys([dataset.train, dataset.eval]))
+
+
+def _introduction(trial: TrainedTrial) -> str:
+    what = "A LoRA adapter for" if trial.spec.training.lora is not None else "All weights, trained from"
+    chosen = (
+        f"It is the best of {trial.complete} complete trials by `{trial.config.search.metric}`, chosen on the same "
+        "held-out pairs as its numbers: as the best of several they flatter it."
+        if trial.is_best
+        else f"It is one of {trial.complete} complete trials, and not the best of them."
+    )
+    return f"{what} {load_hint(trial)}, trained on preference pairs with the loss below. {chosen}"
+
+
+def _loss(trial: TrainedTrial, loss: LossSource | None) -> str:
+    config = trial.spec.loss
+    values = flat(config.model_dump(mode="json", exclude={"name", "label"}))
+    lines = [f"`{config.name}`", "", _table(("parameter", "value"), [(f"`{k}`", f"`{v}`") for k, v in values.items()])]
+    if loss is not None:
+        lines += ["", "```text", loss.documentation, "```"]
+    lines += ["", geometry_sentences(build_loss(config).geometry(), trial.metrics)]
+    papers = sorted(set(ARXIV.findall(f"{type(config).__doc__} {'' if loss is None else loss.documentation}")))
+    lines += ["", *(f"Paper: <https://arxiv.org/abs/{number}>" for number in papers)]
+    return "\n".join(lines).rstrip()
+
+
+def geometry_sentences(shape: Geometry, metrics: Mapping[str, float]) -> str:
+    """The shape of the loss over z = beta_kl x margin, in sentences."""
+    told = []
+    if shape.c is not None:
+        learnt = metrics.get("c")
+        end = f", and {learnt:.4g} at the end" if learnt is not None and abs(learnt - shape.c) > 1e-6 * shape.c else ""
+        told.append(f"c = beta_mix / (tau * beta_kl) is {shape.c:.4g} at the start{end}.")
+    first = "raises" if shape.starts == "right" else "lowers"
+    told.append(f"At margin 0 the loss is {shape.value_at_zero:.4f} nats, and descent first {first} the margin.")
+    if shape.trap is not None and shape.barrier is not None:
+        told.append(
+            f"It has a trap (local minimum) at z = {shape.trap.z:.4f} and a barrier at z = {shape.barrier.z:.4f}."
+        )
+    else:
+        told.append("It has no trap.")
+    told.append(f"Its slope is {'bounded' if shape.bounded else 'unbounded'}.")
+    return " ".join(told)
+
+
+def _numbers(trial: TrainedTrial) -> str:
+    rows = []
+    for name, (meaning, error, unit) in NUMBERS.items():
+        if name in trial.metrics:
+            spread = trial.metrics.get(error or "")
+            shown = "" if spread is None else f"{spread:.4f}"
+            rows.append((f"`{name}`", f"{trial.metrics[name]:.4f}", shown, unit, meaning))
+    return _table(("metric", "value", "standard error", "unit", "what it is"), rows)
+
+
+def _data(trial: TrainedTrial, data: TrainingPairs | None) -> str:
+    dataset = trial.config.dataset
+    sizes = {key: trial.metrics.get(f"{key}_pairs") for key in ("train", "eval")}
+    hashes = trial.data_hash or ({} if data is None else data.hashes)
+    rows = [
+        (
+            key,
+            f"`{reference}`",
+            "" if sizes[key] is None else f"{sizes[key]:.0f}",
+            f"`{hashes[key]}`" if key in hashes else "unknown",
+        )
+        for key, reference in (("train", dataset.train), ("eval", dataset.eval))
+    ]
+    text = _table(("set", "reference", "pairs used", "sha256 of the rows"), rows)
+    seen = pairs_per_step(trial) * trial.steps
+    return f"{text}\n\n{seen} pairs were trained on, {pairs_per_step(trial)} in each of {trial.steps} steps."
+
+
+def _training(trial: TrainedTrial) -> str:
+    values = flat(trial.spec.training.model_dump(mode="json")) | {"workers": trial.config.resources.workers}
+    return _table(("setting", "value"), [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()])
+
+
+def _use(trial: TrainedTrial) -> str:
+    if trial.spec.training.lora is None:
+        code = 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
+        imports = "from transformers import AutoModelForCausalLM"
+    else:
+        base = json.dumps(_where(trial))
+        base += ', gguf_file="FILE"' if trial.model.kind == "package" else ""
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+        code = f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+        code += 'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+    return f"```python\n{imports}\n\n{code}\n```\n\nThe base model is {load_hint(trial)}."
+
+
+def _where(trial: TrainedTrial) -> str:
+    """What a person gives `from_pretrained` for the base model."""
+    if trial.warmed_up:
+        return f"THIS_FOLDER/{BASE}"
+    return trial.model.location if trial.model.kind == "hub" else "FOLDER_OF_THE_BASE_MODEL"
+
+
+def _again() -> str:
+    return (
+        "`python reproduce.py` trains it again with TRL alone, on `pairs.jsonl` in the order of `order.json`, and "
+        "prints the loss curve. In float32 it is the trial's to about 1e-4; in bfloat16, and on another machine, "
+        "rounding leads the two apart."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

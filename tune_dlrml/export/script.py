@@ -1,0 +1,168 @@
+"""`reproduce.py`: a trial again, by TRL alone.
+
+The script differs from a trial in how it computes, not in what: every pair is padded and its reference runs in each
+step, where a worker group may pack pairs and knows the reference's log-probs. On one process it accumulates what the
+workers of a group added up.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tune_dlrml.config import LoraSettings
+from tune_dlrml.export.loss_source import OF_THE_PAIRS, LossSource
+from tune_dlrml.export.template import (
+    ADAPTER_OFF,
+    GGUF_MODEL,
+    PLAIN_MODEL,
+    SCRIPT,
+    SECOND_MODEL,
+    SFT_CONSTANTS,
+    SFT_FUNCTION,
+    SFT_TERM,
+    TOKENIZER,
+)
+from tune_dlrml.export.trained import TrainedTrial
+from tune_dlrml.models import PACKAGE_PREFIX
+from tune_dlrml.training.trainer import lora_config, trl_config
+
+OUTPUT = "reproduced"
+"""Folder that TRL is given for its files."""
+BASE = "base"
+"""Folder beside the script with the model that a warm-up has made, which is nowhere else to be had."""
+NOT_GIVEN = {"use_cpu", "dataloader_pin_memory", "output_dir", "activation_checkpointing"}
+"""Arguments that the script decides where it runs, and one that another implies."""
+LORA_FIELDS = tuple(LoraSettings.model_fields)
+
+
+def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, str], *, title: str) -> str:
+    """The text of `reproduce.py`.
+
+    Args:
+        trial: What is repeated.
+        loss: Its loss.
+        versions: Of the libraries that the script needs.
+        title: First line of its documentation.
+    """
+    training, kind = trial.spec.training, trial.model.kind
+    adapter, gguf = training.lora is not None, kind == "package"
+    standard, others = _imports(loss.imports.splitlines(), adapter=adapter, gguf=gguf)
+    return SCRIPT.substitute(
+        title=title,
+        requirements=", ".join(f"{name}=={version}" for name, version in versions.items()),
+        standard_imports=standard,
+        imports=others,
+        constants="\n".join(_constants(trial)),
+        dtype="bfloat16" if training.bf16 and adapter else "float32",
+        arguments=_literal(trl_arguments(trial)),
+        skip_nonfinite=trial.config.divergence.nonfinite_step == "skip",
+        definitions=loss.definitions,
+        mix=loss.mix,
+        mix_learning_rate=loss.mix_learning_rate,
+        **_sft(loss),
+        of_the_pairs=", ".join(OF_THE_PAIRS),
+        call=loss.call,
+        reference=ADAPTER_OFF if adapter else SECOND_MODEL,
+        load=_load(trial),
+        output=OUTPUT,
+        ref_model="None" if adapter else "load_model()",
+        peft_config="LoraConfig(**LORA)" if adapter else "None",
+    )
+
+
+def trl_arguments(trial: TrainedTrial) -> dict[str, Any]:
+    """Arguments of TRL's configuration for the whole trial on one process, where they differ from TRL's defaults."""
+    training = trial.spec.training
+    accumulation = training.gradient_accumulation_steps * trial.config.resources.workers
+    config = trl_config(
+        training.model_copy(update={"gradient_accumulation_steps": accumulation}),
+        steps=trial.steps,
+        output_dir=OUTPUT,
+        on_cpu=True,
+        gradient_checkpointing=trial.metrics.get("gradient_checkpointing") == 1,
+    )
+    default = type(config)(output_dir=OUTPUT, use_cpu=True, bf16=False)
+    given = {field.name: getattr(config, field.name) for field in fields(config) if field.init}
+    changed = {name: value for name, value in given.items() if value != getattr(default, name)}
+    always = {name: given[name] for name in ("learning_rate", "max_length", "seed", "bf16", "gradient_checkpointing")}
+    logging = {"logging_strategy": "steps", "logging_steps": training.logging_steps}
+    arguments = {**always, **changed, **logging}
+    return {name: getattr(value, "value", value) for name, value in arguments.items() if name not in NOT_GIVEN}
+
+
+def _lora(trial: TrainedTrial) -> dict[str, Any]:
+    assert trial.spec.training.lora is not None
+    config = lora_config(trial.spec.training.lora)
+    given = {name: getattr(config, name) for name in (*LORA_FIELDS, "task_type")}
+    given["target_modules"] = trial.spec.training.lora.target_modules  # PEFT makes a set, without an order, of a list
+    return {name: getattr(value, "value", value) for name, value in given.items()}
+
+
+def _sft(loss: LossSource) -> dict[str, str]:
+    if loss.rule is None:
+        return {"sft_constants": "", "sft_term": "", "sft_function": ""}
+    constants = SFT_CONSTANTS.substitute(rule=loss.rule, rule_weight=loss.rule_weight)
+    return {"sft_constants": constants, "sft_term": SFT_TERM, "sft_function": SFT_FUNCTION}
+
+
+def _imports(of_the_loss: Sequence[str], *, adapter: bool, gguf: bool) -> tuple[str, str]:
+    """Import lines of the standard library, and of the others."""
+    names = ["AutoModelForCausalLM", "AutoTokenizer", "PrinterCallback", "TrainerCallback"]
+    lines = {
+        *of_the_loss,
+        *("import json", "import os", "import sys", "from pathlib import Path", "import torch"),
+        "from datasets import Dataset",
+        f"from transformers import {', '.join(sorted([*names, *(['GgufConfig'] if gguf else [])]))}",
+        "from trl import DPOConfig, DPOTrainer",
+        *(["from peft import LoraConfig"] if adapter else []),
+        *(["import importlib.util"] if gguf else []),
+    }
+    standard = {line for line in lines if line.split()[1].partition(".")[0] in sys.stdlib_module_names}
+    return _sorted(standard), _sorted(lines - standard)
+
+
+def _sorted(lines: Iterable[str]) -> str:
+    return "\n".join(sorted(lines, key=lambda line: (line.startswith("from"), line)))
+
+
+def _constants(trial: TrainedTrial) -> Iterator[str]:
+    """What the script's functions are told of the model and the adapter."""
+    reference = trial.model
+    if reference.kind == "package":
+        package, _, file = reference.location.partition("/")
+        yield f"PACKAGE, GGUF = {_text(package)}, {_text(file)}"
+    elif trial.warmed_up:
+        yield f'MODEL = {{"pretrained_model_name_or_path": HERE / {_text(BASE)}}}'
+    else:
+        where = {"pretrained_model_name_or_path": reference.location}
+        yield f"MODEL = {_literal(where | ({'revision': reference.revision} if reference.revision else {}))}"
+    if trial.spec.training.lora is not None:
+        yield f"LORA = {_literal(_lora(trial))}"
+
+
+def _load(trial: TrainedTrial) -> str:
+    model, where = (GGUF_MODEL, "gguf()") if trial.model.kind == "package" else (PLAIN_MODEL, "MODEL")
+    values = {"attention": trial.spec.training.attn_implementation, "where": where}
+    return model.substitute(values) + TOKENIZER.substitute(values)
+
+
+def load_hint(trial: TrainedTrial) -> str:
+    """Where the base model comes from, as a person reads it."""
+    if trial.warmed_up:
+        steps = trial.config.training.warm_up.steps if trial.config.training.warm_up is not None else 0
+        return f"`{BASE}/` (`{trial.config.model}` after {steps} steps of warm-up on the chosen answers)"
+    reference = trial.model
+    if reference.kind == "package":
+        return f"the GGUF file in the Python package of `{PACKAGE_PREFIX}{reference.location}`"
+    return f"`{reference}`"
+
+
+def _literal(values: dict[str, Any]) -> str:
+    inner = "".join(f"    {_text(name)}: {_text(value)},\n" for name, value in values.items())
+    return "{\n" + inner + "}"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (str, list)) else repr(value)

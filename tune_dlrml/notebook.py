@@ -1,0 +1,173 @@
+"""Searches from a notebook or a program: run one, look at one as tables and figures.
+
+The same searches as the command line's, in the same folders, so that either goes on with what the other began.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd  # type: ignore[import-untyped]
+from rich.console import Console
+
+from tune_dlrml.config import SearchConfig, load_config, parse_config
+from tune_dlrml.events import EventLog
+from tune_dlrml.search.confirmed import Confirmation, read_confirmation
+from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
+from tune_dlrml.terminal import ProgressView
+
+if TYPE_CHECKING:
+    from tune_dlrml.search.driver import SearchView
+
+STORAGE = "runs"
+"""Folder of all searches, as on the command line."""
+Config = SearchConfig | Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as it stood when it was loaded; load it again to see more of one that is running.
+
+    Attributes:
+        result: Its trials, as the command line shows them.
+        place: Where it is.
+    """
+
+    result: SearchResult
+    place: SearchPlace
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.result.name
+
+    @property
+    def best(self) -> int | None:
+        """Number of the best complete trial; None while none is complete."""
+        return self.result.best
+
+    @cached_property
+    def config(self) -> SearchConfig:
+        """The resolved search-space file."""
+        return load_config(self.place.folder(self.name) / "search.yaml")
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial, indexed by its number.
+
+        Columns: `state`, `branch`, `value` (the objective where it was last measured), `steps`, `attempt`,
+        `stop_reason`, `mlflow_run_id`; the settings under `params.`; the newest of every metric under `metrics.`.
+        """
+        rows = [
+            {
+                "trial": row.number,
+                "state": str(row.state),
+                "branch": None if row.spec is None else row.spec.branch,
+                "value": row.value,
+                "steps": row.steps,
+                "attempt": row.attempt,
+                "stop_reason": row.stop_reason,
+                "mlflow_run_id": self.result.runs.get(row.number),
+                **{f"params.{key}": value for key, value in (row.spec.settings() if row.spec else {}).items()},
+                **{f"metrics.{key}": value for key, value in self.result.metrics.get(row.number, {}).items()},
+            }
+            for row in self.result.rows
+        ]
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial", "state", "value"])
+        return frame.set_index("trial")
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row a report: `trial`, `step`, `evaluated`, `rung`, `time`, and a column for every metric.
+
+        Metrics that a report does not carry are NaN there; held-out ones are in the evaluated reports alone.
+        """
+        events = EventLog(self.place.folder(self.name))
+        rows = [
+            {
+                "trial": report.number,
+                "step": report.step,
+                "evaluated": report.evaluated,
+                "rung": report.rung,
+                "time": pd.Timestamp(report.timestamp_ms, unit="ms", tz="UTC"),
+                **report.metrics,
+            }
+            for row in self.result.rows
+            for report in events.reports(row.number)
+        ]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial", "step", "evaluated", "rung", "time"])
+
+    @cached_property
+    def confirmed(self) -> Confirmation | None:
+        """What new seeds say of the best trials; None without `search.confirm`."""
+        return read_confirmation(self.name, self.place)
+
+    def figures(self) -> dict[str, Any]:
+        """The pictures of the report by their names, as matplotlib figures; without those that cannot be drawn yet."""
+        from tune_dlrml.report.figures import draw_all
+        from tune_dlrml.report.reading import read_data
+
+        drawings = draw_all(read_data(self.name, self.place))
+        return {name: drawing.figure for name, drawing in drawings.items() if drawing.figure is not None}
+
+
+def search(
+    config: Config,
+    *,
+    storage: str | Path = STORAGE,
+    study_url: str | None = None,
+    ray_address: str | None = None,
+    judge_key: str | None = None,
+    view: "SearchView | None" = None,
+) -> Search:
+    """Run a search to its end, or let the one of its name go on.
+
+    Args:
+        config: A search-space file, its content as a mapping, or a SearchConfig.
+        storage: Folder of all searches.
+        study_url: PostgreSQL database of the study; None is SQLite in the search's folder.
+        ray_address: A running Ray cluster; None starts Ray on this machine.
+        judge_key: Key of the judges' endpoint, if no file holds it.
+        view: Told how it goes; None prints lines.
+
+    Raises:
+        InputError: The input is at fault: what, and what is allowed.
+        StorageError: A disk or the study's database does not take what the search writes.
+    """
+    from tune_dlrml.search.driver import run_search
+    from tune_dlrml.search.preparation import prepare
+
+    place, resolved = SearchPlace(Path(storage), ray_address, study_url).of(_config(config))
+    prepared = prepare(resolved, place, judge_key)
+    if view is not None:
+        return Search(run_search(prepared, view), place)
+    with ProgressView(Console()) as lines:
+        for note in prepared.notes:
+            lines.on_notice(note)
+        return Search(run_search(prepared, lines), place)
+
+
+def load(name: str, *, storage: str | Path = STORAGE, study_url: str | None = None) -> Search:
+    """A search of this name, finished or running.
+
+    Args:
+        name: Of the search.
+        storage: Folder of all searches.
+        study_url: PostgreSQL database of the study, for a password that the search's file does not hold.
+
+    Raises:
+        InputError: There is no such search.
+    """
+    place = SearchPlace(Path(storage), study=study_url)
+    result = read_search(name, place)
+    return Search(result, place.of(load_config(place.folder(name) / "search.yaml"))[0])
+
+
+def _config(config: Config) -> SearchConfig:
+    if isinstance(config, SearchConfig):
+        return config
+    if isinstance(config, Mapping):
+        return parse_config(dict(config), source="config")
+    return load_config(Path(config))

@@ -1,0 +1,56 @@
+"""All numbers of a report as one JSON document; the page shows the same."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tune_dlrml.report.diverging import splits
+from tune_dlrml.report.figures.maps import pareto
+from tune_dlrml.report.ranking import ranking, verdict
+from tune_dlrml.report.reading import SearchData
+from tune_dlrml.report.spending import by_end, soundness, stages
+from tune_dlrml.search.confirmed import Confirmed
+
+
+def document(data: SearchData, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
+    """The report's numbers; every one is finite or null."""
+    ranked = ranking(data)
+    config = data.config
+    return {
+        "name": config.name,
+        "model": config.model,
+        "data": config.dataset.references(),
+        "data_hash": dict(data.data_hash),
+        "code": dict(data.code),
+        "read_at": data.read_at,
+        "metric": data.metric,
+        "mode": config.search.mode,
+        "full_steps": data.full_steps,
+        "rungs": list(data.rungs),
+        "verdict": asdict(verdict(data, ranked, confirmed)),
+        "confirmed": [one.as_json() for one in confirmed],
+        "ranking": [asdict(line) for line in ranked],
+        "losses": [asdict(loss) for loss in soundness(data)],
+        "diverged": [asdict(split) | {"sentence": split.sentence} for split in splits(data)],
+        "pareto": _front(data),
+        "importance": None if data.importance is None else asdict(data.importance),
+        "budget": {
+            "by_end": {end: asdict(spent) for end, spent in by_end(data).items()},
+            "by_rung": [asdict(stage) for stage in stages(data)],
+        },
+        "taken": data.taken.as_json(),
+    }
+
+
+def _front(data: SearchData) -> list[dict[str, Any]]:
+    """The complete trials that no other one beats in both objective and KL."""
+    done = [trial for trial in data.trials if trial.number in _complete(data) and "eval_kl" in trial.last]
+    places = {t.number: (t.last["eval_kl"], t.last[data.metric]) for t in done if data.metric in t.last}
+    return [
+        {"trial": number, "kl": places[number][0], "value": places[number][1]}
+        for number in pareto(places, data.maximize)
+    ]
+
+
+def _complete(data: SearchData) -> set[int]:
+    return {line.trial for line in ranking(data) if line.place is not None}

@@ -1,0 +1,207 @@
+"""Curves over the optimizer steps: held-out objective, margin of the training pairs, learnt mixing."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from tune_dlrml.losses.geometry import MONOTONE_C, WRONG_START_C
+from tune_dlrml.records import State
+from tune_dlrml.report.ranking import words
+from tune_dlrml.report.reading import SearchData, TrialData
+from tune_dlrml.report.style import DASHES, WIDTH, Drawing, log_scale, looks, panels, styled, thinned, whole_steps
+
+C_LINES = ((1.0, "c = 1"), (MONOTONE_C, "c = 9.11"), (WRONG_START_C, "c = 9.78"))
+"""Where the slope gets bounded, the trap appears, and the start turns uphill."""
+_ENDS = {
+    State.DIVERGED: ("X", "#D55E00", "diverged"),
+    State.PRUNED: ("o", "white", "pruned"),
+    State.FAILED: ("P", "#000000", "failed"),
+    State.COMPLETE: ("o", "#000000", "complete"),
+}
+_SIZES = {"o": 5.5, "X": 9, "P": 8.5}
+LINEAR_TO = 5.0
+"""Nats of margin up to which its axis is linear; beyond it is logarithmic on both sides of ±1."""
+MOST_NUMBERED = 8
+"""Trials with learnt mixing up to which all bear their number."""
+LEAST_SMOOTHED = 10
+"""Reports that a point of a training curve averages over, at least: a single batch says little."""
+
+
+def columns(count: int) -> int:
+    """Panels in a row."""
+    return 2 if count in (2, 4) else 3
+
+
+def held_out_curves(data: SearchData) -> Drawing:
+    """The objective where it was measured, one panel a loss."""
+    title = f"Learning curves: {words(data.metric)} by loss"
+    curves = {trial.number: _evaluated(trial, data.metric) for trial in data.trials}
+    if not any(len(points) > 1 for points in curves.values()):
+        return Drawing("learning_curves", title, "No trial has been evaluated after its start yet.")
+    with styled():
+        figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
+        for axes, branch in zip(grid, data.branches, strict=True):
+            _draw_panel(axes, data, branch, curves)
+            if data.metric == "eval_accuracy":
+                axes.axhline(0.5, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
+        _label(grid, _with_unit(data.metric))
+        figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
+    text = (
+        "Each line is a trial, measured at every rung and at the full budget; the best complete one is drawn bold, and "
+        "the grey lines are the trials of the other losses. The mark at its end says how the trial ended; a trial that "
+        "diverged has no held-out value at its last step, so that its mark stands where it was last measured."
+    )
+    return Drawing("learning_curves", title, text, figure)
+
+
+def training_curves(data: SearchData) -> Drawing:
+    """The mean margin of the pairs that were trained on, one panel a loss."""
+    title = "Learning curves: margin of the training pairs by loss"
+    curves = {trial.number: _smooth(_series(trial, "train_margin")) for trial in data.trials}
+    if not any(curves.values()):
+        return Drawing("training_margin", title, "No trial has reported a training step yet.")
+    far = max(abs(margin) for points in curves.values() for _, margin in points) > LINEAR_TO
+    with styled():
+        figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
+        for axes, branch in zip(grid, data.branches, strict=True):
+            _draw_panel(axes, data, branch, curves)
+            axes.axhline(0.0, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
+            if far:
+                axes.set_yscale("symlog", linthresh=1.0)
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
+        _label(grid, "mean margin, nats" + ("\n(linear to ±1)" if far else ""))
+        figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
+    text = (
+        "Margin (policy against reference, chosen minus rejected), averaged over the last ten reports, or a "
+        "twentieth of them if that is more. A curve that settles a little below 0 sits in the trap of its loss; one "
+        "that falls goes the wrong way. Losses themselves are not shown side by side: their values do not compare."
+    )
+    return Drawing("training_margin", title, text, figure)
+
+
+def mixing_curves(data: SearchData) -> Drawing:
+    """The learnt c and beta_mix over the steps."""
+    title = "Learnt mixing: c and beta_mix over training"
+    trials = [trial for trial in data.trials if trial.learns_mixing and len(_series(trial, "c")) > 1]
+    if not trials:
+        reason = "No trial of this search learns beta_mix beside the policy, or none has reported it yet."
+        return Drawing("learned_mixing", title, reason)
+    with styled():
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _draw_mixing(left, trials, "c", data)
+        _draw_mixing(right, trials, "beta_mix", data)
+        weights = [value for trial in trials for _, value in _series(trial, "beta_mix")]
+        if min(weights, default=0.0) > 0 and max(weights) > 5 * min(weights):
+            log_scale(right, "y", weights)
+        for c, name in C_LINES:
+            left.axhline(c, color="#444444", linewidth=0.9, linestyle="--")
+            left.annotate(
+                name,
+                (1, c),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom" if c != MONOTONE_C else "top",
+                fontsize=8,
+            )
+        left.set_ylabel("c = beta_mix / (tau · beta_kl), no unit")
+        right.set_ylabel("beta_mix, per nat")
+    text = (
+        "Descent lowers beta_mix on pairs that are right and raises it on pairs that are wrong. Between c = 1 and "
+        "c = 9.11 the loss is monotone with a bounded slope; above 9.78 training starts uphill. Numbers are those of "
+        "the trials, of many the complete ones; the best one of the search, if it is here, is drawn bold."
+    )
+    return Drawing("learned_mixing", title, text, figure)
+
+
+def _draw_mixing(axes: Axes, trials: Sequence[TrialData], metric: str, data: SearchData) -> None:
+    style, best = looks(data), data.best
+    few = len(trials) <= MOST_NUMBERED
+    for at, trial in enumerate(trials):
+        points = thinned(_series(trial, metric))
+        look = style[trial.branch]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=look.colour,
+            linestyle=DASHES[at % len(DASHES)],
+            linewidth=2.4 if trial.number == best else 1.2,
+        )
+        if points and (few or trial.state is State.COMPLETE):
+            axes.annotate(
+                f"{trial.number}", points[-1], xytext=(3, 0), textcoords="offset points", fontsize=8, va="center"
+            )
+    axes.set_xlabel("optimizer step")
+    whole_steps(axes)
+
+
+def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, list[tuple[float, float]]]) -> None:
+    """The trials of one loss over those of the others."""
+    own = data.of(branch)
+    look = looks(data)[branch]
+    for trial in data.trials:
+        if trial.branch != branch:
+            axes.plot(*_columns(curves[trial.number]), color="#DDDDDD", linewidth=0.7, zorder=1)
+    for trial in own:
+        points = thinned(curves[trial.number])
+        best = trial.number == data.best
+        axes.plot(*_columns(points), color=look.colour, linewidth=2.6 if best else 1.1, alpha=0.95, zorder=3)
+        if points and trial.state in _ENDS:
+            marker, colour, _ = _ENDS[trial.state]
+            edge, size = _edge(colour), _SIZES[marker]
+            axes.plot(*points[-1], marker=marker, color=colour, markersize=size, markeredgecolor=edge, zorder=4)
+    bold = f", bold: trial {data.best}" if any(trial.number == data.best for trial in own) else ""
+    axes.set_title(f"{branch} ({len(own)} {'trial' if len(own) == 1 else 'trials'}{bold})", loc="left")
+    whole_steps(axes)
+
+
+def _edge(colour: str) -> str:
+    return "#000000" if colour == "white" else "white"
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _label(grid: Sequence[Axes], y_label: str) -> None:
+    for at, axes in enumerate(grid):
+        if at % columns(len(grid)) == 0:
+            axes.set_ylabel(y_label)
+        if axes.xaxis.get_tick_params()["labelbottom"]:
+            axes.set_xlabel("optimizer step")
+
+
+def _end_handles(trials: Sequence[TrialData]) -> list[Line2D]:
+    """What the marks at the ends of the lines mean."""
+    return [
+        Line2D([], [], linestyle="none", marker=marker, color=colour, markeredgecolor=_edge(colour),
+               markersize=_SIZES[marker], label=name)
+        for state, (marker, colour, name) in _ENDS.items()
+        if any(trial.state is state for trial in trials)
+    ]  # fmt: skip
+
+
+def _evaluated(trial: TrialData, metric: str) -> list[tuple[float, float]]:
+    return [(r.step, r.metrics[metric]) for r in trial.reports if r.evaluated and metric in r.metrics]
+
+
+def _series(trial: TrialData, metric: str) -> list[tuple[float, float]]:
+    return [(report.step, report.metrics[metric]) for report in trial.reports if metric in report.metrics]
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means over the last part of the curve at each point."""
+    width = max(LEAST_SMOOTHED, len(points) // 20)
+    sums, total = [], 0.0
+    for at, (step, value) in enumerate(points):
+        total += value - (points[at - width][1] if at >= width else 0.0)
+        sums.append((step, total / min(at + 1, width)))
+    return sums
+
+
+def _with_unit(metric: str) -> str:
+    units = {"eval_accuracy": "held-out accuracy,\nshare of pairs", "eval_margin": "held-out margin, nats"}
+    return units.get(metric, metric)

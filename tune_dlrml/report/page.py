@@ -1,0 +1,153 @@
+"""The page of a report: one HTML file that needs nothing beside it and no network."""
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tune_dlrml.records import State
+from tune_dlrml.report.diverging import LEVEL, Split, splits
+from tune_dlrml.report.ranking import Ranked, ranking, text, verdict, words
+from tune_dlrml.report.reading import SearchData
+from tune_dlrml.report.spending import Spent, by_end, soundness
+from tune_dlrml.report.style import Drawing, as_image
+from tune_dlrml.search.confirmed import Confirmed
+
+MOST_LINES = 25
+"""Trials of the ranking above the pictures; the others stand at the end of the page."""
+PIXELS_PER_INCH = 112
+
+
+def render(data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed]) -> str:
+    """The page with its pictures in it; whatever comes from files is escaped."""
+    environment = Environment(
+        loader=PackageLoader("tune_dlrml.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    loader = environment.loader
+    assert loader is not None
+    ranked, found = ranking(data), splits(data)
+    return environment.get_template("page.html.j2").render(
+        name=data.config.name,
+        css=Markup(loader.get_source(environment, "page.css")[0]),
+        verdict=verdict(data, ranked, confirmed),
+        notes=_notes(data),
+        facts=_facts(data),
+        confirmed=confirmed,
+        confirmed_text=_confirmed_text(data),
+        metric_words=words(data.metric),
+        metric_unit=", nats" if data.metric == "eval_margin" else "",
+        ranking=_lines(ranked[:MOST_LINES]),
+        others=_lines(ranked[MOST_LINES:]),
+        judged=_judged(data, ranked),
+        losses=soundness(data),
+        splits=found,
+        diverged_text=_diverged_text(data, found),
+        by_end={end: vars(spent) | {"time": _time(spent)} for end, spent in by_end(data).items()},
+        drawings={name: _shown(drawing) for name, drawing in drawings.items()},
+        read_at=data.read_at,
+    )
+
+
+def _shown(drawing: Drawing) -> dict[str, Any]:
+    image = None if drawing.figure is None else as_image(drawing.figure)
+    width = 0 if drawing.figure is None else round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
+    return {"name": drawing.name, "title": drawing.title, "text": drawing.text, "image": image, "width": width}
+
+
+def _lines(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
+    return [vars(line) | {"parameters_told": _parameters(line)} for line in ranked]
+
+
+def _notes(data: SearchData) -> list[str]:
+    running = [trial.number for trial in data.trials if trial.state is State.RUNNING]
+    notes = []
+    if running:
+        numbers = ", ".join(map(str, running))
+        notes.append(f"The search has not ended: trial{'s' if len(running) > 1 else ''} {numbers} under way. ")
+    if data.config.search.num_trials is not None and len(data.trials) < data.config.search.num_trials:
+        notes.append(f"{len(data.trials)} of {data.config.search.num_trials} trials have been handed out.")
+    return notes
+
+
+def _facts(data: SearchData) -> dict[str, str]:
+    config, taken = data.config, data.taken
+    states = [str(trial.state) for trial in data.trials]
+    hours = f"{taken.gpu_hours:.3g} GPU-hours" if taken.gpu_hours else f"{taken.cpu_hours:.3g} CPU-hours"
+    pairs = {key: _pairs(data, f"{key}_pairs") for key in ("train", "eval")}
+    facts = {"model": config.model}
+    for key, reference in config.dataset.references().items():
+        count = pairs.get(key)
+        short = data.data_hash.get(key, "")[:12]
+        facts[f"data, {key}"] = f"{reference}{'' if count is None else f', {count:,} pairs'}" + (
+            f" (content {short})" if short else ""
+        )
+    rungs = ", ".join(map(str, data.rungs)) or "none"
+    facts |= {
+        "trials": f"{len(states)} ({', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states)) or 'none yet'})",
+        "budget of a trial": f"{data.full_steps:,} optimizer steps, rungs at {rungs}",
+        "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
+        "sampler": f"{config.search.sampler}, seed {config.search.seed}",
+        "taken": f"{taken.optimizer_steps:,} steps, {taken.trained_tokens:,} tokens, {hours}",
+        "code": ", ".join(f"{name} {value}" for name, value in data.code.items())
+        or f"not written down by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
+    }
+    return facts
+
+
+def _pairs(data: SearchData, name: str) -> int | None:
+    return next((int(trial.newest[name]) for trial in data.trials if name in trial.newest), None)
+
+
+def _parameters(line: Ranked) -> list[str]:
+    return [f"{key} {text(value)}" for key, value in line.parameters.items()]
+
+
+def _judged(data: SearchData, ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
+    """A line for each judge and trial; the trial that the first judge rates best comes first."""
+
+    def rank(line: Ranked) -> tuple[bool, float]:
+        first = line.judged[0]["score"]
+        return first is None, 0.0 if first is None else -first
+
+    ordered = sorted((line for line in ranked if line.judged), key=rank)
+    return [{"trial": line.trial, "loss": line.loss} | said for line in ordered for said in line.judged]
+
+
+def _diverged_text(data: SearchData, found: Sequence[Split]) -> str:
+    ended = [trial for trial in data.trials if trial.state in (State.COMPLETE, State.PRUNED, State.DIVERGED)]
+    bad = sum(trial.state is State.DIVERGED for trial in ended)
+    if not bad:
+        return "No trial diverged."
+    if bad == len(ended):
+        return f"All {bad} trials that ended diverged, so nothing tells where they would not."
+    count = f"{bad} of {len(ended)} trials diverged"
+    telling = [split for split in found if split.tells_apart]
+    explained = (
+        f" The p-value is Fisher's, times the number of splits that were tried; below {LEVEL:g} a parameter is said to "
+        "tell diverged trials apart. Trials that failed or are under way are left out, and a pruned trial might have "
+        "diverged later."
+    )
+    if not telling:
+        return f"{count}, and no single parameter tells them from the others beyond chance.{explained}"
+    return f"{count}. {telling[0].sentence}.{explained}"
+
+
+def _confirmed_text(data: SearchData) -> str:
+    again = (
+        "Trained again from the start with new seeds and the full budget, each seed against the baseline's run of the "
+        "same seed, and measured on "
+    )
+    test = data.config.dataset.test
+    if test is not None:
+        return f"{again}{test}, which the search never used: the luck of the search is in none of these differences."
+    return (
+        f"{again}the held-out pairs by which the search chose: the luck of its seeds is gone, that of the pairs is not."
+    )
+
+
+def _time(spent: Spent) -> str:
+    minutes, seconds = divmod(round(spent.seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,258 @@
+"""The trials in their order, each with its interval, and what may be concluded from it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from tune_dlrml.records import State
+from tune_dlrml.report.reading import BASELINE, SearchData, TrialData, finite
+from tune_dlrml.search.confirmed import Confirmed
+
+Z = 1.96
+"""Standard errors on either side of a value that make its 95 % interval."""
+_ORDER = (State.COMPLETE, State.RUNNING, State.PRUNED, State.DIVERGED, State.FAILED)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A line of the ranking.
+
+    Attributes:
+        place: Among the complete trials, from 1; None for the others.
+        value: The objective where it was last measured.
+        error: Its standard error over the held-out pairs.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        apart: Whether it differs from the best by more than chance; None where that cannot be said.
+        judged: What each judge says of it.
+    """
+
+    place: int | None
+    trial: int
+    loss: str
+    state: str
+    parameters: dict[str, Any]
+    value: float | None
+    error: float | None
+    low: float | None
+    high: float | None
+    apart: bool | None
+    margin: float | None
+    kl: float | None
+    c: float | None
+    trap_fraction: float | None
+    steps: int
+    stop_reason: str
+    judged: list[dict[str, Any]]
+
+
+def ranking(data: SearchData) -> list[Ranked]:
+    """All trials: the complete ones by their objective, then the others by how far they came."""
+    sign = -1.0 if data.maximize else 1.0
+
+    def place(trial: TrialData) -> tuple[float, ...]:
+        value = trial.row.value
+        own = (math.inf if value is None else sign * value, trial.number)
+        if trial.state is State.COMPLETE:
+            return (0.0, 0.0, *own)
+        return (float(_ORDER.index(trial.state)), -float(trial.steps), *own)
+
+    ordered = sorted(data.trials, key=place)
+    best = next((trial for trial in ordered if trial.state is State.COMPLETE), None)
+    return [_ranked(data, trial, at, best) for at, trial in enumerate(ordered, start=1)]
+
+
+def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None) -> Ranked:
+    complete = trial.state is State.COMPLETE
+    value, error = trial.row.value, standard_error(data, trial)
+    low, high = interval(data, value, error)
+    last, shape = trial.last, trial.shape
+    return Ranked(
+        place=at if complete else None,
+        trial=trial.number,
+        loss=trial.branch,
+        state=str(trial.state),
+        parameters=trial.settings,
+        value=finite(value),
+        error=error,
+        low=low,
+        high=high,
+        apart=None if best is None or not complete or trial is best else told_apart(data, best, trial),
+        margin=last.get("eval_margin"),
+        kl=last.get("eval_kl"),
+        c=None if shape is None else shape.c,
+        trap_fraction=last.get("eval_trap_fraction"),
+        steps=trial.steps,
+        stop_reason=trial.row.stop_reason,
+        judged=_judged(trial),
+    )
+
+
+def _judged(trial: TrialData) -> list[dict[str, Any]]:
+    """Of each judge its score, and by how much that lies above the baseline's."""
+    said = trial.judged or {"scores": [], "differences": [], "pairs": []}
+    above = {each["judge"]: each for each in said["differences"]}
+    won = {each["judge"]: each["win_rate_adjusted"] for each in said["pairs"]}
+    return [
+        {
+            "judge": score["judge"],
+            "score": score["score"],
+            "interval": score["interval"],
+            "above_baseline": above.get(score["judge"], {}).get("score"),
+            "above_baseline_interval": above.get(score["judge"], {}).get("interval"),
+            "won": won.get(score["judge"]),
+        }
+        for score in said["scores"]
+    ]
+
+
+def standard_error(data: SearchData, trial: TrialData) -> float | None:
+    """Standard error of a trial's objective over the held-out pairs; None before its first evaluation.
+
+    Where every pair came out alike the sample shows no spread: then it is a third of the 95 % bound that the rule of
+    three gives, 3 / pairs.
+    """
+    error = trial.last.get(f"{data.metric}_se")
+    pairs = trial.newest.get("eval_pairs", 0)
+    if error == 0 and data.metric == "eval_accuracy" and pairs:
+        return 3 / pairs / Z
+    return finite(error)
+
+
+def interval(data: SearchData, value: float | None, error: float | None) -> tuple[float | None, float | None]:
+    """The 95 % interval of an objective; an accuracy lies between 0 and 1."""
+    if value is None or error is None:
+        return None, None
+    low, high = value - Z * error, value + Z * error
+    return (max(0.0, low), min(1.0, high)) if data.metric == "eval_accuracy" else (low, high)
+
+
+def difference(data: SearchData, one: TrialData, other: TrialData) -> tuple[float, float] | None:
+    """How much better one trial's objective is than another's, and the half width of the 95 % interval.
+
+    The errors are added as those of independent samples. All trials see the same held-out pairs, so that the errors
+    are mostly smaller than that: a difference beyond the interval counts, one within it may still be there.
+    """
+    errors = standard_error(data, one), standard_error(data, other)
+    if one.row.value is None or other.row.value is None or errors[0] is None or errors[1] is None:
+        return None
+    sign = 1.0 if data.maximize else -1.0
+    return sign * (one.row.value - other.row.value), Z * math.hypot(errors[0], errors[1])
+
+
+def told_apart(data: SearchData, one: TrialData, other: TrialData) -> bool | None:
+    """Whether the objectives of two trials differ by more than chance; None where nobody knows their errors."""
+    found = difference(data, one, other)
+    return None if found is None else abs(found[0]) > found[1]
+
+
+def luck_of_the_best(errors: Sequence[float]) -> float:
+    """By how much the best of equal trials would lie above their common value, by chance alone, in the metric's units.
+
+    The expected maximum of independent normal values (Blom's approximation) with the median of the standard errors.
+    """
+    count = len(errors)
+    if count < 2:
+        return 0.0
+    return sorted(errors)[count // 2] * NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the search says, in sentences, and what must not be read into it."""
+
+    answer: str
+    warning: str
+    best: int | None
+    bias: float | None
+
+
+def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Confirmed]) -> Verdict:
+    """The answer of a search with its warning."""
+    complete = [line for line in ranked if line.place is not None]
+    if not complete:
+        return Verdict("No trial is complete yet, so there is no best one.", "", None, None)
+    best = complete[0]
+    errors = [line.error for line in complete if line.error is not None]
+    bias = luck_of_the_best(errors) if len(errors) > 1 else None
+    told = [each for each in confirmed if each.trial == best.trial]
+    answer = f"{_name(best)} has the best {words(data.metric)} of {_trials(len(complete))}: {_value(best)}."
+    answer += f" {_confirmed(data, told[0])}" if told else f" {_against_baseline(data, best)}{_equals(complete)}"
+    warning = ""
+    if bias is not None:
+        warning = (
+            f"The best of {len(complete)} noisy values is biased: were all these trials equally good, the best of them "
+            f"would still come out up to about {bias:.3f} better than they are, by chance alone."
+        )
+        warning += "" if told else " Only fresh runs with new seeds can confirm it; this search has none."
+    return Verdict(answer, warning, best.trial, bias)
+
+
+def _name(line: Ranked) -> str:
+    settings = ", ".join(f"{key} {text(value)}" for key, value in line.parameters.items())
+    return f"Trial {line.trial} ({line.loss}{': ' if settings else ''}{settings})"
+
+
+def _trials(count: int) -> str:
+    return "the only complete trial" if count == 1 else f"{count} complete trials"
+
+
+def _value(line: Ranked) -> str:
+    if line.low is None or line.high is None:
+        return text(line.value)
+    return f"{line.value:.3f} (95 % interval {line.low:.3f} to {line.high:.3f})"
+
+
+def _against_baseline(data: SearchData, best: Ranked) -> str:
+    baseline = baseline_of(data)
+    if baseline is None:
+        return "There is no complete baseline to compare it with."
+    if baseline.number == best.trial:
+        return "It is the DPO baseline itself: no trial did better than that."
+    one = data.trial(best.trial)
+    assert one is not None
+    found = difference(data, one, baseline)
+    if found is None:
+        return "Its difference from the baseline has no interval."
+    gain, half = found
+    size = f"{gain:+.3f} (95 % interval {gain - half:+.3f} to {gain + half:+.3f})"
+    if gain > half:
+        return f"That is {size} from the DPO baseline, more than the error of one comparison, but picked as the best."
+    return f"From the DPO baseline it differs by {size}: whether it is better, this search cannot tell."
+
+
+def baseline_of(data: SearchData) -> TrialData | None:
+    """Trial 0 if it is the plain DPO of the file, complete; also where the space holds that point."""
+    first, settings = data.trial(0), data.config.baseline_loss()
+    if first is None or first.state is not State.COMPLETE or settings is None or first.row.spec is None:
+        return None
+    same = first.row.spec.loss.name == "dpo" and getattr(first.row.spec.loss, "beta", None) == settings.beta
+    return first if same or first.branch == BASELINE else None
+
+
+def _equals(complete: Sequence[Ranked]) -> str:
+    near = sum(line.apart is False for line in complete)
+    if near and near == len(complete) - 1:
+        return " No other complete trial can be told apart from it."
+    return f" {near} of the {len(complete) - 1} other complete trials cannot be told apart from it." if near else ""
+
+
+def _confirmed(data: SearchData, told: Confirmed) -> str:
+    between = "" if told.low is None or told.high is None else f" (95 % interval {told.low:+.3f} to {told.high:+.3f})"
+    says = {"better": "it is better than", "worse": "it is worse than", "cannot tell": "it cannot be told apart from"}
+    return (
+        f"Trained again with {told.seeds} new seeds {says[told.verdict]} the baseline: mean difference "
+        f"{told.mean_difference:+.3f}{between} in {words(data.metric)}."
+    )
+
+
+def words(metric: str) -> str:
+    """A metric as a person says it."""
+    return {"eval_accuracy": "held-out accuracy", "eval_margin": "held-out margin"}.get(metric, metric)
+
+
+def text(value: object) -> str:
+    """A value in at most three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
