@@ -109,6 +109,8 @@ def test_no_part_imports_a_script():
         "data",
         "models",
         "losses.geometry",
+        "losses.shape",
+        "losses.discovered_geometry",
         "training.checkpoint",
         "training.reference_cache",
     ],

@@ -107,10 +107,23 @@ def test_the_curve_under_the_margins_is_the_loss(make_search):
         assert curves[branch](-1.186) == pytest.approx(0.7859, abs=1e-4)  # the trap of DiscoPOP, z = -0.1186
 
 
-def test_a_loss_whose_curve_is_not_known_shows_its_margins_alone(make_search):
-    losses = [{"name": "hinge", "beta": {"log_uniform": [0.01, 0.5]}}]
+def test_a_loss_without_a_closed_form_is_drawn_from_its_function(make_search):
+    losses = [{"name": "hinge", "beta": {"choice": [0.1]}}]
     search = make_search(losses, num_trials=3, baseline=None).run(lambda _: Fate(quantiles=QUANTILES))
-    drawn = draw_all(search.read())
-    assert "The curve of hinge is not known" in drawn["margins"].text
+    data = search.read()
+    curve = loss_curve(data.trials[0])
+    assert [curve(margin) for margin in (-10.0, 0.0, 4.0, 25.0)] == pytest.approx([2.0, 1.0, 0.6, 0.0])
+    drawn = draw_all(data)
     assert drawn["margins"].figure is not None
     assert drawn["stability_map"].figure is None
+
+
+
+def test_a_map_without_a_strip_beside_it_bears_the_numbers_of_its_own_axis(make_search):
+    losses = [{"name": "dlrml", "beta_kl": {"log_uniform": [0.01, 0.5]}, "c": 4.0}]
+    search = make_search(losses, num_trials=4, baseline=None).run(lambda _: Fate())
+    figure = draw_all(search.read())["stability_map"].figure
+    figure.draw_without_rendering()
+    (axes,) = [axes for axes in figure.axes if "beta_kl, per nat" in axes.get_ylabel()]
+    ticks = axes.yaxis.get_major_ticks()
+    assert [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]

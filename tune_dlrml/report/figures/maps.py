@@ -46,6 +46,7 @@ def stability_map(data: SearchData) -> Drawing:
         if not branches:
             strip.remove()
             axes.set_ylabel("beta_kl, per nat")
+            axes.tick_params(labelleft=True)  # a shared axis is labelled on the outermost picture alone
         bar = figure.colorbar(colours, ax=axes, pad=0.02)
         bar.set_label(f"{words(data.metric)} at the last evaluation")
         figure.legend(handles=_fates(data.trials), loc="outside lower center", ncols=6)

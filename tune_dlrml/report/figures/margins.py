@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tune_dlrml.config import DpoLoss
+from tune_dlrml.config import AnyLoss, DpoLoss
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.drawn import curve_and_geometry
 from tune_dlrml.losses.geometry import Geometry, dlrml_value, learned_geometry
 from tune_dlrml.report.ranking import words
 from tune_dlrml.report.reading import SearchData, TrialData
@@ -116,14 +118,23 @@ def loss_curve(trial: TrialData) -> Callable[[float], float] | None:
         return lambda margin: dlrml_value(strength * margin, c)
     if isinstance(trial.row.spec.loss, DpoLoss):
         return lambda margin: max(-strength * margin, 0.0) + math.log1p(math.exp(-abs(strength * margin)))
-    return None
+    return _drawn(trial.row.spec.loss)[0]
 
 
 def _geometry(trial: TrialData) -> Geometry | None:
     shape = trial.shape
-    if shape is None or shape.c is None or trial.row.spec is None or trial.row.spec.loss.name not in MIXING:
+    if shape is None or trial.row.spec is None:
         return None
-    return learned_geometry(shape.c)
+    if shape.c is not None and trial.row.spec.loss.name in MIXING:
+        return learned_geometry(shape.c)
+    return None if isinstance(trial.row.spec.loss, DpoLoss) else _drawn(trial.row.spec.loss)[1]
+
+
+def _drawn(loss: AnyLoss) -> tuple[Callable[[float], float] | None, Geometry | None]:
+    try:
+        return curve_and_geometry(loss)
+    except InputError:  # a custom loss may be elsewhere by now
+        return None, None
 
 
 def _marks(geometry: Geometry, strength: float) -> dict[str, float]:
