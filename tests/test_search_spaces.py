@@ -33,7 +33,8 @@ def points(space: SearchSpace):
 
 def test_the_experiments_that_the_readme_promises_are_shipped():
     promised = {"quickstart", "seed-experiment", "stability-grid", "safe-band", "learnable-beta-mix"}
-    promised |= {"dlrml-vs-discopop", "real-pairs", "imdb-small", "imdb-full"}
+    promised |= {"dlrml-vs-discopop", "real-pairs", "imdb-small", "imdb-full", "published-settings"}
+    promised |= {"discovered-family", "scoring-rules"}
     assert promised <= {path.stem for path in FILES}
 
 

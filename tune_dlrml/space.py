@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from tune_dlrml.config import AnyLoss, Choice, Domain, DpoLoss, SearchConfig, TrainingConfig
-from tune_dlrml.config.domains import Frozen
+from tune_dlrml.config.domains import Frozen, overlay
 from tune_dlrml.config.losses import searched_fields
-from tune_dlrml.config.schema import overlay
 
 BRANCH = "loss"
 """Name of the categorical parameter that chooses the branch, where there is more than one."""

@@ -27,15 +27,14 @@ from tune_dlrml.config.schema import (
     ConfirmConfig,
     DatasetConfig,
     DivergenceConfig,
-    LoraSettings,
     ResourcesConfig,
     SchedulerConfig,
     SearchConfig,
     SearchSettings,
     SpaceConfig,
-    TrainingConfig,
 )
 from tune_dlrml.config.sft import ScoringRule, SftTerm, WarmUp
+from tune_dlrml.config.training import LoraSettings, TrainingConfig
 
 __all__ = [
     "CONFIRM_SUFFIX",

@@ -32,6 +32,16 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def overlay(nested: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `nested` with the dotted keys of `point` set."""
+    result = dict(nested)
+    for key, value in point.items():
+        head, _, rest = key.partition(".")
+        inner = result.get(head)
+        result[head] = overlay(inner if isinstance(inner, dict) else {}, {rest: value}) if rest else value
+    return result
+
+
 class Range(Frozen):
     """An interval [low, high] of numbers, sampled uniformly or uniformly in the logarithm."""
 

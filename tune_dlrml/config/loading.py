@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tune_dlrml.config.schema import SearchConfig, overlay
+from tune_dlrml.config.domains import overlay
+from tune_dlrml.config.schema import SearchConfig
 from tune_dlrml.errors import InputError
 
 SIZE_LIMIT = 1_000_000

@@ -8,12 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import InputError, JudgeEndedError
-from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
-from tune_dlrml.evaluation.judge import EndpointJudge
 from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, JudgePrompts, load_judge_prompts
 from tune_dlrml.evaluation.mt_bench import (
     Interval,
@@ -29,6 +27,9 @@ from tune_dlrml.evaluation.mt_bench import (
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Question
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.models import check_model_reference, parse_model_reference
+
+if TYPE_CHECKING:
+    from tune_dlrml.evaluation.endpoint import Endpoint
 
 NAME_LENGTH = 100
 """Characters of a judge or a category in the name of a metric."""
@@ -133,7 +134,7 @@ class Jury:
         concurrency: int,
         seed: int,
         pairwise: bool = False,
-        endpoints: Sequence[Endpoint] = (),
+        endpoints: Sequence["Endpoint"] = (),
     ) -> None:
         self._over, self._endpoints = threading.Event(), endpoints
         self._judges = [CachedJudge(_Stoppable(judge, self._over), replies) for judge in judges]
@@ -164,6 +165,8 @@ class Jury:
 
                 judges.append(LocalJudge(str(reference), device=device))
             else:
+                from tune_dlrml.evaluation.judge import EndpointJudge  # openai, where no judge is behind an endpoint
+
                 endpoints.append(judge_endpoint(model, config, key))
                 judges.append(EndpointJudge(endpoints[-1]))
         return cls(
@@ -263,12 +266,14 @@ def read_key(path: str) -> str:
     return key
 
 
-def judge_endpoint(model: str, config: EvaluationConfig, key: str | None) -> Endpoint:
+def judge_endpoint(model: str, config: EvaluationConfig, key: str | None) -> "Endpoint":
     """Where a judge `openai:<model>` is, within its limits.
 
     Raises:
         InputError: Its address or its key cannot be used.
     """
+    from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings
+
     limits = config.limits
     settings = EndpointSettings(
         model=model,

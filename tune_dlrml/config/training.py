@@ -1,0 +1,103 @@
+"""One trial's training, in the names of the libraries that do it."""
+
+import json
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, model_validator
+
+from tune_dlrml.config.domains import Frozen, law, overlay
+from tune_dlrml.config.sft import WarmUp
+
+Natural = Annotated[int, Field(ge=1)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Auto = Literal["auto"] | bool
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+
+def _target_modules(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise law(
+            f"`all-linear`, a regular expression or a list of module names is needed, but got {json.dumps(value)}"
+        )
+    return value
+
+
+class LoraSettings(Frozen):
+    """Low-rank adapters, in PEFT's names."""
+
+    r: Natural = 16
+    lora_alpha: Positive = 32
+    lora_dropout: BelowOne = 0.0
+    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    use_rslora: bool = False
+
+
+class TrainingConfig(Frozen):
+    """One trial's training, in TRL's and transformers' names and with their defaults unless said here.
+
+    `max_steps` or `num_train_epochs` fixes the full budget of a trial in optimizer steps. Without `lora` all weights
+    are trained. `bf16` computes in bfloat16; under LoRA the frozen base is also kept in it. `logging_steps` is the
+    number of optimizer steps that one report averages over.
+
+    `shared_prompt` computes a prompt once for both completions of its pair; `auto` does so where the model allows it
+    and prompts are long enough. `gradient_checkpointing` computes activations twice to save memory; `auto` does so
+    where those of the largest batch, measured, would not fit. `warm_up` fine-tunes the model once, before the first
+    trial, on the chosen answers; all trials, and their reference, start from its result.
+    """
+
+    learning_rate: Positive = 1e-6
+    lr_scheduler_type: Schedule = "linear"
+    warmup_steps: NotNegative = 0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"] = "adamw_torch"
+    weight_decay: NotNegative = 0.0
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
+    per_device_train_batch_size: Natural = 8
+    per_device_eval_batch_size: Natural = 8
+    gradient_accumulation_steps: Natural = 1
+    gradient_checkpointing: Auto = "auto"
+    shared_prompt: Auto = "auto"
+    max_length: Annotated[int, Field(ge=2)] | None = 1024
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    max_steps: Natural | None = None
+    num_train_epochs: Positive | None = None
+    bf16: bool = True
+    disable_dropout: bool = True
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    logging_steps: Natural = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    lora: LoraSettings | None = None
+    warm_up: Annotated[WarmUp | None, Field(exclude_if=lambda value: value is None)] = None
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            given, key = ("got neither", "") if self.max_steps is None else ("got both", "num_train_epochs")
+            raise law(f"exactly one of `max_steps` and `num_train_epochs` must be given, but {given}", key=key)
+        if self.lora is not None and self.lora.lora_dropout != 0 and self.disable_dropout:
+            raise law(
+                f"has no effect while disable_dropout is true, but got {self.lora.lora_dropout}; set that to false",
+                key="lora.lora_dropout",
+            )
+        return self
+
+    def at(self, point: dict[str, Any]) -> Self:
+        """The same settings with the dotted keys of `point` put in, checked again."""
+        return type(self).model_validate(overlay(self.model_dump(), point))
+
+    def steps(self, rows: int, workers: int) -> int:
+        """Full budget of a trial in optimizer steps, given the number of training pairs."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.num_train_epochs is not None
+        pairs_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * workers
+        return max(1, math.ceil(self.num_train_epochs * rows / pairs_per_step))
