@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+MARGINS = "margins.json"
+"""File of a trial with the margin of every held-out pair at its end, in nats, in the same order for all trials."""
+
 
 class State(StrEnum):
     """Where a trial stands: under way, or one of its four ends."""

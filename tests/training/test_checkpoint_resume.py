@@ -207,7 +207,7 @@ def test_a_trial_killed_again_and_again_ends_bit_identical(
     train(lora_resident, loss, settings(**changes), BUDGET, driver, tmp_path)
     assert untimed(driver.log) == untimed(expected.log)
     assert_same_tensors(tmp_path, folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt-5", "attempt-6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt-5", "attempt-6", "margins.json"]
 
 
 @pytest.mark.parametrize("killed_in", ["write_state", "seal", "rename", "prune"])
@@ -376,7 +376,8 @@ def test_a_checkpoint_holds_these_files_and_no_training_arguments(
     resident = lora_resident if lora else full_resident
     train(resident, LEARNABLE, settings(lora=lora), plan(1), Driver(), tmp_path)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {f"attempt-0/checkpoint-1/{name}" for name in FILES | weights | {"beta_mix.pt"}}
+    checkpoint = {f"attempt-0/checkpoint-1/{name}" for name in FILES | weights | {"beta_mix.pt"}}
+    assert files == checkpoint | {"margins.json"}
 
 
 class Malicious:

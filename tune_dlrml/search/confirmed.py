@@ -13,14 +13,12 @@ from typing import Any
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig, load_config
 from tune_dlrml.errors import InputError
-from tune_dlrml.records import State
+from tune_dlrml.records import MARGINS, State
 from tune_dlrml.search.candidates import DEFAULT_DPO, finalists, identity, seeds_of
 from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.paired import Difference, Verdict, crossed_difference, holm, paired_difference, verdict
 from tune_dlrml.search.result import SearchPlace
 
-MARGINS = "margins.json"
-"""File of a trial with the margin of every held-out pair at its end, in nats, in the same order for all trials."""
 UNTRAINED = {"eval_accuracy": 0.5, "eval_margin": 0.0}
 """What a training that diverged leaves to be used: the reference, which ranks no pair."""
 

@@ -15,7 +15,7 @@ from tune_dlrml.config import DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.files import replace_file
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
-from tune_dlrml.records import Answer, Report, State, TrialOutcome
+from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.checkpoint import Attempt, Checkpoint, storing
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
@@ -28,8 +28,6 @@ from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_tr
 
 _log = logging.getLogger(__name__)
 
-MARGINS = "margins.json"
-"""File of a trial with the margin of every held-out pair at its end, in nats."""
 PROGRESS = "progress.json"
 """File of a checkpoint with what a trial knows beside the state of its trainer."""
 
