@@ -26,7 +26,7 @@ LAYERS = [
     {"terminal"},
     {"benches", "notebook"},
     {"cli_options"},
-    {"cli_doctor", "cli_evaluate", "cli_export", "cli_report"},
+    {"cli_doctor", "cli_evaluate", "cli_export", "cli_losses", "cli_report"},
     {"cli"},
 ]
 """From the bottom to the top; a part may import from the layers below its own and from itself."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from tune_dlrml.cli_doctor import BILL_KEYS, doctor
 from tune_dlrml.cli_evaluate import evaluate
 from tune_dlrml.cli_export import export
+from tune_dlrml.cli_losses import losses_app
 from tune_dlrml.cli_options import (
     DEFAULT_STORAGE,
     AsJson,
@@ -40,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-losses_app = typer.Typer(help="The preference losses that a search can explore.", invoke_without_command=True)
 app.add_typer(losses_app, name="losses")
 app.command(epilog=BILL_KEYS)(doctor)
 app.command()(evaluate)
@@ -137,26 +137,6 @@ def status(
     _print_best(out, result)
     _print_confirmation(out, confirmation)
     out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
-
-
-@losses_app.callback()
-def losses(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the losses, their fields and where they come from."""
-    if context.invoked_subcommand is not None:
-        return
-    from rich.table import Table
-
-    from tune_dlrml.config.losses import described
-
-    documents = described()
-    if as_json:
-        print_json(documents)
-        return
-    table = Table("name", "fields (default)", "what it is", header_style="bold")
-    for document in documents:
-        fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
-        table.add_row(document["name"], fields, document["description"])
-    console(False).print(table)
 
 
 def main() -> None:

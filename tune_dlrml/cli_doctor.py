@@ -16,7 +16,12 @@ from tune_dlrml.errors import InputError
 
 Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and say what the search will take.")]
 MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
+BAR = 12
+"""Characters of a bar that is full."""
 BILL_KEYS = """
+The JSON document has `findings` and, for each loss that could be looked at, in
+`boxes` the shares of its box that start uphill, have a trap or an unbounded
+slope, overflow as published, or are not finite as the search computes them.
 With --measure the JSON document has a `bill`, null if nothing was measured:
 
 \b
@@ -65,6 +70,7 @@ def doctor(
     for finding in itertools.chain([Finding("config", "ok", str(space))], _findings(config, study_url)):
         found.append(finding)
         _print_finding(out, finding)
+    _print_boxes(out, [finding.box for finding in found if finding.box is not None])
     bill = None
     if measure and all(finding.level != "error" for finding in found):
         try:
@@ -75,8 +81,9 @@ def doctor(
     elif measure:
         out.print("nothing was measured: the errors come first", highlight=False)
     if as_json:
-        findings = {"name": config.name, "findings": [finding.__dict__ for finding in found]}
-        print_json(findings | ({"bill": bill} if measure else {}))
+        findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
+        boxes = {"boxes": [finding.box.as_json() for finding in found if finding.box is not None]}
+        print_json(findings | boxes | ({"bill": bill} if measure else {}))
     raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
 
 
@@ -84,6 +91,29 @@ def _print_finding(out: Console, finding: Any) -> None:
     style = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
     text = f"[{style}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
     out.print(text, highlight=False, soft_wrap=True)
+
+
+def _print_boxes(out: Console, boxes: list[Any]) -> None:
+    """The search box of each loss as bars: how much of it nobody wants."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    from tune_dlrml.search.box import percent
+
+    if not boxes:
+        return
+    shares = {"starts uphill": "uphill", "has a trap": "trapped", "unbounded slope": "unbounded"}
+    last = f"overflows as published, +-{boxes[0].limit:g} nats"
+    table = Table("share of the box", *shares, last, header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for box in boxes:
+        cells = [Table.grid(padding=(0, 1, 0, 0)) for _ in (*shares, last)]
+        for cell, key in zip(cells, (*shares.values(), "overflowing"), strict=True):
+            share = getattr(box, key)
+            cell.add_column(width=BAR)
+            cell.add_row(Bar(1.0, 0, share, width=BAR, color="yellow", bgcolor="default"), percent(share))
+        table.add_row(box.branch, *cells)
+    out.print()
+    out.print(table)
 
 
 def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:

@@ -27,8 +27,10 @@ STYLE = {
 }
 _HIDDEN = {
     *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
-    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic"),
+    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256"),
 }
+_HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
+"""Of a parameter that is learnt."""
 
 
 class ProgressView:
@@ -207,7 +209,8 @@ def duration(seconds: float) -> str:
 
 def parameters(spec: TrialSpec) -> str:
     """The settings that tell a trial from the others."""
-    shown = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
+    told = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
+    shown = {key: value for key, value in told.items() if not key.endswith(_HIDDEN_ENDS)}
     return ", ".join(f"{key} {number(value)}" for key, value in shown.items())
 
 

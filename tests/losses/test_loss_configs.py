@@ -12,7 +12,7 @@ from tune_dlrml.space import loss_at
 
 LOSS = TypeAdapter(AnyLoss)
 NAMES = [member.model_fields["name"].default for member in get_args(get_args(AnyLoss)[0])]
-BARE = [name for name in NAMES if name != "dlrml"]
+BARE = [name for name in NAMES if name not in ("dlrml", "custom")]
 
 
 def parsed(**fields):

@@ -118,7 +118,6 @@ def test_a_loss_without_a_closed_form_is_drawn_from_its_function(make_search):
     assert drawn["stability_map"].figure is None
 
 
-
 def test_a_map_without_a_strip_beside_it_bears_the_numbers_of_its_own_axis(make_search):
     losses = [{"name": "dlrml", "beta_kl": {"log_uniform": [0.01, 0.5]}, "c": 4.0}]
     search = make_search(losses, num_trials=4, baseline=None).run(lambda _: Fate())

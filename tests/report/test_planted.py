@@ -29,9 +29,9 @@ def fate_of(spec):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_optimum_is_found_and_the_diverging_half_is_named(make_search, nothing_drawn, seed):
-    search = make_search(
-        LOSSES, num_trials=60, sampler="tpe", n_startup_trials=10, seed=seed, baseline=None
-    ).run(fate_of)
+    search = make_search(LOSSES, num_trials=60, sampler="tpe", n_startup_trials=10, seed=seed, baseline=None).run(
+        fate_of
+    )
     document = write_report(search.config.name, search.place).document
     first = document["ranking"][0]
     assert (first["loss"], first["value"] > 0.8) == ("dlrml_c", True)

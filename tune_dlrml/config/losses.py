@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
+from tune_dlrml.config.custom_loss import CustomParams, FunctionReference
 from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml, law
 from tune_dlrml.config.sft import SftTerm
 
@@ -41,6 +42,10 @@ class Loss(Frozen):
     def domains(self) -> dict[str, Range | Choice]:
         """The searched fields, dotted where nested, in the order of the class."""
         return searched_fields(self)
+
+    def learnt_rate(self) -> float | None:
+        """Constant learning rate of what the loss learns beside the policy; None if it learns nothing."""
+        return None
 
 
 class DpoLoss(Loss):
@@ -123,7 +128,7 @@ def _beta_mix(value: Any) -> float | Range | Choice | LearnableBetaMix | None:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, LearnableBetaMix) else as_yaml(value)
+    return value.model_dump() if isinstance(value, LearnableBetaMix | CustomParams) else as_yaml(value)
 
 
 class DlrmlLoss(Loss):
@@ -177,6 +182,10 @@ class DlrmlLoss(Loss):
         if isinstance(self.beta_mix, LearnableBetaMix):
             return "dlrml_learnable"
         return "dlrml" if self.c is None else "dlrml_c"
+
+    def learnt_rate(self) -> float | None:
+        """That of a learnable beta_mix."""
+        return float(self.beta_mix.learning_rate) if isinstance(self.beta_mix, LearnableBetaMix) else None  # type: ignore[arg-type]
 
 
 class DbaqlLoss(Loss):
@@ -233,9 +242,43 @@ class PflLoss(Loss):
     focus_scale: SearchedPositive = 2.0
 
 
+class CustomLoss(Loss):
+    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair.
+
+    `function` is package.module:function, importable where the search starts and on its workers; the folder that the
+    search is started in counts. One of `params` may be learnt. `file_sha256` is that of the function's file: the search
+    fills it in, and then goes on with that file only.
+    """
+
+    name: Literal["custom"] = "custom"
+    function: FunctionReference
+    params: CustomParams = CustomParams()
+    file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
+
+    def form(self) -> str:
+        """The name of the function."""
+        return self.function.rpartition(":")[2]
+
+    def domains(self) -> dict[str, Range | Choice]:
+        """The searched parameters, as params.<name>, with those of an SFT term."""
+        return {f"params.{key}": domain for key, domain in self.params.domains().items()} | searched_fields(self)
+
+    def learnt_rate(self) -> float | None:
+        """That of the learnable parameter."""
+        learnt = self.params.learnt()
+        return None if learnt is None else float(learnt[1].learning_rate)  # type: ignore[arg-type]
+
+    @property
+    def beta_kl(self) -> Any:
+        """What scales the margin, per nat: the parameter of that name or else `beta`; 1 without."""
+        return self.params.strength()
+
+
 Baseline = HingeLoss | IpoLoss | KtoLoss
 Discovered = DbaqlLoss | AqlLoss | PadllLoss | AqflLoss | CellLoss | PflLoss
-AnyLoss = Annotated[DpoLoss | DiscopopLoss | DlrmlLoss | Baseline | Discovered, Field(discriminator="name")]
+AnyLoss = Annotated[
+    DpoLoss | DiscopopLoss | DlrmlLoss | Baseline | Discovered | CustomLoss, Field(discriminator="name")
+]
 
 
 def searched_fields(value: Frozen, prefix: str = "") -> dict[str, Range | Choice]:
@@ -266,7 +309,8 @@ def described() -> list[dict[str, Any]]:
     """Every loss with its fields, their defaults and the first line of its documentation."""
     listed = []
     for loss in get_args(get_args(AnyLoss)[0]):
-        fields = {key: field.default for key, field in loss.model_fields.items() if key not in SHARED_FIELDS}
+        own = {key: field for key, field in loss.model_fields.items() if key not in (*SHARED_FIELDS, "file_sha256")}
+        fields = {key: None if field.is_required() else _plain(field.default) for key, field in own.items()}
         summary = (loss.__doc__ or "").strip().splitlines()[0]
         listed.append({"name": loss.model_fields["name"].default, "fields": fields, "description": summary})
     return listed

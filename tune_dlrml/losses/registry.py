@@ -13,6 +13,7 @@ from tune_dlrml.config.domains import Choice, Range
 from tune_dlrml.config.losses import AnyLoss, DiscopopLoss, DlrmlLoss, LearnableBetaMix, Loss
 from tune_dlrml.losses import discovered, functional
 from tune_dlrml.losses import discovered_geometry as shapes
+from tune_dlrml.losses.custom import build_custom
 from tune_dlrml.losses.geometry import Geometry, dlrml_geometry, dpo_geometry, learned_geometry, shape_number
 from tune_dlrml.losses.mixing import LearnableMix
 from tune_dlrml.losses.preference import BatchCoupledMarginLoss, MarginLoss, PairBatch, PreferenceLoss
@@ -248,6 +249,7 @@ LOSSES: dict[str, Callable[[Any], PreferenceLoss]] = {
     "cell": build_cell,
     "pfl": build_pfl,
     "dlrml": build_dlrml,
+    "custom": build_custom,
 }
 """From `config.name` to the builder of that loss."""
 

@@ -1,34 +1,41 @@
 """Everything about a search that can be checked before a process starts."""
 
-import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
-from tune_dlrml.config import AnyLoss, Range, SearchConfig
+from tune_dlrml.config import AnyLoss, SearchConfig
+from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, repeated_pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import check_model_reference, load_tokenizer, parse_model_reference
+from tune_dlrml.search.box import Box, box_of, sampled
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.urls import without_password
 
+if TYPE_CHECKING:
+    from tune_dlrml.losses.validation import Observation
+
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 Level = Literal["ok", "warning", "error"]
-POINTS = 7
-"""Values of each domain at which a loss is tried."""
-MARGINS = 201
-"""Margins at which a loss is tried, evenly from -margin_limit to +margin_limit of the divergence rule."""
+FUNCTION_EXPONENT = 3
+"""Base-2 logarithm of the points at which a user's function is tried, beside both ends of its box."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """What one check found; of a loss, with the shares of its box."""
 
     subject: str
     level: Level
     text: str
+    box: Box | None = None
+
+    def as_json(self) -> dict[str, str]:
+        """What it is about, how bad that is, and what was found."""
+        return {"subject": self.subject, "level": self.level, "text": self.text}
 
 
 def check_references(config: SearchConfig) -> None:
@@ -53,8 +60,8 @@ def examine(config: SearchConfig) -> Iterator[Finding]:
         yield finding
     if sound.issuperset(f"dataset.{key}" for key in config.dataset.references()):
         yield from _examine_data(config, with_model="model" in sound)
-    for label, loss in SearchSpace(config).branches.items():
-        yield _examine_loss(config, label, loss)
+    for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
+        yield from _examine_loss(config, index, label, loss)
 
 
 def _references(config: SearchConfig) -> Iterator[tuple[str, Callable[[], Finding]]]:
@@ -128,41 +135,91 @@ def _examine_sizes(train: Section, held_out: Section) -> Finding:
     return Finding("dataset", "ok", text)
 
 
-def _examine_loss(config: SearchConfig, label: str, loss: AnyLoss) -> Finding:
-    """Value and slope of one branch over the box that is searched, and the sign at the start."""
-    import torch
-
-    from tune_dlrml.losses.registry import PairBatch, build_loss
-
-    limit = config.divergence.margin_limit
-    zeros, total, bad, wrong = torch.zeros(MARGINS), 0, 0, 0
-    for point in _box(loss):
-        scored = build_loss(loss_at(loss, point))
-        margin_B = torch.linspace(-limit, limit, MARGINS, requires_grad=True)
-        values = scored(PairBatch(margin_B, zeros, zeros, zeros))
-        (slope,) = torch.autograd.grad(values.sum(), margin_B)
-        total += 1
-        bad += not bool((values.isfinite() & slope.isfinite()).all())
-        wrong += scored.geometry().starts == "wrong"
-    subject = f"space.losses: {label}"
-    tried = f"over {total} points of its box x margins of +-{limit:g} nats"
-    if bad:
-        text = f"not finite at {bad / total:.0%} {tried}"
-        return Finding(subject, "warning", text + _advice(loss))
-    if wrong:
-        return Finding(subject, "warning", f"finite {tried}, but {wrong / total:.0%} of it starts uphill (c > 9.78)")
-    return Finding(subject, "ok", f"finite {tried}")
+def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:
+    """What a user's function does, and which share of a branch's box nobody wants."""
+    key = f"space.losses[{index}].function"
+    try:
+        if isinstance(loss, CustomLoss):
+            yield from _told_of_function(key, examine_function(loss))
+        box = box_of(label, loss, config.divergence.margin_limit)
+    except InputError as error:
+        yield Finding(key, "error", str(error))
+        return
+    yield Finding(f"space.losses: {label}", "ok" if box.sound else "warning", box.sentence(), box)
 
 
-def _advice(loss: AnyLoss) -> str:
-    published = getattr(loss, "numerics", "stable") != "stable"
-    return "; numerics: stable has the same values without the overflow" if published else "; keep c >= 1"
+def _told_of_function(key: str, seen: "list[Observation]") -> Iterator[Finding]:
+    """What should be otherwise one by one, the rest together."""
+    yield from (Finding(key, "warning", each.text) for each in seen if each.level == "warning")
+    well = "; ".join(each.text for each in seen if each.level == "ok")
+    if well:
+        yield Finding(key, "ok", well)
 
 
-def _box(loss: AnyLoss) -> Iterator[dict[str, Any]]:
-    domains = {
-        key: domain.model_copy(update={"num": POINTS}) if isinstance(domain, Range) else domain
-        for key, domain in loss.domains().items()
-    }
-    for values in itertools.product(*(domain.grid() for domain in domains.values())):
-        yield dict(zip(domains, values, strict=True))
+def examine_function(loss: CustomLoss) -> "list[Observation]":
+    """What is so about a user's function over its box: what should be otherwise at some point of it, or else at none.
+
+    Raises:
+        InputError: It cannot be trained with.
+    """
+    from tune_dlrml.losses.validation import examine_custom
+
+    found: dict[str, Observation] = {}
+    for point in _points_to_try(loss):
+        shown = ", ".join(
+            f"{key.removeprefix('params.')}={value:.3g}" for key, value in point.items() if _is_real(value)
+        )
+        at = f" (at {shown})" if shown else ""
+        try:
+            observations = examine_custom(cast(CustomLoss, loss_at(loss, point)))
+        except InputError as error:
+            raise InputError(f"{error}{at}") from None
+        for each in observations:
+            if each.level == "warning":
+                found.setdefault(f"{each.check}, {' '.join(each.text.split()[:2])}", replace(each, text=each.text + at))
+            else:
+                found.setdefault(f"{each.check}, ok, {each.text}", each)
+    troubled = {each.check for each in found.values() if each.level == "warning"}
+    return [each for each in found.values() if each.level == "warning" or each.check not in troubled]
+
+
+def _points_to_try(loss: CustomLoss) -> Iterator[dict[str, Any]]:
+    """Both ends of all domains at once, and a few points between."""
+    domains = loss.domains()
+    points = sampled(domains, FUNCTION_EXPONENT)
+    yield {key: domain.extremes()[0] for key, domain in domains.items()}
+    if domains:
+        yield {key: domain.extremes()[-1] for key, domain in domains.items()}
+        for row in zip(*(points[key].tolist() for key in domains), strict=True):
+            yield dict(zip(domains, row, strict=True))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]]:
+    """Try users' functions before a search, and tie the search to the files that hold them.
+
+    Returns:
+        The search with the hash of each file in its loss, and what a person should know of them.
+
+    Raises:
+        InputError: One cannot be trained with; naming its key.
+    """
+    losses: list[AnyLoss] = []
+    notes: list[str] = []
+    for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
+        given = config.space.losses[index]
+        if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
+            from tune_dlrml.losses.custom import sha256_of
+
+            try:
+                given = given.model_copy(update={"file_sha256": sha256_of(given.function)})
+                seen = examine_function(loss)
+            except InputError as error:
+                raise InputError(f"space.losses[{index}].function: {error}") from None
+            notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]
+        losses.append(given)
+    space = config.space.model_copy(update={"losses": losses})
+    return config.model_copy(update={"space": space}), tuple(notes)

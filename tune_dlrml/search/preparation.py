@@ -12,7 +12,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Jury, read_key
 from tune_dlrml.models import context_length, load_tokenizer, parse_model_reference
-from tune_dlrml.search.checks import check_references
+from tune_dlrml.search.checks import check_functions, check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
 from tune_dlrml.search.result import SearchPlace
 
@@ -67,7 +67,8 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
             f"{scheduler.grace_period} and {config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are "
             f"{steps} steps"
         )
-    return PreparedSearch(config, place, pairs, steps, selection.notes, examination, jury)
+    config, told = check_functions(config)
+    return PreparedSearch(config, place, pairs, steps, (*selection.notes, *told), examination, jury)
 
 
 def _check_room(examination: Examination, model: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from datasets import Dataset
 
-from tune_dlrml.config import DlrmlLoss, LearnableBetaMix
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.files import replace_file
+from tune_dlrml.losses.custom import LearntParam
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
@@ -106,7 +106,7 @@ def _train(run: "_Run", rows: Dataset) -> None:
         run.resident.form.collate,
         run.resident.tokenizer,
         run.loss,
-        mix_learning_rate=_mix_learning_rate(run.spec),
+        mix_learning_rate=run.spec.loss.learnt_rate(),
         skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
         on_step=run.on_step,
         on_save=run.on_save,
@@ -120,11 +120,6 @@ def _train(run: "_Run", rows: Dataset) -> None:
     elif run.resume(resumed):
         # Onto the base model, whose reference came with the rows: a policy loaded as the model would become its own.
         trainer.train(resume_from_checkpoint=str(resumed.path))
-
-
-def _mix_learning_rate(spec: TrialSpec) -> float | None:
-    mix = spec.loss.beta_mix if isinstance(spec.loss, DlrmlLoss) else None
-    return float(mix.learning_rate) if isinstance(mix, LearnableBetaMix) else None  # type: ignore[arg-type]
 
 
 @dataclass
@@ -262,7 +257,7 @@ class _Run:
 
     def _evaluate(self) -> dict[str, float]:
         if self.loss.mix is not None and not self._shape():
-            raise NotFiniteError(f"the learnt c is {self.loss.mix.c().item()}")
+            raise NotFiniteError("what the loss learns is not finite")
         began = self.clock()
         metrics = self.resident.held_out.evaluate(self.policy, beta_kl=self.loss.beta_kl, geometry=self.loss.geometry())
         took = self.clock() - began
@@ -295,8 +290,10 @@ class _Run:
         return metrics | self._shape()
 
     def _shape(self) -> dict[str, float]:
-        """The present c and beta_mix; absent for a loss without mixing, or when they are not finite."""
+        """What the loss has learnt, and the present c and beta_mix; absent without them, or when not finite."""
         mix = self.loss.mix
+        if isinstance(mix, LearntParam):
+            return mix.metrics()
         c = self.loss.geometry().c if mix is None else mix.c().item()
         if c is None or not math.isfinite(c):
             return {}

@@ -1,0 +1,95 @@
+"""A search over a user's own loss: tied to its file before it starts, and learnt beside the policy in a trial."""
+
+import hashlib
+
+import pytest
+import toy_training
+
+from tune_dlrml.config import parse_config
+from tune_dlrml.errors import InputError
+from tune_dlrml.records import State
+from tune_dlrml.search.checks import check_functions
+from tune_dlrml.search.settings import refuse_differences
+
+SOURCE = """from torch.nn.functional import softplus
+
+
+def tempered(pairs, *, beta, alpha):
+    return softplus(-beta * alpha * pairs.margin_B) / alpha
+
+
+def grows(pairs, *, beta):
+    return (-beta * pairs.margin_B).exp()
+
+
+def mean(pairs):
+    return pairs.margin_B.mean()
+"""
+LEARNT = {"learnable": True, "init": 1.0, "learning_rate": 0.05, "bounds": [0.5, 3]}
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / f"searched_{abs(hash(tmp_path))}.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def config_of(*losses):
+    return parse_config(
+        {
+            "name": "own",
+            "model": "any",
+            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "training": {"max_steps": 40},
+            "search": {"num_trials": 2},
+            "space": {"losses": list(losses)},
+        },
+        source="test",
+    )
+
+
+def own(file, function, **params):
+    return {"name": "custom", "function": f"{file.stem}:{function}", "params": params}
+
+
+def test_a_checked_search_knows_the_hash_of_the_file_and_what_a_person_should_know(file):
+    config, notes = check_functions(config_of({"name": "dpo"}, own(file, "grows", beta={"uniform": [0.1, 0.2]})))
+    assert config.space.losses[0] == config_of({"name": "dpo"}).space.losses[0]
+    assert config.space.losses[1].file_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert config.flat()["name"] == "own"
+    assert any(note.startswith("loss grows: the slope grows without bound as the margin falls") for note in notes)
+
+
+def test_a_loss_that_cannot_train_is_refused_by_its_key(file):
+    with pytest.raises(InputError, match=r"^space\.losses\[1\]\.function: .* one loss per pair"):
+        check_functions(config_of({"name": "dpo"}, own(file, "mean")))
+
+
+def test_a_search_is_not_resumed_with_another_file(file):
+    config = config_of(own(file, "grows", beta=0.1))
+    before, _ = check_functions(config)
+    file.write_text(SOURCE.replace(".exp()", ".exp() * 2"))
+    after, _ = check_functions(config)
+    with pytest.raises(InputError, match=r"space\.losses\[0\]\.file_sha256: was"):
+        refuse_differences("own", {"config": before.model_dump()}, {"config": after.model_dump()})
+
+
+def test_a_search_without_a_loss_of_ones_own_stays_as_it_is():
+    config = config_of({"name": "dpo"})
+    assert check_functions(config) == (config, ())
+
+
+def test_a_trial_learns_the_param_and_reports_it(file, toy_model):
+    settings = toy_training.settings()
+    resident = toy_training.resident(toy_model, settings)
+    loss = own(file, "tempered", beta=0.1, alpha=LEARNT)
+    outcome, channel = toy_training.run(resident, loss, settings, toy_training.plan(8))
+    assert outcome.state == State.COMPLETE
+    learnt = [report.metrics["params.alpha"] for report in channel.reports]
+    assert learnt[0] == pytest.approx(1.0)
+    # softplus(-b a m) / a falls with a at margin 0 and above, so descent raises a.
+    assert learnt == sorted(learnt)
+    assert learnt[-1] > 1.02
+    assert channel.reports[-1].metrics["eval_margin"] > 0

@@ -1,0 +1,121 @@
+"""What a search-space file may say of a loss that a user wrote: where the function is, and its parameters."""
+
+import json
+import keyword
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, model_serializer, model_validator
+
+from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml, law
+
+Number = float | Range | Choice
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+FIRST = "pairs"
+"""What the first argument of a user's function is called in messages; no parameter can have its name."""
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _reference(value: str) -> str:
+    if _REFERENCE.fullmatch(value) is None:
+        raise law(f"package.module:function is needed, such as my_losses:soft_hinge, but got {json.dumps(value)}")
+    return value
+
+
+FunctionReference = Annotated[str, AfterValidator(_reference)]
+
+
+class LearnableParam(Frozen):
+    """A parameter trained beside the policy, at its own constant learning rate and without weight decay.
+
+    With `bounds` it is low + (high - low) * sigmoid(theta); without them it is theta itself, free to wander.
+    """
+
+    learnable: Literal[True] = True
+    init: Annotated[Number, Searchable(float)]
+    learning_rate: Annotated[Number, Searchable(Annotated[float, Field(gt=0)])] = 1e-2
+    bounds: Annotated[tuple[Finite, Finite], Field(strict=False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        unknown = [key for key in value if key not in cls.model_fields] if isinstance(value, dict) else []
+        if unknown:
+            raise law(f"a learnable parameter has {', '.join(cls.model_fields)}, but got {json.dumps(unknown[0])}")
+        return value
+
+    @model_validator(mode="after")
+    def _starts_inside(self) -> Self:
+        if self.bounds is None:
+            return self
+        low, high = self.bounds
+        if low >= high:
+            raise law(f"must be [low, high] with low < high, but got {[low, high]}", key="bounds")
+        starts = self.init.extremes() if isinstance(self.init, (Range, Choice)) else [self.init]
+        outside = [start for start in starts if not low < start < high]  # type: ignore[operator]
+        if outside:
+            raise law(f"a learnable parameter must start inside bounds={[low, high]}, but got {outside[0]}", key="init")
+        return self
+
+
+Scalar = bool | int | float | str
+Param = Scalar | Range | Choice | LearnableParam
+_PLAIN: TypeAdapter[Any] = TypeAdapter(Annotated[Scalar | Range | Choice, Searchable(Scalar)])
+
+
+def _param(value: Any) -> Any:
+    if isinstance(value, LearnableParam):
+        return value
+    if isinstance(value, dict) and "learnable" in value:
+        return LearnableParam.model_validate(value)
+    return _PLAIN.validate_python(value)
+
+
+class CustomParams(Frozen):
+    """Parameters of a user's function by their names: values, domains, and at most one that is learnt."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, PlainValidator(_param)]] = Field(init=False)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        for name in self.given():
+            if not name.isidentifier() or keyword.iskeyword(name) or name == FIRST:
+                raise law(
+                    f"a parameter is called as a Python argument other than `{FIRST}`, but got {json.dumps(name)}"
+                )
+        learnt = [name for name, value in self.given().items() if isinstance(value, LearnableParam)]
+        if len(learnt) > 1:
+            raise law(f"one parameter can be learnt, but got {' and '.join(learnt)}", key=learnt[1])
+        return self
+
+    @model_serializer(mode="plain")
+    def _as_given(self) -> dict[str, Any]:
+        return {
+            name: value.model_dump() if isinstance(value, LearnableParam) else as_yaml(value)
+            for name, value in self.given().items()
+        }
+
+    def given(self) -> dict[str, Param]:
+        """Every parameter by its name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def learnt(self) -> tuple[str, LearnableParam] | None:
+        """The one that is learnt, with its name."""
+        return next(((name, value) for name, value in self.given().items() if isinstance(value, LearnableParam)), None)
+
+    def domains(self) -> dict[str, Range | Choice]:
+        """What is searched, by dotted name."""
+        found: dict[str, Range | Choice] = {}
+        for name, value in self.given().items():
+            own = {"": value}
+            if isinstance(value, LearnableParam):
+                own = {".init": value.init, ".learning_rate": value.learning_rate}
+            found |= {name + key: field for key, field in own.items() if isinstance(field, (Range, Choice))}
+        return found
+
+    def strength(self) -> Param:
+        """What scales the margin: `beta_kl` or else `beta`, where there is one; 1 per nat without."""
+        given = self.given()
+        found = given.get("beta_kl", given.get("beta", 1.0))
+        return found.init if isinstance(found, LearnableParam) else found

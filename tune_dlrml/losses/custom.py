@@ -1,0 +1,293 @@
+"""A user's own loss: a function of the pairs and of its parameters, found by import and told by the hash of its file.
+
+Shape legend: B = preference pairs in the batch.
+
+The module must be importable where a search starts and on its workers. The folder that a command runs in counts:
+Ray gives it to the workers of a cluster on this machine, and `ray job submit --working-dir` to those of another.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_dlrml.config.custom_loss import LearnableParam
+from tune_dlrml.config.domains import Choice, Range
+from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
+from tune_dlrml.losses.shape import GRID, geometry_of
+
+Function = Callable[..., Any]
+COMPANY = 255
+"""Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""
+PROBES = (-7.0, -1.5, -0.1, 0.0, 0.3, 2.0, 11.0)
+"""Margins in nats whose losses together and apart tell whether pairs are coupled."""
+FURTHEST = 13
+"""A slope is followed over |z| = 1, 2, 4 ... 2^12 to judge whether it is bounded."""
+GROWTH = 1.5
+"""Factor by which a bounded slope may still grow over the last fourfold of |z|."""
+
+
+class LearntParam(nn.Module):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
+    """A parameter of a user's function that is trained beside the policy, as one scalar float32 `theta`.
+
+    With `bounds = (low, high)` the value is low + (high - low) * sigmoid(theta), without them it is theta.
+    """
+
+    def __init__(self, name: str, *, init: float, bounds: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.name, self.bounds = name, bounds
+        start = init if bounds is None else math.log((init - bounds[0]) / (bounds[1] - init))
+        self.theta = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+
+    def value(self) -> Tensor:
+        """Present value, shape (), differentiable."""
+        if self.bounds is None:
+            return self.theta
+        low, high = self.bounds
+        return low + (high - low) * torch.sigmoid(self.theta)
+
+    def metrics(self) -> dict[str, float]:
+        """The present value by the parameter's name, for reports; empty when it is not finite."""
+        value = self.value().item()
+        return {f"params.{self.name}": value} if math.isfinite(value) else {}
+
+
+class Custom(PreferenceLoss):
+    """A user's function at fixed numbers, one of which may be learnt.
+
+    Args:
+        function: Takes a `PairBatch` and the numbers by keyword, and returns the losses (B,).
+        numbers: Its keyword arguments but for the learnt one.
+        beta_kl: What scales the margin, per nat.
+        learnt: The parameter that is trained beside the policy.
+    """
+
+    def __init__(
+        self, function: Function, numbers: Mapping[str, Any], *, beta_kl: float, learnt: LearntParam | None = None
+    ) -> None:
+        super().__init__(beta_kl=beta_kl, mix=learnt)
+        self.function = function
+        self.numbers = dict(numbers)
+        self._geometry: Geometry | None = None
+
+    @property
+    def learnt(self) -> LearntParam | None:
+        """The parameter that is trained beside the policy."""
+        return self.mix
+
+    def forward(self, pairs: PairBatch) -> Tensor:
+        """Loss of each pair, shape (B,), in nats, differentiable in the learnt parameter too."""
+        learnt = {} if self.learnt is None else {self.learnt.name: self.learnt.value()}
+        return self.function(pairs, **self.numbers, **learnt)
+
+    def geometry(self) -> Geometry:
+        """Found numerically in float64, at the present value of the learnt parameter."""
+        if self._geometry is None or self.learnt is not None:
+            with raising_input_errors(self.function):
+                self._geometry = _numeric_geometry(self)
+        return self._geometry
+
+
+class CoupledCustom(Custom):
+    """A user's function whose pairs depend on each other, looked at one pair at a time among others at margin 0."""
+
+    batch_coupled = True
+
+    def at_start(self, pairs: PairBatch) -> Tensor:
+        """Loss of each pair as the only one of its batch that has left margin 0, shape (B,), in nats."""
+        count = pairs.chosen_logratio_B.shape[0]
+        company = pairs.chosen_logratio_B.new_zeros(COMPANY)
+
+        def among_others(at: int) -> PairBatch:
+            ratios = [torch.cat([field[at : at + 1], company]) for field in pairs[:2]]
+            lengths = [torch.cat([field[at : at + 1], torch.ones_like(company)]) for field in pairs[2:4]]
+            return PairBatch(*ratios, *lengths)
+
+        return torch.stack([self(among_others(at))[0] for at in range(count)])
+
+
+def _numeric_geometry(loss: Custom) -> Geometry:
+    known: dict[float, tuple[float, float]] = {}
+
+    def look(zs: list[float]) -> None:
+        values, slopes = loss.curve(torch.tensor(zs, dtype=torch.float64))
+        known.update(zip(zs, zip(values.tolist(), slopes.tolist(), strict=True), strict=True))
+
+    def at(z: float) -> tuple[float, float]:
+        if z not in known:
+            look([z])
+        return known[z]
+
+    look([*dict.fromkeys([0.0, *GRID])])
+    slope = lambda z: at(z)[1]  # noqa: E731
+    return geometry_of(lambda z: at(z)[0], slope, bounded=not any(unbounded_sides(slope)))
+
+
+def unbounded_sides(slope: Callable[[float], float]) -> tuple[bool, bool]:
+    """Whether |dL/dz| grows without bound as z falls and as it rises, judged by how it grows where it is a number."""
+
+    def grows(sign: int) -> bool:
+        sizes = []
+        for power in range(FURTHEST):
+            size = abs(slope(sign * 2.0**power))
+            if math.isnan(size):
+                break
+            if math.isinf(size):
+                return True
+            sizes.append(size)
+        return len(sizes) > 2 and sizes[-1] > GROWTH * max(*sizes[:-2], 1e-9)
+
+    return grows(-1), grows(+1)
+
+
+def imported(reference: str) -> Function:
+    """The function that `package.module:function` names.
+
+    Raises:
+        InputError: There is no such module or function, or the module cannot be imported.
+    """
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"{reference}: there is no module {error.name!r} in {here} or on PYTHONPATH; start the search in the "
+                "folder that holds it"
+            ) from None
+        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+    except Exception as error:
+        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+    function: Function | None = getattr(module, name, None)
+    if not callable(function):
+        own = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module_name
+        ]
+        has = f"functions there: {', '.join(own)}" if own else "it has no function of its own"
+        raise InputError(f"{reference}: {module_name} must have a function {name}, but has none; {has}")
+    return function
+
+
+def file_of(reference: str) -> Path:
+    """The file that holds a user's function.
+
+    Raises:
+        InputError: There is none that could be hashed.
+    """
+    function = inspect.unwrap(imported(reference))
+    file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+    if file is None or not Path(file).is_file():
+        raise InputError(f"{reference}: must be a Python function in a file, but is {type(function).__name__} in none")
+    return Path(file)
+
+
+def sha256_of(reference: str) -> str:
+    """Of the file that holds a user's function; what that file imports is not in it.
+
+    Raises:
+        InputError: There is none.
+    """
+    return hashlib.sha256(file_of(reference).read_bytes()).hexdigest()
+
+
+def told(error: BaseException, file: str | None = None) -> str:
+    """An exception of a user's code in one line, with the place in their file that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if file is not None:
+        own = [frame for frame in frames if frame.filename == file]
+    else:
+        own = [frame for frame in frames if "<frozen" not in frame.filename and frame.filename != __file__]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" at {error.filename}:{error.lineno}"
+    else:
+        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}{place}"
+
+
+@contextmanager
+def raising_input_errors(function: Function) -> Iterator[None]:
+    """Turn an exception of a user's function into one line with file and line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        raise InputError(f"the function raised {told(error, None if code is None else code.co_filename)}") from None
+
+
+def is_coupled(loss: Custom) -> bool:
+    """Whether a pair's loss depends on the other pairs of its batch: together and alone they then differ."""
+    together, apart = _probed(loss, [list(PROBES)]), _probed(loss, [[margin] for margin in PROBES])
+    return not torch.allclose(together, apart, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _probed(loss: Custom, batches: list[list[float]]) -> Tensor:
+    found = []
+    for margins in batches:
+        half_B = torch.tensor(margins, dtype=torch.float64) / 2
+        one_B = torch.ones_like(half_B)
+        found.append(torch.as_tensor(loss(PairBatch(half_B, -half_B, one_B, one_B))).reshape(-1))
+    return torch.cat(found)
+
+
+def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
+    """The loss that `config` describes, without a look at what the function does.
+
+    Raises:
+        InputError: The function cannot be found, or its file is not the one that `file_sha256` tells.
+        ValueError: A field still holds a domain.
+    """
+    function = imported(config.function)
+    if config.file_sha256 is not None and (found := sha256_of(config.function)) != config.file_sha256:
+        raise InputError(
+            f"{config.function}: its file must be the one that the search began with, sha256 {config.file_sha256}, but "
+            f"{file_of(config.function)} has {found}; put the old one back, or begin a search of another name"
+        )
+    numbers: dict[str, Any] = {}
+    learnt = None
+    for name, value in config.params.given().items():
+        if isinstance(value, LearnableParam):
+            learnt = LearntParam(name, init=float(_number(value.init)), bounds=value.bounds)
+        else:
+            numbers[name] = _number(value)
+    strength = config.params.strength()
+    usable = isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength > 0
+    return kind(function, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (Range, Choice)):
+        raise ValueError(
+            f"A loss is built from one value per field, but got {value!r}. Draw a point of the space first."
+        )
+    return value
+
+
+def build_custom(config: CustomLoss) -> PreferenceLoss:
+    """A user's loss as configured.
+
+    Raises:
+        InputError: The function cannot be found or called, or its file has changed.
+    """
+    loss = bare(config)
+    with raising_input_errors(loss.function):
+        coupled = is_coupled(loss)
+    return bare(config, CoupledCustom) if coupled else loss

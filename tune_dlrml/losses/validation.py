@@ -1,0 +1,306 @@
+"""What a user's loss does, found out before a search pays for it.
+
+Candidates are run as the trainer runs them, on pairs that a search may meet, and then further: what would end every
+trial is an error, what a person should know before they wait for it is a finding.
+
+Shape legend: B = preference pairs in the batch.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.custom import (
+    CoupledCustom,
+    Custom,
+    Function,
+    bare,
+    is_coupled,
+    raising_input_errors,
+    unbounded_sides,
+)
+from tune_dlrml.losses.preference import PairBatch
+
+MAGNITUDES = [10 ** (step / 4) for step in range(-12, 17)]
+"""Sizes of the margins (nats) at which a loss is tried, 0.001 to 10,000, four a decade."""
+MARGINS = [*(-size for size in reversed(MAGNITUDES)), -0.0, 0.0, *MAGNITUDES]
+NEAR = 1.0
+"""Nats within which every trial begins; a loss must be finite there."""
+SIZES = (1, 2, 7)
+"""Pairs of the batches that a loss must take; the last of a data set may be a single one."""
+STEP = 1e-5
+"""Half of the difference over which a slope is measured, relative to the margin or to 1 nat."""
+AGREEMENT = 1e-4
+"""Relative difference below which two slopes agree."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is so about a user's loss.
+
+    Attributes:
+        check: What was looked at, in a word or two.
+        level: `ok` as it should be, `warning` what a person should know.
+    """
+
+    check: str
+    level: Literal["ok", "warning"]
+    text: str
+
+
+def examine_custom(config: CustomLoss) -> list[Observation]:
+    """Look at a user's loss at one point of its space.
+
+    Raises:
+        InputError: It cannot be trained with: the message says what must hold, what is so, and in which line.
+    """
+    loss = bare(config)
+    check_signature(loss)
+    with raising_input_errors(loss.function):
+        _check_inputs_kept(loss)
+        _check_result(loss)
+        coupled = is_coupled(loss)
+        loss = bare(config, CoupledCustom) if coupled else loss
+        _check_gradient(loss)
+        found = [*_finiteness(loss), *_repeatability(loss), _differences(loss), *_coupling(loss), *_shape(loss)]
+    return found
+
+
+def check_signature(loss: Custom) -> None:
+    """Refuse a function that cannot be called with the pairs and its parameters by name.
+
+    Raises:
+        InputError: Naming what the function takes and what it would be given.
+    """
+    given = [*loss.numbers] + ([] if loss.learnt is None else [loss.learnt.name])
+    try:
+        signature = inspect.signature(loss.function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, **dict.fromkeys(given))
+    except TypeError as error:
+        params = f"params {', '.join(given)}" if given else "no params"
+        raise InputError(
+            "the function must take the pairs and every one of `params` by its name: "
+            f"{_name(loss.function)}{signature} does not go with {params} ({error})"
+        ) from None
+
+
+def _name(function: Function) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def pairs_of(margins: list[float], dtype: torch.dtype, *, gradient: bool = False) -> PairBatch:
+    """Pairs of these margins, split unevenly, with lengths and a reference that has opinions."""
+    margin_B = torch.tensor(margins, dtype=dtype)
+    chosen_B, rejected_B = 0.5 * margin_B, -0.5 * margin_B
+    length_B = torch.arange(5, 5 + len(margins)) % 40 + 2
+    reference_B = 0.25 * torch.arange(len(margins), dtype=dtype) % 3 - 1
+    pairs = PairBatch(chosen_B, rejected_B, length_B, length_B.flip(0), reference_B)
+    if gradient:
+        chosen_B.requires_grad_()
+        rejected_B.requires_grad_()
+    return pairs
+
+
+def _check_result(loss: Custom) -> None:
+    """One loss per pair, with a gradient, and also where none is recorded, as in evaluation."""
+    for count in SIZES:
+        values = loss(pairs_of([0.0] * count, torch.float32, gradient=True))
+        if not isinstance(values, Tensor):
+            raise InputError(f"the function must return a tensor of shape (B,), but returned {_shown(values)}")
+        if values.shape != (count,):
+            hint = "; leave the mean over the batch to the trainer" if values.ndim == 0 else ""
+            raise InputError(
+                f"the function must return one loss per pair, shape ({count},) for {count} pairs, but returned "
+                f"shape {tuple(values.shape)}{hint}"
+            )
+        if not values.is_floating_point():
+            raise InputError(f"the function must return floating-point losses, but returned {values.dtype}")
+    if not values.requires_grad:
+        raise InputError(
+            "the losses must depend on the pairs' log-ratios by a gradient, but have none: `.item()`, `.detach()`, "
+            "`float(...)` or `torch.tensor(...)` cuts it off"
+        )
+    with torch.no_grad():
+        loss(pairs_of([0.0, 1.0], torch.float32))
+
+
+def _shown(value: Any) -> str:
+    return "nothing (is there a return?)" if value is None else f"a {type(value).__name__}"
+
+
+def _check_inputs_kept(loss: Custom) -> None:
+    pairs = pairs_of([-2.0, 0.5, 3.0], torch.float32)
+    before = [None if field is None else field.clone() for field in pairs]
+    with torch.no_grad():
+        loss(pairs)
+    changed = [
+        name
+        for name, old, new in zip(pairs._fields, before, pairs, strict=True)
+        if old is not None and new is not None and not torch.equal(old, new)
+    ]
+    if changed:
+        raise InputError(f"the function must leave the pairs as they are, but changes {', '.join(changed)} in place")
+
+
+def _check_gradient(loss: Custom) -> None:
+    """The gradient exists, is not zero everywhere, and reaches the learnt parameter."""
+    pairs = pairs_of(MARGINS, torch.float64, gradient=True)
+    chosen_B, rejected_B = _gradients(loss(pairs), pairs)
+    if not bool(torch.cat([chosen_B, rejected_B]).nan_to_num(1.0).any()):
+        raise InputError("the losses must change with the log-ratios, but their gradient is 0 at every margin")
+    if loss.learnt is not None:
+        near = [margin for margin in MARGINS if NEAR / 100 <= abs(margin) <= 10 * NEAR]
+        (slope,) = torch.autograd.grad(
+            loss(pairs_of(near, torch.float64, gradient=True)).sum(), loss.learnt.theta, allow_unused=True
+        )
+        if slope is None or not math.isfinite(slope.item()):
+            raise InputError(
+                f"the learnable parameter {loss.learnt.name} must have a finite gradient, but has "
+                f"{'none' if slope is None else slope.item()}"
+            )
+
+
+def _gradients(values: Tensor, pairs: PairBatch) -> tuple[Tensor, Tensor]:
+    chosen_B, rejected_B = torch.autograd.grad(values.sum(), pairs[:2], allow_unused=True)
+    zero_B = torch.zeros_like(pairs.chosen_logratio_B)
+    return zero_B if chosen_B is None else chosen_B, zero_B if rejected_B is None else rejected_B
+
+
+def nonfinite_margins(loss: Custom, dtype: torch.dtype) -> list[float]:
+    """Those of `MARGINS` at which a loss or its gradient is not finite, each pair in a batch of its own."""
+    bad = []
+    for margin in MARGINS:
+        pairs = pairs_of([margin], dtype, gradient=True)
+        values = loss(pairs)
+        slopes = _gradients(values, pairs)
+        if not all(bool(each.isfinite().all()) for each in (values, *slopes)):
+            bad.append(margin)
+    return bad
+
+
+def _finiteness(loss: Custom) -> Iterator[Observation]:
+    for name, dtype in PRECISIONS.items():
+        bad = nonfinite_margins(loss, dtype)
+        near = [margin for margin in bad if abs(margin) <= NEAR]
+        if near:
+            worst = min(near, key=abs)
+            raise InputError(
+                f"value and gradient must be finite within {NEAR:g} nat of margin 0, where every trial begins, but in "
+                f"{name} they are not at margin {worst:g}"
+            )
+        if not bad:
+            yield Observation("finite", "ok", f"finite in {name} for margins of up to {MAGNITUDES[-1]:g} nats")
+            continue
+        below, above = [m for m in bad if m < 0], [m for m in bad if m > 0]
+        sides = ([f"from {max(below):.5g} nats down"] if below else []) + (
+            [f"from {min(above):.5g} nats up"] if above else []
+        )
+        yield Observation("finite", "warning", f"in {name} value or gradient is not finite {' and '.join(sides)}")
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _repeatability(loss: Custom) -> Iterator[Observation]:
+    first, second = (loss(pairs_of(MARGINS, torch.float32)) for _ in range(2))
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        yield Observation("repeatable", "warning", "two calls on the same pairs differ, so no trial can be repeated")
+    if first.dtype != torch.float32:
+        yield Observation("precision", "warning", f"losses of float32 pairs come back in {first.dtype}")
+
+
+def _differences(loss: Custom) -> Observation:
+    """The gradient of the batch's sum against finite differences, in float64."""
+    worst, where = 0.0, 0.0
+    for margin in MARGINS:
+        step = STEP * max(1.0, abs(margin))
+        pairs = pairs_of([margin, 0.3, -1.1], torch.float64, gradient=True)
+        slope = float(_gradients(loss(pairs), pairs)[0][0])
+        with torch.no_grad():
+            high, low = (
+                float(loss(_with_chosen(pairs, float(pairs.chosen_logratio_B[0].detach()) + sign * step)).sum())
+                for sign in (1, -1)
+            )
+        difference = (high - low) / (2 * step)
+        if math.isfinite(slope) and math.isfinite(difference):
+            off = abs(slope - difference) / max(abs(slope), abs(difference), AGREEMENT)
+            worst, where = max((worst, where), (off, margin))
+    if worst <= AGREEMENT:
+        return Observation("gradient", "ok", "the gradient agrees with finite differences")
+    return Observation(
+        "gradient",
+        "warning",
+        f"the gradient differs from finite differences, most at margin {where:.3g} (by {worst:.1%}): the loss jumps or "
+        "has a kink there, or part of it is detached",
+    )
+
+
+def _with_chosen(pairs: PairBatch, first: float) -> PairBatch:
+    chosen_B = pairs.chosen_logratio_B.detach().clone()
+    chosen_B[0] = first
+    return pairs._replace(chosen_logratio_B=chosen_B)
+
+
+def _coupling(loss: Custom) -> Iterator[Observation]:
+    if loss.batch_coupled:
+        yield Observation(
+            "pairs",
+            "warning",
+            "the loss of a pair depends on the other pairs of its micro-batch, so that the batch size changes it",
+        )
+    else:
+        yield Observation("pairs", "ok", "every pair is scored by itself")
+    if loss.batch_coupled and _depends_on_order(loss):
+        yield Observation("pairs", "warning", "the loss of a pair depends on the order of the pairs in its micro-batch")
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _depends_on_order(loss: Custom) -> bool:
+    pairs = pairs_of([-3.0, -0.5, 0.2, 1.0, 4.0], torch.float64)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    turned = PairBatch(*(None if field is None else field[order] for field in pairs))  # type: ignore[arg-type]
+    return not torch.allclose(loss(pairs)[order], loss(turned), rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def _shape(loss: Custom) -> Iterator[Observation]:
+    geometry, beta_kl = loss.geometry(), loss.beta_kl
+    if geometry.starts == "wrong":
+        yield Observation("start", "warning", "starts uphill: the first steps of training lower the margin")
+    else:
+        yield Observation("start", "ok", "starts downhill: the first steps of training raise the margin")
+    trap, barrier = geometry.trap_margin(beta_kl), geometry.barrier_margin(beta_kl)
+    if trap is not None and barrier is not None:
+        text = f"has a trap at margin {trap:+.3g} nats below a barrier at {barrier:+.3g}: pairs left of it stay there"
+        yield Observation("monotone", "warning", text)
+    else:
+        yield _monotone(loss)
+    sides = unbounded_sides(lambda z: float(loss.curve(torch.tensor([z], dtype=torch.float64))[1][0]))
+    for which, unbounded in zip(("falls", "rises"), sides, strict=True):
+        if unbounded:
+            yield Observation("bounded", "warning", f"the slope grows without bound as the margin {which}")
+    if not any(sides):
+        yield Observation("bounded", "ok", "the slope is bounded")
+
+
+def _monotone(loss: Custom) -> Observation:
+    margins = torch.tensor(MARGINS, dtype=torch.float64)
+    slope_N = loss.curve(margins * loss.beta_kl)[1]
+    rising = [margin for margin, slope in zip(MARGINS, slope_N.tolist(), strict=True) if slope > 0]
+    if not rising:
+        return Observation("monotone", "ok", "falls with the margin everywhere: no trap")
+    if max(rising) == MARGINS[-1] and min(rising) > 0:
+        text = f"rises again above a margin of about {min(rising):.3g} nats, which pairs are drawn to from both sides"
+    elif min(rising) == MARGINS[0]:
+        text = f"rises for margins up to {max(rising):.3g} nats, where pairs are pushed further down without end"
+    else:
+        text = f"rises somewhere between {min(rising):.3g} and {max(rising):.3g} nats"
+    return Observation("monotone", "warning", text)

@@ -1,0 +1,153 @@
+"""One loss as a picture: its value and its slope over the margin, with the trap, the barrier and the way of descent."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.portrait import SHOWN_Z, Portrait, curve_of
+from tune_dlrml.report.style import COLOURS, WIDTH, styled
+
+POINTS = 401
+CLOSE = 3.0
+"""Half of the close-up's width, relative to the distance of the trap or the barrier from margin 0."""
+HIGHEST = 2.5
+"""A curve is shown up to this many times its value at margin 0, if it goes further."""
+STEEPEST = 3.0
+"""A slope is shown up to this many times its size at margin 0, or DPO's."""
+DPI = 150
+_LOSS, _OTHER, _TRAP = COLOURS[0], "#777777", "#F6DDCC"
+
+
+def loss_figure(seen: Portrait) -> Figure:
+    """The picture; a loss with a trap has a second column that shows it from near."""
+    halves = [SHOWN_Z / seen.beta_kl]
+    marks = [point for point in (seen.geometry.trap, seen.geometry.barrier) if point is not None]
+    if marks:
+        halves.append(CLOSE * max(abs(point.margin(seen.beta_kl)) for point in marks))
+    with styled():
+        figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
+        grid = figure.subplots(2, len(halves), sharex="col", squeeze=False)
+        for column, half in enumerate(halves):
+            _draw(grid[0][column], grid[1][column], seen, half, close=column > 0)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.suptitle(_title(seen), fontsize=12, fontweight="bold", ha="left", x=0.01)
+    return figure
+
+
+def write_picture(seen: Portrait, path: Path) -> None:
+    """Write the picture as a PNG, whatever the path ends with.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    buffer = io.BytesIO()
+    with styled():
+        loss_figure(seen).savefig(buffer, format="png", dpi=DPI)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"{path}: the picture cannot be written ({error.strerror}); give another --out") from None
+
+
+def _title(seen: Portrait) -> str:
+    settings = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in seen.settings.items()
+        if key != "numerics"
+    )
+    c = "" if seen.geometry.c is None or "c" in seen.settings else f"   (c = {seen.geometry.c:.4g})"
+    return f"{seen.loss.name}: {settings}{c}"
+
+
+def _draw(value: Axes, slope: Axes, seen: Portrait, half: float, *, close: bool) -> None:
+    xs = [half * (2 * at / (POINTS - 1) - 1) for at in range(POINTS)]
+    values, slopes = curve_of(seen.loss, xs)
+    others = [_dpo(seen.beta_kl * x) for x in xs]
+    for axes, ys, dpo in (
+        (value, values, [each for each, _ in others]),
+        (slope, slopes, [seen.beta_kl * each for _, each in others]),
+    ):
+        axes.axvline(0.0, color="#BBBBBB", linewidth=0.9, zorder=1)
+        if seen.loss.name != "dpo":
+            axes.plot(xs, dpo, color=_OTHER, linewidth=1.2, linestyle="--", zorder=3, label="DPO of the same strength")
+        axes.plot(xs, ys, color=_LOSS, linewidth=2.2, zorder=4, label=seen.loss.name)
+        _shade_trap(axes, seen, half)
+    slope.axhline(0.0, color="#444444", linewidth=0.9, zorder=2)
+    zero = values[POINTS // 2]
+    _limit(value, [*values, *(each for each, _ in others)], bottom=min(0.0, zero), top=HIGHEST * abs(zero))
+    steep = STEEPEST * max(abs(slopes[POINTS // 2]), seen.beta_kl / 2)
+    _limit(slope, [*slopes, *(seen.beta_kl * each for _, each in others)], bottom=-steep, top=steep)
+    _mark_start(value, zero, seen, half)
+    _mark_trap(value, seen, close=close)
+    value.set_xlim(-half, half)
+    value.set_title("close to margin 0" if close else "over the whole range", loc="left")
+    slope.set_xlabel("margin of the pair, nats")
+    if not close:
+        value.set_ylabel("loss of a pair, nats")
+        slope.set_ylabel("slope, per nat of margin")
+
+
+def _dpo(z: float) -> tuple[float, float]:
+    """DPO's loss and its slope over z."""
+    return max(-z, 0.0) + math.log1p(math.exp(-abs(z))), -1 / (1 + math.exp(z))
+
+
+def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> None:
+    """Show all of a curve, unless it goes far beyond what is at margin 0."""
+    known = [y for y in ys if math.isfinite(y)]
+    low, high = max(min(known), min(bottom, -top)), min(max(known), top)
+    pad = 0.12 * (high - low) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+
+
+def _shade_trap(axes: Axes, seen: Portrait, half: float) -> None:
+    barrier = seen.geometry.barrier_margin(seen.beta_kl)
+    if barrier is not None:
+        axes.axvspan(-half, barrier, color=_TRAP, zorder=0, linewidth=0, label="pairs here are pulled into the trap")
+
+
+def _mark_trap(axes: Axes, seen: Portrait, *, close: bool) -> None:
+    """Trap and barrier where there is room to tell them apart."""
+    for name, point, marker, below in (
+        ("trap", seen.geometry.trap, "v", True),
+        ("barrier", seen.geometry.barrier, "^", False),
+    ):
+        if point is None or not close:
+            continue
+        margin = point.margin(seen.beta_kl)
+        axes.plot([margin], [point.value], marker=marker, color=COLOURS[1], markersize=8, zorder=6, linestyle="none")
+        axes.annotate(
+            f"{name} {margin:+.3g} nats, loss {point.value:.3f}",
+            (margin, point.value),
+            xytext=(0, -12 if below else 10),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            fontsize=9,
+            zorder=7,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.75},
+        )
+
+
+def _mark_start(axes: Axes, zero: float, seen: Portrait, half: float) -> None:
+    """Margin 0, where every pair begins, and which way descent takes it."""
+    wrong = seen.geometry.starts == "wrong"
+    axes.annotate(
+        "",
+        (half * (-0.3 if wrong else 0.3), zero),
+        xytext=(0.0, zero),
+        arrowprops={"arrowstyle": "-|>", "color": COLOURS[1] if wrong else COLOURS[2], "linewidth": 2},
+        zorder=6,
+    )
+    way = "down: wrong" if wrong else "up: right"
+    axes.plot(
+        [0.0], [zero], marker="o", color="#000000", markersize=6, zorder=7, linestyle="none",
+        label=f"start; training moves the margin {way}",
+    )  # fmt: skip
