@@ -107,7 +107,7 @@ def storage_error(model: Resident) -> str:
     try:
         trial.train_trial(model, toy_training.spec(DPO, settings()), plan(2, workers=2), Verdict(), folder=folder)
     except StorageError as error:
-        left = [path.name for path in folder.rglob("*")]
+        left = sorted(path.name for path in folder.rglob("*"))
         return f"{str(error).replace(str(folder), 'trial')} Left: {left}"
     finally:
         PreferenceTrainer.write_state = write_state
