@@ -31,8 +31,6 @@ WORKER_ENVIRONMENT = {
     # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Ray Train trains in a thread; see training/allocator.py. glibc reads it when a process starts.
-    "MALLOC_ARENA_MAX": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -67,20 +65,20 @@ def ray_cluster(
         InputError: The cluster cannot be reached, or cannot hold the search within `wait_s`.
     """
     os.environ.update(DRIVER_ENVIRONMENT)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
     if address is None:
         check_resources(resources, [local_capacity()], "this machine")
         _make_private_token()
-        # Its processes have it from this one, and so need no environment made for them, and can be there beforehand.
-        os.environ.update(WORKER_ENVIRONMENT)
         options |= {
             "address": "local",
             "num_cpus": int(local_capacity()["CPU"]),
             "include_dashboard": True,  # Ray Train frees placement groups through its State API
             "_temp_dir": str(scratch),
         }
-    else:
-        options["runtime_env"] = {"env_vars": WORKER_ENVIRONMENT}
     polite_end = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
