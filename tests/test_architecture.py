@@ -50,7 +50,6 @@ VENDORS = {
         "evaluation/",
         "models.py",
         "builtin/make_sentiment_pairs.py",
-        "search/checks.py",
     ),
 }
 

@@ -180,6 +180,7 @@ def test_the_losses_are_listed_with_their_fields(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "losses", "--json")
     listed = {loss["name"]: loss["fields"] for loss in json.loads(out)}
     assert code == 0
-    assert listed.keys() >= {"dpo", "discopop", "dlrml", "ipo", "aqfl"}
+    discovered = {"discopop", "dbaql", "aql", "padll", "aqfl", "cell", "pfl"}
+    assert listed.keys() == {"dpo", "hinge", "ipo", "kto", "dlrml", "custom"} | discovered
     assert listed["discopop"]["tau"] == 0.05
     assert "beta_mix" not in listed["dpo"]
