@@ -21,6 +21,8 @@ from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, by_lengt
 KL_ROWS = 16
 """Held-out pairs whose chosen completions `eval_kl` is computed on, the first ones of the set."""
 
+KL_TILE = 128
+"""Tokens whose logits are compared at a time, so that no (C, V) of float32 comes and goes; see `allocator`."""
 
 QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in (0, 5, 25, 50, 75, 95, 100)}
 """Where the held-out margins lie, by the name of the metric, so that a report can lay them over the loss."""
@@ -107,9 +109,9 @@ class HeldOut:
         sums = []
         with torch.no_grad():
             for batch, reference_CV in zip(self._kl_batches, self._reference_logits, strict=True):
-                policy = torch.log_softmax(self._logits(model, batch).float(), dim=-1)
-                reference = torch.log_softmax(reference_CV.to(policy.device).float(), dim=-1)
-                kl = torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double()
+                policy_CV = self._logits(model, batch)
+                tiles = zip(policy_CV.split(KL_TILE), reference_CV.split(KL_TILE), strict=True)
+                kl = torch.stack([_kl_div(*tile) for tile in tiles]).sum()
                 sums.append(torch.stack([kl, kl.new_tensor(batch.rows)]))
         total, rows = torch.stack(gathered(torch.stack(sums).sum(dim=0) if sums else None)).sum(dim=0).tolist()
         return float(total / rows)
@@ -118,6 +120,14 @@ class HeldOut:
         """Logits (C, V) that predict the completions' tokens."""
         with computing(model, self._training):
             return model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
+
+
+def _kl_div(policy_CV: Tensor, reference_CV: Tensor) -> Tensor:
+    """KL(policy || reference) out of logits, summed over tokens, shape (), float64, in nats."""
+    policy, reference = (
+        torch.log_softmax(logits.to(policy_CV.device).float(), dim=-1) for logits in (policy_CV, reference_CV)
+    )
+    return torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double()
 
 
 def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry) -> float:
