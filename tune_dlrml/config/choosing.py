@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tune_dlrml.config.domains import overlay
-from tune_dlrml.config.loading import _loss_names, _message, _moved, _nearest, _parse_override
+from tune_dlrml.config.loading import parse_override
 from tune_dlrml.config.losses import AnyLoss
+from tune_dlrml.config.messages import loss_names, message_of, moved, nearest
 from tune_dlrml.errors import InputError
 
 _ANY: TypeAdapter[AnyLoss] = TypeAdapter(AnyLoss)
@@ -22,19 +23,19 @@ def chosen_loss(name: str, overrides: list[str]) -> AnyLoss:
     Raises:
         InputError: Naming the option, key, value and what is allowed.
     """
-    if name not in _loss_names():
-        raise InputError(f"losses show {name}: no loss has this name; {_nearest(name, _loss_names())}")
+    if name not in loss_names():
+        raise InputError(f"losses show {name}: no loss has this name; {nearest(name, loss_names())}")
     document: dict[str, Any] = {"name": name}
     places: dict[str, str] = {}
     for override in overrides:
-        key, value = _parse_override(override, document)
+        key, value = parse_override(override, document)
         if key == "name":
             raise InputError("--set name: the loss is named before the options, as in `losses show dlrml`")
-        document, places = overlay(document, {key: value}), _moved(places, key, f"--set {key}")
+        document, places = overlay(document, {key: value}), moved(places, key, f"--set {key}")
     try:
         loss = _ANY.validate_python(document)
     except ValidationError as error:
-        raise InputError(_message(error, document, f"losses show {name}", places)) from None
+        raise InputError(message_of(error, document, f"losses show {name}", places)) from None
     searched = next(iter(loss.domains().items()), None)
     if searched is not None:
         raise InputError(

@@ -1,17 +1,16 @@
 """From a YAML file and `--set` overrides to a SearchConfig, or to one message that names file, line, key and value."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from tune_dlrml.config.domains import overlay
+from tune_dlrml.config.messages import message_of, moved
 from tune_dlrml.config.schema import SearchConfig
 from tune_dlrml.errors import InputError
 
@@ -52,10 +51,10 @@ def load_config(path: Path, overrides: list[str] | None = None, **changes: Any) 
     """
     document, places = _read(path)
     for override in overrides or []:
-        key, value = _parse_override(override, document)
-        document, places = overlay(document, {key: value}), _moved(places, key, f"--set {key}")
+        key, value = parse_override(override, document)
+        document, places = overlay(document, {key: value}), moved(places, key, f"--set {key}")
     for key, value in changes.items():
-        document, places = {**document, key: value}, _moved(places, key, f"--{key}")
+        document, places = {**document, key: value}, moved(places, key, f"--{key}")
     return parse_config(document, source=str(path), places=places)
 
 
@@ -70,7 +69,7 @@ def parse_config(document: dict[str, Any], *, source: str, places: dict[str, str
     try:
         return SearchConfig.model_validate(document)
     except ValidationError as error:
-        raise InputError(_message(error, document, source, places or {})) from None
+        raise InputError(message_of(error, document, source, places or {})) from None
 
 
 def to_yaml(config: SearchConfig) -> str:
@@ -170,7 +169,12 @@ def _yaml_message(source: str, error: yaml.YAMLError) -> str:
     return f"{where}: is not YAML: {problem}"
 
 
-def _parse_override(override: str, document: dict[str, Any]) -> tuple[str, Any]:
+def parse_override(override: str, document: dict[str, Any]) -> tuple[str, Any]:
+    """Key and value of a `dotted.key=value`.
+
+    Raises:
+        InputError: It is none, or a section that it names is a plain value in `document`.
+    """
     key, equals, text = override.partition("=")
     key = key.strip()
     parts = key.split(".")
@@ -185,103 +189,3 @@ def _parse_override(override: str, document: dict[str, Any]) -> tuple[str, Any]:
             outer, shown = ".".join(parts[:depth]), json.dumps(section)[:200]
             raise InputError(f"--set {key}: {outer} must be a mapping to have keys of its own, but it is {shown}")
     return key, _parse(text, f"--set {key}")[0]
-
-
-def _moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
-    """The places after `key`, with all that it held, was given anew at `place`, and sections made for it."""
-    inside = (f"{key}.", f"{key}[")
-    kept = {other: old for other, old in places.items() if not other.startswith(inside)}
-    parts = key.split(".")
-    sections = {".".join(parts[:depth]): place for depth in range(1, len(parts))}
-    return sections | kept | {key: place}
-
-
-def _message(error: ValidationError, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
-    messages = list(dict.fromkeys(_one_message(detail, document, source, places) for detail in error.errors()))
-    return "\n".join(messages[:10])
-
-
-def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
-    path, given, kind = _path_in(document, detail["loc"]), detail["input"], detail["type"]
-    key = _dotted(path)
-    if kind == "law":
-        key = ".".join(part for part in (key, detail["ctx"]["key"]) if part)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        key, given = f"{key}.name", given.get("name")
-    where = _place(key, places) or source
-    prefix = where if not key or where == f"--set {key}" else f"{where}: {key}"
-    if kind == "law":
-        return f"{prefix}: {detail['msg']}"
-    if kind == "extra_forbidden":
-        return f"{prefix}: is no key of this section ({_nearest(str(path[-1]), _legal_keys(detail['loc']))})"
-    if kind == "missing":
-        return f"{prefix}: must be given, but is missing"
-    shown = json.dumps(given, default=str)[:200]
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{prefix}: {_nearest(str(given), _loss_names())}, but got {shown}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{prefix}: a mapping of keys is needed, but got {shown}"
-    return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}"
-
-
-def _place(key: str, places: dict[str, str]) -> str | None:
-    """Where a key was given or, failing that, the section around it."""
-    while key:
-        if key in places:
-            return places[key]
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return None
-
-
-def _path_in(document: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Location of an error without the parts that pydantic adds for unions and validators."""
-    path: list[int | str] = []
-    for index, part in enumerate(loc):
-        inside = (isinstance(document, dict) and part in document) or (
-            isinstance(document, list) and isinstance(part, int) and part < len(document)
-        )
-        if inside:
-            document = document[part]
-            path.append(part)
-        elif isinstance(document, dict) and index == len(loc) - 1 and part not in _loss_names():
-            path.append(part)
-    return tuple(path)
-
-
-def _dotted(path: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-
-
-def _legal_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section that `loc` lies in."""
-    model: Any = SearchConfig
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        if part in _loss_names():
-            model = next(loss for loss in _losses() if loss.model_fields["name"].default == part)
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = _section(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [_section(inner) for inner in get_args(annotation)]
-    return next((model for model in found if model is not None), None)
-
-
-def _losses() -> list[type[BaseModel]]:
-    union = get_args(get_args(SearchConfig.model_fields["space"].annotation.model_fields["losses"].annotation)[0])[0]  # type: ignore[union-attr]
-    return list(get_args(union))
-
-
-def _loss_names() -> list[str]:
-    return [loss.model_fields["name"].default for loss in _losses()]
-
-
-def _nearest(word: str, legal: list[str]) -> str:
-    close = difflib.get_close_matches(word, legal, n=1)
-    allowed = f"allowed: {', '.join(legal)}"
-    return f"did you mean {close[0]}? {allowed}" if close else allowed

@@ -21,27 +21,28 @@ from tune_dlrml.search.checks import Finding
 from tune_dlrml.search.exposure import examine_dashboard
 from tune_dlrml.search.placement import free_dead_placement_groups
 
-WORKER_ENVIRONMENT = {
-    # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+ENVIRONMENT = {
     # The patched print makes dill inspect sources and floods the workers' logs.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+"""Of every process of a search."""
+WORKER_ENVIRONMENT = ENVIRONMENT | {
+    # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # It tells a training loop of nodes that will be drained, by a process of its own; this loop does not ask.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-DRIVER_ENVIRONMENT = {
+DRIVER_ENVIRONMENT = ENVIRONMENT | {
     # Nothing that Tune writes is ever read again: the study is the one truth.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_THRESHOLD_S": str(10**6),
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 GCS_PORT = "RAY_GCS_SERVER_PORT"
 POLL_S = 1.0

@@ -16,9 +16,10 @@ def keep_freed_memory() -> None:
     pages. A step of SmolLM2-135M over 4 pairs of 160 tokens takes 2.55 s without that and 3.5 s with it (bfloat16, two
     threads). The process holds what its largest step took. Without glibc nothing is done.
 
-    It reaches glibc's main arena alone. A thread's own keeps no block above 64 MB: an evaluation of 49 pairs faults in
-    7 GB there, which is a fifth of its time. MALLOC_ARENA_MAX=1 would end that, and make the threads of every product
-    wait for one lock: a search of the toy then takes 58 s in place of 48 s.
+    It reaches glibc's main arena alone. Ray Train trains in a thread, whose own arena keeps no block above 64 MB; so
+    blocks of a step and of a held-out pass are kept below that (`batches.CPU_HEAD_TILE`, `held_out.KL_TILE`). Before
+    they were, a pass over 49 pairs faulted in 7 GB, a fifth of its time. MALLOC_ARENA_MAX=1 would also end that, and
+    make the threads of every product wait for one lock: a search of the toy then takes 58 s in place of 48 s.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.records import MARGIN_QUANTILES
 from tune_dlrml.training.batches import pair_log_probs
 from tune_dlrml.training.pair_form import CompletionBatch, PairForm, completion_batches
 from tune_dlrml.training.ranks import rank_and_world
@@ -23,9 +24,6 @@ KL_ROWS = 16
 
 KL_TILE = 128
 """Tokens whose logits are compared at a time, so that no (C, V) of float32 comes and goes; see `allocator`."""
-
-QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in (0, 5, 25, 50, 75, 95, 100)}
-"""Where the held-out margins lie, by the name of the metric, so that a report can lay them over the loss."""
 
 
 class HeldOut:
@@ -62,7 +60,7 @@ class HeldOut:
     def untrained(self) -> dict[str, float]:
         """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
         known = {"eval_accuracy": 0.5, "eval_accuracy_se": 0.0, "eval_margin": 0.0, "eval_kl": 0.0}
-        return known | dict.fromkeys(QUANTILES, 0.0)
+        return known | dict.fromkeys(MARGIN_QUANTILES, 0.0)
 
     def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry) -> dict[str, float]:
         """Held-out numbers of the policy; accuracy counts a tie one half, margins and KL are in nats.
@@ -87,9 +85,9 @@ class HeldOut:
             "eval_chosen_logps": chosen_N.mean(),
             "eval_rejected_logps": rejected_N.mean(),
         }
-        quantiles = torch.quantile(margin_N, margin_N.new_tensor([*QUANTILES.values()])).tolist()
+        quantiles = torch.quantile(margin_N, margin_N.new_tensor([*MARGIN_QUANTILES.values()])).tolist()
         return {name: value.item() for name, value in metrics.items()} | {
-            **dict(zip(QUANTILES, quantiles, strict=True)),
+            **dict(zip(MARGIN_QUANTILES, quantiles, strict=True)),
             "eval_kl": kl,
             "eval_trap_fraction": trap_fraction(margin_N, beta_kl=beta_kl, geometry=geometry),
         }

@@ -10,13 +10,13 @@ from tune_dlrml.config import AnyLoss, DpoLoss
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.drawn import curve_and_geometry
 from tune_dlrml.losses.geometry import Geometry, dlrml_value, learned_geometry
+from tune_dlrml.records import MARGIN_QUANTILES
 from tune_dlrml.report.ranking import words
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, looks, styled
 
-QUANTILES = ("eval_margin_p05", "eval_margin_p25", "eval_margin_p50", "eval_margin_p75", "eval_margin_p95")
-EXTREMES = ("eval_margin_p00", "eval_margin_p100")
-"""Held-out margins in nats; they widen the picture where a report has them."""
+LOWEST, *WITHIN, HIGHEST = MARGIN_QUANTILES
+"""The least and the largest held-out margin, which widen the picture where a report has them, and those between."""
 
 MIXING = ("discopop", "dlrml")
 """Losses whose curve is dLRML's at their c."""
@@ -54,7 +54,7 @@ def margins_over_loss(data: SearchData) -> Drawing:
 
 def _best_and_worst(data: SearchData) -> dict[str, TrialData]:
     """Trials by their objective at the last evaluation; the search's own best where it has the margins."""
-    known = [t for t in data.trials if all(name in t.last for name in QUANTILES) and data.metric in t.last]
+    known = [t for t in data.trials if all(name in t.last for name in WITHIN) and data.metric in t.last]
     if not known:
         return {}
     sign = 1.0 if data.maximize else -1.0
@@ -67,7 +67,7 @@ def _best_and_worst(data: SearchData) -> dict[str, TrialData]:
 def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
     shape, colour = trial.shape, looks(data)[trial.branch].colour
     last = trial.last
-    low, high = last.get(EXTREMES[0], last[QUANTILES[0]]), last.get(EXTREMES[1], last[QUANTILES[-1]])
+    low, high = last.get(LOWEST, last[WITHIN[0]]), last.get(HIGHEST, last[WITHIN[-1]])
     curve, geometry = loss_curve(trial), _geometry(trial)
     strength = 1.0 if shape is None else shape.beta_kl
     marks = {} if geometry is None else _marks(geometry, strength)
@@ -101,7 +101,7 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
 
 
 def _box(axes: Axes, last: Mapping[str, float], low: float, high: float, at: float, height: float) -> None:
-    p05, p25, p50, p75, p95 = (last[name] for name in QUANTILES)
+    p05, p25, p50, p75, p95 = (last[name] for name in WITHIN)
     axes.plot([low, high], [at, at], color="#333333", linewidth=0.9, zorder=3)
     axes.barh(at, p95 - p05, left=p05, height=0.35 * height, color="#999999", zorder=3)
     axes.barh(at, p75 - p25, left=p25, height=height, color="#E0E0E0", edgecolor="#333333", linewidth=0.9, zorder=4)
