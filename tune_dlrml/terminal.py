@@ -289,13 +289,21 @@ def bill_lines(bill: "Bill") -> list[str]:
     hours, unit = (bill.gpu_hours, "GPU-hours") if bill.gpu_hours.mean else (bill.cpu_hours, "CPU-hours")
     memory = f"{size(bill.memory_bytes)} of memory"
     memory += f" and {size(bill.gpu_memory_bytes)} of GPU memory" if bill.gpu_memory_bytes else ""
-    return [
+    lines = [
         f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {bill.trials} trials of "
         f"at most {bill.full_steps} steps, {rungs}",
         f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
         f"{_millions(bill.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(bill.disk_bytes)} of "
         "checkpoints",
     ]
+    if bill.confirmation is not None:
+        after = bill.confirmation
+        hours = after.gpu_hours if unit == "GPU-hours" else after.cpu_hours
+        lines.append(
+            f"search.confirm will then train {after.trials} times {after.full_steps} steps, or fewer: about "
+            f"{duration(after.wall_s.mean)}, {number(hours.mean)} {unit}"
+        )
+    return lines
 
 
 def taken_line(taken: Taken) -> str:

@@ -170,8 +170,29 @@ def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
     assert make_bill(MEASURED, config, 6).wall_s.mean == pytest.approx(once.wall_s.mean + 7)
 
 
+def test_confirming_trials_are_a_bill_of_their_own(config_with: Config) -> None:
+    plain = config_with(num_trials=4, scheduler={"grace_period": 2, "reduction_factor": 2})
+    config = with_(plain, search={"confirm": {"top": 2, "seeds": 3}})
+    bill = make_bill(MEASURED, config, 6)
+    assert replace(bill, confirmation=None) == make_bill(MEASURED, plain, 6)
+    after = bill.confirmation
+    assert after is not None
+    assert (after.trials, after.rungs, after.optimizer_steps) == (9, (), Span(54, 54, 54))
+    # 7 s of loading, the reference pass, and 9 x (0.5 + 12 + 6 + 1) s.
+    assert after.wall_s.mean == pytest.approx(7 + after.reference_s + 9 * 19.5)
+    (told,) = (line for line in bill_lines(bill) if "search.confirm" in line)
+    assert "9 times 6 steps, or fewer: about 3:0" in told
+    assert bill.as_json()["confirmation"]["trials"] == 9
+
+
 def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
-    config = with_(config_with(num_trials=4), resources={"workers": 2}, search={"time_budget_s": 1e-3})
+    config = with_(
+        config_with(num_trials=4),
+        resources={"workers": 2},
+        search={"time_budget_s": 1e-3, "confirm": {"top": 1, "seeds": 2}},
+        training={"warm_up": {"steps": 7, "learning_rate": 1e-4}},
+        dataset={"test": "test.jsonl"},
+    )
     evaluation = EvaluationConfig(when="final_rung", judges=["openai:gpt-4o"])
     bill = make_bill(replace(MEASURED, longest_share=0.5), config, 40)
     told = " ".join(notes(bill, config.model_copy(update={"evaluation": evaluation})))
@@ -182,6 +203,8 @@ def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
         "judges",
         "search.time_budget_s",
         "50% of the tokens",
+        "warm-up of 7 steps",
+        "dataset.test",
     ):
         assert words in told
     plain = config_with(num_trials=4, scheduler=None)

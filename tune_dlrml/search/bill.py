@@ -16,6 +16,7 @@ from typing import Any
 
 from tune_dlrml.config import Domain, Range, ResourcesConfig, SearchConfig
 from tune_dlrml.config.losses import searched_fields
+from tune_dlrml.search.candidates import confirm_settings
 from tune_dlrml.search.halving import is_promoted, rung_steps
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.training.measure import Measurement
@@ -71,6 +72,8 @@ class Bill:
         memory_bytes: Peak of all workers that run at once.
         gpu_memory_bytes: The same of the GPUs' memory.
         disk_bytes: Checkpoints that lie on the disk at once, at most.
+        confirmation: The same of `search.confirm`, at most, with the held-out pairs of the search in place of a test
+            set; None without it. What stands above does not count it.
     """
 
     trials: int
@@ -95,6 +98,7 @@ class Bill:
     memory_bytes: int
     gpu_memory_bytes: int
     disk_bytes: int
+    confirmation: "Bill | None" = None
 
     @property
     def step_s(self) -> tuple[float, float, float]:
@@ -162,7 +166,12 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
         memory_bytes=at_once * measured.memory_bytes,
         gpu_memory_bytes=at_once * measured.gpu_memory_bytes,
         disk_bytes=math.ceil(kept * measured.checkpoint_bytes),
+        confirmation=None if config.search.confirm is None else _confirmation(measured, config, full_steps),
     )
+
+
+def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) -> Bill:
+    return make_bill(measured, config.model_copy(update={"search": confirm_settings(config)}), full_steps)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_dlrml.config import DpoLoss, SearchConfig
+from tune_dlrml.config import DpoLoss, SearchConfig, SearchSettings
 from tune_dlrml.records import State
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.space import TrialSpec
@@ -61,6 +61,23 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
     plain = (each for each in of_search if each.spec.loss.name == "dpo" and each.spec.loss.sft is None)
     baseline = next(plain, Finalist(DEFAULT_DPO, default))
     return [each for each in of_search[: confirm.top] if each.trial != baseline.trial], baseline
+
+
+def confirm_settings(config: SearchConfig) -> SearchSettings:
+    """How the confirming trials are run: as many as there can be, without a sampler's choice and without pruning."""
+    confirm = config.search.confirm
+    assert confirm is not None
+    return SearchSettings(
+        num_trials=(confirm.top + 1) * confirm.seeds,
+        metric=config.search.metric,
+        mode=config.search.mode,
+        sampler="random",
+        seed=config.search.seed,
+        max_failures=config.search.max_failures,
+        study_url=config.search.study_url,
+        scheduler=None,
+        baseline=None,
+    )
 
 
 def seeds_of(config: SearchConfig) -> list[int]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import optuna
 
-from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig, SearchSettings
-from tune_dlrml.search.candidates import Finalist, finalists, identity, seeds_of
+from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
+from tune_dlrml.search.candidates import Finalist, confirm_settings, finalists, identity, seeds_of
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.preparation import PreparedSearch, prepare
 from tune_dlrml.search.result import SearchPlace
@@ -101,25 +101,13 @@ def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
 
     A warm-up is not repeated: what it made of the model is the model.
     """
-    confirm, dataset = config.search.confirm, config.dataset
-    assert confirm is not None
-    search = SearchSettings(
-        num_trials=(confirm.top + 1) * confirm.seeds,
-        metric=config.search.metric,
-        mode=config.search.mode,
-        sampler="random",
-        seed=config.search.seed,
-        max_failures=config.search.max_failures,
-        study_url=config.search.study_url,
-        scheduler=None,
-        baseline=None,
-    )
+    dataset = config.dataset
     changes = {
         "name": config.name + CONFIRM_SUFFIX,
         "model": place.model(config),
         "training": config.training.model_copy(update={"warm_up": None}),
         "dataset": dataset.model_copy(update={"eval": dataset.test or dataset.eval, "test": None}),
-        "search": search,
+        "search": confirm_settings(config),
         "evaluation": None,
     }
     return config.model_copy(update=changes)

@@ -89,6 +89,10 @@ def notes(bill: Bill, config: SearchConfig) -> list[str]:
         )
     if config.evaluation is not None and config.evaluation.when != "never":
         found.append("the answers of finished trials and the judges are not in it")
+    if config.training.warm_up is not None:
+        found.append(f"the warm-up of {config.training.warm_up.steps} steps before the search is not in it")
+    if bill.confirmation is not None and config.dataset.test is not None:
+        found.append("confirming trials are judged on dataset.test; their evaluation was timed on dataset.eval")
     if config.search.time_budget_s is not None and config.search.time_budget_s < bill.wall_s.high:
         found.append(f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case")
     if bill.measured.longest_share < 0.9:
