@@ -101,6 +101,25 @@ def test_the_script_repeats_the_training_of_all_weights_after_a_warm_up_with_an_
     assert AutoTokenizer.from_pretrained(exported.folder).eos_token == "</s>"
 
 
+@pytest.mark.slow
+def test_the_script_repeats_a_users_own_loss_that_learns_beside_the_policy(tmp_path, toy_model, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "handed_on.py").write_text(
+        "from torch.nn.functional import softplus\n\n\n"
+        "def tempered(pairs, *, beta, heat):\n    return softplus(-beta * heat * pairs.margin_B) / heat\n"
+    )
+    heat = {"learnable": True, "init": 1.0, "learning_rate": 0.05, "bounds": [0.5, 3]}
+    loss = {"name": "custom", "function": "handed_on:tempered", "params": {"beta": 0.2, "heat": heat}}
+    search = finished_search(tmp_path, toy_model, [loss])
+    exported = export_trial(read_trained(search.name, None, search.place), tmp_path / "adapter")
+    lines = repeated(exported.folder)
+    assert [line["loss"] for line in lines] == pytest.approx(search.curve(0), rel=1e-4)
+    reports = [report.metrics for report in search.reports[0] if report.step > 0]
+    heats = [metrics["params.heat"] for metrics in reports]
+    assert [line["params.heat"] for line in lines] == pytest.approx(heats, rel=1e-4)
+    assert abs(heats[-1] - 1.0) > 0.01
+
+
 def test_an_exported_adapter_is_loaded_by_peft_and_is_the_one_that_was_trained(adapters, adapter, toy_model):
     import torch
     from peft import PeftModel

@@ -1,3 +1,5 @@
+import hashlib
+import sys
 from typing import Any, get_args
 
 import pytest
@@ -5,7 +7,8 @@ import torch
 from pydantic import TypeAdapter
 
 from tune_dlrml.config import AnyLoss
-from tune_dlrml.export.loss_source import OF_THE_PAIRS, loss_source
+from tune_dlrml.errors import InputError
+from tune_dlrml.export.loss_source import CUSTOM_MODULE, OF_THE_PAIRS, loss_source
 from tune_dlrml.losses.registry import PairBatch, build_loss
 from tune_dlrml.losses.scoring_rules import rule_of
 
@@ -40,6 +43,74 @@ def executed(loss: dict[str, Any]) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "exported"}
     exec(compile(text, "exported", "exec"), namespace)
     return namespace
+
+
+CUSTOM = """from __future__ import annotations
+
+import typing
+
+from torch.nn.functional import softplus
+
+if typing.TYPE_CHECKING:
+    from tune_dlrml.losses import PairBatch
+
+
+def tempered(pairs: PairBatch, *, beta, heat):
+    '''Softplus at a heat of its own.'''
+    return softplus(-beta * heat * pairs.margin_B - 0.1 * pairs.reference_margin_B) / heat
+"""
+LEARNT = {"learnable": True, "init": 1.0, "learning_rate": 0.05, "bounds": [0.5, 3]}
+
+
+@pytest.fixture
+def custom(tmp_path, monkeypatch):
+    """A user's file, and what makes a loss out of it with this heat."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / f"exported_{abs(hash(tmp_path))}.py"
+    file.write_text(CUSTOM)
+    digest = hashlib.sha256(CUSTOM.encode()).hexdigest()
+
+    def with_heat(heat: Any) -> dict[str, Any]:
+        params = {"beta": 0.2, "heat": heat}
+        return {"name": "custom", "function": f"{file.stem}:tempered", "file_sha256": digest, "params": params}
+
+    return file, with_heat
+
+
+@pytest.mark.parametrize("heat", [2.0, LEARNT], ids=["fixed", "learnt"])
+def test_a_users_own_loss_goes_along_as_its_file(custom, heat, tmp_path, monkeypatch):
+    file, with_heat = custom
+    source = loss_source(parsed(with_heat(heat)))
+    assert (source.file, source.documentation) == (file, "Softplus at a heat of its own.")
+    (tmp_path / f"{CUSTOM_MODULE}.py").write_bytes(file.read_bytes())
+    monkeypatch.delitem(sys.modules, CUSTOM_MODULE, raising=False)
+    pair_loss = executed(with_heat(heat))["pair_loss"]
+    monkeypatch.delitem(sys.modules, CUSTOM_MODULE)
+    values = torch.tensor([[-2.0, 0.5], [1.0, -0.25], [3, 4], [5, 6], [0.7, -0.3], [-3.0, 0.75]])
+    value = 2.0 if heat == 2.0 else 1.0
+    expected = torch.nn.functional.softplus(-0.2 * value * values[5] - 0.1 * values[4]) / value
+    assert torch.allclose(pair_loss(*values), expected)
+    assert source.mix_metric == (("beta_mix", "MIX.beta_mix()") if heat == 2.0 else ("params.heat", "MIX.value()"))
+    assert source.mix_learning_rate == (None if heat == 2.0 else 0.05)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from tune_dlrml.losses import PairBatch", "def later():\n    from . import more", "import tune_dlrml.data"],
+)
+def test_a_file_that_needs_more_than_itself_is_no_script(custom, line):
+    file, with_heat = custom
+    file.write_text(f"{CUSTOM}\n\n{line}\n")
+    loss = with_heat(2.0) | {"file_sha256": None}
+    with pytest.raises(InputError, match=r"stands alone, but this one imports .*--no-script"):
+        loss_source(parsed(loss))
+
+
+def test_a_file_that_has_changed_since_is_not_exported(custom):
+    file, with_heat = custom
+    file.write_text(CUSTOM + "\n")
+    with pytest.raises(InputError, match="its file must be the one that the search began with"):
+        loss_source(parsed(with_heat(2.0)))
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, *WITH_DEFAULTS], ids=str)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.export.card import model_card
-from tune_dlrml.export.loss_source import LossSource, loss_source
+from tune_dlrml.export.loss_source import CUSTOM_MODULE, LossSource, loss_source
 from tune_dlrml.export.pairs import TrainingPairs, training_pairs
 from tune_dlrml.export.script import BASE, reproduce_script
 from tune_dlrml.export.trained import TrainedTrial
@@ -40,8 +40,8 @@ def export_trial(trial: TrainedTrial, out: Path, *, with_script: bool = True) ->
     Args:
         trial: What is handed on.
         out: A folder that is not there yet, or is empty.
-        with_script: Whether the script and the pairs go along; a loss without a function of its name has no script,
-            and pairs may have to stay where they are.
+        with_script: Whether the script and the pairs go along; a user's loss may need more than its own file, and
+            pairs may have to stay where they are.
 
     Raises:
         InputError: The folder holds something, or the data is no longer what the trial saw.
@@ -77,6 +77,8 @@ def _write_texts(trial: TrainedTrial, loss: LossSource | None, data: TrainingPai
     title = f"Trial {trial.spec.number} of search {trial.search} again: {trial.spec.loss.name}, {trial.steps} steps."
     script = reproduce_script(trial, loss, versions(*SCRIPT_NEEDS), title=title)
     (folder / SCRIPT).write_text(script, encoding="utf-8")
+    if loss.file is not None:
+        shutil.copyfile(loss.file, folder / f"{CUSTOM_MODULE}.py")
     lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in data.pairs)
     (folder / PAIRS).write_text("".join(lines), encoding="utf-8")
     (folder / ORDER).write_text(json.dumps(data.order), encoding="utf-8")

@@ -3,20 +3,25 @@
 It is cut out of the modules of `losses` by name, so that a script which is handed on computes what the trial computed,
 to the operation, and a new loss needs no template. What such a function may use is therefore narrow: torch, the
 standard library, and names at the top of its own module or imported from another one of `losses`.
+
+A user's own loss goes along as its file, whole.
 """
 
 import ast
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tune_dlrml import losses
 from tune_dlrml.config import AnyLoss, LearnableBetaMix
+from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.custom import LearntParam, bare, file_of
 from tune_dlrml.losses.mixing import LearnableMix
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
 from tune_dlrml.losses.scoring_rules import TokenRule, rule_of
@@ -26,7 +31,9 @@ OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
 """What a loss may be called with: every one of them is there in the script under this name."""
 WITHOUT = "export it with --no-script"
 MIX = "MIX"
-"""Name of the learnable beta_mix in the script."""
+"""Name in the script of what is learnt beside the policy."""
+CUSTOM_MODULE = "custom_loss"
+"""Name under which the file of a user's own loss goes along."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,16 @@ class LossSource:
     Attributes:
         name: Of the pure function.
         imports: Lines that import what it needs.
-        definitions: The function, the helpers that it calls, the module of beta_mix if it is learnt, and the scoring
-            rule of an SFT term.
+        definitions: The function, the helpers that it calls, the module of what is learnt, and the scoring rule of an
+            SFT term.
         call: An expression over `OF_THE_PAIRS` and `MIX` with the trial's numbers in it, shape (B,).
         mix: An expression that makes `MIX`; None if nothing is learnt.
         mix_learning_rate: Its constant rate.
+        mix_metric: What is learnt, by the name that reports have for it, and the expression that is its value.
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
-        documentation: What the pure function says of itself: formula, shapes, source.
+        documentation: What the function says of itself: formula, shapes, source.
+        file: The user's own, which goes along as `CUSTOM_MODULE`; None for a loss of this project.
     """
 
     name: str
@@ -52,42 +61,122 @@ class LossSource:
     call: str
     mix: str | None
     mix_learning_rate: float | None
+    mix_metric: tuple[str, str]
     rule: str | None
     rule_weight: float | None
     documentation: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Called:
+    """How the script computes a loss.
+
+    Attributes:
+        function: What the trial minimised.
+        call: See `LossSource`, as `mix` and `mix_metric`.
+        needed: Functions and classes of `losses` that the two expressions use.
+        learning_rate: Of what is learnt.
+        imports: Lines that import more.
+        file: See `LossSource`.
+    """
+
+    function: Callable[..., Any]
+    call: str
+    needed: list[Callable[..., Any] | type]
+    mix: str | None = None
+    mix_metric: tuple[str, str] = ("beta_mix", f"{MIX}.beta_mix()")
+    learning_rate: Any = None
+    imports: tuple[str, ...] = ()
+    file: Path | None = None
 
 
 def loss_source(config: AnyLoss) -> LossSource:
     """The loss that `config` describes, as text; every searched field of it is a number by now.
 
     Raises:
-        InputError: The loss is no pure function of a pair that can be told by its name and fields.
+        InputError: The loss is no pure function of a pair that can be told by its name and fields, or its file cannot
+            stand alone or is no longer that of the trial.
     """
-    built = build_loss(config)
-    function = _pure_function(config)
-    call = f"{function.__name__}({', '.join(_arguments(function, config, built))})"
-    learnt = getattr(config, "beta_mix", None)
-    needed: list[Callable[..., Any] | type] = [function]
-    mix = None
-    if isinstance(learnt, LearnableBetaMix):
-        mix = _mix(config, learnt)
-        needed.append(LearnableMix)
-    if config.sft is not None:
-        needed.append(TokenRule)
+    called = _custom(config) if isinstance(config, CustomLoss) else _known(config)
     cut = _Cut()
-    for each in needed:
+    for each in [*called.needed, *([] if config.sft is None else [TokenRule])]:
         cut.take(importlib.import_module(each.__module__), each.__name__)
     return LossSource(
-        name=function.__name__,
-        imports="\n".join(sorted(cut.imports)),
+        name=called.function.__name__,
+        imports="\n".join(sorted({*cut.imports, *called.imports})),
         definitions="\n\n\n".join(cut.definitions.values()),
-        call=call,
-        mix=mix,
-        mix_learning_rate=float(learnt.learning_rate) if isinstance(learnt, LearnableBetaMix) else None,  # type: ignore[arg-type]
+        call=called.call,
+        mix=called.mix,
+        mix_learning_rate=None if called.learning_rate is None else float(called.learning_rate),
+        mix_metric=called.mix_metric,
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
-        documentation=inspect.getdoc(function) or "",
+        documentation=inspect.getdoc(called.function) or "",
+        file=called.file,
     )
+
+
+def _known(config: AnyLoss) -> _Called:
+    built, function = build_loss(config), _pure_function(config)
+    call = f"{function.__name__}({', '.join(_arguments(function, config, built))})"
+    learnt = getattr(config, "beta_mix", None)
+    if isinstance(learnt, LearnableBetaMix):
+        mix = _mix(config, learnt)
+        return _Called(function, call, [function, LearnableMix], mix=mix, learning_rate=learnt.learning_rate)
+    return _Called(function, call, [function])
+
+
+def _custom(config: CustomLoss) -> _Called:
+    loss, file = bare(config), file_of(config.function)
+    _check_alone(file)
+    name = config.function.partition(":")[2]
+    numbers = [f"{key}={value!r}" for key, value in loss.numbers.items()]
+    called = _Called(
+        function=inspect.unwrap(loss.function),
+        call=_call_of_pairs(name, numbers),
+        needed=[PairBatch],
+        imports=(f"import {CUSTOM_MODULE}",),
+        file=file,
+    )
+    learnt = config.params.learnt()
+    if learnt is None:
+        return called
+    key, param = learnt
+    return replace(
+        called,
+        call=_call_of_pairs(name, [*numbers, f"{key}={MIX}.value()"]),
+        needed=[PairBatch, LearntParam],
+        mix=f"LearntParam({key!r}, init={float(param.init)!r}, bounds={param.bounds!r})",  # type: ignore[arg-type]
+        mix_metric=(f"params.{key}", f"{MIX}.value()"),
+        learning_rate=param.learning_rate,
+    )
+
+
+def _call_of_pairs(name: str, numbers: list[str]) -> str:
+    pairs = f"PairBatch({', '.join(PairBatch._fields)})"
+    return f"{CUSTOM_MODULE}.{name}({', '.join([pairs, *numbers])})"
+
+
+def _check_alone(file: Path) -> None:
+    """Refuse a file that would need its package, or this project, beside the script."""
+    for module, line in _imported(ast.parse(file.read_text(encoding="utf-8"))):
+        if module.startswith(".") or module.partition(".")[0] == "tune_dlrml":
+            raise InputError(
+                f"{file}:{line}: a script can be written for a loss whose file stands alone, but this one imports "
+                f"{module}; import what only annotations need under TYPE_CHECKING, or {WITHOUT}"
+            )
+
+
+def _imported(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """Modules that are imported when the code runs, with their lines."""
+    if isinstance(node, ast.ImportFrom):
+        yield "." * node.level + (node.module or ""), node.lineno
+    elif isinstance(node, ast.Import):
+        yield from ((alias.name, node.lineno) for alias in node.names)
+    elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+        for child in ast.iter_child_nodes(node):
+            yield from _imported(child)
 
 
 def _pure_function(config: AnyLoss) -> Callable[..., Any]:

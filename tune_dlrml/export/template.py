@@ -80,7 +80,7 @@ def log_probs(model, inputs):
 
 
 class Steps(TrainerCallback):
-    """Leaves out a step that is not finite, trains beta_mix where it is learnt, and prints the curve."""
+    """Leaves out a step that is not finite, trains what is learnt beside the policy, and prints the curve."""
 
     def __init__(self):
         self.mix = None if MIX is None else torch.optim.Adam(MIX.parameters(), lr=MIX_LEARNING_RATE)
@@ -101,7 +101,7 @@ class Steps(TrainerCallback):
             names = ("loss", "preference_loss", "sft_loss", "margin", "grad_norm", "learning_rate")
             line = {"step": state.global_step} | {name: logs[name] for name in names if name in logs}
             if MIX is not None:
-                line["beta_mix"] = MIX.beta_mix().item()
+                line["$learnt_name"] = $learnt_value.item()
             print(json.dumps(line), flush=True)
 
 

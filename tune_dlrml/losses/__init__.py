@@ -1,6 +1,7 @@
 """Preference losses: their geometry, their evaluation, and the one value that is trained beside the policy.
 
-From a notebook: `list()`, `build({"name": "dlrml", "beta_kl": 0.05, "c": 4})`, `geometry`.
+From a notebook: `list()`, `build({"name": "dlrml", "beta_kl": 0.05, "c": 4})`, `geometry`. A loss of one's own is a
+function of a `PairBatch`.
 """
 
 import importlib
@@ -36,4 +37,6 @@ def build(loss: Mapping[str, Any]) -> Any:
 def __getattr__(name: str) -> Any:
     if name == "geometry":
         return importlib.import_module("tune_dlrml.losses.geometry")
+    if name == "PairBatch":
+        return importlib.import_module("tune_dlrml.losses.preference").PairBatch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
