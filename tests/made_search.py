@@ -106,6 +106,8 @@ def training(spec: TrialSpec, fate: Fate, step: int) -> dict[str, float]:
         "nonfinite_loss_fraction": fate.nonfinite / 2,
     }
     loss: Any = spec.loss
+    if loss.name == "custom":
+        metrics["params.heat"] = 1.0 + 0.1 * step
     if loss.name == "discopop":
         metrics["c"] = 1 / loss.tau
     elif loss.name == "dlrml":

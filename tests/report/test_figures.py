@@ -51,6 +51,17 @@ def test_a_picture_is_the_same_for_the_same_data(data):
         assert as_image(first[name].figure) == as_image(second[name].figure), name
 
 
+def test_what_a_users_loss_learns_is_drawn_beside_what_dlrml_learns(make_search):
+    heat = {"learnable": True, "init": 1.0}
+    own = {"name": "custom", "label": "own", "function": "nowhere:tempered", "params": {"beta": 0.1, "heat": heat}}
+    data = make_search([own, LOSSES[3]], num_trials=6, baseline=None).run(lambda _: Fate()).read()
+    figure = draw_all(data)["learned_parameters"].figure
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert sorted(label.partition(",")[0].partition(" =")[0] for label in labels) == ["beta_mix", "c", "heat"]
+    (heats,) = (axes for axes in figure.axes if axes.get_ylabel().startswith("heat"))
+    assert all(list(line.get_ydata())[-1] == 5.0 for line in heats.get_lines())
+
+
 def test_losses_differ_in_more_than_their_colour(make_search):
     losses = [{"name": "dlrml", "label": f"loss{n}", "beta_kl": 0.1, "c": 1.0 + n} for n in range(15)]
     data = make_search(losses, num_trials=100).run(lambda _: Fate(diverges_at=1)).read()

@@ -76,7 +76,7 @@ def test_a_page_holds_every_picture_and_needs_nothing_from_elsewhere(rich):
         "parallel_coordinates",
         "parameter_importance",
         "margins",
-        "learned_mixing",
+        "learned_parameters",
         "budget",
     }
     assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in page.links)
@@ -116,7 +116,7 @@ def test_a_search_without_mixing_has_no_stability_map_and_says_so(make_search, n
     search = make_search([LOSSES[0]], num_trials=4).run(lambda _: Fate())
     _, page = written(search)
     assert "no trial of this search has a loss with mixing" in page.reasons["stability_map"].lower()
-    assert "learned_mixing" in page.reasons
+    assert "learned_parameters" in page.reasons
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tune_dlrml.config import LearnableBetaMix, SearchConfig, load_config
+from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.events import Event, EventLog, as_report, parsed
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.halving import rung_steps
@@ -97,9 +98,13 @@ class TrialData:
         return self.last.get("eval_trap_fraction", 0.0) > TRAPPED
 
     @property
-    def learns_mixing(self) -> bool:
-        """Whether beta_mix is trained beside the policy."""
-        return self.row.spec is not None and isinstance(getattr(self.row.spec.loss, "beta_mix", None), LearnableBetaMix)
+    def learnt(self) -> tuple[str, ...]:
+        """Metrics of what is trained beside the policy; none where nothing is."""
+        loss = None if self.row.spec is None else self.row.spec.loss
+        if isinstance(loss, CustomLoss):
+            own = loss.params.learnt()
+            return () if own is None else (f"params.{own[0]}",)
+        return ("c", "beta_mix") if isinstance(getattr(loss, "beta_mix", None), LearnableBetaMix) else ()
 
     @cached_property
     def shape(self) -> Shape | None:

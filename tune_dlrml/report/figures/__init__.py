@@ -1,6 +1,6 @@
 """The pictures of a report, one function each; what cannot be drawn says why instead."""
 
-from tune_dlrml.report.figures.curves import held_out_curves, mixing_curves, training_curves
+from tune_dlrml.report.figures.curves import held_out_curves, learnt_parameters, training_curves
 from tune_dlrml.report.figures.maps import frontier, stability_map
 from tune_dlrml.report.figures.margins import margins_over_loss
 from tune_dlrml.report.figures.parameters import importance, parallel_coordinates
@@ -20,7 +20,7 @@ _PICTURES = (
     budget,
     nonfinite_fractions,
     margins_over_loss,
-    mixing_curves,
+    learnt_parameters,
 )
 
 

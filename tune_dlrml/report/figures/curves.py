@@ -1,5 +1,6 @@
-"""Curves over the optimizer steps: held-out objective, margin of the training pairs, learnt mixing."""
+"""Curves over the optimizer steps: held-out objective, margin of the training pairs, learnt parameters."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from tune_dlrml.report.style import DASHES, WIDTH, Drawing, log_scale, looks, pa
 
 C_LINES = ((1.0, "c = 1"), (MONOTONE_C, "c = 9.11"), (WRONG_START_C, "c = 9.78"))
 """Where the slope gets bounded, the trap appears, and the start turns uphill."""
+LEARNT_UNITS = {"c": "c = beta_mix / (tau · beta_kl), no unit", "beta_mix": "beta_mix, per nat"}
 _ENDS = {
     State.DIVERGED: ("X", "#D55E00", "diverged"),
     State.PRUNED: ("o", "white", "pruned"),
@@ -24,7 +26,7 @@ _SIZES = {"o": 5.5, "X": 9, "P": 8.5}
 LINEAR_TO = 5.0
 """Nats of margin up to which its axis is linear; beyond it is logarithmic on both sides of ±1."""
 MOST_NUMBERED = 8
-"""Trials with learnt mixing up to which all bear their number."""
+"""Trials with a learnt parameter up to which all bear their number."""
 LEAST_SMOOTHED = 10
 """Reports that a point of a training curve averages over, at least: a single batch says little."""
 
@@ -82,42 +84,39 @@ def training_curves(data: SearchData) -> Drawing:
     return Drawing("training_margin", title, text, figure)
 
 
-def mixing_curves(data: SearchData) -> Drawing:
-    """The learnt c and beta_mix over the steps."""
-    title = "Learnt mixing: c and beta_mix over training"
-    trials = [trial for trial in data.trials if trial.learns_mixing and len(_series(trial, "c")) > 1]
-    if not trials:
-        reason = "No trial of this search learns beta_mix beside the policy, or none has reported it yet."
-        return Drawing("learned_mixing", title, reason)
+def learnt_parameters(data: SearchData) -> Drawing:
+    """What trials learn beside the policy over the steps: c and beta_mix, or a parameter of a user's own loss."""
+    title = "Parameters learnt beside the policy"
+    curves: dict[str, list[TrialData]] = {}
+    for trial in data.trials:
+        for metric in trial.learnt:
+            if len(_series(trial, metric)) > 1:
+                curves.setdefault(metric, []).append(trial)
+    if not curves:
+        reason = (
+            "No trial of this search learns a parameter of its loss beside the policy, or none has reported it yet."
+        )
+        return Drawing("learned_parameters", title, reason)
     with styled():
-        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _draw_mixing(left, trials, "c", data)
-        _draw_mixing(right, trials, "beta_mix", data)
-        weights = [value for trial in trials for _, value in _series(trial, "beta_mix")]
-        if min(weights, default=0.0) > 0 and max(weights) > 5 * min(weights):
-            log_scale(right, "y", weights)
-        for c, name in C_LINES:
-            left.axhline(c, color="#444444", linewidth=0.9, linestyle="--")
-            left.annotate(
-                name,
-                (1, c),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom" if c != MONOTONE_C else "top",
-                fontsize=8,
-            )
-        left.set_ylabel("c = beta_mix / (tau · beta_kl), no unit")
-        right.set_ylabel("beta_mix, per nat")
+        figure = Figure(figsize=(WIDTH, 3.8 * math.ceil(len(curves) / 2)), layout="constrained")
+        grid = figure.subplots(math.ceil(len(curves) / 2), 2, squeeze=False)
+        for axes, (metric, trials) in zip(grid.flat, curves.items(), strict=False):
+            _draw_learnt(axes, trials, metric, data)
+        for axes in grid.flat[len(curves) :]:
+            axes.remove()
     text = (
-        "Descent lowers beta_mix on pairs that are right and raises it on pairs that are wrong. Between c = 1 and "
-        "c = 9.11 the loss is monotone with a bounded slope; above 9.78 training starts uphill. Numbers are those of "
-        "the trials, of many the complete ones; the best one of the search, if it is here, is drawn bold."
+        "Numbers are those of the trials, of many the complete ones; the best one of the search, if it is here, is "
+        "drawn bold."
     )
-    return Drawing("learned_mixing", title, text, figure)
+    if "c" in curves:
+        text = (
+            "Descent lowers beta_mix on pairs that are right and raises it on pairs that are wrong. Between c = 1 and "
+            "c = 9.11 the loss is monotone with a bounded slope; above 9.78 training starts uphill. "
+        ) + text
+    return Drawing("learned_parameters", title, text, figure)
 
 
-def _draw_mixing(axes: Axes, trials: Sequence[TrialData], metric: str, data: SearchData) -> None:
+def _draw_learnt(axes: Axes, trials: Sequence[TrialData], metric: str, data: SearchData) -> None:
     style, best = looks(data), data.best
     few = len(trials) <= MOST_NUMBERED
     for at, trial in enumerate(trials):
@@ -130,12 +129,31 @@ def _draw_mixing(axes: Axes, trials: Sequence[TrialData], metric: str, data: Sea
             linestyle=DASHES[at % len(DASHES)],
             linewidth=2.4 if trial.number == best else 1.2,
         )
-        if points and (few or trial.state is State.COMPLETE):
+        if few or trial.state is State.COMPLETE:
             axes.annotate(
                 f"{trial.number}", points[-1], xytext=(3, 0), textcoords="offset points", fontsize=8, va="center"
             )
+    values = [value for trial in trials for _, value in _series(trial, metric)]
+    if metric == "c":
+        _draw_c_lines(axes)
+    elif min(values) > 0 and max(values) > 5 * min(values):
+        log_scale(axes, "y", values)
     axes.set_xlabel("optimizer step")
+    axes.set_ylabel(LEARNT_UNITS.get(metric, f"{metric.removeprefix('params.')}, unit of the user's loss"))
     whole_steps(axes)
+
+
+def _draw_c_lines(axes: Axes) -> None:
+    for c, name in C_LINES:
+        axes.axhline(c, color="#444444", linewidth=0.9, linestyle="--")
+        axes.annotate(
+            name,
+            (1, c),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom" if c != MONOTONE_C else "top",
+            fontsize=8,
+        )
 
 
 def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, list[tuple[float, float]]]) -> None:
