@@ -1,6 +1,6 @@
 """The page of a report: one HTML file that needs nothing beside it and no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,8 @@ from tune_dlrml.search.confirmed import Confirmed
 MOST_LINES = 25
 """Trials of the ranking above the pictures; the others stand at the end of the page."""
 PIXELS_PER_INCH = 112
+COMMIT = "mlflow.source.git.commit"
+"""MLflow's name of the tag."""
 
 
 def render(data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed]) -> str:
@@ -90,10 +92,15 @@ def _facts(data: SearchData) -> dict[str, str]:
         "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "taken": f"{taken.optimizer_steps:,} steps, {taken.trained_tokens:,} tokens, {hours}",
-        "code": ", ".join(f"{name} {value}" for name, value in data.code.items())
+        "code": ", ".join(_code(data.code))
         or f"not written down by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
     }
     return facts
+
+
+def _code(tags: Mapping[str, str]) -> Iterator[str]:
+    for name, value in tags.items():
+        yield f"commit {value[:12]}" if name == COMMIT else f"{name.removeprefix('version.')} {value}"
 
 
 def _pairs(data: SearchData, name: str) -> int | None:

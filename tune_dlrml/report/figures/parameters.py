@@ -21,7 +21,13 @@ from tune_dlrml.space import TRAINING
 MOST_AXES = 11
 NONE_AT = -0.12
 """Height of trials that do not have a parameter, below its axis."""
-_UNITS = {"beta_kl": "per nat", "c": "no unit", "eval_accuracy": "share of pairs", "eval_margin": "nats"}
+_UNITS = {
+    "beta_kl": "per nat",
+    "c": "no unit",
+    "learning_rate": "no unit",
+    "eval_accuracy": "share of pairs",
+    "eval_margin": "nats",
+}
 
 
 @dataclass(frozen=True)
