@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from tune_dlrml.cli_report import report
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.report import write_report, writing
+from tune_dlrml.report.arms import Arm, Mean
+from tune_dlrml.report.reading import read_data
 from tune_dlrml.search.confirmed import Confirmation
 
 QUANTILES = (-4.0, -2.0, -0.5, 0.3, 1.0, 2.0, 5.0)
@@ -177,6 +179,10 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
     )
     told = Confirmation(baseline=0, metric="eval_accuracy", data="dataset.eval", seeds=5, finalists=finalists)
     monkeypatch.setattr(writing, "read_confirmation", lambda *_: told)
+    monkeypatch.setattr(writing, "read_data", lambda name, place: read_data(name.removesuffix("/confirm"), place))
+    kl = Mean(0.3214, None, None)
+    arm = Arm(1, "dpo", {"beta": 0.1}, 5, 0, Mean(0.61237, 0.5, 0.75), kl, Mean(0.25, 0.125, 0.375))
+    monkeypatch.setattr(writing, "arms", lambda *_: [arm])
     files, _ = written(search)
     text = files.page.read_text(encoding="utf-8")
     assert (
@@ -186,6 +192,11 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
         and "<strong>cannot tell</strong>" in text
     )
     assert [one["verdict"] for one in files.document["confirmed"]] == ["better", "cannot tell"]
+    cells = re.findall(
+        r"<td[^>]*>([^<]*)</td>", text.partition("What each setting came to")[2].partition("</table>")[0]
+    )
+    assert cells == ["1", "dpo", "beta 0.1", "5", "0.612", "0.500 to 0.750", "0.321", "–", "25", "12 to 38"]
+    assert files.document["confirming"][0]["kl"] == {"value": 0.3214, "low": None, "high": None}
     assert "which the search never used" not in text and "the held-out pairs by which the search chose" in text
 
 

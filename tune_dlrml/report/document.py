@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tune_dlrml.report.arms import Arm
 from tune_dlrml.report.diverging import splits
 from tune_dlrml.report.figures.maps import pareto
 from tune_dlrml.report.ranking import ranking, verdict
@@ -12,7 +13,7 @@ from tune_dlrml.report.spending import by_end, soundness, stages
 from tune_dlrml.search.confirmed import Confirmed
 
 
-def document(data: SearchData, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
+def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence[Arm]) -> dict[str, Any]:
     """The report's numbers; every one is finite or null."""
     ranked = ranking(data)
     config = data.config
@@ -29,6 +30,7 @@ def document(data: SearchData, confirmed: Sequence[Confirmed]) -> dict[str, Any]
         "rungs": list(data.rungs),
         "verdict": asdict(verdict(data, ranked, confirmed)),
         "confirmed": [one.as_json() for one in confirmed],
+        "confirming": [asdict(arm) for arm in trained],
         "ranking": [asdict(line) for line in ranked],
         "losses": [asdict(loss) for loss in soundness(data)],
         "diverged": [asdict(split) | {"sentence": split.sentence} for split in splits(data)],

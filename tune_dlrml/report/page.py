@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tune_dlrml.records import State
+from tune_dlrml.report.arms import Arm
 from tune_dlrml.report.diverging import LEVEL, Split, splits
 from tune_dlrml.report.ranking import Ranked, ranking, text, verdict, words
 from tune_dlrml.report.reading import SearchData
@@ -22,7 +23,9 @@ COMMIT = "mlflow.source.git.commit"
 """MLflow's name of the tag."""
 
 
-def render(data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed]) -> str:
+def render(
+    data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed], trained: Sequence[Arm]
+) -> str:
     """The page with its pictures in it; whatever comes from files is escaped."""
     environment = Environment(
         loader=PackageLoader("tune_dlrml.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -38,6 +41,7 @@ def render(data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequenc
         facts=_facts(data),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
+        arms=[vars(arm) | {"parameters_told": _told(arm.parameters)} for arm in trained],
         metric_words=words(data.metric),
         metric_unit=", nats" if data.metric == "eval_margin" else "",
         ranking=_lines(ranked[:MOST_LINES]),
@@ -59,7 +63,7 @@ def _shown(drawing: Drawing) -> dict[str, Any]:
 
 
 def _lines(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
-    return [vars(line) | {"parameters_told": _parameters(line)} for line in ranked]
+    return [vars(line) | {"parameters_told": _told(line.parameters)} for line in ranked]
 
 
 def _notes(data: SearchData) -> list[str]:
@@ -107,8 +111,8 @@ def _pairs(data: SearchData, name: str) -> int | None:
     return next((int(trial.newest[name]) for trial in data.trials if name in trial.newest), None)
 
 
-def _parameters(line: Ranked) -> list[str]:
-    return [f"{key} {text(value)}" for key, value in line.parameters.items()]
+def _told(parameters: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {text(value)}" for key, value in parameters.items()]
 
 
 def _judged(data: SearchData, ranked: Sequence[Ranked]) -> list[dict[str, Any]]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_dlrml.config import CONFIRM_SUFFIX
 from tune_dlrml.errors import StorageError
 from tune_dlrml.files import replace_file
+from tune_dlrml.report.arms import arms
 from tune_dlrml.report.document import document
 from tune_dlrml.report.figures import draw_all
 from tune_dlrml.report.page import render
@@ -55,9 +57,10 @@ def write_report(name: str, place: SearchPlace, *, out: Path | None = None) -> R
     """
     data, confirmation = read_data(name, place), read_confirmation(name, place)
     confirmed = () if confirmation is None else confirmation.finalists
+    trained = [] if confirmation is None else arms(data, read_data(name + CONFIRM_SUFFIX, place))
     folder = place.folder(name) / FOLDER if out is None else out
     drawings = draw_all(data)
-    page, numbers = render(data, drawings, confirmed), document(data, confirmed)
+    page, numbers = render(data, drawings, confirmed, trained), document(data, confirmed, trained)
     pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,100 @@
+"""What every confirmed setting came to over its seeds, the baseline among them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_dlrml.records import State
+from tune_dlrml.report.reading import SearchData, TrialData
+from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST
+from tune_dlrml.search.paired import paired_difference
+
+ANY = (-math.inf, math.inf)
+RANGES = {"eval_accuracy": (0.0, 1.0), "eval_kl": (0.0, math.inf), "eval_trap_fraction": (0.0, 1.0)}
+"""What a metric can be, and so what its interval ends at."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over seeds with Student's 95 % interval, which two seeds at least and some spread have."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting under all its seeds.
+
+    Attributes:
+        trial: Its number in the search; None for a DPO that was no trial of it.
+        loss: Its branch there.
+        parameters: What tells it from others.
+        seeds: Trainings that are complete.
+        diverged: Trainings that diverged, and have no part in the means.
+        objective: Of the search's metric.
+        kl: KL to the reference, in nats.
+        trapped: Share of held-out pairs below the barrier of the loss.
+    """
+
+    trial: int | None
+    loss: str
+    parameters: dict[str, Any]
+    seeds: int
+    diverged: int
+    objective: Mean
+    kl: Mean | None
+    trapped: Mean | None
+
+
+def arms(data: SearchData, again: SearchData) -> list[Arm]:
+    """The settings of a confirmation that have been trained, the best mean first.
+
+    Args:
+        data: The search.
+        again: Its confirmation.
+    """
+    runs: dict[int, list[TrialData]] = {}
+    for trial in again.trials:
+        if trial.row.spec is not None:
+            runs.setdefault(int(trial.row.spec.params[FINALIST]), []).append(trial)  # type: ignore[arg-type]
+    known = {trial.number: trial for trial in data.trials}
+    found = [
+        _arm(None if number == DEFAULT_DPO else known[number], own, data.metric)
+        for number, own in runs.items()
+        if any(_counts(trial, data.metric) for trial in own)
+    ]
+    return sorted(found, key=lambda arm: arm.objective.value, reverse=data.maximize)
+
+
+def _counts(trial: TrialData, metric: str) -> bool:
+    return trial.state is State.COMPLETE and metric in trial.last
+
+
+def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm:
+    complete = [trial for trial in runs if _counts(trial, metric)]
+    objective, kl, trapped = (
+        _mean([trial.last[name] for trial in complete if name in trial.last], *RANGES.get(name, ANY))
+        for name in (metric, "eval_kl", "eval_trap_fraction")
+    )
+    assert objective is not None
+    return Arm(
+        trial=None if of_search is None else of_search.number,
+        loss="default DPO" if of_search is None else of_search.branch,
+        parameters={} if of_search is None else of_search.settings,
+        seeds=len(complete),
+        diverged=sum(trial.state is State.DIVERGED for trial in runs),
+        objective=objective,
+        kl=kl,
+        trapped=trapped,
+    )
+
+
+def _mean(values: Sequence[float], least: float, most: float) -> Mean | None:
+    if not values:
+        return None
+    against_zero = paired_difference(values, [0.0] * len(values))
+    low, high = against_zero.low, against_zero.high
+    return Mean(against_zero.mean, None if low is None else max(low, least), None if high is None else min(high, most))
