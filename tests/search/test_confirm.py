@@ -214,7 +214,7 @@ def test_a_finalist_is_better_only_where_the_same_seeds_say_so(searched):
     told = read_confirmation("toy", prepared.place)
     assert told is not None and (told.baseline, told.data, told.metric) == (1, "dataset.test", "eval_accuracy")
     (one,) = told.finalists
-    assert (one.trial, one.loss, one.seeds, one.verdict) == (3, "dlrml", 3, "better")
+    assert (one.trial, one.loss, one.seeds, one.verdict) == (3, "dlrml_c", 3, "better")
     assert one.mean_difference == pytest.approx(0.1) and one.low < 0.1 < one.high
     # Student's 97.5 % point with two degrees of freedom is 4.3027, and the differences deviate by 0.01.
     assert one.high - 0.1 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)

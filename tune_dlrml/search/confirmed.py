@@ -29,7 +29,7 @@ class Confirmed:
 
     Attributes:
         trial: Its number in the search.
-        loss: Name of its loss.
+        loss: Its branch of the search.
         params: Its settings, as in tables.
         seeds: Seeds under which both it and the baseline have a number.
         pairs: Held-out pairs whose sampling is in interval and p; None where they hold for these pairs alone.
@@ -136,7 +136,7 @@ def compare(
     confirmed = tuple(
         Confirmed(
             trial=each.trial,
-            loss=each.spec.loss.name,
+            loss=each.spec.branch,
             params=each.spec.settings(),
             seeds=difference.count,
             pairs=difference.items,
