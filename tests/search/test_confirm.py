@@ -222,7 +222,7 @@ def test_a_finalist_is_better_only_where_the_same_seeds_say_so(searched):
     assert told.as_json()["finalists"][0]["verdict"] == "better"
     (sentence,) = told.sentences()
     assert sentence.startswith(
-        "trial 3 (dlrml) against DPO (trial 1) with new seeds: better, eval_accuracy +0.1000 [+0.0"
+        "trial 3 (dlrml_c) against DPO (trial 1) with new seeds: better, eval_accuracy +0.1000 [+0.0"
     )
     assert sentence.endswith("3 of 3 seeds, dataset.test")
 
