@@ -108,7 +108,7 @@ def test_a_program_runs_a_search_whose_best_is_confirmed_with_new_seeds(tmp_path
     assert states == ["complete"] and best == 0
     assert (confirmed["data"], confirmed["baseline"], confirmed["seeds"]) == ("dataset.test", -1, 2)
     (one,) = confirmed["finalists"]
-    assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml", 2)
+    assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml_c", 2)
     assert one["pairs"] == 24, "every pair of the test set was left with its margin"
     assert one["verdict"] in ("better", "worse", "cannot tell") and 0 <= one["p"] <= 1
     trained = tune_dlrml.load("toy/confirm", storage=tmp_path / "runs")
