@@ -43,6 +43,8 @@ DRIVER_ENVIRONMENT = ENVIRONMENT | {
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "TUNE_WARN_THRESHOLD_S": str(10**6),
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Of a cluster that is started here: workers made beforehand lack the environment of ours, and nobody takes them.
+    "RAY_prestart_worker_first_driver": "0",
 }
 GCS_PORT = "RAY_GCS_SERVER_PORT"
 POLL_S = 1.0
