@@ -3,7 +3,7 @@ import random
 from statistics import mean
 
 import pytest
-from made_search import Fate, confirmed
+from made_search import LOSSES, Fate, confirmed
 
 from tune_dlrml.report.ranking import baseline_of, luck_of_the_best, ranking, verdict
 
@@ -93,6 +93,21 @@ def test_the_best_of_several_comes_with_a_warning_that_a_confirmation_takes_the_
     assert "+0.010 to +0.070" in told.answer
     unconfirmed = verdict(data, ranking(data), [confirmed(2, "better", 0.04, (0.01, 0.07))])
     assert "Trained again" not in unconfirmed.answer
+
+
+def test_the_dpo_that_finalists_are_compared_with_is_told_how_they_did(make_search):
+    search = make_search(
+        [LOSSES[0], LOSSES[1]], num_trials=6, scheduler=None, baseline=None, confirm={"top": 2, "seeds": 5}
+    )
+    data = search.run(lambda spec: Fate(0.7 if spec.loss.name == "dpo" else 0.6)).read()
+    best = ranking(data)[0]
+    other = next(trial.number for trial in data.trials if trial.branch != "dpo")
+    assert best.loss == "dpo"
+    told = verdict(data, ranking(data), [confirmed(other, "worse", -0.1, (-0.2, -0.05))])
+    assert (
+        "It is the DPO that the other finalist was compared with under new seeds: none of them is better" in told.answer
+    )
+    assert "Only fresh runs" not in told.warning
 
 
 def test_one_complete_trial_is_no_maximum_and_needs_no_warning(make_search):

@@ -89,10 +89,10 @@ def _facts(data: SearchData) -> dict[str, str]:
         facts[f"data, {key}"] = f"{reference}{'' if count is None else f', {count:,} pairs'}" + (
             f" (content {short})" if short else ""
         )
-    rungs = ", ".join(map(str, data.rungs)) or "none"
+    rungs = f"rungs at {', '.join(map(str, data.rungs))}" if data.rungs else "no rungs"
     facts |= {
         "trials": f"{len(states)} ({', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states)) or 'none yet'})",
-        "budget of a trial": f"{data.full_steps:,} optimizer steps, rungs at {rungs}",
+        "budget of a trial": f"{data.full_steps:,} optimizer steps, {rungs}",
         "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "taken": f"{taken.optimizer_steps:,} steps, {taken.trained_tokens:,} tokens, {hours}",

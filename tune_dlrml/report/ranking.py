@@ -8,6 +8,7 @@ from typing import Any
 
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import BASELINE, SearchData, TrialData, finite
+from tune_dlrml.search.candidates import finalists
 from tune_dlrml.search.confirmed import Confirmed
 
 Z = 1.96
@@ -179,15 +180,37 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
     told = [each for each in confirmed if each.trial == best.trial]
     answer = f"{_name(best)} has the best {words(data.metric)} of {_trials(len(complete))}: {_value(best)}."
-    answer += f" {_confirmed(data, told[0])}" if told else f" {_against_baseline(data, best)}{_equals(complete)}"
+    is_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
+    if told:
+        answer += f" {_confirmed(data, told[0])}"
+    elif is_baseline:
+        answer += f" {_against_finalists(confirmed)}{_equals(complete)}"
+    else:
+        answer += f" {_against_baseline(data, best)}{_equals(complete)}"
     warning = ""
     if bias is not None:
         warning = (
             f"The best of {len(complete)} noisy values is biased: were all these trials equally good, the best of them "
             f"would still come out up to about {bias:.3f} better than they are, by chance alone."
         )
-        warning += "" if told else " Only fresh runs with new seeds can confirm it; this search has none."
+        warning += (
+            "" if told or is_baseline else " Only fresh runs with new seeds can confirm it; this search has none."
+        )
     return Verdict(answer, warning, best.trial, bias)
+
+
+def _baseline_of_confirmation(data: SearchData) -> int | None:
+    chosen = finalists(data.config, [trial.row for trial in data.trials])
+    return None if chosen is None else chosen[1].trial
+
+
+def _against_finalists(confirmed: Sequence[Confirmed]) -> str:
+    better = sum(one.verdict == "better" for one in confirmed)
+    compared = "the other finalist was" if len(confirmed) == 1 else f"the {len(confirmed)} other finalists were"
+    return (
+        f"It is the DPO that {compared} compared with under new seeds: {better or 'none'} of them "
+        f"{'are' if better > 1 else 'is'} better."
+    )
 
 
 def _name(line: Ranked) -> str:
