@@ -46,6 +46,8 @@ measured                         what one worker took: device, threads,
                                  checkpoint_bytes, memory_bytes,
                                  gpu_memory_bytes, longest_share,
                                  matrix_rates (FLOP/s by dtype)
+confirmation                     the same of search.confirm, at most; null
+                                 without it, and in none of the above
 left_out                         what is not in it, a sentence each
 """
 
