@@ -20,6 +20,7 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import dlrml_geometry, dpo_geometry
+from tune_dlrml.training import held_out
 from tune_dlrml.training.resident import Resident
 
 Pair = dict[str, str]
@@ -123,9 +124,11 @@ def test_log_probs_of_chosen_and_rejected_are_those_of_full_logits(toy_model: Pa
 
 @pytest.mark.parametrize("count", [3, 20])
 @pytest.mark.parametrize("truncation", [{}, {"max_length": 20, "truncation_mode": "keep_end"}])
+@pytest.mark.parametrize("tile", [held_out.KL_TILE, 3])
 def test_kl_is_that_of_whole_distributions_over_the_first_16_chosen_completions(
-    toy_model: Path, count: int, truncation: dict[str, Any]
+    toy_model: Path, monkeypatch: pytest.MonkeyPatch, count: int, truncation: dict[str, Any], tile: int
 ) -> None:
+    monkeypatch.setattr(held_out, "KL_TILE", tile)
     training, pairs = settings(**truncation), toy.pairs(count, seed=4)
     resident = resident_with(toy_model, pairs, training)
     base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from tune_dlrml.training.batches import CPU_HEAD_TILE
 from tune_dlrml.training.trainer import PreferenceTrainer
 
 OVERRIDDEN = [
@@ -27,6 +30,13 @@ OVERRIDDEN = [
     "_send_telemetry",
     "training_step",
 ]
+
+
+def test_a_tile_of_the_head_is_one_that_a_threads_arena_keeps() -> None:
+    assert "_CHUNKED_LOGPROB_CHUNK_SIZE" in inspect.getsource(add_fused_lm_head)
+    words = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    assert words == CPU_HEAD_TILE or torch.cuda.is_available()
+    assert TOKEN_CHUNK_SIZE * CPU_HEAD_TILE * 4 < 64 * 2**20, "bytes in float32, and glibc's heap of a thread"
 
 
 @pytest.mark.parametrize(
