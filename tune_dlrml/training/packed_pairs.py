@@ -15,14 +15,16 @@ For a prompt p times as long as a completion this is (2p + 2) / (p + 2) times le
 Shape legend: B = preference pairs in the row, N = tokens in the row, H = heads, D = dimension of a head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -30,6 +32,8 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "packed_pairs"
 """Name of the attention in transformers' registry; without a packed row it is sdpa."""
+FLASH_WIDTH = 256
+"""Dimension of a head up to which the flash kernel goes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,86 @@ class Shared:
     branches: tuple[int, ...]
 
 
-class Layout(tuple[Shared, ...]):
-    """Where the prefixes and branches of a row lie, one after another; passes through a model's forward as it is."""
+@dataclass(frozen=True)
+class Spans:
+    """A layout as one call of attention over sequences of different lengths takes it.
+
+    The queries are the row as it is; a sequence is a prefix with its first branch, or a further branch alone. The keys
+    of a further branch are its prefix, laid out once more, and its own.
+
+    Attributes:
+        queries_behind: Where each sequence ends among the queries, a zero before them; int32.
+        keys_behind: The same among the keys.
+        most_queries: Of one sequence.
+        most_keys: Of one sequence.
+        order: The token of the row at each place of the keys; None where nothing is laid out twice.
+        first: The place among the keys at which each token of the row stands first.
+        again: For the second branches, the third and so on: the tokens of their prefixes, and the places of these.
+    """
+
+    queries_behind: Tensor
+    keys_behind: Tensor
+    most_queries: int
+    most_keys: int
+    order: Tensor | None
+    first: Tensor
+    again: tuple[tuple[Tensor, Tensor], ...]
+
+
+class Layout:
+    """Where the prefixes and branches of a row lie, one after another.
+
+    Neither a tuple nor a dataclass, which pinned memory, DDP and FSDP take apart and put together as something else.
+
+    Args:
+        pieces: The pairs, in the order of the row.
+    """
+
+    def __init__(self, pieces: Iterable[Shared]) -> None:
+        self._pieces = tuple(pieces)
+        self._spans: Spans | None = None
+
+    def __iter__(self) -> Iterator[Shared]:
+        return iter(self._pieces)
+
+    def spans(self, device: torch.device) -> Spans:
+        """The same for one call of attention; made at the first layer of a row, and kept for the others."""
+        if self._spans is None or self._spans.first.device != device:
+            self._spans = _spans(self, device)
+        return self._spans
+
+
+def _spans(layout: Layout, device: torch.device) -> Spans:
+    queries, keys, order, first = [], [], [], []
+    again: dict[int, tuple[list[int], list[int]]] = {}
+    start = 0
+    for shared in layout:
+        prefix = range(start, start + shared.prefix)
+        for index, length in enumerate(shared.branches):
+            own = shared.prefix + length if index == 0 else length
+            if index > 0:
+                tokens, places = again.setdefault(index, ([], []))
+                tokens += prefix
+                places += range(len(order), len(order) + shared.prefix)
+                order += prefix
+            first += range(len(order), len(order) + own)
+            order += range(start, start + own)
+            queries.append(own)
+            keys.append(shared.prefix + length)
+            start += own
+
+    def tensor(numbers: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+    return Spans(
+        queries_behind=tensor([0, *accumulate(queries)], torch.int32),
+        keys_behind=tensor([0, *accumulate(keys)], torch.int32),
+        most_queries=max(queries),
+        most_keys=max(keys),
+        order=tensor(order) if again else None,
+        first=tensor(first),
+        again=tuple((tensor(tokens), tensor(places)) for tokens, places in again.values()),
+    )
 
 
 def sequences(row: Mapping[str, Any], max_length: int | None, truncation_mode: str) -> list[tuple[list[int], int]]:
@@ -180,8 +262,41 @@ def _attention(
         return attended
     # Rotary embeddings leave queries and keys in float32 under autocast, and a causal bias is refused before it casts.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if _flash_takes(value, dropout):
+        return _attend_at_once(query, key, value, layout.spans(value.device), scaling), None
     groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return _attend_one_by_one(query, repeat_kv(key, groups), repeat_kv(value, groups), layout, dropout, scaling), None
+
+
+def _flash_takes(value: Tensor, dropout: float) -> bool:
+    width = value.size(-1)
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    return value.is_cuda and half and dropout == 0 and width <= FLASH_WIDTH and width % 8 == 0
+
+
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float | None) -> Tensor:
+    """All branches of all pairs in one kernel: a call each would leave a GPU waiting for its launches."""
+    query_NHD, key_NHD, value_NHD = (each[0].transpose(0, 1) for each in (query, key, value))
+    if spans.order is not None:
+        key_NHD, value_NHD = (_LaidOut.apply(each, spans) for each in (key_NHD, value_NHD))
+    attended_NHD: Tensor = varlen_attn(
+        query_NHD,
+        key_NHD,
+        value_NHD,
+        spans.queries_behind,
+        spans.keys_behind,
+        spans.most_queries,
+        spans.most_keys,
+        scale=scaling,
+        window_size=(-1, 0),  # causal, and the last query sees the last key
+        enable_gqa=query_NHD.size(1) != key_NHD.size(1),
+    )
+    return attended_NHD[None]
+
+
+def _attend_one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scaling: float | None
+) -> Tensor:
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     parts: list[Tensor] = []
     start = 0
@@ -196,7 +311,29 @@ def _attention(
             mask = causal_lower_right(length, shared.prefix + length)
             parts.append(attend(query[:, :, branch], keys, values, attn_mask=mask))
             start += length
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+class _LaidOut(torch.autograd.Function):
+    """Keys or values of shape (N, H, D) with each prefix once more in front of every further branch.
+
+    The gradient of a prefix is the sum over its branches. It is added branch by branch and not by an `index_add`, whose
+    order on a GPU is another in every run, so that the same trial gives the same numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor_NHD: Tensor, spans: Spans) -> Tensor:
+        ctx.spans = spans
+        return tensor_NHD.index_select(0, spans.order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), spans = gradients, ctx.spans
+        summed = gradient.index_select(0, spans.first)
+        for tokens, places in spans.again:
+            more = summed.index_select(0, tokens) + gradient.index_select(0, places)
+            summed.index_copy_(0, tokens, more)
+        return summed, None
 
 
 AttentionInterface.register(ATTENTION, _attention)

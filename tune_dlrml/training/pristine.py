@@ -28,7 +28,7 @@ class Pristine:
         self._parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._weights: dict[str, Tensor] = {}
         if weights:
-            self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self._weights = {name: _kept(tensor) for name, tensor in model.state_dict().items()}
 
     def restore(self) -> None:
         """Put the model back, bit for bit."""
@@ -47,6 +47,12 @@ class Pristine:
             current = self._model.state_dict() if self._weights else {}
             for name, tensor in self._weights.items():
                 current[name].copy_(tensor)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy; of what lies on a GPU in pinned memory of the host, since a second model may not fit beside the first."""
+    kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return kept.copy_(tensor.detach())
 
 
 def _contents(value: Any) -> dict[Any, Any] | None:
