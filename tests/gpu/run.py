@@ -3,76 +3,88 @@
 Run: python tests/gpu/run.py [--only lora_1b attention] [--out FILE]
 Without a GPU: python tests/gpu/run.py --device cpu --tiny    (runs every part on a tiny model; its times mean nothing)
 
-Each part runs in a process of its own, forked from one that has imported everything, and is ended at its time limit.
+Each part runs in a process of its own and is ended at its time limit.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-# Asking whether there is a GPU must not start CUDA in the process that the parts are forked from.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what repeatable matrix products need
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from gpu import older_torch
-from gpu.made import quiet
+from gpu.made import Figures, quiet
 from gpu.parts import PARTS, Machine
 
 
-def measure(name: str, machine: Machine, results: Connection) -> None:
-    """A part's figures, one by one, then None; an exception goes the same way."""
+def measure(name: str, machine: Machine, line: Connection) -> None:
+    """Once told to go on, a part's figures, one by one, then None; an exception goes the same way."""
     quiet()
     older_torch.adapt()
     if not machine.cuda:
         torch.set_num_threads(1)
+    line.recv()
     try:
         for figures in PARTS[name].run(machine):
-            results.send(figures)
+            line.send(figures)
     except Exception as error:
-        results.send({"error": f"{type(error).__name__}: {error}"[:600], "at": traceback.format_exc()[-900:]})
-    results.send(None)
+        line.send({"error": f"{type(error).__name__}: {error}"[:600], "at": traceback.format_exc()[-900:]})
+    line.send(None)
 
 
-def run_part(name: str, machine: Machine) -> list[dict[str, Any]]:
-    """The figures that a part came to within its limit."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=measure, args=(name, machine, theirs))
-    began = time.perf_counter()
-    process.start()
-    theirs.close()
-    lines: list[dict[str, Any]] = []
+class PartProcess:
+    """A part in a process of its own, which imports what it needs while the part before it still runs."""
 
-    def told(line: dict[str, Any]) -> None:
-        lines.append({"part": name} | line | {"after_s": round(time.perf_counter() - began, 1)})
-        print(json.dumps(lines[-1]), flush=True)
+    def __init__(self, name: str, machine: Machine) -> None:
+        self.name, self._limit_s = name, PARTS[name].limit_s
+        self._line, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(target=measure, args=(name, machine, theirs))
+        self._process.start()
+        theirs.close()
 
-    while True:
-        left = PARTS[name].limit_s - (time.perf_counter() - began)
+    def figures(self) -> Iterator[Figures]:
+        """What the part comes to within its limit; it is ended afterwards."""
+        began = time.perf_counter()
         try:
-            if not ours.poll(max(0.0, left)):
-                told({"error": f"not done within {PARTS[name].limit_s:g} s"})
-                break
-            line = ours.recv()
-        except EOFError:
-            told({"error": f"its process ended with {process.exitcode}"})
-            break
-        if line is None:
-            break
-        told(line)
-    process.kill()
-    process.join()
-    return lines
+            self._line.send("go")
+            while True:
+                left = self._limit_s - (time.perf_counter() - began)
+                if not self._line.poll(max(0.0, left)):
+                    yield {"error": f"not done within {self._limit_s:g} s"}
+                    return
+                figures = self._line.recv()
+                if figures is None:
+                    return
+                yield figures | {"after_s": round(time.perf_counter() - began, 1)}
+        except (EOFError, OSError):
+            self._process.join()
+            yield {"error": f"its process ended with {self._process.exitcode}"}
+        finally:
+            self._process.kill()
+            self._process.join()
+
+
+def run_parts(names: list[str], machine: Machine) -> Iterator[Figures]:
+    """The figures of one part after another, each as soon as it is there."""
+    following = PartProcess(names[0], machine)
+    for name in [*names[1:], ""]:
+        part = following
+        if name:
+            following = PartProcess(name, machine)
+        for figures in part.figures():
+            yield {"part": part.name} | figures
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,12 +98,14 @@ def main(argv: list[str] | None = None) -> int:
         print("needs a CUDA device; --device cpu --tiny runs every part without one", file=sys.stderr)
         return 2
     machine = Machine(torch.device(arguments.device, 0), arguments.tiny)
-    lines = []
-    for name in arguments.only:
-        lines += run_part(name, machine)
-        if arguments.out is not None:
-            arguments.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return int(any("error" in line for line in lines))
+    failed = False
+    with contextlib.ExitStack() as files:
+        out = None if arguments.out is None else files.enter_context(arguments.out.open("w", encoding="utf-8"))
+        for line in run_parts(arguments.only, machine):
+            failed = failed or "error" in line
+            for file in filter(None, (sys.stdout, out)):
+                print(json.dumps(line), file=file, flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
