@@ -43,6 +43,7 @@ VENDORS = {
     "vllm": ("evaluation/vllm_engine.py",),
     "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/rewards.py"),
     "matplotlib": ("evaluation/pictures.py", "evaluation/frontier_picture.py", "report/"),
+    "ruamel": ("config/yaml_text.py",),
     "datasets": ("data/", "training/", "evaluation/questions.py"),
     "torch": (
         "losses/",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import toy
-import yaml
 
 from tune_dlrml import cli
 from tune_dlrml.config import parse_config
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
 
@@ -65,7 +65,7 @@ MISTAKES = {
 def test_a_mistake_is_one_message_and_starts_nothing(mistake, document, tmp_path, monkeypatch, capsys):
     key, value, expected = MISTAKES[mistake]
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump(changed(document, key, value)))
+    space.write_text(as_yaml_text(changed(document, key, value)))
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     code, out, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
     assert code == 2
@@ -92,7 +92,7 @@ def test_a_bad_row_is_named_by_file_and_line(fault, document, tmp_path, monkeypa
     row, expected = ROWS[fault]
     bad_rows(tmp_path / "train.jsonl", row)
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump(document))
+    space.write_text(as_yaml_text(document))
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     code, _, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
     assert code == 2
@@ -103,7 +103,7 @@ def test_a_bad_row_is_named_by_file_and_line(fault, document, tmp_path, monkeypa
 def test_an_empty_data_set_is_refused(document, tmp_path, monkeypatch, capsys):
     (tmp_path / "eval.jsonl").write_text("")
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump(document))
+    space.write_text(as_yaml_text(document))
     code, _, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
     assert code == 2
     assert "eval.jsonl" in err
@@ -129,7 +129,7 @@ def test_text_that_is_no_plain_yaml_is_refused_with_its_line(fault, tmp_path, mo
 
 def test_doctor_names_every_fault_and_exits_with_2(document, tmp_path, monkeypatch, capsys):
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump({**document, "model": "nowhere/at/all", "resources": {"cpus_per_worker": 4096}}))
+    space.write_text(as_yaml_text({**document, "model": "nowhere/at/all", "resources": {"cpus_per_worker": 4096}}))
     code, out, _ = run(monkeypatch, capsys, "doctor", str(space), "--json")
     findings = {finding["subject"]: finding["level"] for finding in json.loads(out)["findings"]}
     assert code == 2
@@ -146,7 +146,7 @@ def test_doctor_tells_what_is_left_out_cut_or_repeated(tmp_path, monkeypatch, ca
     held_out = toy.write_pairs(tmp_path / "eval.jsonl", 40, seed=1)
     held_out.write_text(held_out.read_text() + rows[3])
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump(toy.document(toy.write_model(tmp_path / "model"), train, held_out)))
+    space.write_text(as_yaml_text(toy.document(toy.write_model(tmp_path / "model"), train, held_out)))
     code, out, _ = run(monkeypatch, capsys, "doctor", str(space), "--json")
     found = {f["text"]: f["level"] for f in json.loads(out)["findings"] if f["subject"] == "dataset"}
     assert code == 0

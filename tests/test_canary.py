@@ -16,11 +16,12 @@ from pathlib import Path
 import psycopg
 import pytest
 import toy
-import yaml
 from cluster.services import free_ports
 from command_line import called, ended, started, without
 from evaluation.endpoint_server import EndpointServer
 from servers import has_postgres, postgres_server, process, wait_for
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow
 
@@ -157,7 +158,7 @@ def write_search(space: Path, tracking: str, judge: str) -> None:
     document["training"]["max_steps"] = 4
     document["search"] = {"num_trials": 2, "scheduler": {"grace_period": 2, "reduction_factor": 2}}
     document["evaluation"] = {"judges": ["openai:judge"], "judge_url": judge, "limit": 2, "max_new_tokens": 8}
-    (space / "space.yaml").write_text(yaml.safe_dump(document))
+    (space / "space.yaml").write_text(as_yaml_text(document))
 
 
 def commands(space: Path, tracking: str, environment: dict[str, str]) -> list[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import toy
-import yaml
 
 from tune_dlrml import cli
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 KEYS = {"c", "starts", "trap", "barrier", "bounded", "safe_c", "overflow"}
 OWN = """import torch
@@ -100,7 +100,7 @@ def space_of(tmp_path, losses):
     held_out = toy.write_pairs(tmp_path / "eval.jsonl", 40, seed=1)
     document = toy.document(toy.write_model(tmp_path / "model"), train, held_out)
     document["space"] = {"losses": losses}
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "space.yaml").write_text(as_yaml_text(document))
     return str(tmp_path / "space.yaml")
 
 

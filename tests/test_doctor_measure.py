@@ -10,10 +10,10 @@ import pytest
 import torch
 import toy
 import toy_training
-import yaml
 
 from tune_dlrml import cli, cli_doctor
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.measure import measure_search, refuse_other_machine, timed_trial
 from tune_dlrml.search.result import SearchPlace
@@ -51,7 +51,7 @@ def doctor(
 ) -> Callable[..., tuple[int, Document]]:
     def doctor(*argv: str) -> tuple[int, Document]:
         space = tmp_path / "space.yaml"
-        space.write_text(yaml.safe_dump(document))
+        space.write_text(as_yaml_text(document))
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         monkeypatch.setattr("sys.argv", ["tune-dlrml", "doctor", str(space), "--json", *argv])
         with pytest.raises(SystemExit) as ended:

@@ -7,9 +7,10 @@ from pathlib import Path
 import mlflow
 import pytest
 import toy
-import yaml
 from command_line import called, ended, started, without
 from faults.leftovers import check_nothing_is_left, short_folder
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def search(tmp_path_factory):
         ],
         "training": {"learning_rate": {"choice": [3e-3, EXPLODING]}},
     }
-    (folder / "toy.yaml").write_text(yaml.safe_dump(document))
+    (folder / "toy.yaml").write_text(as_yaml_text(document))
     temporary = short_folder()
     environment = without("RAY_ADDRESS") | {"TMPDIR": str(temporary)}
     process = started("search", "toy.yaml", "--json", folder=folder, environment=environment)

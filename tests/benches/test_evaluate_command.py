@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import toy
-import yaml
 from command_line import started, without
 from evaluation.endpoint_server import LATE, Act, EndpointServer
 from typer.testing import CliRunner
@@ -20,6 +19,7 @@ from tune_dlrml.benches import request as requests
 from tune_dlrml.cli import app
 from tune_dlrml.cli_evaluate import folder_name
 from tune_dlrml.config import JudgeLimits
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 SOON_S = 90
 """Below the two minutes that a request may take, of which each has eight tries."""
@@ -63,7 +63,7 @@ def test_a_trial_is_looked_for_in_the_study_that_was_named(tmp_path):
     folder = tmp_path / "runs" / "toy"
     folder.mkdir(parents=True)
     document = toy.document(tmp_path / "model", tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
-    (folder / "search.yaml").write_text(yaml.safe_dump(document))
+    (folder / "search.yaml").write_text(as_yaml_text(document))
     options = ["--storage", str(tmp_path / "runs"), "--study-url", "mysql://db.example/studies", "--bench", "frontier"]
     for model in ("toy:0", "toy"):
         failed = CliRunner().invoke(app, ["evaluate", model, *options])

@@ -19,9 +19,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import yaml
 from evaluation.endpoint_server import EndpointServer
+from ruamel.yaml import YAML
 
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.records import Inquiry
 
@@ -63,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="judged_search_"))
     folder.mkdir(parents=True, exist_ok=True)
-    document = yaml.safe_load(SPACE.read_text())
+    document = YAML(typ="safe", pure=True).load(SPACE.read_text())
     document["name"] = "judged"
     document["search"] |= {"num_trials": arguments.trials, "scheduler": None}
     served = Served(enough=arguments.trials * arguments.questions)
@@ -76,7 +77,7 @@ def main() -> None:
             "max_new_tokens": 64,
             "limits": {"concurrency": 1},
         }
-        (folder / "judged.yaml").write_text(yaml.safe_dump(document))
+        (folder / "judged.yaml").write_text(as_yaml_text(document))
         first = search(folder)
         while not served.reached.wait(1) and first.poll() is None:
             pass

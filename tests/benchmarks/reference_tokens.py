@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import toy
-import yaml
 from benchmarks.results import RESULTS, Row, header, record
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 GOAL = 1.0
 TRIALS, TRIALS_PER_GROUP = 16, 8
@@ -86,7 +87,7 @@ def rows(trials: int = TRIALS, trials_per_group: int = TRIALS_PER_GROUP) -> tupl
     """
     with tempfile.TemporaryDirectory(prefix="reference_") as name:
         folder = Path(name)
-        (folder / "space.yaml").write_text(yaml.safe_dump(document(folder, trials, trials_per_group)))
+        (folder / "space.yaml").write_text(as_yaml_text(document(folder, trials, trials_per_group)))
         expected = one_pass(folder)
         found = {name: search(folder, name, seed) for seed, name in enumerate(("first", "second"))}
     print(f"{trials} trials, a new worker group after {trials_per_group}; one pass over the rows: {expected} tokens")

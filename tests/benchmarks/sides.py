@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.config.loading import parse_config
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.models import package_file, parse_model_reference
 from tune_dlrml.space import SearchSpace
 
@@ -115,7 +114,7 @@ def dtype(config: SearchConfig) -> str:
 def run_ours(document: Mapping[str, Any], folder: Path) -> Run:
     """The search by this project's command, in a folder of its own."""
     folder.mkdir(parents=True)
-    (folder / "space.yaml").write_text(yaml.safe_dump(dict(document)))
+    (folder / "space.yaml").write_text(as_yaml_text(dict(document)))
     program = Path(sys.executable).with_name("tune-dlrml")
     wall_s = _timed([program, "search", "space.yaml", "--storage", "runs"], folder)
     logs = sorted((folder / "runs").glob("*/trials/*/events.jsonl"), key=lambda path: int(path.parent.name))

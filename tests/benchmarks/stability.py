@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import toy
-import yaml
 from rich.console import Console
 from rich.table import Table
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 BETAS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5]
 MIXES = [0.05, 0.1, 0.2, 0.25, 0.5]
@@ -160,7 +161,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     space = out / "stability.yaml"
     if not space.exists():
-        space.write_text(yaml.safe_dump(document(out, arguments.steps)))
+        space.write_text(as_yaml_text(document(out, arguments.steps)))
     runs = [run_of(trial, seed) for seed in arguments.seeds for trial in trials(space, seed, out / "searches")]
     (out / "stability.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
     show(runs)

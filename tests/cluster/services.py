@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
+from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).parents[2]
 COMPOSE = PROJECT / "docker" / "compose.yaml"
@@ -132,7 +132,7 @@ class Cluster:
         self.root = Path(tempfile.mkdtemp(prefix="clu_", dir="/tmp"))
         self.root.chmod(0o711)
         self.shared = self._folder("volumes", "shared")
-        self.document = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+        self.document = YAML(typ="safe", pure=True).load(COMPOSE.read_text(encoding="utf-8"))
         numbers = [number for ports in PORTS.values() for number in ports]
         self.ports = dict(zip(numbers, free_ports(len(numbers)), strict=True))
         self.services = {name: self._service(name, secrets) for name in self.document["services"]}

@@ -17,8 +17,9 @@ from typing import Any
 import psycopg
 import pytest
 import toy
-import yaml
 from cluster.services import PROJECT, SEARCH_PATH, Cluster, lacking
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,7 +101,7 @@ def write_search(folder, shared):
     document["search"] |= {"num_trials": TRIALS}
     toy.write_pairs(folder / "train.jsonl", 64)
     toy.write_pairs(folder / "eval.jsonl", 32, seed=1)
-    (folder / "space.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    (folder / "space.yaml").write_text(as_yaml_text(document), encoding="utf-8")
     return folder
 
 

@@ -8,14 +8,14 @@ import subprocess
 import tomllib
 
 import pytest
-import yaml
 from cluster.services import COMPOSE, PROJECT
+from ruamel.yaml import YAML
 
 from tune_dlrml.errors import InputError, SearchFailedError, StorageError
 
 DOCKER = PROJECT / "docker"
-SERVICES = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
-CLAIM, RAYJOB = yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text(encoding="utf-8"))
+SERVICES = YAML(typ="safe", pure=True).load(COMPOSE.read_text(encoding="utf-8"))["services"]
+CLAIM, RAYJOB = YAML(typ="safe", pure=True).load_all((DOCKER / "rayjob.yaml").read_text(encoding="utf-8"))
 PODS = {
     "submitter": RAYJOB["spec"]["submitterPodTemplate"],
     "head": RAYJOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"],

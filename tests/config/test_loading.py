@@ -28,6 +28,8 @@ def test_a_file_says_what_it_means_and_the_rest_has_its_default(load):
         (".5", 0.5),
         ("5.", 5.0),
         ("1_000", 1000.0),
+        ("1_000.5", 1000.5),
+        (".5e3", 500.0),
         ("+2", 2.0),
         ("1", 1.0),
     ],

@@ -74,7 +74,7 @@ WRONG_TYPES = [
     put("training.max_steps", "max_steps: 40", "max_steps: 1e2", "valid integer", "100.0"),
     put("training.max_steps", "max_steps: 40", "max_steps: 2020-01-01", "valid integer", '"2020-01-01"'),
     put("training.learning_rate", "rate: 5e-7", "rate: '5e-7'", "valid number", '"5e-7"'),
-    put("training.learning_rate", "rate: 5e-7", "rate: 1_000.5", "valid number", '"1_000.5"'),
+    put("training.learning_rate", "rate: 5e-7", "rate: 1,000.5", "valid number", '"1,000.5"'),
     put("training.learning_rate", "rate: 5e-7", "rate: true", "valid number", "true"),
     put("training.bf16", "bf16: false", "bf16: 0", "valid boolean", "0"),
     put("training.lora.target_modules", "    r: 8", "    target_modules: []", "list of module names", "[]"),

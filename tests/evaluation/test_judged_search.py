@@ -14,11 +14,11 @@ from typing import Any
 import mlflow
 import pytest
 import toy
-import yaml
 from command_line import called, ended, started, without
 from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.frontier import Draw, search_frontier
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.evaluation.frontier import Sampling
 from tune_dlrml.search.result import SearchPlace
 
@@ -76,7 +76,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
             "max_new_tokens": 8,
             "limits": {"concurrency": 1},
         }
-        (folder / "judged.yaml").write_text(yaml.safe_dump(document))
+        (folder / "judged.yaml").write_text(as_yaml_text(document))
         first = started(*COMMAND, folder=folder, environment=search_environment())
         try:
             in_time = judge.enough.wait(SEARCH_S)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from command_line import without
 from export.finished import STEPS, finished_search
+from ruamel.yaml import YAML
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.export.bundle import export_trial
@@ -139,7 +139,7 @@ def test_an_exported_adapter_is_loaded_by_peft_and_is_the_one_that_was_trained(a
 def test_the_card_states_loss_data_and_numbers(adapters, adapter):
     text = (adapter.folder / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
-    card = yaml.safe_load(front)
+    card = YAML(typ="safe", pure=True).load(front)
     assert card["library_name"] == "peft" and "dlrml" in card["tags"]
     last = adapters.reports[1][-1].metrics
     assert f"{last['eval_accuracy']:.4f}" in body and f"{last['eval_accuracy_se']:.4f}" in body
@@ -184,7 +184,7 @@ def test_a_model_of_the_hub_is_named_with_its_commit(adapters, monkeypatch):
     assert '"pretrained_model_name_or_path": "org/name",\n    "revision": "abc123",' in script
     compile(script, "reproduce.py", "exec")
     card = model_card(of_hub, None, None, {})
-    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "org/name"
+    assert YAML(typ="safe", pure=True).load(card.split("---\n")[1])["base_model"] == "org/name"
 
 
 def test_trials_without_a_model_name_those_that_have_one(adapters, tmp_path):

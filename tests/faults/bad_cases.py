@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import toy
-import yaml
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 SPACE = "space.yaml"
 Files = dict[str, bytes]
@@ -60,7 +61,7 @@ def jsonl(lines: list[Any]) -> bytes:
 
 
 def files(space: dict[str, Any] | str | bytes, train: bytes | None = None, held_out: bytes | None = None) -> Files:
-    text = yaml.safe_dump(space, sort_keys=False) if isinstance(space, dict) else space
+    text = as_yaml_text(space) if isinstance(space, dict) else space
     return {
         SPACE: text.encode() if isinstance(text, str) else text,
         "train.jsonl": jsonl(rows()) if train is None else train,

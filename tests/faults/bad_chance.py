@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from faults.bad_cases import SPACE, Case, Files, changed, document, files, jsonl, outermost, rows
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 
 def chance_cases(model: Path, count: int, seed: int) -> Iterator[Case]:
     """Mutations of the sound search, each from a generator of its own so that none depends on the others."""
     sound = document(model)
-    text = yaml.safe_dump(sound, sort_keys=False)
+    text = as_yaml_text(sound)
     for number in range(count):
         rng = random.Random(f"{seed}-{number}")
         mutate = rng.choice(MUTATIONS)

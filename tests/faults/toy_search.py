@@ -17,8 +17,8 @@ from typing import Any
 import mlflow
 import psutil
 import toy
-import yaml
 
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.records import State
 from tune_dlrml.search.history import StudyHistory, TrialRow
 
@@ -59,7 +59,7 @@ class ToySearch:
             "metric": "eval_margin",
             "scheduler": {"grace_period": steps // 8, "reduction_factor": 2},
         } | settings
-        (folder / "toy.yaml").write_text(yaml.safe_dump(document))
+        (folder / "toy.yaml").write_text(as_yaml_text(document))
 
     @property
     def runs(self) -> Path:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import toy
-import yaml
 from scipy import stats
 
 from tune_dlrml.config import SearchConfig, load_config, parse_config, to_yaml
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST, SEED, finalists
@@ -268,7 +268,7 @@ def test_a_confirmation_that_has_not_begun_says_nothing(searched):
 
 def test_the_key_is_legal_in_a_file_and_needs_two_seeds(tmp_path, toy_model):
     path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump(document(tmp_path, toy_model)))
+    path.write_text(as_yaml_text(document(tmp_path, toy_model)))
     assert load_config(path).search.confirm.seeds == 3
     with pytest.raises(InputError, match="confirm"):
         load_config(path, ["search.confirm.seeds=1"])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import toy
-import yaml
 from command_line import ended, started, without
 from faults.leftovers import short_folder
+
+from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ def test_a_search_warms_up_once(tmp_path: Path) -> None:
     document["training"] |= {"max_steps": 2, "warm_up": {"rule": "brier", "steps": 4, "learning_rate": 3e-3}}
     document["search"] = {"num_trials": 2, "scheduler": None, "n_startup_trials": 1}
     document["space"] = {"losses": [{"name": "dpo", "beta": {"uniform": [0.1, 0.2]}, "sft": {"rule": "spherical"}}]}
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "toy.yaml").write_text(as_yaml_text(document))
     environment = without("RAY_ADDRESS") | {"TMPDIR": str(short_folder())}
 
     def search(*more: str) -> tuple[dict, str]:

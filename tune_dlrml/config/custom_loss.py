@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, model_serializer, model_validator
 
-from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, as_yaml, law
+from tune_dlrml.config.domains import (
+    NUMBER_REMEDY,
+    Choice,
+    Frozen,
+    Range,
+    Searchable,
+    as_yaml,
+    is_like_a_number,
+    law,
+)
 
 Number = float | Range | Choice
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -68,7 +77,11 @@ def _param(value: Any) -> Any:
         return value
     if isinstance(value, dict) and "learnable" in value:
         return LearnableParam.model_validate(value)
-    return _PLAIN.validate_python(value)
+    plain = _PLAIN.validate_python(value)
+    for given in plain.values if isinstance(plain, Choice) else [plain]:
+        if is_like_a_number(given):
+            raise law(f"a text that looks like a number is none, but got {json.dumps(given)}{NUMBER_REMEDY}")
+    return plain
 
 
 class CustomParams(Frozen):

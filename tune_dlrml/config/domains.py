@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -21,6 +22,32 @@ class Frozen(BaseModel):
     def flat(self) -> dict[str, Any]:
         """The plain values by dotted key; what is null is left out."""
         return flat(self.model_dump(mode="json"))
+
+
+_LIKE_A_NUMBER = re.compile(r"[-+−–]?[.,]?\d[\d.,:_'’ eExXoObB+−–-]*[%a-zA-Z]?")
+
+NUMBER_REMEDY = "; a number is written as 40 or 5e-7: no quotes, leading zero, colon, comma or unit"
+
+
+def is_like_a_number(value: Any) -> bool:
+    """Whether a value is a text in which a person, or another reader of YAML, may see a number: 010, 1:30, −5, 10k."""
+    return isinstance(value, str) and _LIKE_A_NUMBER.fullmatch(value.strip()) is not None
+
+
+def remedy(kind: str, given: Any) -> str:
+    """What to write instead of a value of the wrong type; empty where the message of its type says it all.
+
+    Args:
+        kind: The type of pydantic's error.
+        given: The value.
+    """
+    if kind in ("int_type", "float_type") and is_like_a_number(given):
+        return NUMBER_REMEDY
+    if kind == "bool_type":
+        return "; write true or false"
+    if kind == "string_type" and isinstance(given, (bool, int, float)):
+        return "; put it in quotes if it is a text"
+    return ""
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,7 +173,8 @@ def _parse_range(kind: Any, body: Any, num: Any) -> Range:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
     if not isinstance(body, list) or len(body) != 2 or not all(map(number, body)):
-        raise law(f"{kind} takes [low, high], two finite numbers, but got {_shown(body)}")
+        hints = [remedy("float_type", bound) for bound in body] if isinstance(body, list) else []
+        raise law(f"{kind} takes [low, high], two finite numbers, but got {_shown(body)}{max(hints, default='')}")
     low, high = body
     if low >= high:
         raise law(f"`low < high` must hold, but got low={low}, high={high}")
@@ -190,7 +218,9 @@ class Searchable:
             return self._adapter.validate_python(value, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            hint = " (int_uniform and log_int_uniform draw whole numbers)" if first["type"] == "int_type" else ""
+            hint = remedy(first["type"], value)
+            if first["type"] == "int_type" and not hint:
+                hint = " (int_uniform and log_int_uniform draw whole numbers)"
             raise law(f"{first['msg'][0].lower()}{first['msg'][1:]}, but got {_shown(as_yaml(given))}{hint}") from None
 
 

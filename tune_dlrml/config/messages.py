@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tune_dlrml.config.domains import remedy
 from tune_dlrml.config.schema import SearchConfig
 
 
@@ -52,7 +53,7 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
         return f"{prefix}: {nearest(str(given), loss_names())}, but got {shown}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{prefix}: a mapping of keys is needed, but got {shown}"
-    return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}"
+    return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}{remedy(kind, given)}"
 
 
 def _place(key: str, places: dict[str, str]) -> str | None:

@@ -5,9 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from tune_dlrml.config.domains import flat
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.data import parse_dataset_reference
 from tune_dlrml.export.loss_source import LossSource
 from tune_dlrml.export.pairs import TrainingPairs, pairs_per_step
@@ -70,7 +69,7 @@ def _front_matter(trial: TrainedTrial) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["preference-optimization", "trl", "tune-dlrml", trial.spec.loss.name, *(["lora"] if adapter else [])],
     }
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+    return f"---\n{as_yaml_text(front)}---"
 
 
 def _references(trial: TrainedTrial) -> list[str]:
