@@ -79,6 +79,7 @@ def test_what_is_in_quotes_is_text(written):
 
 
 NO_NUMBERS = [
+    "1/2",
     "011",
     "0o20",
     "01:40",
@@ -149,6 +150,29 @@ def test_a_text_that_reads_as_something_else_is_told_to_be_quoted(written, docum
 def test_what_is_no_switch_is_told_how_one_is_written(written, document, refusal):
     message = refusal(document.replace("bf16: false", f"bf16: {written}"))
     assert message.startswith("search.yaml:10: training.bf16: ") and message.endswith("; write true or false")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("max_steps: 40", "max_steps: 3e2", "search.yaml:7: training.max_steps: {}, but got 300.0; write 300"),
+        ("max_steps: 40", "max_steps: 1e300", "search.yaml:7: training.max_steps: {}, but got 1e+300"),
+        ("max_length: 128", "max_length: None", 'search.yaml:9: training.max_length: {}, but got "None"; nothing is'),
+        (
+            "  window: 20",
+            "\twindow: 20",
+            "search.yaml:28: is not YAML: found character '\\t' that cannot start any token (",
+        ),
+        (
+            "window:",
+            "window\u200b:",
+            "search.yaml:28: divergence.window\u200b: is no key of this section (did you mean window",
+        ),
+        ("model:", "m\u043edel:", 'its letters are "m\\u043edel"'),
+    ],
+)
+def test_a_common_slip_is_told_with_its_remedy(old, new, says, document, refusal):
+    assert says.format("input should be a valid integer") in refusal(document.replace(old, new))
 
 
 SWALLOWED = {

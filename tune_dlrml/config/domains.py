@@ -24,7 +24,7 @@ class Frozen(BaseModel):
         return flat(self.model_dump(mode="json"))
 
 
-_LIKE_A_NUMBER = re.compile(r"[-+−–]?[.,]?\d[\d.,:_'’ eExXoObB+−–-]*[%a-zA-Z]?")
+_LIKE_A_NUMBER = re.compile(r"[-+−–]?[.,]?\d[\d.,:_'’ /eExXoObB+−–-]*[%a-zA-Z]?")
 
 NUMBER_REMEDY = "; a number is written as 40 or 5e-7: no quotes, leading zero, colon, comma or unit"
 
@@ -41,8 +41,12 @@ def remedy(kind: str, given: Any) -> str:
         kind: The type of pydantic's error.
         given: The value.
     """
+    if isinstance(given, str) and given.lower() in ("none", "nil"):
+        return "; nothing is written as null"
     if kind in ("int_type", "float_type") and is_like_a_number(given):
         return NUMBER_REMEDY
+    if kind == "int_type" and isinstance(given, float) and given.is_integer() and abs(given) < 1e15:
+        return f"; write {given:.0f}"
     if kind == "bool_type":
         return "; write true or false"
     if kind == "string_type" and isinstance(given, (bool, int, float)):
@@ -219,7 +223,7 @@ class Searchable:
         except ValidationError as error:
             first = error.errors()[0]
             hint = remedy(first["type"], value)
-            if first["type"] == "int_type" and not hint:
+            if first["type"] == "int_type" and isinstance(given, Range):
                 hint = " (int_uniform and log_int_uniform draw whole numbers)"
             raise law(f"{first['msg'][0].lower()}{first['msg'][1:]}, but got {_shown(as_yaml(given))}{hint}") from None
 

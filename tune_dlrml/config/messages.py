@@ -45,7 +45,9 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
     if kind == "law":
         return f"{prefix}: {detail['msg']}"
     if kind == "extra_forbidden":
-        return f"{prefix}: is no key of this section ({nearest(str(path[-1]), _legal_keys(detail['loc']))})"
+        name = str(path[-1])
+        unseen = "" if name.isascii() else f"; its letters are {json.dumps(name)}"
+        return f"{prefix}: is no key of this section ({nearest(name, _legal_keys(detail['loc']))}){unseen}"
     if kind == "missing":
         return f"{prefix}: must be given, but is missing"
     shown = json.dumps(given, default=str)[:200]

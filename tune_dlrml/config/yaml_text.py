@@ -222,4 +222,6 @@ def _message(source: str, error: YAMLError, text: str) -> str:
     lines = text.splitlines()[begun.line : mark.line + 1]
     swallowed = next((found[1] for line in lines if (found := _BRACKET_IN_COMMENT.search(line))), None)
     hint = f" (`{swallowed}` is a comment, since a space is before the #)" if swallowed else ""
+    if not hint and "'\\t'" in problem:
+        hint = " (write spaces for tabs)"
     return f"{source}:{mark.line + 1}: is not YAML: {problem}{hint}"
