@@ -139,7 +139,8 @@ def test_progress_is_told_without_the_noise_of_the_libraries(search):
 def test_status_tells_the_same_as_the_search(search):
     folder, document, _, _ = search
     told = json.loads(afterwards("status", "toy", "--json", folder=folder).stdout)
-    assert told | {"interrupted": False} == document  # which only its driver knows
+    assert told | {"interrupted": False, "out_of_time": False} == document  # which only its driver knows
+    assert 0 < told["spent_s"] < 400
     table = afterwards("status", "toy", folder=folder).stdout
     assert "diverged" in table and "mlflow ui" in table
 

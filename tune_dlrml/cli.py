@@ -100,7 +100,8 @@ def search(
         result = run_search(prepared, view)
     taken, confirmation = read_taken(result, place), read_confirmation(result.name, place)
     if as_json:
-        print_json(_search_document(result, taken, confirmation) | {"interrupted": result.interrupted})
+        ended = {"interrupted": result.interrupted, "out_of_time": result.out_of_time}
+        print_json(_search_document(result, taken, confirmation) | ended)
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
@@ -189,6 +190,7 @@ def _search_document(result: Any, taken: Any, confirmation: Any) -> dict[str, An
         "name": result.name,
         "best": result.best,
         "mlflow": result.mlflow_uri,
+        "spent_s": result.spent_s,
         "taken": taken.as_json(),
         "confirmed": None if confirmation is None else confirmation.as_json(),
         "trials": [

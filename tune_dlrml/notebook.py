@@ -19,7 +19,7 @@ from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
 from tune_dlrml.terminal import ProgressView
 
 if TYPE_CHECKING:
-    from tune_dlrml.search.driver import SearchView
+    from tune_dlrml.search.books import SearchView
 
 STORAGE = "runs"
 """Folder of all searches, as on the command line."""

@@ -123,7 +123,7 @@ class Ends:
 @contextmanager
 def metered() -> Iterator[Meter]:
     """Wrap what the driver calls of MLflow's part; nothing in the package changes."""
-    from tune_dlrml.search import driver
+    from tune_dlrml.search import books, driver
     from tune_dlrml.tracking.tracker import Tracker
 
     meter = Meter()
@@ -132,8 +132,8 @@ def metered() -> Iterator[Meter]:
             stack.enter_context(mock.patch.object(Tracker, name, meter.waiting(getattr(Tracker, name), name)))
         stack.enter_context(mock.patch.object(Tracker, "_work", meter.working(Tracker._work)))
         stack.enter_context(mock.patch.object(driver, "untracked", meter.waiting(driver.untracked, "untracked")))
-        note = driver._Books._note_run
-        stack.enter_context(mock.patch.object(driver._Books, "_note_run", meter.waiting(note, NOTE)))
+        note = books.Books._note_run
+        stack.enter_context(mock.patch.object(books.Books, "_note_run", meter.waiting(note, NOTE)))
         yield meter
 
 

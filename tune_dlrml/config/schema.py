@@ -76,7 +76,9 @@ class SearchSettings(Frozen):
 
     A trial whose worker, slot or node dies goes on from its last checkpoint, up to `max_failures` times. `study_url` is
     the database of the study (null is SQLite in the search's folder); a password in it is used and not written down.
-    `confirm` trains beyond `num_trials` and `time_budget_s`; it may be given to a search that has ended.
+    `time_budget_s` is the wall time that all drivers of the search together may take for its training, with Ray's start
+    and a warm-up; trials that are then under way stop, and go on where a larger budget is given. `confirm` trains
+    beyond `num_trials` and `time_budget_s`; it may be given to a search that has ended.
     """
 
     num_trials: Natural | None = None

@@ -14,6 +14,7 @@ from tune_dlrml.export.script import BASE, load_hint
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.search.code_state import told
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 NUMBERS = {
@@ -50,13 +51,13 @@ def model_card(
     ]
     if loss is not None and data is not None:
         parts.append(f"## Again\n\n{_again()}")
-    trained_with = {key.removeprefix("version."): value for key, value in trial.code.items()}
-    parts.append(f"## Versions\n\n{_versions('Trained with', trained_with)}{_versions('Exported with', versions)}")
+    exported_with = [f"{name} {version}" for name, version in versions.items()]
+    parts.append(f"## Versions\n\n{_with('Trained', [*told(trial.code)])}{_with('Exported', exported_with)}")
     return "\n\n".join(parts).rstrip() + "\n"
 
 
-def _versions(when: str, known: Mapping[str, str]) -> str:
-    return f"{when} {', '.join(f'{name} {version}' for name, version in known.items())}.\n\n" if known else ""
+def _with(done: str, known: Sequence[str]) -> str:
+    return f"{done} with {', '.join(known)}.\n\n" if known else ""
 
 
 def _front_matter(trial: TrainedTrial) -> str:

@@ -1,6 +1,6 @@
 """The page of a report: one HTML file that needs nothing beside it and no network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,13 +14,12 @@ from tune_dlrml.report.ranking import Ranked, ranking, text, verdict, words
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
+from tune_dlrml.search.code_state import told
 from tune_dlrml.search.confirmed import Confirmed
 
 MOST_LINES = 25
 """Trials of the ranking above the pictures; the others stand at the end of the page."""
 PIXELS_PER_INCH = 112
-COMMIT = "mlflow.source.git.commit"
-"""MLflow's name of the tag."""
 
 
 def render(
@@ -96,15 +95,10 @@ def _facts(data: SearchData) -> dict[str, str]:
         "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "taken": f"{taken.optimizer_steps:,} steps, {taken.trained_tokens:,} tokens, {hours}",
-        "code": ", ".join(_code(data.code))
+        "code": ", ".join(told(data.code))
         or f"not written down by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
     }
     return facts
-
-
-def _code(tags: Mapping[str, str]) -> Iterator[str]:
-    for name, value in tags.items():
-        yield f"commit {value[:12]}" if name == COMMIT else f"{name.removeprefix('version.')} {value}"
 
 
 def _pairs(data: SearchData, name: str) -> int | None:

@@ -41,7 +41,7 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
 
     Args:
         prepared: The search.
-        rows: Its trials, all of which have ended.
+        rows: Its trials, all of which have ended or will train no more.
 
     Raises:
         InputError: The test set cannot be used.

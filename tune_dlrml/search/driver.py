@@ -3,61 +3,44 @@
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import content_hash
-from tune_dlrml.evaluation.jury import Grading
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
-from tune_dlrml.records import Report, State
+from tune_dlrml.records import State
+from tune_dlrml.search.books import Books, SearchView, reconcile
+from tune_dlrml.search.clock import SearchClock, TimeIsUp
 from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.search.code_state import code_state
 from tune_dlrml.search.confirm import confirmation_of, open_study
 from tune_dlrml.search.database import faults_of_storage, is_sqlite
 from tune_dlrml.search.evaluation import Evaluation
-from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.lock import DriverLock, only_driver
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
 from tune_dlrml.search.scheduler import StudyScheduler
 from tune_dlrml.search.scratch import scratch_folder
-from tune_dlrml.search.searcher import SearchObserver, StudySearcher
+from tune_dlrml.search.searcher import StudySearcher
 from tune_dlrml.search.slot import TrialSlot
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.search.warming import warm_up_once
 from tune_dlrml.search.watchdog import Watchdog
-from tune_dlrml.space import TrialSpec
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker
-from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
 from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 
 SLOT_MEMORY = 1 << 20
 """Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""
-
-
-class SearchView(SearchObserver, Protocol):
-    """Who shows a search to a person."""
-
-    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
-        """The study is open; nothing was started yet."""
-
-    def on_notice(self, text: str) -> None:
-        """Something that a person should know while the search runs; may come from another thread."""
-
-    def on_judged(self, number: int, grading: Grading) -> None:
-        """What judges say of a trial's answers; comes from another thread."""
 
 
 def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
@@ -106,30 +89,36 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     code = code_state()
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
     events = EventLog(folder)
+    clock = SearchClock(study, config.search.time_budget_s)
     rows = study.rows()
-    _reconcile(rows, events)
-    ended = sum(row.state is not State.RUNNING for row in rows)
-    view.on_begin(study.num_trials, ended, steps)
+    reconcile(rows, events)
+    out_of_time = _tell_of_the_time(study, clock, view)
+    if not out_of_time:
+        view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
     evaluation = Evaluation(prepared, study, events)
-    if ended == len(rows) >= study.num_trials and untracked(events, store) == 0 and not evaluation.left():
-        return read_search(config.name, place)
+    if not _trains(study, clock) and untracked(events, store) == 0 and not evaluation.left():
+        study.close()
+        return replace(read_search(config.name, place), out_of_time=out_of_time)
     tracker = Tracker(store, config.name, code, events)
     if not rows and not is_sqlite(store.uri):
         tracker.require_answer()
     tracker.describe_search(to_yaml(config), _params(config))
-    books = _Books(study, events, tracker, view, evaluation)
-    searcher = StudySearcher(study, books, expired=_expiry(config, began), allowed=lock.check)
+    books = Books(study, events, tracker, view, evaluation)
+    searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
     try:
         evaluation.begin(books.on_judged, view.on_notice)
-        if _is_unfinished(study) or evaluation.unanswered():
-            with ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
+        trains = _trains(study, clock)
+        if trains or evaluation.unanswered():
+            with clock.running(trains), ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
                 if not rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
                     tracker.require_answer()
-                _work(prepared, study, searcher, evaluation, view)
-        unjudged = None if _is_unfinished(study) else evaluation.finish()
-        result = replace(_result(place, study, searcher, time.monotonic() - began), unjudged=unjudged)
+                _work(prepared, study, searcher, clock, evaluation, view)
+        unjudged = None if _trains(study, clock) else evaluation.finish()
+        out_of_time = out_of_time or _tell_of_the_time(study, clock, view)
+        result = _result(place, study, searcher, out_of_time=out_of_time)
+        result = replace(result, seconds=time.monotonic() - began, unjudged=unjudged)
     except BaseException:
         tracker.leave()
         raise
@@ -142,35 +131,24 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
 
 
 def _work(
-    prepared: PreparedSearch, study: SearchStudy, searcher: StudySearcher, evaluation: Evaluation, view: SearchView
+    prepared: PreparedSearch,
+    study: SearchStudy,
+    searcher: StudySearcher,
+    clock: SearchClock,
+    evaluation: Evaluation,
+    view: SearchView,
 ) -> None:
     """What needs the cluster: train what is left, then examine who has not been."""
     config = prepared.config
     if is_sqlite(prepared.place.study_url(config.name)):
         refuse_sqlite_on_a_cluster(len(alive_nodes()))
-    if _is_unfinished(study):
+    if _trains(study, clock):
         warm_up_once(prepared, view.on_notice)
         with Watchdog(searcher, config.resources, view.on_notice):
-            _tune(searcher, _group(prepared, study), config)
-    if not _is_unfinished(study):
+            _tune(searcher, _group(prepared, study), config, clock)
+    clock.stop()
+    if not _trains(study, clock):
         evaluation.examine()
-
-
-def _reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
-    """Bring event logs and checkpoints up to the study, where a driver died between the one and the others."""
-    for row in rows:
-        if row.state is not State.RUNNING and not events.ended(row.number):
-            _write_end(row, events)
-
-
-def _write_end(row: TrialRow, events: EventLog) -> None:
-    """Close the books of a trial that trains no more; only a complete one keeps a checkpoint: the model it made."""
-    trial_folder = events.path(row.number).parent
-    if row.state is State.COMPLETE:
-        keep_newest_checkpoint(trial_folder)
-    else:
-        discard_checkpoints(trial_folder)
-    events.end(row.number, row.state, row.stop_reason)
 
 
 def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
@@ -204,12 +182,7 @@ def _params(config: SearchConfig) -> dict[str, Any]:
     return {key: value for key, value in config.flat().items() if not key.startswith("tracking.")}
 
 
-def _expiry(config: SearchConfig, began: float) -> Callable[[], bool]:
-    budget = config.search.time_budget_s
-    return lambda: budget is not None and time.monotonic() - began >= budget
-
-
-def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> None:
+def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock: SearchClock) -> None:
     """Let Tune run the trials; its own files are thrown away, what counts is in the study and the event logs."""
     with tempfile.TemporaryDirectory(prefix="tune_") as folder:
         tuner = tune.Tuner(
@@ -222,11 +195,11 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
                 num_samples=-1,
                 max_concurrent_trials=config.resources.concurrent_trials,
                 reuse_actors=True,
-                time_budget_s=config.search.time_budget_s,
             ),
             run_config=tune.RunConfig(
                 name=group.name,
                 storage_path=folder,
+                stop=TimeIsUp(clock),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -242,12 +215,12 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig) -> No
         raise searcher.broken
 
 
-def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, seconds: float) -> SearchResult:
+def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, *, out_of_time: bool) -> SearchResult:
     return replace(
         read_search(study.config.name, place),
-        interrupted=_is_unfinished(study) and not searcher.same_failures,
+        interrupted=_is_unfinished(study) and not searcher.same_failures and not out_of_time,
+        out_of_time=out_of_time,
         same_failures=searcher.same_failures,
-        seconds=seconds,
     )
 
 
@@ -257,6 +230,24 @@ def _is_unfinished(study: SearchStudy) -> bool:
     return len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
 
 
+def _trains(study: SearchStudy, clock: SearchClock) -> bool:
+    """Whether trials are still to be trained, and there is time for it."""
+    return _is_unfinished(study) and not clock.is_up()
+
+
+def _tell_of_the_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> bool:
+    """Whether the time is up before all trials have ended; then it is said, and how the search can go on."""
+    if not _is_unfinished(study) or not clock.is_up():
+        return False
+    running = sum(row.state is State.RUNNING for row in study.rows())
+    view.on_notice(
+        f"search.time_budget_s: the {study.config.search.time_budget_s:g} s of search {study.config.name!r} are spent, "
+        f"so it trains no more: {len(study.rows()) - running} of {study.num_trials} trials have ended and {running} "
+        "have stopped on their way; the same command with a larger budget goes on with it"
+    )
+    return True
+
+
 def _close(tracker: Tracker, result: SearchResult) -> int:
     states = [row.state for row in result.rows]
     summary: dict[str, float] = {f"trials_{state}": float(states.count(state)) for state in State}
@@ -264,57 +255,3 @@ def _close(tracker: Tracker, result: SearchResult) -> int:
         summary |= {f"best_{name}": value for name, value in result.metrics[result.best].items() if "eval" in name}
     tags = {"best_trial": "none" if result.best is None else str(result.best)}
     return tracker.close(summary, tags, status="KILLED" if result.interrupted else "FINISHED")
-
-
-def code_state() -> dict[str, str]:
-    """The versions that a number rests on: packages, and the commit of this project where it runs from a checkout."""
-    packages = ("tune-dlrml", "torch", "transformers", "trl", "peft", "ray", "optuna", "mlflow")
-    tags = {f"version.{package}": metadata.version(package) for package in packages}
-    if shutil.which("git") is None:
-        return tags
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return tags | ({"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {})
-
-
-class _Books:
-    """Writes down everything that happens, in this order: event log, MLflow, view; and hands answers to the judges."""
-
-    def __init__(
-        self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchView, evaluation: Evaluation
-    ) -> None:
-        self._study, self._events, self._tracker, self._view = study, events, tracker, view
-        self._evaluation = evaluation
-        self._runs: dict[int, str | None] = {}
-
-    def on_start(self, spec: TrialSpec) -> None:
-        self._events.start(spec)
-        self._tracker.notify(spec.number)
-        self._view.on_start(spec)
-
-    def on_report(self, spec: TrialSpec, report: Report) -> None:
-        if self._events.report(report):
-            self._tracker.notify(spec.number)
-            self._note_run(spec.number)
-        self._view.on_report(spec, report)
-
-    def _note_run(self, number: int) -> None:
-        """Put MLflow's run into the study, once there is one, for those who look at the study alone."""
-        run = self._tracker.run_id(number)
-        if run != self._runs.get(number):
-            self._study.set_attribute(number, "mlflow_run_id", run)
-            self._runs[number] = run
-
-    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
-        self._view.on_loss(spec, reason, left)
-
-    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
-        _write_end(row, self._events)
-        self._tracker.notify(row.number)
-        self._view.on_end(spec, row)
-        self._evaluation.on_end(row)
-
-    def on_judged(self, number: int, grading: Grading) -> None:
-        self._tracker.notify(number)
-        self._view.on_judged(number, grading)

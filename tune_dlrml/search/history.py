@@ -25,6 +25,8 @@ DIVERGED = "diverged"
 """Name of the constraint that a diverged trial breaks."""
 CODE = "code"
 """Name of the attribute with the versions that the newest driver ran with."""
+SPENT = "spent_s"
+"""Name of the attribute with the time for which all drivers have trained the search."""
 LEAST_FOR_IMPORTANCE = 20
 """Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
 SHUFFLES = 40
@@ -117,6 +119,11 @@ class StudyHistory:
     def driver(self) -> Mapping[str, Any]:
         """Host, pid and start of the newest driver; empty before the first."""
         return dict(self._study.user_attrs.get(DRIVER, {}))
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds for which all drivers together have trained it."""
+        return float(self._study.user_attrs.get(SPENT, 0.0))
 
     @property
     def maximize(self) -> bool:

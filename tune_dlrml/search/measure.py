@@ -94,7 +94,10 @@ def notes(bill: Bill, config: SearchConfig) -> list[str]:
     if bill.confirmation is not None and config.dataset.test is not None:
         found.append("confirming trials are judged on dataset.test; their evaluation was timed on dataset.eval")
     if config.search.time_budget_s is not None and config.search.time_budget_s < bill.wall_s.high:
-        found.append(f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case")
+        found.append(
+            f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case, all runs of "
+            "the same command together"
+        )
     if bill.measured.longest_share < 0.9:
         found.append(
             f"the longest pair that was timed has {bill.measured.longest_share:.0%} of the tokens of the longest of "

@@ -126,8 +126,10 @@ class SearchResult:
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
         runs: MLflow's run, by trial; none while MLflow has not heard of the trial.
-        interrupted: Its driver was ended by a signal or the time budget, and it can go on; only the driver knows.
+        interrupted: Its driver was ended by a signal, and it can go on; only the driver knows.
+        out_of_time: Its time budget is spent and trials are left that a larger one would train; only the driver knows.
         same_failures: Why it ended early, if trials kept failing in the same way.
+        spent_s: Seconds for which all drivers together have trained it, which `search.time_budget_s` bounds.
         untracked: Pieces of work that MLflow never took.
         unjudged: Why judges have not said all that they were to; None if they have.
         judged: What judges say of a trial's answers, in `scores`, `differences` from the baseline and `pairs` won
@@ -141,7 +143,9 @@ class SearchResult:
     runs: Mapping[int, str | None]
     mlflow_uri: str
     interrupted: bool = False
+    out_of_time: bool = False
     same_failures: str = ""
+    spent_s: float = 0.0
     untracked: int = 0
     seconds: float = 0.0
     unjudged: TuneDlrmlError | None = None
@@ -192,6 +196,7 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
         metrics={row.number: events.last_metrics(row.number) for row in rows},
         runs={row.number: run_of(events, row.number, store) for row in rows},
         mlflow_uri=without_password(place.mlflow_uri),
+        spent_s=history.spent_s,
         judged=read_judged(events, [row.number for row in rows]),
     )
     history.close()

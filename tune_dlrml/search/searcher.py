@@ -76,7 +76,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     reports (FAILED). One that only lost its workers, its slot or its node is issued again as the next one, with its
     number, until its budget of `search.max_failures` is used up. Tune stops trials of its own accord when the search is
     interrupted or its time is up; it does so without a word to its searcher, or in the worst case without outcome and
-    verdict: such a trial stays RUNNING in the study, and the next driver issues it again.
+    verdict: such a trial stays RUNNING in the study, and the next driver that may train issues it again.
 
     Args:
         study: Where the decisions are.

@@ -14,7 +14,7 @@ from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search.database import one_transaction, open_storage
 from tune_dlrml.search.halving import is_promoted, rung_steps
-from tune_dlrml.search.history import CODE, DIVERGED, DRIVER, StudyHistory, TrialRow, row_of
+from tune_dlrml.search.history import CODE, DIVERGED, DRIVER, SPENT, StudyHistory, TrialRow, row_of
 from tune_dlrml.search.sampling import BranchSampler, draw
 from tune_dlrml.search.settings import refuse_differences
 from tune_dlrml.space import Point, SearchSpace, TrialSpec
@@ -103,6 +103,10 @@ class SearchStudy(StudyHistory):
         """Write down who drives the search, for the message to a second driver, and by which code, for reports."""
         self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
         self._study.set_user_attr(CODE, dict(code))
+
+    def keep_time(self, spent_s: float) -> None:
+        """Write down for how long all drivers together have trained the search."""
+        self._study.set_user_attr(SPENT, spent_s)
 
     def belong_to(self, folder: Path, identity: str) -> None:
         """Tie the study to the folder of its search, with the first driver; the logs and checkpoints are there.

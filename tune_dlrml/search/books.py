@@ -1,0 +1,92 @@
+"""The books of a search: what happens to its trials, written down before anyone is told of it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tune_dlrml.evaluation.jury import Grading
+from tune_dlrml.events import EventLog
+from tune_dlrml.records import Report, State
+from tune_dlrml.search.evaluation import Evaluation
+from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.searcher import SearchObserver
+from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.tracking.tracker import Tracker
+from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
+
+
+class SearchView(SearchObserver, Protocol):
+    """Who shows a search to a person."""
+
+    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
+        """The study is open; nothing was started yet."""
+
+    def on_notice(self, text: str) -> None:
+        """Something that a person should know while the search runs; may come from another thread."""
+
+    def on_judged(self, number: int, grading: Grading) -> None:
+        """What judges say of a trial's answers; comes from another thread."""
+
+
+def reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
+    """Bring event logs and checkpoints up to the study, where a driver died between the one and the others."""
+    for row in rows:
+        if row.state is not State.RUNNING and not events.ended(row.number):
+            _write_end(row, events)
+
+
+def _write_end(row: TrialRow, events: EventLog) -> None:
+    """Close the books of a trial that trains no more; only a complete one keeps a checkpoint: the model it made."""
+    trial_folder = events.path(row.number).parent
+    if row.state is State.COMPLETE:
+        keep_newest_checkpoint(trial_folder)
+    else:
+        discard_checkpoints(trial_folder)
+    events.end(row.number, row.state, row.stop_reason)
+
+
+class Books:
+    """Writes down everything that happens, in this order: event log, MLflow, view; and hands answers to the judges."""
+
+    def __init__(
+        self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchView, evaluation: Evaluation
+    ) -> None:
+        self._study, self._events, self._tracker, self._view = study, events, tracker, view
+        self._evaluation = evaluation
+        self._runs: dict[int, str | None] = {}
+
+    def on_start(self, spec: TrialSpec) -> None:
+        """A trial is issued."""
+        self._events.start(spec)
+        self._tracker.notify(spec.number)
+        self._view.on_start(spec)
+
+    def on_report(self, spec: TrialSpec, report: Report) -> None:
+        """A report arrived; one whose step is known already is shown alone."""
+        if self._events.report(report):
+            self._tracker.notify(spec.number)
+            self._note_run(spec.number)
+        self._view.on_report(spec, report)
+
+    def _note_run(self, number: int) -> None:
+        """Put MLflow's run into the study, once there is one, for those who look at the study alone."""
+        run = self._tracker.run_id(number)
+        if run != self._runs.get(number):
+            self._study.set_attribute(number, "mlflow_run_id", run)
+            self._runs[number] = run
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        """A trial lost its workers."""
+        self._view.on_loss(spec, reason, left)
+
+    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
+        """A trial ended."""
+        _write_end(row, self._events)
+        self._tracker.notify(row.number)
+        self._view.on_end(spec, row)
+        self._evaluation.on_end(row)
+
+    def on_judged(self, number: int, grading: Grading) -> None:
+        """Judges have rated a trial's answers; comes from another thread."""
+        self._tracker.notify(number)
+        self._view.on_judged(number, grading)
