@@ -171,7 +171,7 @@ def test_a_model_with_other_numbers_in_a_packed_row_is_found_out(monkeypatch: py
     monkeypatch.setattr(pair_form, "use_packed_attention", positionless)
     rows = [a_row(20, 9, 9, random.Random(1))] * 2
     assert not choose_form(a_model(initializer_range=0.5), Pads(), settings(), rows).packed
-    with pytest.raises(InputError, match="LlamaForCausalLM gives log-probs that differ by"):
+    with pytest.raises(InputError, match="a token's log-prob of LlamaForCausalLM is off by"):
         choose_form(a_model(initializer_range=0.5), Pads(), settings(shared_prompt=True), rows)
 
 

@@ -18,7 +18,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.training.packed_pairs import packed_log_probs
+from tune_dlrml.training.packed_pairs import packed_log_probs, packed_token_log_probs
 
 _has_triton = trl_utils._use_triton
 
@@ -95,6 +95,21 @@ def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
     if "layout" in batch:
         return packed_log_probs(model, batch)
+    chosen_B, rejected_B = _padded_log_probs(model, batch).sum(dim=1).chunk(2)
+    return chosen_B, rejected_B
+
+
+def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probs of the tokens of all completions, one after another, the chosen ones first, float32, in nats."""
+    if "layout" in batch:
+        owner_N = batch["branch_N"]
+        by_completion = owner_N.argsort(stable=True)[: int((owner_N < 2 * len(batch["chosen_lengths"])).sum())]
+        return packed_token_log_probs(model, batch)[by_completion]
+    return _padded_log_probs(model, batch)[batch["completion_mask"][:, 1:].bool()]
+
+
+def _padded_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-prob of each token of each sequence but its first, shape (2B, T - 1), float32; 0 outside completions."""
     completion = batch["completion_mask"]
     outputs = model(
         input_ids=batch["input_ids"],
@@ -103,9 +118,8 @@ def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         use_cache=False,
         fused_lm_head=True,
     )
-    per_token_2BT = outputs.log_probs[:, -(completion.size(1) - 1) :]
-    chosen_B, rejected_B = per_token_2BT.float().sum(dim=1).chunk(2)
-    return chosen_B, rejected_B
+    log_probs_2BT: Tensor = outputs.log_probs[:, -(completion.size(1) - 1) :].float()
+    return log_probs_2BT
 
 
 def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:

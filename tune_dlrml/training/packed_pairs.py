@@ -215,8 +215,8 @@ class _Row:
         self.owners += [owner] * len(ids)
 
 
-def packed_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and the rejected completions of a packed row, each of shape (B,), float32, in nats."""
+def packed_token_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Log-prob of the label of each token of a packed row, shape (N,), float32, in nats; 0 for a prefix."""
     outputs = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
@@ -224,7 +224,13 @@ def packed_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor
         **attending(batch["layout"], batch["input_ids"]),
         fused_lm_head=True,
     )
-    per_token_N = outputs.log_probs[0].float()
+    log_probs_N: Tensor = outputs.log_probs[0].float()
+    return log_probs_N
+
+
+def packed_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and the rejected completions of a packed row, each of shape (B,), float32, in nats."""
+    per_token_N = packed_token_log_probs(model, batch)
     sums = per_token_N.new_zeros(2 * len(batch["chosen_lengths"]) + 1)
     chosen_B, rejected_B = sums.index_add(0, batch["branch_N"], per_token_N)[:-1].chunk(2)
     return chosen_B, rejected_B

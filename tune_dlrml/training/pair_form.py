@@ -11,20 +11,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.training.batches import PairCollator, padded_collator, pair_log_probs
+from tune_dlrml.training.batches import PairCollator, padded_collator, token_log_probs
+from tune_dlrml.training.full_precision import in_float32
+from tune_dlrml.training.log_prob_head import AGREEMENT, label_log_probs
 from tune_dlrml.training.packed_pairs import Layout, PackedCollator, Shared, attending, sequences, use_packed_attention
 from tune_dlrml.training.ranks import on_rank_zero
-from tune_dlrml.training.reference_logps import computing, to_device
+from tune_dlrml.training.reference_logps import to_device
+from tune_dlrml.training.token_mixers import other_mixer, window
 
 Row = Mapping[str, Any]
 
 LEAST_SAVED = 0.05
 """Share of the tokens that packing must save for `auto` to pack: below it, attention pair by pair costs as much."""
-TRIED = 2
-"""Pairs on which the packed form has to agree with the padded one."""
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Relative difference of a log-prob that rounding explains; another attention is far beyond it in a trained model."""
-
 LOGITS = 1 << 27
 """Logits that are computed at a time: half a GiB in float32."""
 
@@ -45,17 +43,23 @@ class PairForm:
 
 
 def choose_form(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig, rows: Sequence[Row]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: TrainingConfig,
+    rows: Sequence[Row],
+    held_out: Sequence[Row] = (),
 ) -> PairForm:
     """The form for these rows, the same on every rank; a packed one is made ready in the model.
 
-    It is not taken on trust that a model follows the layout: on two pairs both forms must agree.
+    Config and classes of a model decide, see `token_mixers`. What they say is not taken on trust: on the first and the
+    longest pair both forms must agree, token by token, in float32.
 
     Args:
-        model: Patched by `add_log_prob_head`.
+        model: With its log-prob head.
         tokenizer: The model's own.
         training: `shared_prompt` and what it depends on.
-        rows: Token ids of pairs like those that will come.
+        rows: Token ids of the training pairs.
+        held_out: Those of the held-out pairs.
 
     Raises:
         InputError: Packing is asked for and cannot be.
@@ -64,13 +68,16 @@ def choose_form(
     if training.shared_prompt is False:
         return padded
     saved = tokens_saved(rows, training)
-    reason = _why_not(model, training, rows)
+    longest = max([*rows, *held_out], key=lambda row: _longer(row, training))
+    reason = _why_not(model, training, _longer(longest, training))
     if training.shared_prompt == "auto" and reason is None and saved < LEAST_SAVED:
         reason = f"it would save {saved:.0%} of the tokens"
     if reason is None:
         packed = PairForm(PackedCollator(training.max_length, training.truncation_mode), packed=True)
         use_packed_attention(model)
-        reason = on_rank_zero(lambda: _disagreement(model, training, padded.collate, packed.collate, rows[:TRIED]))
+        reason = on_rank_zero(
+            lambda: _disagreement(model, training, padded.collate, packed.collate, [rows[0], longest])
+        )
         if reason is None:
             _log.info("prompts are computed once for both completions, which saves %.0f %% of the tokens", 100 * saved)
             return packed
@@ -149,40 +156,42 @@ def _completion_batch(
     )
 
 
-def _why_not(model: PreTrainedModel, training: TrainingConfig, rows: Sequence[Row]) -> str | None:
+def _longer(row: Row, training: TrainingConfig) -> int:
+    """Tokens of the longer sequence of a pair."""
+    return max(len(ids) for ids, _ in sequences(row, training.max_length, training.truncation_mode))
+
+
+def _why_not(model: PreTrainedModel, training: TrainingConfig, longest: int) -> str | None:
     if training.attn_implementation != "sdpa":
         return f"training.attn_implementation is {training.attn_implementation}, and packing needs sdpa"
-    if not getattr(model, "_supports_attention_backend", False):
-        return f"{type(model).__name__} does not let its attention be replaced"
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    longest = max(len(ids) for row in rows for ids, _ in sequences(row, training.max_length, training.truncation_mode))
-    if window is not None and window < longest:
-        return f"the model attends to {window} tokens, and the longest sequence has {longest}"
-    return None
+    other, width = other_mixer(model), window(model)
+    if other is None and width is not None and width < longest:
+        return f"the model attends to {width} tokens, and the longest sequence has {longest}"
+    return other
 
 
 def _disagreement(
     model: PreTrainedModel, training: TrainingConfig, padded: PairCollator, packed: PairCollator, rows: Sequence[Row]
 ) -> str | None:
     """Why the packed form cannot be trusted in this model; None where it gives what the padded one gives."""
-    with torch.no_grad(), computing(model, training):
-        expected_2B = torch.cat(pair_log_probs(model, to_device(padded(rows), model)))
+    with torch.no_grad(), in_float32(model):
+        expected_T = token_log_probs(model, to_device(padded(rows), model))
         try:
-            found_2B = torch.cat(pair_log_probs(model, to_device(packed(rows), model)))
-            from_logits_B = _chosen_by_logits(model, training, rows)
+            found_T = token_log_probs(model, to_device(packed(rows), model))
+            from_logits_C = torch.cat([_chosen_by_logits(model, training, row) for row in rows])
         except Exception as error:
             return f"{type(model).__name__} does not take a packed row ({type(error).__name__}: {error})"
-    found, expected = torch.cat([found_2B, from_logits_B]), torch.cat([expected_2B, expected_2B[: len(rows)]])
-    off = float(((found - expected) / expected.abs().clamp(min=1.0)).abs().max())
-    limit = AGREEMENT[torch.bfloat16 if training.bf16 else torch.float32]
-    return None if off <= limit else f"{type(model).__name__} gives log-probs that differ by {off:.1%} in a packed row"
+    found = torch.cat([found_T, from_logits_C])
+    off = float((found - torch.cat([expected_T, expected_T[: len(from_logits_C)]])).abs().max())
+    return (
+        None
+        if off <= AGREEMENT
+        else f"a token's log-prob of {type(model).__name__} is off by {off:.2g} nats in a packed row"
+    )
 
 
-def _chosen_by_logits(model: PreTrainedModel, training: TrainingConfig, rows: Sequence[Row]) -> Tensor:
-    """Log-probs of the chosen completions out of logits, as the KL is computed, shape (B,)."""
-    sums = []
-    for row in rows:
-        (batch,) = completion_batches([row], model, training, packed=True)
-        logits_CV = model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0].float()
-        sums.append(torch.log_softmax(logits_CV, dim=-1).gather(1, batch.following_C[:, None]).sum())
-    return torch.stack(sums)
+def _chosen_by_logits(model: PreTrainedModel, training: TrainingConfig, row: Row) -> Tensor:
+    """Log-probs of the tokens of a chosen completion out of logits, as the KL is computed, shape (C,)."""
+    (batch,) = completion_batches([row], model, training, packed=True)
+    logits_CV = model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
+    return label_log_probs(logits_CV, batch.following_C)

@@ -15,6 +15,7 @@ from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
 from tune_dlrml.training.batches import add_log_prob_head, rows_dataset, tokenize_pairs
 from tune_dlrml.training.held_out import HeldOut
+from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import choose_form
 from tune_dlrml.training.pristine import Pristine
 from tune_dlrml.training.reference_cache import ReferenceCache
@@ -47,7 +48,8 @@ class Resident:
         self.training = training
         self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")
         eval_rows = _tokenised(pairs.eval, tokenizer, training, "eval")
-        self.form = choose_form(model, tokenizer, training, self.train_rows)
+        settle_log_prob_head(model, self.train_rows)
+        self.form = choose_form(model, tokenizer, training, self.train_rows, eval_rows)
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         self.reference = ReferenceLogProbs(model, training, self.form.collate, cache)

@@ -25,6 +25,7 @@ from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.batches import add_log_prob_head, tokenize_pairs
 from tune_dlrml.training.checkpoint import storing
+from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
 from tune_dlrml.training.reference_logps import Row, computing, row_length
 from tune_dlrml.training.sft import head_weight
@@ -64,6 +65,7 @@ def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, 
     base.to("cuda" if torch.cuda.is_available() else "cpu")
     add_log_prob_head(base)  # the form of the pairs is chosen by it
     rows = tokenize_pairs(pairs, tokenizer, training)
+    settle_log_prob_head(base, rows)
     packed = choose_form(base, tokenizer, training, rows).packed
     head_weight(base)
     policy = base if training.lora is None else get_peft_model(base, lora_config(training.lora))
