@@ -168,6 +168,13 @@ def test_what_is_no_switch_is_told_how_one_is_written(written, document, refusal
             "window\u200b:",
             "search.yaml:28: divergence.window\u200b: is no key of this section (did you mean window",
         ),
+        ("window: 20", "on: 20", "search.yaml:28: divergence: a key must be text, but got on; a text is put in quotes"),
+        ("window: 20", ": 20", "search.yaml:28: divergence: a key must be text, but got nothing; "),
+        (
+            "org/model",
+            "{{ model }}",
+            "search.yaml:2: model: a key must be text, but got a mapping; a text is put in quo",
+        ),
         ("model:", "m\u043edel:", 'its letters are "m\\u043edel"'),
     ],
 )
@@ -244,13 +251,11 @@ def test_a_merged_key_is_told_at_its_own_line_and_yields_to_one_that_is_written_
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-def test_lines_are_counted_by_any_line_ending_and_behind_a_byte_order_mark(ending, document, tmp_path, refusal):
+def test_lines_are_counted_by_any_line_ending_and_behind_a_byte_order_mark(ending, document, refusal):
     text = "\ufeff" + document.replace("max_steps: 40", "max_steps: x")
     assert refusal(text.replace("\n", ending)).startswith("search.yaml:7: training.max_steps: ")
-
-
-def test_a_character_that_yaml_has_not_is_told_with_its_line(document, refusal):
-    assert refusal(document.replace("tpe", "t\x07pe")).startswith("search.yaml:15: is not YAML: unacceptable character")
+    broken = document.replace("tpe", "t\x07pe").replace("\n", ending)
+    assert refusal(broken).startswith("search.yaml:15: is not YAML: unacceptable character")
 
 
 LETTERS = [*"abn019 .:-_#[]{}&*!|>'\"%@`,?=<~\\/\n\t\r+eéñ日😀“−", "\x00", "\x1b", "\x85", "\xa0", "\u2028", "\ufeff"]

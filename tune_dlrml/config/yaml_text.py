@@ -28,6 +28,7 @@ _SWITCH = re.compile(r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
 _SHORT_FLOAT = re.compile(r"[-+]?\.[0-9]+[eE][0-9]+")
 _COMMENT = re.compile(r"(?:[ \t]*:)?[ \t]+(#[^\r\n\0]*)")
 _BRACKET_IN_COMMENT = re.compile(r"[ \t](#[\w.]*\[.*)")
+_LINE_END = re.compile(r"\r\n?|\n")
 _OCTAL_OR_NOT = re.compile(r"[-+]?0o?[0-9_]+")
 
 
@@ -171,8 +172,9 @@ class _Walk:
         # Merged keys come first, so that the place of one that is also written out is where it is written out.
         for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
             if name.tag not in (_STR, _MERGE) or name.tag != self._own_tag(name):
-                shown = name.value if isinstance(name, ScalarNode) else f"a {name.id}"
-                raise self._refusal(name, f"{key or 'top level'}: a key must be text, but got {shown or 'nothing'}")
+                shown = (name.value or "nothing") if isinstance(name, ScalarNode) else f"a {name.id}"
+                problem = f"{key or 'top level'}: a key must be text, but got {shown}; a text is put in quotes"
+                raise self._refusal(name, f"{problem} where YAML reads something else, as with 5, on or {{{{ }}}}")
             inner = f"{key}.{name.value}" if key else name.value
             if name.value in lines:
                 first = f"first on line {lines[name.value]}"
@@ -214,12 +216,13 @@ def _comment(node: Node, name: Node | None = None) -> str:
 def _message(source: str, error: YAMLError, text: str) -> str:
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
     if isinstance(error, ReaderError):
-        return f"{source}:{text.count(chr(10), 0, error.position) + 1}: is not YAML: {problem}"
+        return f"{source}:{len(_LINE_END.findall(text, 0, error.position)) + 1}: is not YAML: {problem}"
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f"{source}: is not YAML: {problem}"
-    begun = getattr(error, "context_mark", None) or mark
-    lines = text.splitlines()[begun.line : mark.line + 1]
+    in_flow = "flow" in (getattr(error, "context", None) or "")
+    first = error.context_mark.line if in_flow else mark.line  # type: ignore[attr-defined]
+    lines = _LINE_END.split(text)[first : mark.line + 1]
     swallowed = next((found[1] for line in lines if (found := _BRACKET_IN_COMMENT.search(line))), None)
     hint = f" (`{swallowed}` is a comment, since a space is before the #)" if swallowed else ""
     if not hint and "'\\t'" in problem:
