@@ -44,6 +44,7 @@ VENDORS = {
     "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/rewards.py"),
     "matplotlib": ("evaluation/pictures.py", "evaluation/frontier_picture.py", "report/"),
     "ruamel": ("config/yaml_text.py",),
+    "yaml": (),
     "datasets": ("data/", "training/", "evaluation/questions.py"),
     "torch": (
         "losses/",
