@@ -195,7 +195,7 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
     cells = re.findall(
         r"<td[^>]*>([^<]*)</td>", text.partition("What each setting came to")[2].partition("</table>")[0]
     )
-    assert cells == ["1", "dpo", "beta 0.1", "5", "0.612", "0.500 to 0.750", "0.321", "–", "25", "12 to 38"]
+    assert cells == ["1", "dpo", "beta 0.1", "5", "0", "0.612", "0.500 to 0.750", "0.321", "–", "25", "12 to 38"]
     assert files.document["confirming"][0]["kl"] == {"value": 0.3214, "low": None, "high": None}
     assert "which the search never used" not in text and "the held-out pairs by which the search chose" in text
 

@@ -13,13 +13,16 @@ from scipy import stats
 from tune_dlrml.config import SearchConfig, load_config, parse_config, to_yaml
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.errors import InputError
-from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.events import EventLog
+from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.report.arms import arms
+from tune_dlrml.report.reading import read_data
 from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST, SEED, finalists
 from tune_dlrml.search.confirm import ConfirmSearch, ConfirmStudy, confirm_config, confirmation_of, open_study
 from tune_dlrml.search.confirmed import compare, read_confirmation
 from tune_dlrml.search.history import TrialRow
 from tune_dlrml.search.preparation import PreparedSearch, prepare
-from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.search.result import SearchPlace, read_search
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
 
@@ -274,3 +277,38 @@ def test_the_key_is_legal_in_a_file_and_needs_two_seeds(tmp_path, toy_model):
         load_config(path, ["search.confirm.seeds=1"])
     with pytest.raises(InputError, match="at most 92 characters"):
         load_config(path, name="n" * 93)
+
+
+def test_report_and_status_have_the_same_means_where_a_training_diverged(searched):
+    prepared, rows = searched
+    again, study = confirming(prepared, rows)
+    values = {(3, 8): State.DIVERGED, (3, 9): 0.9, (3, 10): 0.8, (1, 8): 0.7, (1, 9): State.DIVERGED, (1, 10): 0.6}
+    events = EventLog(again.place.folder(again.config.name))
+    for row in run_all(study, lambda spec: values[spec.params[FINALIST], spec.params[SEED]]):
+        events.start(row.spec)
+        if row.state is State.COMPLETE:
+            events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value}, evaluated=True))
+    study.close()
+    (told,) = read_confirmation("toy", prepared.place).finalists
+    report = arms(read_data("toy", prepared.place), read_data("toy/confirm", prepared.place))
+    means = {arm.trial: (arm.objective.value, arm.seeds) for arm in report}
+    assert means == {3: (pytest.approx(told.mean), 3), 1: (pytest.approx(told.baseline_mean), 3)}
+    assert told.mean == pytest.approx((0.5 + 0.9 + 0.8) / 3) and told.baseline_mean == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_confirmation_opened_by_its_own_file_or_name_is_refused_and_draws_nothing(searched, confirmed):
+    prepared, rows = searched
+    again, study = confirming(prepared, rows)
+    if confirmed:
+        run_all(study, lambda spec: 0.5)
+    study.close()
+    before = read_search("toy/confirm", prepared.place).rows
+    own = load_config(again.place.folder(again.config.name) / "search.yaml")
+    named = prepared.config.model_copy(update={"name": "toy/confirm"})
+    for config in (own, named):
+        with pytest.raises(InputError, match=r"confirmation of search 'toy'.*toy/search\.yaml"):
+            prepare(config, prepared.place)
+    with pytest.raises(InputError, match=r"confirmation of search 'nobody'.*its file"):
+        prepare(named.model_copy(update={"name": "nobody/confirm"}), prepared.place)
+    assert read_search("toy/confirm", prepared.place).rows == before

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_dlrml.records import State
+from tune_dlrml.report.figures.margins import geometry_of
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST
+from tune_dlrml.search.confirmed import UNTRAINED, in_means
 from tune_dlrml.search.paired import paired_difference
 
 ANY = (-math.inf, math.inf)
@@ -32,8 +34,8 @@ class Arm:
         trial: Its number in the search; None for a DPO that was no trial of it.
         loss: Its branch there.
         parameters: What tells it from others.
-        seeds: Trainings that are complete.
-        diverged: Trainings that diverged, and have no part in the means.
+        seeds: Trainings that the objective's mean is over.
+        diverged: Those of them that diverged; each counts as the untrained reference.
         objective: Of the search's metric.
         kl: KL to the reference, in nats.
         trapped: Share of held-out pairs below the barrier of the loss.
@@ -61,30 +63,35 @@ def arms(data: SearchData, again: SearchData) -> list[Arm]:
         if trial.row.spec is not None:
             runs.setdefault(int(trial.row.spec.params[FINALIST]), []).append(trial)  # type: ignore[arg-type]
     known = {trial.number: trial for trial in data.trials}
-    found = [
-        _arm(None if number == DEFAULT_DPO else known[number], own, data.metric)
-        for number, own in runs.items()
-        if any(_counts(trial, data.metric) for trial in own)
-    ]
-    return sorted(found, key=lambda arm: arm.objective.value, reverse=data.maximize)
+    found = [_arm(None if number == DEFAULT_DPO else known[number], own, data.metric) for number, own in runs.items()]
+    return sorted((arm for arm in found if arm is not None), key=lambda arm: arm.objective.value, reverse=data.maximize)
 
 
-def _counts(trial: TrialData, metric: str) -> bool:
-    return trial.state is State.COMPLETE and metric in trial.last
+def _numbers(runs: Sequence[TrialData], metric: str) -> list[float]:
+    found = (in_means(trial.state, trial.last.get(metric), _untrained(trial, metric)) for trial in runs)
+    return [number for number in found if number is not None]
 
 
-def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm:
-    complete = [trial for trial in runs if _counts(trial, metric)]
-    objective, kl, trapped = (
-        _mean([trial.last[name] for trial in complete if name in trial.last], *RANGES.get(name, ANY))
-        for name in (metric, "eval_kl", "eval_trap_fraction")
-    )
-    assert objective is not None
+def _untrained(trial: TrialData, metric: str) -> float | None:
+    """A metric of the reference under a trial's loss: at margin 0 every pair lies below a barrier above 0."""
+    if metric != "eval_trap_fraction":
+        return UNTRAINED[metric]
+    geometry = geometry_of(trial)
+    return float(geometry is not None and geometry.barrier is not None and geometry.barrier.z > 0)
+
+
+def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm | None:
+    """None where no training has ended with a number."""
+    numbers = _numbers(runs, metric)
+    objective = _mean(numbers, *RANGES.get(metric, ANY))
+    kl, trapped = (_mean(_numbers(runs, name), *RANGES[name]) for name in ("eval_kl", "eval_trap_fraction"))
+    if objective is None:
+        return None
     return Arm(
         trial=None if of_search is None else of_search.number,
         loss="default DPO" if of_search is None else of_search.branch,
         parameters={} if of_search is None else of_search.settings,
-        seeds=len(complete),
+        seeds=len(numbers),
         diverged=sum(trial.state is State.DIVERGED for trial in runs),
         objective=objective,
         kl=kl,

@@ -19,7 +19,7 @@ import optuna
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.search.candidates import Finalist, confirm_settings, finalists, identity, seeds_of
 from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.preparation import PreparedSearch, prepare
+from tune_dlrml.search.preparation import PreparedSearch, prepare_any
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace, TrialSpec
@@ -50,7 +50,7 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
     chosen = None if isinstance(prepared, ConfirmSearch) else finalists(config, rows)
     if chosen is None:
         return None
-    again = prepare(confirm_config(config, prepared.place), prepared.place)
+    again = prepare_any(confirm_config(config, prepared.place), prepared.place)
     own = {field.name: getattr(again, field.name) for field in fields(PreparedSearch)}
     return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)))
 

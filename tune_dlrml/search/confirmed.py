@@ -19,8 +19,24 @@ from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.paired import Difference, Verdict, crossed_difference, holm, paired_difference, verdict
 from tune_dlrml.search.result import SearchPlace
 
-UNTRAINED = {"eval_accuracy": 0.5, "eval_margin": 0.0}
-"""What a training that diverged leaves to be used: the reference, which ranks no pair."""
+UNTRAINED = {"eval_accuracy": 0.5, "eval_margin": 0.0, "eval_kl": 0.0}
+"""What a training that diverged leaves to be used: the reference, which ranks no pair and is at no distance."""
+
+
+def in_means(state: State, measured: float | None, untrained: float | None) -> float | None:
+    """What one training is in every mean over seeds; None where it has no part in it.
+
+    A diverged one counts as the untrained reference, since leaving it out would make a setting that diverges under
+    every other seed look like its better half. One that failed or is under way says nothing of its setting.
+
+    Args:
+        state: How it ended.
+        measured: Its own number.
+        untrained: That of the reference.
+    """
+    if state is State.DIVERGED:
+        return untrained
+    return measured if state is State.COMPLETE else None
 
 
 @dataclass(frozen=True)
@@ -156,14 +172,13 @@ def compare(
 
 
 def _outcome(row: TrialRow, metric: str, folder: Path | None) -> _Outcome:
-    if row.state is State.DIVERGED:
-        return _Outcome(row.state, UNTRAINED[metric], None)
+    value = in_means(row.state, row.value, UNTRAINED[metric])
     path = None if folder is None else folder / "trials" / str(row.number) / MARGINS
     if row.state is not State.COMPLETE or path is None or not path.exists():
-        return _Outcome(row.state, row.value if row.state is State.COMPLETE else None, None)
+        return _Outcome(row.state, value, None)
     margins = [float(margin) for margin in json.loads(path.read_bytes())]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-    return _Outcome(row.state, row.value, tuple(right if metric == "eval_accuracy" else margins))
+    return _Outcome(row.state, value, tuple(right if metric == "eval_accuracy" else margins))
 
 
 def _both(ended: Mapping[Any, _Outcome], ours: int, theirs: int, seed: int) -> tuple[_Outcome, _Outcome] | None:

@@ -6,7 +6,7 @@ all rows were read.
 
 from dataclasses import dataclass
 
-from tune_dlrml.config import SearchConfig
+from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.examination import Examination
@@ -47,8 +47,21 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
         judge_key: For the judges' endpoint, if no file holds it.
 
     Raises:
-        InputError: Naming the key, the value and what is allowed.
+        InputError: Naming the key, the value and what is allowed; also for a confirmation, which is no search of its
+            own: it would draw trials where it has those of another.
     """
+    if config.name.endswith(CONFIRM_SUFFIX):
+        search = config.name.removesuffix(CONFIRM_SUFFIX)
+        own = place.folder(search) / "search.yaml"
+        raise InputError(
+            f"name: {config.name!r} is the confirmation of search {search!r} and goes on with that search alone; "
+            f"run {own if own.exists() else 'its file'}, which needs search.confirm, or choose another --name"
+        )
+    return prepare_any(config, place, judge_key)
+
+
+def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
+    """As `prepare`, of a confirmation, too."""
     check_references(config)
     examination, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:

@@ -68,7 +68,7 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
     shape, colour = trial.shape, looks(data)[trial.branch].colour
     last = trial.last
     low, high = last.get(LOWEST, last[WITHIN[0]]), last.get(HIGHEST, last[WITHIN[-1]])
-    curve, geometry = loss_curve(trial), _geometry(trial)
+    curve, geometry = loss_curve(trial), geometry_of(trial)
     strength = 1.0 if shape is None else shape.beta_kl
     marks = {} if geometry is None else _marks(geometry, strength)
     left, right = min(low, 0.0, *marks.values()), max(high, 0.0, *marks.values())
@@ -121,7 +121,8 @@ def loss_curve(trial: TrialData) -> Callable[[float], float] | None:
     return _drawn(trial.row.spec.loss)[0]
 
 
-def _geometry(trial: TrialData) -> Geometry | None:
+def geometry_of(trial: TrialData) -> Geometry | None:
+    """Where the loss of a trial has its trap and its barrier; None for one that is known to have none, or not known."""
     shape = trial.shape
     if shape is None or trial.row.spec is None:
         return None
