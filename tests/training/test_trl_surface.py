@@ -47,6 +47,8 @@ def test_a_tile_of_the_head_is_one_that_a_threads_arena_keeps() -> None:
         (DPOTrainer._send_telemetry, ["self"]),
         (DPOTrainer._set_signature_columns_if_needed, ["self"]),
         (DPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (Trainer.get_decay_parameter_names, ["self", "model"]),
+        (Trainer.get_optimizer_cls_and_kwargs, ["args", "model"]),
         (Trainer._load_from_checkpoint, ["self", "resume_from_checkpoint", "model"]),
         (Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
         (Trainer._load_rng_state, ["self", "checkpoint"]),

@@ -31,7 +31,8 @@ def warm_up_once(prepared: PreparedSearch, tell: Callable[[str], None]) -> None:
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_warm_up)
     model = str(parse_model_reference(config.model))
     try:
-        losses = ray.get(task.remote(model, prepared.pairs.train, config.training, folder, resources.cpus_per_worker))
+        asked = (model, prepared.pairs.train, config.training, folder, resources.workers, resources.cpus_per_worker)
+        losses = ray.get(task.remote(*asked))
     except RayTaskError as error:
         if isinstance(error.cause, TuneDlrmlError):
             raise error.cause from None
@@ -39,7 +40,7 @@ def warm_up_once(prepared: PreparedSearch, tell: Callable[[str], None]) -> None:
     tell(f"warmed up: loss {losses[0]:.4g} at the first step, {losses[-1]:.4g} at the last")
 
 
-def _warm_up(model: str, pairs: Any, training: Any, folder: Path, threads: int) -> list[float]:
+def _warm_up(model: str, pairs: Any, training: Any, folder: Path, workers: int, threads: int) -> list[float]:
     from tune_dlrml.training.warm_up import warm_up  # torch, where the driver only hands this function over
 
-    return warm_up(model, pairs, training, folder, threads=threads)
+    return warm_up(model, pairs, training, folder, workers=workers, threads=threads)

@@ -87,7 +87,7 @@ class Resident:
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs."""
-        key = (steps, self._pairs_per_step(training, workers), training.seed)
+        key = (steps, pairs_per_step(training, workers), training.seed)
         if key not in self._datasets:
             planned = [self.train_rows[index] for index in self.plan(training, steps=steps, workers=workers)]
             self.reference.fill(planned)
@@ -96,14 +96,7 @@ class Resident:
 
     def plan(self, training: TrainingConfig, *, steps: int, workers: int) -> list[int]:
         """Indices into `train_rows` in training order, for all ranks together."""
-        longest = training.max_length
-        lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in self.train_rows]
-        pairs_per_step = self._pairs_per_step(training, workers)
-        return batch_plan(lengths, steps=steps, pairs_per_step=pairs_per_step, seed=training.seed)
-
-    @staticmethod
-    def _pairs_per_step(training: TrainingConfig, workers: int) -> int:
-        return training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+        return training_order(self.train_rows, training, steps=steps, workers=workers)
 
     def facts(self, training: TrainingConfig, *, steps: int, workers: int) -> dict[str, float]:
         """What a trial has to say before it begins: counts of its rows, how it is computed, what that saved.
@@ -130,6 +123,19 @@ class Resident:
     def restore(self) -> None:
         """Put the model back as it was before the first trial."""
         self._pristine.restore()
+
+
+def pairs_per_step(training: TrainingConfig, workers: int) -> int:
+    """Pairs of an optimizer step, on all workers together."""
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+
+
+def training_order(rows: Sequence[Row], training: TrainingConfig, *, steps: int, workers: int) -> list[int]:
+    """Indices into rows in training order, step by step."""
+    longest = training.max_length
+    lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in rows]
+    size = pairs_per_step(training, workers)
+    return batch_plan(lengths, steps=steps, pairs_per_step=size, seed=training.seed)
 
 
 def _tokenised(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig, section: str) -> list[Row]:

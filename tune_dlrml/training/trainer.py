@@ -21,7 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from tune_dlrml.config import LoraSettings, TrainingConfig
@@ -115,6 +115,21 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
         disable_tqdm=True,
         **decided,
     )
+
+
+def optimizer_of(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that a trial of these settings has, for weights that are trained outside a trainer."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    args = trl_config(training, steps=1, output_dir=".", on_cpu=on_cpu, gradient_checkpointing=False)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    decayed = {*Trainer.get_decay_parameter_names(None, model)}
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for name, w in trained if name in decayed], "weight_decay": training.weight_decay},
+        {"params": [w for name, w in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = kind(groups, **options)
+    return optimizer
 
 
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, see pyproject.toml

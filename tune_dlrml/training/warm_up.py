@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import batch_plan
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
@@ -27,25 +26,31 @@ from tune_dlrml.training.batches import add_log_prob_head, tokenize_pairs
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
-from tune_dlrml.training.reference_logps import Row, computing, row_length
+from tune_dlrml.training.reference_logps import Row, computing
+from tune_dlrml.training.resident import pairs_per_step, training_order
 from tune_dlrml.training.sft import head_weight
-from tune_dlrml.training.trainer import lora_config
+from tune_dlrml.training.trainer import lora_config, optimizer_of
 
 LOSSES = "warm_up.json"
 """File of the folder with the mean loss of every step."""
 
 
-def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, *, threads: int) -> list[float]:
+def warm_up(
+    model: str, pairs: Dataset, training: TrainingConfig, folder: Path, *, workers: int, threads: int
+) -> list[float]:
     """Fine-tune a model as `training.warm_up` says and write it into `folder`, which appears when it is whole.
 
-    With `lora` an adapter is trained and then merged; else all weights. Optimizer, batch size, precision, truncation
-    and seed are those of the trials. Weights are kept in float32.
+    With `lora` an adapter is trained and then merged; else all weights. Optimizer, weight decay, clipping, dropout,
+    attention, pairs of a step and their order, truncation and seed are those of the trials, whatever a trial may vary
+    being as the file has it; the learning rate is the warm-up's own and constant. With `bf16` it computes in bfloat16.
+    Weights are kept in float32.
 
     Args:
         model: Reference of the model to begin with.
         pairs: Training pairs; their rejected answers are not looked at.
         training: Settings of the search.
         folder: What is made; there is none yet.
+        workers: Of a trial, each of which adds its pairs to a step; here one process takes them all.
         threads: CPU threads of this process.
 
     Returns:
@@ -61,7 +66,8 @@ def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, 
     torch.set_num_threads(threads)
     torch.manual_seed(training.seed)
     reference = parse_model_reference(model)
-    base, tokenizer = load_model(reference, dtype=torch.float32, attn_implementation="sdpa"), load_tokenizer(reference)
+    base = load_model(reference, dtype=torch.float32, attn_implementation=training.attn_implementation)
+    tokenizer = load_tokenizer(reference)
     base.to("cuda" if torch.cuda.is_available() else "cpu")
     add_log_prob_head(base)  # the form of the pairs is chosen by it
     rows = tokenize_pairs(pairs, tokenizer, training)
@@ -69,10 +75,10 @@ def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, 
     packed = choose_form(base, tokenizer, training, rows).packed
     head_weight(base)
     policy = base if training.lora is None else get_peft_model(base, lora_config(training.lora))
-    losses = _train(policy, base, list(_steps(rows, base, training, packed=packed)), training)
+    losses = _train(policy, base, list(_steps(rows, base, training, workers=workers, packed=packed)), training)
     if training.lora is not None:
         policy.merge_and_unload()
-    base.set_attn_implementation("sdpa")
+    base.set_attn_implementation(training.attn_implementation)
     partial = folder.with_name(f"{folder.name}.partial")
     with storing(folder.parent):
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,13 +90,12 @@ def warm_up(model: str, pairs: Dataset, training: TrainingConfig, folder: Path, 
 
 
 def _steps(
-    rows: Sequence[Row], model: PreTrainedModel, training: TrainingConfig, *, packed: bool
+    rows: Sequence[Row], model: PreTrainedModel, training: TrainingConfig, *, workers: int, packed: bool
 ) -> Iterator[list[CompletionBatch]]:
     """The chosen answers of each optimizer step."""
     assert training.warm_up is not None
-    size = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = training.warm_up.steps
-    plan = batch_plan([row_length(row) for row in rows], steps=steps, pairs_per_step=size, seed=training.seed)
+    steps, size = training.warm_up.steps, pairs_per_step(training, workers)
+    plan = training_order(rows, training, steps=steps, workers=workers)
     for step in range(steps):
         chosen = [rows[index] for index in plan[step * size : (step + 1) * size]]
         yield completion_batches(chosen, model, training, packed=packed)
@@ -102,14 +107,8 @@ def _train(
     assert training.warm_up is not None
     rule = build_rule(training.warm_up)
     weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights,
-        lr=training.warm_up.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-    )
-    policy.eval()  # no dropout, as in the trials
+    optimizer = optimizer_of(policy, training.model_copy(update={"learning_rate": training.warm_up.learning_rate}))
+    policy.train(not training.disable_dropout)
     means: list[float] = []
     for batches in steps:
         tokens = sum(len(batch.following_C) for batch in batches)
