@@ -1,5 +1,6 @@
 """Gradient checkpointing is a matter of memory, and memory is measured."""
 
+import gc
 import logging
 from pathlib import Path
 
@@ -77,3 +78,25 @@ def test_two_pairs_that_do_not_fit_are_reason_enough(resident: Resident, monkeyp
     monkeypatch.setattr(activations, "pair_log_probs", full)
     fresh = Activations(resident.model, settings(), resident.form.collate, resident.train_rows)
     assert fresh.need_checkpointing(settings(per_device_train_batch_size=1))
+
+
+def test_measuring_leaves_no_graph_behind(resident: Resident) -> None:
+    gc.collect()
+    before = sum(isinstance(each, torch.Tensor) and each.grad_fn is not None for each in gc.get_objects())
+    Activations(resident.model, settings(), resident.form.collate, resident.train_rows)
+    gc.collect()
+    assert sum(isinstance(each, torch.Tensor) and each.grad_fn is not None for each in gc.get_objects()) == before
+
+
+@pytest.mark.parametrize(("optim", "copies"), [("adamw_torch", 3), ("sgd", 1)])
+def test_gradients_and_moments_of_all_weights_are_no_room(
+    resident: Resident, optim: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(parameter.numel() * 4 for parameter in resident.model.parameters())
+    need = resident.activations.needed(4)
+    full = settings(per_device_train_batch_size=4, lora=None, optim=optim)
+    fresh = Activations(resident.model, full, resident.form.collate, resident.train_rows)
+    monkeypatch.setattr(activations, "_free", lambda device: round(need / 0.5) + copies * weights)
+    assert not fresh.need_checkpointing(full)
+    monkeypatch.setattr(activations, "_free", lambda device: round(need / 0.7) + copies * weights)
+    assert fresh.need_checkpointing(full)

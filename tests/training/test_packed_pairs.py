@@ -7,18 +7,21 @@ from typing import Any
 import pytest
 import torch
 import toy_training
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch.distributed.utils import _to_kwargs
+from torch.utils.data._utils.pin_memory import pin_memory
 from toy_training import DPO, plan, settings
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from tune_dlrml.config import LoraSettings
 from tune_dlrml.data import Pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.training import pair_form
+from tune_dlrml.training import packed_pairs, pair_form
 from tune_dlrml.training.batches import add_log_prob_head, padded_collator, pair_log_probs
-from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
+from tune_dlrml.training.packed_pairs import Layout, PackedCollator, Shared, use_packed_attention
 from tune_dlrml.training.pair_form import choose_form, tokens_saved
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trainer import lora_config
@@ -219,3 +222,84 @@ def test_chosen_completions_without_a_prompt_have_a_kl(toy_model: Path) -> None:
         resident = Resident.load(str(toy_model), pairs, settings(shared_prompt=form))
         _, channel = toy_training.run(resident, DPO, settings(shared_prompt=form), plan(2))
         assert channel.reports[-1].metrics["eval_kl"] > 0
+
+
+def varlen_attn_by_its_definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries_behind: Tensor,
+    keys_behind: Tensor,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """Causal attention sequence by sequence as torch documents it; the last query sees the last key."""
+    assert window_size == (-1, 0)
+    assert enable_gqa == (query.size(1) != key.size(1))
+    groups, scale = query.size(1) // key.size(1), scale or query.size(-1) ** -0.5
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    parts = []
+    for index in range(len(queries_behind) - 1):
+        q = query[int(queries_behind[index]) : int(queries_behind[index + 1])]
+        k, v = (each[int(keys_behind[index]) : int(keys_behind[index + 1])] for each in (key, value))
+        assert len(q) <= most_queries
+        assert len(k) <= most_keys
+        scores = scale * torch.einsum("qhd,khd->hqk", q, k)
+        hidden = torch.ones(len(q), len(k)).triu(diagonal=len(k) - len(q) + 1).bool()
+        parts.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), v))
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, with the kernel replaced by its definition."""
+    monkeypatch.setattr(packed_pairs, "_flash_takes", lambda value, dropout: True)
+    monkeypatch.setattr(packed_pairs, "varlen_attn", varlen_attn_by_its_definition)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(("max_length", "mode"), [(None, "keep_start"), (12, "keep_end")])
+def test_all_pairs_at_once_give_what_the_padded_form_gives(max_length: int | None, mode: str, adapter: bool) -> None:
+    base = a_model()
+    use_packed_attention(base)
+    model = a_policy(base) if adapter else base
+    training = settings(max_length=max_length, truncation_mode=mode)
+    padded = padded_collator(Pads(), training)(some_rows())  # type: ignore[arg-type]
+    expected, gradient = log_probs_and_gradient(model, padded)
+    found, packed_gradient = log_probs_and_gradient(model, PackedCollator(max_length, mode)(some_rows()))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (packed_gradient - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def test_a_prefix_is_laid_out_once_for_every_branch() -> None:
+    spans = Layout([Shared(2, (3, 1, 2)), Shared(0, (2, 2))]).spans(torch.device("cpu"))
+    assert spans.order is not None
+    # The row is p p a a a b c c | a a b b, its tokens 0 ... 11.
+    assert spans.order.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 0, 1, 6, 7, 8, 9, 10, 11]
+    assert spans.queries_behind.tolist() == [0, 5, 6, 8, 10, 12]
+    assert spans.keys_behind.tolist() == [0, 5, 8, 12, 14, 16]
+    assert (spans.most_queries, spans.most_keys) == (5, 5)
+    assert spans.first.tolist() == [0, 1, 2, 3, 4, 7, 10, 11, 12, 13, 14, 15]
+
+
+def test_the_gradient_of_a_prefix_is_the_sum_over_its_branches() -> None:
+    layout = Layout([Shared(2, (3, 1, 2)), Shared(0, (2, 2)), Shared(4, (1,))])
+    spans = layout.spans(torch.device("cpu"))
+    keys = torch.randn(17, 2, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(len(spans.order), 2, 3, dtype=torch.float64)  # type: ignore[arg-type]
+    (packed_pairs._LaidOut.apply(keys, spans) * weights).sum().backward()
+    expected = torch.zeros_like(keys).index_add(0, spans.order, weights)  # type: ignore[arg-type]
+    torch.testing.assert_close(keys.grad, expected)
+
+
+def test_a_layout_survives_what_takes_tuples_and_dataclasses_apart() -> None:
+    layout = Layout([Shared(2, (3, 1))])
+    assert pin_memory({"layout": layout})["layout"] is layout
+    assert send_to_device({"layout": layout}, torch.device("cpu"))["layout"] is layout
+    ((_,), (inputs,)) = _to_kwargs((), {"layout": layout}, torch.device("cpu"), use_side_stream_for_tensor_copies=False)
+    assert inputs["layout"] is layout

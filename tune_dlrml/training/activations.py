@@ -15,7 +15,9 @@ from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
 from tune_dlrml.training.reference_logps import Row, computing, row_length, to_device
 
 ROOM = 0.6
-"""Share of the free memory that activations may take; the rest is for gradients, optimizer, logits and fragments."""
+"""Share of the free memory that activations may take; the rest is for adapters, logits and fragments."""
+MOMENTS = {"sgd": 0, "adafactor": 0}
+"""Numbers that an optimizer keeps for each weight; two unless said here."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Activations:
         self, model: PreTrainedModel, training: TrainingConfig, collate: PairCollator, rows: Sequence[Row]
     ) -> None:
         self._device = next(model.parameters()).device
+        self._weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._told: set[bool] = set()
         self._of_one_and_two: tuple[int, int] | None = None
         if training.gradient_checkpointing == "auto":
@@ -57,7 +60,8 @@ class Activations:
 
     def need_checkpointing(self, training: TrainingConfig) -> bool:
         """Whether a trial with these settings computes its activations twice."""
-        need, free = self.needed(training.per_device_train_batch_size), _free(self._device)
+        need = self.needed(training.per_device_train_batch_size)
+        free = max(0, _free(self._device) - self._to_come(training))
         if need is None or training.gradient_checkpointing != "auto":
             return training.gradient_checkpointing is True
         checkpointing = need > ROOM * free
@@ -72,6 +76,10 @@ class Activations:
             )
         return checkpointing
 
+    def _to_come(self, training: TrainingConfig) -> int:
+        """Bytes of the gradients and moments of all weights, where these are trained; the first step makes them."""
+        return 0 if training.lora else self._weights * (1 + MOMENTS.get(training.optim, 2))
+
 
 def _kept(model: PreTrainedModel, training: TrainingConfig, batch: Batch) -> int:
     """Bytes that autograd keeps of one forward, weights left out."""
@@ -82,7 +90,7 @@ def _kept(model: PreTrainedModel, training: TrainingConfig, batch: Batch) -> int
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own graph held would keep the graph for ever
 
     with computing(model, training), saved_tensors_hooks(keep, lambda tensor: tensor):
         pair_log_probs(model, batch)

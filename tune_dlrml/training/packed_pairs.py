@@ -94,7 +94,10 @@ class Layout:
 
 
 def _spans(layout: Layout, device: torch.device) -> Spans:
-    queries, keys, order, first = [], [], [], []
+    queries: list[int] = []
+    keys: list[int] = []
+    order: list[int] = []
+    first: list[int] = []
     again: dict[int, tuple[list[int], list[int]]] = {}
     start = 0
     for shared in layout:
@@ -320,7 +323,7 @@ def _attend_one_by_one(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
-class _LaidOut(torch.autograd.Function):
+class _LaidOut(torch.autograd.Function):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
     """Keys or values of shape (N, H, D) with each prefix once more in front of every further branch.
 
     The gradient of a prefix is the sum over its branches. It is added branch by branch and not by an `index_add`, whose
