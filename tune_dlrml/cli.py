@@ -30,6 +30,7 @@ from tune_dlrml.cli_report import report
 from tune_dlrml.config import load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.imports import importing
+from tune_dlrml.search.environment import reach_directly
 from tune_dlrml.streams import noise_to
 
 INTERRUPTED = 130
@@ -144,6 +145,7 @@ def main() -> None:
     """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
     # Decided when mlflow is imported, here and in all processes that are started from here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    reach_directly()
     signal.signal(signal.SIGTERM, _end_politely)
     try:
         app(obj=os.environ.get("OPENAI_API_KEY"))

@@ -138,18 +138,18 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     from tune_dlrml.search.checks import examine
     from tune_dlrml.search.cluster import examine_cluster
     from tune_dlrml.search.database import examine_study
-    from tune_dlrml.search.exposure import examine_addresses, examine_mlflow, examine_token_file, own_addresses
+    from tune_dlrml.search.environment import own_addresses
+    from tune_dlrml.search.exposure import examine_addresses, examine_mlflow, examine_token_file
     from tune_dlrml.search.judges import examine_judges
     from tune_dlrml.search.result import SearchPlace
 
-    ray_address = os.environ.get("RAY_ADDRESS")
     yield from examine_addresses(
         {"search.study_url": config.search.study_url, "tracking.mlflow": config.tracking.mlflow}
     )
-    place, config = SearchPlace(DEFAULT_STORAGE, ray_address, study_url).of(config)
+    place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     yield from examine(config)
     yield from examine_judges(config.evaluation, os.environ.get("OPENAI_API_KEY"))
-    yield from examine_cluster(config.resources, ray_address, sqlite=place.study is None)
+    yield from examine_cluster(config.resources, place.ray_address, sqlite=place.study is None)
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     mlflow = None if place.mlflow is None else examine_mlflow(place.mlflow, own_addresses())
     yield from filter(None, (examine_study(place.study), examine_token_file(token), mlflow))

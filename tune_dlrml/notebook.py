@@ -15,6 +15,7 @@ from rich.console import Console
 from tune_dlrml.config import SearchConfig, load_config, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.search.confirmed import Confirmation, read_confirmation
+from tune_dlrml.search.environment import reach_directly
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
 from tune_dlrml.terminal import ProgressView
 
@@ -139,6 +140,7 @@ def search(
     from tune_dlrml.search.driver import run_search
     from tune_dlrml.search.preparation import prepare
 
+    reach_directly()
     place, resolved = SearchPlace(Path(storage), ray_address, study_url).of(_config(config))
     prepared = prepare(resolved, place, judge_key)
     if view is not None:

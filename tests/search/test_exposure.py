@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tune_dlrml.search import exposure
+from tune_dlrml.search.environment import own_addresses
 from tune_dlrml.search.exposure import (
     examine_addresses,
     examine_dashboard,
     examine_mlflow,
     examine_token_file,
-    own_addresses,
 )
 
 ELSEWHERE = "127.0.0.2"

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tune_dlrml.errors import InputError
+from tune_dlrml.search import scratch
 from tune_dlrml.search.scratch import scratch_folder
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -38,7 +40,7 @@ def sleeping(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_temporary_files_of_this_process_and_its_children_go_there_for_the_while(search, tmp_path):
-    with scratch_folder(search) as folder:
+    with scratch_folder(search, print) as folder:
         assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
         assert folder.stat().st_mode & 0o777 == 0o700
         Path(tempfile.mkdtemp(), "file").write_text("x")
@@ -53,7 +55,7 @@ def test_what_a_killed_driver_left_is_cleared_and_its_processes_ended(search, tm
     record(search, str(left))
     orphan, other = sleeping(left), sleeping(tmp_path)
     try:
-        with scratch_folder(search):
+        with scratch_folder(search, print):
             assert not left.exists()
             assert not psutil.pid_exists(orphan.pid)
             assert other.poll() is None
@@ -71,7 +73,7 @@ def test_a_process_that_forgot_its_environment_is_known_by_its_open_files(search
     agent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert agent.stdout is not None and agent.stdout.readline() == "up\n"
-        with scratch_folder(search):
+        with scratch_folder(search, print):
             assert not psutil.pid_exists(agent.pid)
     finally:
         agent.kill()
@@ -83,12 +85,55 @@ def test_a_folder_of_another_machine_or_of_another_kind_is_left_alone(search, tm
     kept = tmp_path / ("ray_0123abcd" if host else "precious")
     kept.mkdir()
     record(search, str(kept), host)
-    with scratch_folder(search):
+    with scratch_folder(search, print):
         assert kept.exists()
+
+
+def said_of(folder: Path | str, search: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """Where the scratch folder is if the temporary one is `folder`, and what is told."""
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    told: list[str] = []
+    with scratch_folder(search, told.append) as scratch:
+        with socket.socket(socket.AF_UNIX) as listening:
+            session = scratch / "session_2026-12-31_23-59-59_999999_4194304" / "sockets"
+            session.mkdir(parents=True)
+            listening.bind(str(session / "plasma_store"))
+        return scratch.parent, told
+
+
+@pytest.mark.parametrize("name", ["a b", "%41", "q?x", "h#x", "[x]", "'", "ü" * 6, "x" * 12, "a:b@c"])
+def test_any_short_temporary_folder_is_taken_without_a_word(search, monkeypatch, name):
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as outer:
+        folder = Path(outer, name)
+        folder.mkdir()
+        assert said_of(folder, search, monkeypatch) == (folder, [])
+
+
+@pytest.mark.parametrize("name", ["x" * 85, "ü" * 12, "slurm/job-1234567/node-0042/tmp", "a b/" * 12])
+def test_a_temporary_folder_too_long_for_sockets_gives_way_to_a_short_one(search, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    place, told = said_of(folder, search, monkeypatch)
+    assert place == Path("/tmp") and os.listdir(folder) == []
+    assert len(told) == 1 and str(folder) in told[0] and "/tmp" in told[0]
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/" * 30])
+def test_a_temporary_folder_that_is_not_there_is_replaced(search, tmp_path, monkeypatch, name):
+    monkeypatch.delenv("TEMP", raising=False)
+    monkeypatch.delenv("TMP", raising=False)
+    assert said_of(tmp_path / name, search, monkeypatch) == (Path("/tmp"), [])
+
+
+def test_where_no_short_folder_can_be_written_it_is_refused_by_name(search, tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch, "SHORT_FOLDERS", ("/proc", "/nonexistent"))
+    with pytest.raises(InputError, match=r"TMPDIR: .* longer than \d+ bytes.*; /proc: .*; /nonexistent: No such file"):
+        said_of(tmp_path, search, monkeypatch)
 
 
 @pytest.mark.parametrize("torn", ["", "{", '{"host": "here"}', "[]"])
 def test_a_record_torn_by_a_crash_is_passed_over(search, torn):
     (search / "scratch.json").write_text(torn)
-    with scratch_folder(search) as folder:
+    with scratch_folder(search, print) as folder:
         assert folder.is_dir()

@@ -1,12 +1,10 @@
 """Joining or starting Ray, and whether it can hold what a search asks for."""
 
 import os
-import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +12,16 @@ import ray
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
+from ray.util.state.exception import RayStateApiException
 
 from tune_dlrml.config import ResourcesConfig
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, headline
 from tune_dlrml.search.checks import Finding
+from tune_dlrml.search.environment import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, changed_environment, reach_directly
 from tune_dlrml.search.exposure import examine_dashboard
+from tune_dlrml.search.joining import joined, own_cluster
 from tune_dlrml.search.placement import free_dead_placement_groups
 
-ENVIRONMENT = {
-    # The patched print makes dill inspect sources and floods the workers' logs.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-}
-"""Of every process of a search."""
-WORKER_ENVIRONMENT = ENVIRONMENT | {
-    # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # It tells a training loop of nodes that will be drained, by a process of its own; this loop does not ask.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-DRIVER_ENVIRONMENT = ENVIRONMENT | {
-    # Nothing that Tune writes is ever read again: the study is the one truth.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
-    "TUNE_WARN_THRESHOLD_S": str(10**6),
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # Of a cluster that is started here: workers made beforehand lack the environment of ours, and nobody takes them.
-    "RAY_prestart_worker_first_driver": "0",
-}
-GCS_PORT = "RAY_GCS_SERVER_PORT"
 POLL_S = 1.0
 ROUNDING = 1e-9
 """Of shares of a GPU that are added up."""
@@ -67,79 +42,44 @@ def ray_cluster(
     Raises:
         InputError: The cluster cannot be reached, or cannot hold the search within `wait_s`.
     """
-    os.environ.update(DRIVER_ENVIRONMENT)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
-    if address is None:
-        check_resources(resources, [local_capacity()], "this machine")
-        _make_private_token()
-        options |= {
-            "address": "local",
-            "num_cpus": int(local_capacity()["CPU"]),
-            "include_dashboard": True,  # Ray Train frees placement groups through its State API
-            "_temp_dir": str(scratch),
-        }
     polite_end = signal.getsignal(signal.SIGTERM)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(changed_environment(DRIVER_ENVIRONMENT))
         if address is None:
-            _choose_address()
-        context = _joined({"address": address} | options)
+            check_resources(resources, [local_capacity()], "this machine")
+            reach_directly(ray.util.get_node_ip_address())
+            stack.enter_context(own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **options))
+        else:
+            stack.callback(ray.shutdown)
+            context = joined(address, **options)
+            stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
+            reach_directly(*_hosts(context))
+            _free_dead_placement_groups(tell)
         signal.signal(signal.SIGTERM, polite_end)  # Ray puts one of its own there, which ends this process at once
-        os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-        freed = free_dead_placement_groups()
-        if freed:
-            tell(f"removed {freed} placement groups that jobs which have ended had left on the cluster")
         _wait_for(resources, tell)
         yield
-    finally:
-        for name in ("RAY_ADDRESS", GCS_PORT):
-            os.environ.pop(name, None)
-        ray.shutdown()
 
 
-def _choose_address() -> None:
-    """Fix the address of a cluster before it starts, so that its processes have it in their environment.
-
-    Ray Train's placement group cleaner, an actor, looks the cluster up afresh by RAY_ADDRESS. Without it, it dies where
-    it finds another cluster on the machine or the trace of a dead one, and what a killed group held is never freed.
-    """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    os.environ[GCS_PORT] = str(port)
-    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
+def _hosts(context: Any) -> list[str]:
+    """Where the head and the dashboard of a cluster are."""
+    addresses = (context.address_info["gcs_address"], context.address_info["webui_url"])
+    return [address.rpartition(":")[0].strip("[]") for address in addresses if address]
 
 
-def _joined(options: dict[str, Any]) -> Any:
-    """The context of `ray.init`.
-
-    Raises:
-        InputError: No cluster answers at the address, or it refuses this process.
-    """
+def _free_dead_placement_groups(tell: Callable[[str], None]) -> None:
+    """Clear away what other drivers left on the cluster; without it a search may wait longer, and loses nothing."""
     try:
-        return ray.init(**options)
-    except (ConnectionError, ValueError, RayError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"RAY_ADDRESS: a Ray cluster must answer at {options['address']}, but: {cause}; start one, unset "
-            "RAY_ADDRESS, or give its token by RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token"
-        ) from None
-
-
-def _make_private_token() -> None:
-    """Make the token of this user's own clusters; Ray would make it where there is none, readable by everyone."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and token.stat().st_size:
+        freed = free_dead_placement_groups()
+    except (RayError, RayStateApiException) as error:
+        tell(f"whether jobs that have ended still hold resources of the cluster is not known: {headline(error)}")
         return
-    token.parent.mkdir(mode=0o700, exist_ok=True)
-    # Written aside, since another search may read it at this moment, and a torn one would stay.
-    aside = token.with_name(f"{token.name}.{os.getpid()}")
-    aside.touch(mode=0o600)
-    aside.write_text(secrets.token_hex(32))
-    aside.replace(token)
+    if freed:
+        tell(f"removed {freed} placement groups that jobs which have ended had left on the cluster")
 
 
 def local_capacity() -> dict[str, float]:
@@ -199,7 +139,7 @@ def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: 
         if address is None:
             check_resources(resources, [local_capacity()], "this machine")
         else:
-            context = _joined({"address": address, "log_to_driver": False, "logging_level": "ERROR"})
+            context = joined(address, log_to_driver=False, logging_level="ERROR")
             nodes = alive_nodes()
             ray.shutdown()
             if context.address_info["webui_url"]:

@@ -76,7 +76,7 @@ def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     folder, url = place.folder(config.name), place.study_url(config.name)
     with faults_of_storage(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        with only_driver(url, folder, config.name) as lock, scratch_folder(folder) as scratch:
+        with only_driver(url, folder, config.name) as lock, scratch_folder(folder, view.on_notice) as scratch:
             return _run(prepared, view, lock, scratch)
 
 

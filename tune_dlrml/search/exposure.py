@@ -6,7 +6,6 @@ Every function takes plain values and answers within seconds; a server that does
 import http.client
 import ipaddress
 import json
-import socket
 import ssl
 import stat
 import urllib.error
@@ -15,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
-
-import psutil
 
 from tune_dlrml.deadline import answer_in_time
 from tune_dlrml.search.checks import Finding
@@ -73,7 +70,7 @@ def examine_mlflow(uri: str, addresses: Iterable[str]) -> Finding | None:
 
     Args:
         uri: Tracking URI; a password in it is not sent.
-        addresses: This machine's own, from `own_addresses`, for a server that is told to be on this machine only.
+        addresses: This machine's own at which others reach it, for a server that is told to be on this machine only.
     """
     shown = without_password(uri)
     try:
@@ -128,16 +125,6 @@ def examine_token_file(path: Path) -> Finding | None:
         text = f"{path} has mode {mode:04o}, so that others can read or change it; `chmod 600 {path}`"
         return Finding("ray token", "warning", text)
     return Finding("ray token", "ok", f"{path} is its owner's alone")
-
-
-def own_addresses() -> list[str]:
-    """Addresses at which other machines may reach this one."""
-    found = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries if _is_ip(entry.family)]
-    return [address for address in found if not (_is_loopback(address) or "%" in address)]
-
-
-def _is_ip(family: int) -> bool:
-    return family in (socket.AF_INET, socket.AF_INET6)
 
 
 def _is_loopback(host: str) -> bool:

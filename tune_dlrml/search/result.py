@@ -56,7 +56,12 @@ class SearchPlace:
             InputError: The study's address is none of PostgreSQL.
         """
         study, mlflow = self.study or config.search.study_url, self.mlflow or config.tracking.mlflow
-        place = replace(self, study=None if study is None else study_database(study), mlflow=mlflow)
+        place = replace(
+            self,
+            ray_address=None if self.ray_address in ("", "local") else self.ray_address,
+            study=None if study is None else study_database(study),
+            mlflow=mlflow,
+        )
         bare = {"study_url": None if study is None else without_password(study)}
         return place, config.model_copy(
             update={

@@ -8,46 +8,81 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from tune_dlrml.errors import InputError
+from tune_dlrml.search.environment import changed_environment
+
 NAME = "ray_[0-9a-f]{8}"
+SHORT_FOLDERS = ("/tmp", "/var/tmp")
+"""Where a scratch folder goes if the temporary folder's path is too long."""
+SOCKET_BYTES = 107
+"""Of the path of a Unix socket."""
+LONGEST_BELOW = "/ray_01234567/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""What Ray puts below the temporary folder, with the largest process id of Linux."""
 ENDING_S = 10.0
 POLL_S = 0.02
 
 
 @contextmanager
-def scratch_folder(search: Path) -> Iterator[Path]:
+def scratch_folder(search: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     """A short-lived folder for all that this driver and the processes that it starts put into the temporary folder.
 
     Where it is stands in `<search>/scratch.json`, before it is made: the next driver of the search, which has the
     search's lock, removes it and ends what processes of the dead driver still run. The path is short, since Ray puts
-    Unix sockets of at most 107 characters below it.
+    Unix sockets below it: where the temporary folder's is too long, the scratch folder is beside it in /tmp.
 
     Args:
         search: Folder of the search.
+        tell: Told of a temporary folder that could not be used.
+
+    Raises:
+        InputError: No folder on this machine will do.
     """
     record = search / "scratch.json"
     _clear(record)
-    outer = tempfile.gettempdir()
-    folder = Path(outer) / f"ray_{secrets.token_hex(4)}"
-    record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
-    folder.mkdir(mode=0o700)
-    _use(str(folder))
+    before = tempfile.tempdir
+    folder = _made(record, tell)
     try:
-        yield folder
+        with changed_environment({"TMPDIR": str(folder)}):
+            tempfile.tempdir = str(folder)
+            yield folder
     finally:
-        _use(outer)
+        tempfile.tempdir = before
         _clear(record)
 
 
-def _use(folder: str) -> None:
-    """Make a folder the temporary one of this process and of those that it starts."""
-    os.environ["TMPDIR"] = folder
-    tempfile.tempdir = folder
+def _made(record: Path, tell: Callable[[str], None]) -> Path:
+    """A new folder, noted before it is made, in the first place that has room for the paths of sockets."""
+    faults = []
+    for outer in _places():
+        if len(os.fsencode(f"{outer}{LONGEST_BELOW}")) > SOCKET_BYTES:
+            most = SOCKET_BYTES - len(LONGEST_BELOW)
+            faults.append(f"the path of {outer} is longer than {most} bytes, which Ray's sockets leave for it")
+            continue
+        folder = Path(outer) / f"ray_{secrets.token_hex(4)}"
+        record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            faults.append(f"{outer}: {error.strerror}")
+            continue
+        if faults:
+            tell(f"temporary files go to {outer}: {'; '.join(faults)}")
+        return folder
+    raise InputError(
+        f"TMPDIR: a short folder that can be written is needed, but: {'; '.join(faults)}; set TMPDIR to one"
+    )
+
+
+def _places() -> Iterator[str]:
+    with suppress(FileNotFoundError):  # none that Python knows can be written
+        yield tempfile.gettempdir()
+    yield from SHORT_FOLDERS
 
 
 def _clear(record: Path) -> None:
