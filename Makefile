@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint bench judged frontier stability faults pairs clean
+.PHONY: quickstart test lint bench gpu judged frontier stability faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -20,6 +20,9 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## Speed against a naive program, into tests/benchmarks/results; ONLY=handover,limit chooses. Takes hours.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
+
+gpu: .venv/dev.stamp  ## Speed, memory and repeatability on a GPU; ONLY="chip trials" chooses. Eight minutes on an H200.
+	$(BIN)/python tests/gpu/run.py $(if $(ONLY),--only $(ONLY))
 
 judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, ended in the middle and resumed.
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/judged_search.py

@@ -64,6 +64,7 @@ class Shape:
 TINY = Shape("tiny", hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, vocabulary=512)
 SMALL = Shape("135m", hidden=576, intermediate=1536, layers=30, heads=9, kv_heads=3, vocabulary=49_152)
 ONE_B = Shape("1b", hidden=2048, intermediate=5632, layers=22, heads=32, kv_heads=4)
+FOUR_LAYERS = Shape("0.3b", hidden=2048, intermediate=5632, layers=4, heads=32, kv_heads=4)
 SEVEN_B = Shape("7b", hidden=4096, intermediate=14_336, layers=32, heads=32, kv_heads=8)
 
 

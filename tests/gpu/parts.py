@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from gpu import attention, steps
-from gpu.made import ONE_B, SEVEN_B, SMALL, TINY, Figures, Lengths, Shape, llama, word_tokenizer
+from gpu.made import FOUR_LAYERS, ONE_B, SEVEN_B, SMALL, TINY, Figures, Lengths, Shape, llama, word_tokenizer
 from gpu.steps import Setting, emptied
 
 TINY_LENGTHS = Lengths(16, 48, 2.0)
@@ -98,6 +98,16 @@ def step_times(machine: Machine, shape: Shape, *, lora: bool) -> Iterator[Figure
         yield what | {"program": "trl"} | steps.trl(setting, gradient_checkpointing=again)
 
 
+def where_time_goes(machine: Machine) -> Iterator[Figures]:
+    """One step under the profiler: kernels, and the share of its time in which the chip is busy."""
+    for shape, per_step in ((ONE_B, 4), (ONE_B, 32), (SEVEN_B, 4))[: 1 if machine.tiny else None]:
+        with emptied(machine.device):
+            setting = machine.setting(shape, per_step=per_step, steps=3)
+            clock = steps.ProfiledClock(machine.device)
+            steps.trial(steps.group(setting), setting, clock=clock)
+            yield {"model": setting.shape.name, "pairs": setting.per_step} | clock.profiled()
+
+
 def attention_ways(machine: Machine, *, with_flex: bool) -> Iterator[Figures]:
     """One layer's attention, each way."""
     shape, lengths = (TINY, TINY_LENGTHS) if machine.tiny else (SEVEN_B, Lengths())
@@ -130,10 +140,10 @@ def twenty_trials(machine: Machine, *, deterministic: bool) -> Iterator[Figures]
     """Trials in one group: the first and the last bit for bit, and what memory they leave."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    setting = machine.setting(ONE_B, steps=3)
+    setting = machine.setting(FOUR_LAYERS, steps=3)
     resident = steps.group(setting)
     curves, memory, seconds = [], [], []
-    for number in range(4 if machine.tiny else 20):
+    for number in range(2 if machine.tiny else 20):
         began = time.perf_counter()
         curves.append(steps.trial(resident, setting, number=number).losses())
         seconds.append(time.perf_counter() - began)
@@ -200,18 +210,19 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "chip": Part(chip, 40),
-    "lora_1b": Part(lambda machine: step_times(machine, ONE_B, lora=True), 60),
-    "attention": Part(lambda machine: attention_ways(machine, with_flex=False), 40),
+    "chip": Part(chip, 60),
     "trials": Part(lambda machine: twenty_trials(machine, deterministic=False), 60),
     "trials_deterministic": Part(lambda machine: twenty_trials(machine, deterministic=True), 60),
-    "lora_7b": Part(lambda machine: step_times(machine, SEVEN_B, lora=True), 60),
     "full_7b": Part(lambda machine: step_times(machine, SEVEN_B, lora=False), 120),
-    "forms": Part(forms, 60),
-    "full_1b": Part(lambda machine: step_times(machine, ONE_B, lora=False), 60),
+    "profile": Part(where_time_goes, 60),
+    "lora_1b": Part(lambda machine: step_times(machine, ONE_B, lora=True), 60),
+    "batch_1b": Part(lambda machine: batch_sizes(machine, ONE_B, (1, 8, 32)), 60),
     "nf4": Part(nf4, 60),
     "generation": Part(generation, 60),
-    "batch_135m": Part(lambda machine: batch_sizes(machine, SMALL, (1, 4, 16, 64)), 60),
-    "batch_1b": Part(lambda machine: batch_sizes(machine, ONE_B, (1, 2, 8, 32)), 60),
+    "lora_7b": Part(lambda machine: step_times(machine, SEVEN_B, lora=True), 120),
+    "forms": Part(forms, 60),
+    "attention": Part(lambda machine: attention_ways(machine, with_flex=False), 40),
+    "batch_135m": Part(lambda machine: batch_sizes(machine, SMALL, (1, 8, 64)), 60),
+    "full_1b": Part(lambda machine: step_times(machine, ONE_B, lora=False), 60),
     "flex": Part(lambda machine: attention_ways(machine, with_flex=True), 90),
 }

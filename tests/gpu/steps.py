@@ -109,6 +109,36 @@ class Clock:
         }
 
 
+class ProfiledClock(Clock):
+    """Looks into the last step but one: the steps before it have made what is made once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._profile = torch.profiler.profile()
+        self._seconds = 0.0
+
+    def tick(self) -> None:
+        super().tick()
+        if len(self.ticks) == WARM_UP + 1:
+            self._profile.start()
+        elif len(self.ticks) == WARM_UP + 2:
+            self._seconds = self.ticks[-1] - self.ticks[-2]
+            self._profile.stop()
+
+    def profiled(self) -> Figures:
+        events = self._profile.events()
+        kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+        slowest = sorted(self._profile.key_averages(), key=lambda event: -event.self_device_time_total)
+        return {
+            "step_ms_profiled": round(1000 * self._seconds, 1),
+            "kernels": len(kernels),
+            "busy_ms": round(1000 * busy, 1),
+            "slowest_ms": {event.key[:60]: round(event.self_device_time_total / 1000, 1) for event in slowest[:8]},
+            "operators": sum(event.device_type == torch.autograd.DeviceType.CPU for event in events),
+        }
+
+
 def peak(device: torch.device) -> float | None:
     return round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None
 
