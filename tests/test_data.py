@@ -51,7 +51,7 @@ def write_jsonl(path, *rows):
 
 
 def load_pairs(reference, section="train"):
-    return load_section(str(reference), f"dataset.{section}")[0].dataset()
+    return datasets.Dataset.from_list(load_section(str(reference), f"dataset.{section}")[0].pairs)
 
 
 def pairs_of(path, *rows):

@@ -83,7 +83,7 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
     assert 6 * 4 <= bill.optimizer_steps.low <= bill.optimizer_steps.high <= 6 * 16 == bill.most_optimizer_steps
     assert not (tmp_path / "runs").exists() and not list(temporary.iterdir())
     assert torch.get_num_threads() == threads
-    untouched = load(config.model, toy_training.pairs(4, 4), config.training).model.state_dict()
+    untouched = load(config.model, toy_training.pairs(config.model, 4, 4), config.training).model.state_dict()
     weights = loaded[0].model.state_dict()
     assert weights.keys() == untouched.keys()
     assert all(torch.equal(weights[name], untouched[name]) for name in weights)

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import toy
-from datasets import Dataset, disable_progress_bars
 
 from tune_dlrml.config import DatasetConfig, TrainingConfig
-from tune_dlrml.data import load_section, repeated_pairs, select_pairs
-from tune_dlrml.data.lengths import Length, pair_lengths
+from tune_dlrml.data import select_pairs
+from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import load_tokenizer, parse_model_reference
+from tune_dlrml.models import Reader, load_tokenizer, parse_model_reference
 
 CHAT_TEMPLATE = """\
 {% for message in messages %}{% if message.role not in ('user', 'assistant') %}\
@@ -57,7 +56,7 @@ def select(tmp_path, tokenizer):
         files = {"train": train, "eval": held_out, "test": test}
         given = {key: write(tmp_path / f"{key}.jsonl", rows) for key, rows in files.items() if rows is not None}
         training = TrainingConfig(max_steps=1, max_length=max_length, truncation_mode=truncation_mode)
-        return select_pairs(DatasetConfig(**given, **policies), training, lambda: tokenizer)
+        return select_pairs(DatasetConfig(**given, **policies), training, lambda: Reader(tokenizer))
 
     return select
 
@@ -69,47 +68,11 @@ def prompts(section):
 # Lengths.
 
 
-def pairs_of_every_length():
-    words = ["great", "the movie", "was", "\n", " ", "x" * 9]
-    texts = [" ".join(words[(index + step) % 6] for step in range(index)) for index in range(1, 80, 3)]
-    return [(prompt, chosen, rejected) for prompt in texts for chosen, rejected in ((prompt, "bad"), ("good", prompt))]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("max_length", [None, 30, 60, 200])
-@pytest.mark.parametrize("truncation_mode", ["keep_start", "keep_end"])
-@pytest.mark.parametrize("form", [plain, chat])
-def test_a_pair_has_the_tokens_that_trl_gives_it(form, truncation_mode, max_length, tokenizer):
-    from tune_dlrml.training.batches import tokenize_pairs
-
-    disable_progress_bars()
-    pairs = [form(*texts) for texts in pairs_of_every_length()]
-    training = TrainingConfig(max_steps=1, max_length=max_length, truncation_mode=truncation_mode)
-    by_trl = tokenize_pairs(Dataset.from_list(pairs), tokenizer, training)
-    lengths = list(pair_lengths(pairs, tokenizer, max_length))
-    kept = [length for length in lengths if truncation_mode == "keep_end" or not length.prompt_fills]
-    assert [length.tokens for length in kept] == [
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in by_trl
-    ]
-    if max_length in (30, 60):
-        assert 0 < sum(length.prompt_fills for length in lengths) < len(lengths)
-
-
-def test_a_prompt_that_leaves_no_token_to_a_completion_fills_the_length(tokenizer):
-    pair = plain("review great")
+def test_a_prompt_that_leaves_no_token_to_a_completion_fills_the_length(select, tokenizer):
     prompt = len(tokenizer("review great")["input_ids"])
-    (exactly,) = pair_lengths([pair], tokenizer, prompt)
-    (one_more,) = pair_lengths([pair], tokenizer, prompt + 1)
-    assert exactly.prompt_fills and not one_more.prompt_fills
-    assert exactly.tokens == one_more.tokens == len(tokenizer("review great great .</s>")["input_ids"])
-
-
-def test_batches_do_not_change_a_length(tokenizer, monkeypatch):
-    pairs = [plain(*texts) for texts in pairs_of_every_length()]
-    whole = list(pair_lengths(pairs, tokenizer, 40))
-    monkeypatch.setattr("tune_dlrml.data.lengths.BATCH", 7)
-    assert list(pair_lengths(pairs, tokenizer, 40)) == whole
-    assert all(isinstance(length, Length) for length in whole)
+    with pytest.raises(InputError, match="whose prompt alone fills"):
+        select([plain("review great")], [plain("b")], max_length=prompt)
+    assert len(select([plain("review great")], [plain("b")], max_length=prompt + 1).sections["train"].pairs) == 1
 
 
 LONG_ROWS = [plain("a"), plain("b", LONG), plain(LONG), plain("c")]
@@ -119,15 +82,19 @@ def test_long_pairs_are_truncated_and_told_and_those_without_room_left_out(selec
     selection = select(LONG_ROWS, [plain("held out")])
     assert prompts(selection.sections["train"]) == ["a", "b", "c"]
     assert selection.notes == (
-        "dataset.train: 1 of 4 pairs (row 2 (line 2)) are truncated to training.max_length=64 tokens",
         "dataset.train: left out 1 of 4 pairs (row 3 (line 3)), whose prompt alone fills training.max_length=64 tokens",
+        "dataset.train: 1 of 3 pairs (row 2 (line 2)) are truncated to training.max_length=64 tokens",
     )
 
 
 def test_truncation_that_keeps_the_end_leaves_room_for_every_completion(select):
     selection = select(LONG_ROWS, [plain("held out")], truncation_mode="keep_end")
     assert prompts(selection.sections["train"]) == ["a", "b", LONG, "c"]
-    assert [note[:57] for note in selection.notes] == ["dataset.train: 2 of 4 pairs (row 2 (line 2), row 3 (line "]
+    assert selection.notes == (
+        "dataset.train: 2 of 4 pairs (row 2 (line 2), row 3 (line 3)) are truncated to training.max_length=64 tokens",
+        "dataset.train: 1 of 4 pairs (row 2 (line 2)) keep nothing of their prompt behind the truncation: their "
+        "completions are scored without it",
+    )
 
 
 def test_long_pairs_may_be_dropped(select):
@@ -206,7 +173,7 @@ def test_what_the_tokenizer_lacks_is_told_before_a_model_is_loaded(select, token
         select([chat("a")], [chat("b")])
     endless = SimpleNamespace(eos_token=None)
     with pytest.raises(InputError, match="the model's tokenizer has no end-of-sequence token"):
-        next(pair_lengths([plain("a")], endless, 64))
+        next(tokenize([plain("a")], endless))
 
 
 # Held-out rows.
@@ -250,12 +217,6 @@ def test_a_prompt_that_is_too_long_to_be_trained_on_may_be_held_out(select):
 def test_conversations_share_a_prompt_when_all_their_messages_are_the_same(select):
     selection = select([chat("a")], [chat("a"), chat("a", role="assistant")])
     assert len(selection.sections["eval"].pairs) == 1
-
-
-def test_pairs_that_repeat_an_earlier_one_are_found(tmp_path):
-    rows = [plain("a"), plain("b"), plain("a"), plain("a", " fine")]
-    section, _ = load_section(write(tmp_path / "train.jsonl", rows), "dataset.train")
-    assert repeated_pairs(section) == [2]
 
 
 def test_fields_that_are_not_used_are_told_of_each_set(select):

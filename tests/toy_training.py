@@ -1,21 +1,22 @@
 """Trials of the toy model in one process: a resident model, trial specifications, and a channel that keeps reports."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import toy
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from pydantic import TypeAdapter
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, TrainingConfig
-from tune_dlrml.data import Pairs, batch_plan
+from tune_dlrml.data import Pairs, TokenRows, batch_plan
+from tune_dlrml.data.tokens import TokenPair, tokenize
 from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.group_spec import TrialPlan
@@ -47,8 +48,15 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(SETTINGS).at(changes)
 
 
-def pairs(train: int = 48, held_out: int = 16) -> Pairs:
-    return Pairs(Dataset.from_list(toy.pairs(train)), Dataset.from_list(toy.pairs(held_out, seed=1)))
+def pairs(model: Path, train: int = 48, held_out: int = 16) -> Pairs:
+    return Pairs(rows(model, toy.pairs(train)), rows(model, toy.pairs(held_out, seed=1)))
+
+
+def rows(model: Path, pairs: Sequence[Any]) -> TokenRows:
+    """Pairs of texts as token ids."""
+    made = [pair for pair in tokenize(pairs, AutoTokenizer.from_pretrained(model)) if isinstance(pair, TokenPair)]
+    assert len(made) == len(pairs)
+    return TokenRows.of(made)
 
 
 def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
@@ -62,7 +70,7 @@ def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step
 
 
 def resident(model: Path, training: TrainingConfig, **sizes: int) -> Resident:
-    return Resident.load(str(model), pairs(**sizes), training)
+    return Resident.load(str(model), pairs(model, **sizes), training)
 
 
 def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:

@@ -1,5 +1,6 @@
 """`tune-dlrml`: argv and environment to calls. The files that begin with `cli` alone read them, and print."""
 
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.imports import importing
 from tune_dlrml.search.environment import reach_directly
 from tune_dlrml.streams import noise_to
+
+_log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 
@@ -97,6 +100,7 @@ def search(
     out = console(as_json)
     with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
         for note in prepared.notes:
+            _log.warning("%s", note)  # the terminal's words are gone with it, the log's are not
             view.on_notice(note)
         result = run_search(prepared, view)
     taken, confirmation = read_taken(result, place), read_confirmation(result.name, place)

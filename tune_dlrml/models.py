@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 from filelock import FileLock
@@ -36,6 +36,9 @@ PACKAGE_PREFIX = "package:"
 FORMS = (
     "a model is `package:<python_package>/<file>.gguf`, a folder with config.json, or a hub id `org/name[@revision]`"
 )
+
+_WITHOUT_A_TABLE = ("rope_parameters", "alibi", "mamba_d_state", "ssm_state_size", "attention_hidden_size")
+"""Keys of models that need no table of positions: rotations, ALiBi, and those that read one token after another."""
 
 _PACKAGE_FILE = re.compile(r"(?P<package>[A-Za-z_]\w*)/(?P<file>[^/].*\.gguf)")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
@@ -148,14 +151,51 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What stands between texts and a model.
+
+    Attributes:
+        tokenizer: As `load_tokenizer` gives it.
+        vocabulary: Tokens that have an embedding; None where the configuration does not say.
+        positions: Tokens that the model was made for, prompt and answer together; None where it sets no limit.
+        learned_positions: Whether there is nothing for a token beyond them, unlike rotations, which go on.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int | None = None
+    positions: int | None = None
+    learned_positions: bool = False
+
+
+def load_reader(ref: ModelReference) -> Reader:
+    """The tokenizer of a model, and what the model's configuration says of ids and positions.
+
+    Raises:
+        InputError: See `load_tokenizer`.
+    """
+    tokenizer, config = load_tokenizer(ref), _text_config(ref)
+    positions = getattr(config, "max_position_embeddings", None)
+    return Reader(
+        tokenizer,
+        vocabulary=getattr(config, "vocab_size", None),
+        positions=positions if positions is not None and positions > 0 else None,
+        learned_positions=not any(getattr(config, key, None) for key in _WITHOUT_A_TABLE),
+    )
+
+
 def context_length(ref: ModelReference) -> int | None:
     """Positions that a model has, prompt and answer together; None where it sets no limit."""
+    positions = getattr(_text_config(ref), "max_position_embeddings", None)
+    return None if positions is None else int(positions)
+
+
+def _text_config(ref: ModelReference) -> Any:
     from transformers import AutoConfig
 
     source, revision = _from_pretrained_arguments(ref)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if positions is None else int(positions)
+    return config.get_text_config()
 
 
 def package_file(ref: ModelReference) -> Traversable:

@@ -26,9 +26,9 @@ from peft import get_peft_model
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.config.loading import parse_config
-from tune_dlrml.data import Pairs, select_pairs
+from tune_dlrml.data import select_pairs
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
-from tune_dlrml.models import load_tokenizer, parse_model_reference
+from tune_dlrml.models import load_reader, parse_model_reference
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.batches import pair_log_probs
@@ -44,9 +44,8 @@ def bare_loop(document: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(config.resources.cpus_per_worker)
     keep_freed_memory()
     training = config.training
-    chosen = select_pairs(config.dataset, training, lambda: load_tokenizer(parse_model_reference(config.model)))
-    pairs = Pairs(chosen.sections["train"].dataset(), chosen.sections["eval"].dataset())
-    resident = Resident.load(config.model, pairs, training)
+    chosen = select_pairs(config.dataset, training, lambda: load_reader(parse_model_reference(config.model)))
+    resident = Resident.load(config.model, chosen.pairs(), training)
     assert training.max_steps is not None and training.lora is not None
     rows = list(resident.rows(training, steps=training.max_steps, workers=1))
     size = training.per_device_train_batch_size

@@ -19,13 +19,13 @@ import toy_training
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError, JudgeEndedError, NotFiniteError
 from tune_dlrml.evaluation.endpoint import NoReplyError
 from tune_dlrml.evaluation.generate import EndpointEngine, TransformersEngine
 from tune_dlrml.evaluation.prompting import end_of_turn, prompt_ids
 from tune_dlrml.evaluation.vllm_engine import VllmEngine
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training.batches import tokenize_pairs
 from tune_dlrml.training.held_out import HeldOut
 
 TURNS = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<pad>\n{% endfor %}"
@@ -177,13 +177,12 @@ def test_chats_go_through_the_template_and_plain_texts_do_not(model, tokenizer) 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_prompts_have_the_tokens_that_training_has(model, tokenizer, template) -> None:
     tokenizer.chat_template = template
-    pairs = toy_training.pairs(train=4).train
+    pairs = toy.pairs(4)
     if template is not None:
         role = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-        pairs = pairs.map(lambda row: {key: [{"role": role[key], "content": row[key]}] for key in row})
-    rows = tokenize_pairs(pairs, tokenizer, toy_training.settings())
+        pairs = [{key: [{"role": role[key], "content": row[key]}] for key in row} for row in pairs]
     prompts = [prompt_ids(tokenizer, pair["prompt"]) for pair in pairs]
-    assert prompts == [row["prompt_ids"] for row in rows]
+    assert prompts == [list(pair.prompt) for pair in tokenize(pairs, tokenizer)]
 
 
 def test_a_template_that_refuses_a_chat_is_an_input_error(model, tokenizer) -> None:

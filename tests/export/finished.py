@@ -8,7 +8,6 @@ import toy
 import toy_training
 
 from tune_dlrml.config import parse_config, to_yaml
-from tune_dlrml.data import content_hash
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.search.preparation import prepare
@@ -66,7 +65,7 @@ def finished_search(
     root.mkdir(parents=True)
     (root / "search.yaml").write_text(to_yaml(config))
     pairs = prepared.pairs
-    hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
+    hashes = {"data_hash": prepared.data_hash}
     study = SearchStudy(config, SearchSpace(config), search.place.study_url(config.name), STEPS, hashes)
     if config.training.warm_up is not None:
         warm_up(config.model, pairs.train, config.training, search.place.warm_up(config.name), threads=1)

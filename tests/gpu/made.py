@@ -20,6 +20,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from tune_dlrml.data import TokenRows
+from tune_dlrml.data.tokens import tokenize
+
 PAD, EOS, FIRST_WORD = 0, 1, 2
 
 
@@ -132,6 +135,10 @@ def as_text(pair: Pair) -> dict[str, str]:
 
 def as_dataset(pairs: Sequence[Pair]) -> Dataset:
     return Dataset.from_list([as_text(pair) for pair in pairs])
+
+
+def as_rows(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerFast) -> TokenRows:
+    return TokenRows.of(list(tokenize([as_text(pair) for pair in pairs], tokenizer)))
 
 
 def step_flops(shape: Shape, pairs: Sequence[Pair], *, frozen: bool) -> float:

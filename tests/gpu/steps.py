@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.made import Figures, Lengths, Pair, Shape, as_dataset, llama, random_pairs, step_flops, word_tokenizer
+from gpu.made import Figures, Lengths, Pair, Shape, as_dataset, as_rows, llama, random_pairs, step_flops, word_tokenizer
 from peft import LoraConfig
 from pydantic import TypeAdapter
 from transformers import PrinterCallback, TrainerCallback
@@ -177,7 +177,8 @@ def group(setting: Setting, model: Any = None) -> Resident:
     held_out = random_pairs(setting.shape, 4, setting.lengths, seed=setting.seed + 1)
     model = llama(setting.shape, setting.device, setting.dtype) if model is None else model
     tokenizer = word_tokenizer(setting.shape)
-    return Resident(model, tokenizer, Pairs(as_dataset(pairs), as_dataset(held_out)), setting.training())
+    rows = Pairs(as_rows(pairs, tokenizer), as_rows(held_out, tokenizer))
+    return Resident(model, tokenizer, rows, setting.training())
 
 
 def trial(resident: Resident, setting: Setting, *, number: int = 0, clock: Clock | None = None) -> Recorder:

@@ -43,7 +43,7 @@ def slot(config, local_ray, tmp_path_factory) -> Iterator[Any]:
     group = GroupSpec(
         name="toy",
         model=config.model,
-        pairs=toy_training.pairs(64, 32),
+        pairs=toy_training.pairs(config.model, 64, 32),
         training=config.training,
         plan=TrialPlan(STEPS, frozenset({2, 4}), 1, config.divergence, config.checkpoint),
         resources=config.resources,

@@ -525,10 +525,10 @@ def test_budget_in_trials_time_and_machines_may_change(config_with: Config, open
 
 def test_another_full_budget_or_other_data_are_refused(config_with: Config, open_study: Open) -> None:
     config = config_with()
-    open_study(config, data_hash={"train": "aa", "eval": "bb"})
-    open_study(config, data_hash={"train": "aa", "eval": "bb"})
+    open_study(config, hashes={"data_hash": {"train": "aa", "eval": "bb"}})
+    open_study(config, hashes={"data_hash": {"train": "aa", "eval": "bb"}})
     with pytest.raises(InputError, match=r'data_hash\.eval: was "bb", is now "cc"'):
-        open_study(config, data_hash={"train": "aa", "eval": "cc"})
+        open_study(config, hashes={"data_hash": {"train": "aa", "eval": "cc"}})
     with pytest.raises(InputError, match="full_steps: was 40, is now 80"):
         open_study(config, full_steps=80)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import toy
 import toy_training
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from toy_training import settings
@@ -27,7 +26,8 @@ Pair = dict[str, str]
 
 
 def resident_with(model: Path, held_out: list[Pair], training: TrainingConfig) -> Resident:
-    return Resident.load(str(model), Pairs(Dataset.from_list(toy.pairs(4)), Dataset.from_list(held_out)), training)
+    rows = Pairs(toy_training.rows(model, toy.pairs(4)), toy_training.rows(model, held_out))
+    return Resident.load(str(model), rows, training)
 
 
 @contextmanager

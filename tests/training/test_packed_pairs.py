@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy_training
 from accelerate.utils import send_to_device
-from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.distributed.utils import _to_kwargs
@@ -217,7 +216,7 @@ def test_reference_values_of_another_model_are_found_out(toy_model: Path) -> Non
 
 def test_chosen_completions_without_a_prompt_have_a_kl(toy_model: Path) -> None:
     held_out = [{"prompt": "", "chosen": "the plot was great", "rejected": "the plot was bad"}] * 4
-    pairs = Pairs(toy_training.pairs().train, Dataset.from_list(held_out))
+    pairs = Pairs(toy_training.pairs(toy_model).train, toy_training.rows(toy_model, held_out))
     for form in (True, False):
         resident = Resident.load(str(toy_model), pairs, settings(shared_prompt=form))
         _, channel = toy_training.run(resident, DPO, settings(shared_prompt=form), plan(2))

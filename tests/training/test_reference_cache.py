@@ -62,7 +62,7 @@ def test_values_are_the_sums_of_the_tokens_log_probs(lora_resident: Resident, tm
 
 
 def test_a_second_group_forwards_no_token_and_has_the_same_values(toy_model: Path, tmp_path: Path) -> None:
-    pairs = toy_training.pairs(12, 6)
+    pairs = toy_training.pairs(toy_model, 12, 6)
     first, second = (Resident.load(str(toy_model), pairs, settings(), references=tmp_path) for _ in range(2))
     for resident in (first, second):
         resident.reference.fill(resident.train_rows)
@@ -74,14 +74,14 @@ def test_a_second_group_forwards_no_token_and_has_the_same_values(toy_model: Pat
 
 
 def test_all_trials_of_all_searches_forward_each_pair_once(toy_model: Path, tmp_path: Path) -> None:
-    pairs, tokens = toy_training.pairs(8, 4), []
+    pairs, tokens = toy_training.pairs(toy_model, 8, 4), []
     for rank in (2, 8):
         training = settings(**{"lora.r": rank})
         resident = Resident.load(str(toy_model), pairs, training, references=tmp_path)
         for loss, rate in ((DPO, 1e-3), ({**DPO, "beta": 0.3}, 1e-3), (DISCOPOP, 1e-4)):
             toy_training.run(resident, loss, settings(**{"lora.r": rank, "learning_rate": rate}), plan(4))
         tokens.append(resident.reference.tokens_forwarded)
-    sides = [(pair, side) for pair in [*pairs.train, *pairs.eval] for side in ("chosen", "rejected")]
+    sides = [(pair, side) for pair in [*toy.pairs(8), *toy.pairs(4, seed=1)] for side in ("chosen", "rejected")]
     texts = [pair["prompt"] + pair[side] + "</s>" for pair, side in sides]
     assert tokens == [sum(map(len, load_tokenizer(parse_model_reference(str(toy_model)))(texts)["input_ids"])), 0]
 

@@ -2,40 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 import toy_training
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from toy_training import DPO, plan, settings
 
-from tune_dlrml.data import Pairs
-from tune_dlrml.errors import InputError
 from tune_dlrml.training.reference_logps import ReferenceLogProbs
-from tune_dlrml.training.resident import Resident
-
-
-def load(model: Path, train: list[dict[str, str]], held_out: list[dict[str, str]], max_length: int) -> Resident:
-    pairs = Pairs(Dataset.from_list(train), Dataset.from_list(held_out))
-    return Resident.load(str(model), pairs, settings(max_length=max_length))
-
-
-def test_pairs_whose_prompt_leaves_no_room_are_dropped_and_counted(toy_model: Path) -> None:
-    train, held_out = toy.pairs(12), toy.pairs(6, seed=1)
-    for pair in (*train[:3], *held_out[:1]):
-        pair["prompt"] = "review " * 20
-    resident = load(toy_model, train, held_out, max_length=40)
-    assert (resident.counts["dropped_train_pairs"], resident.counts["dropped_eval_pairs"]) == (3, 1)
-    assert len(resident.train_rows) == 9
-
-
-@pytest.mark.parametrize("section", ["train", "eval"])
-def test_data_that_is_all_prompt_is_refused_with_the_key_to_change(toy_model: Path, section: str) -> None:
-    pairs = {"train": toy.pairs(4), "eval": toy.pairs(4)}
-    for pair in pairs[section]:
-        pair["prompt"] = "review " * 20
-    law = f"dataset.{section}: the prompt of every one of its 4 pairs fills max_length=20; raise training.max_length"
-    with pytest.raises(InputError, match=law):
-        load(toy_model, pairs["train"], pairs["eval"], max_length=20)
 
 
 def test_each_pair_meets_the_reference_once_whatever_is_trained_on_it(

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import toy
 import toy_training
+from datasets import Dataset
 from peft import LoraConfig
 from toy_training import Recorder, plan, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +23,7 @@ UPWARDS = {"beta": 0.1, "tau": 0.2, "learning_rate": 5e-3}
 
 def trl_logs(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[dict[str, float]]:
     """What TRL logs, step by step, on the text of the same pairs in the same order."""
-    pairs = toy_training.pairs().train
+    pairs = Dataset.from_list(toy.pairs(48))
     pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     order = toy_training.order(model, list(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
     lora, dtype = training.lora, torch.bfloat16 if training.bf16 else torch.float32

@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy
 import toy_training
-from datasets import Dataset
 from torch import Tensor
 from toy_training import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
@@ -27,7 +26,7 @@ def warmed(
 ) -> list[float]:
     rule = {"rule": "brier", "steps": STEPS, "learning_rate": rate}
     training = settings(**{"lora": lora, "warm_up": rule, "max_grad_norm": 0} | changes)
-    pairs, threads = Dataset.from_list(toy.pairs(48)), torch.get_num_threads()
+    pairs, threads = toy_training.rows(model, toy.pairs(48)), torch.get_num_threads()
     return warm_up(str(model), pairs, training, folder, workers=workers, threads=threads)
 
 
@@ -78,7 +77,7 @@ def test_an_adapter_is_merged_into_what_it_was_put_on_and_nothing_else_changes(t
 
 def test_trials_start_at_its_result(toy_model: Path, tmp_path: Path) -> None:
     warmed(toy_model, tmp_path / "warm", lora=None)
-    resident = Resident.load(str(tmp_path / "warm"), toy_training.pairs(), settings())
+    resident = Resident.load(str(tmp_path / "warm"), toy_training.pairs(toy_model), settings())
     _, channel = toy_training.run(resident, {"name": "dpo"}, settings(), toy_training.plan(1))
     assert channel.reports[1].metrics["train_margin"] == pytest.approx(0, abs=1e-3)
 

@@ -29,11 +29,12 @@ class DatasetConfig(Frozen):
 
     `test` is touched by the final verdict only. What is done about rows that cannot be used as they are:
 
-    - `bad_rows`, which are no preference pairs or which the chat template refuses: refused with the first of them, or
-      dropped.
+    - `bad_rows`, which are no preference pairs, which the chat template refuses or whose tokens nothing can be learnt
+      from: refused with the first of them, or dropped.
     - `shared_prompts`, held-out rows whose prompt is trained on: dropped, refused or kept.
     - `long_pairs`, of more than training.max_length tokens: truncated as training.truncation_mode says, dropped or
-      refused. A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL.
+      refused. A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL, and so
+      is one whose completions are then the same.
 
     Whatever is dropped or truncated is counted and told before a search starts.
     """

@@ -7,9 +7,8 @@ import json
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from tune_dlrml import builtin
 from tune_dlrml.data.pairs import COLUMNS, Fault, Row, check_rows, faults_message
@@ -18,23 +17,12 @@ from tune_dlrml.data.section import Section
 from tune_dlrml.errors import InputError
 from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 BadRows = Literal["refuse", "drop"]
 ROWS_LOOKED_AT = 20
 LINE_LIMIT = 2**26
 """Characters of one line: a row of three texts of the largest size, every character written as an escape."""
 ARRAY_LIMIT = 2**30
 """Characters of a file that is one JSON array, and so is read at once."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The preference pairs of a search: those it trains on and those it holds out."""
-
-    train: Dataset
-    eval: Dataset
 
 
 def check_dataset_reference(ref: DatasetReference, bad_rows: BadRows = "refuse") -> None:
@@ -73,7 +61,8 @@ def load_section(reference_text: str, key: str, bad_rows: BadRows = "refuse") ->
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
     notes = [f"{key}: bad rows are dropped. {message}"] if message else []
-    notes += [f"{key}: {checked.unused}"] if checked.unused else []
+    # What ships here says how it was made; nobody has to be told that it is not trained on.
+    notes += [f"{key}: {checked.unused}"] if checked.unused and ref.kind != "builtin" else []
     return Section(key, checked.pairs, checked.places), tuple(notes)
 
 

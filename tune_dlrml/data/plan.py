@@ -6,17 +6,14 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
-def content_hash(dataset: Dataset) -> str:
+def content_hash(rows: Iterable[Any]) -> str:
     """sha256 of the rows in their order, each as canonical JSON."""
     digest = hashlib.sha256()
-    for row in dataset:
+    for row in rows:
         digest.update(canonical(row).encode() + b"\n")
     return digest.hexdigest()
 

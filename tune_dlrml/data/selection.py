@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from tune_dlrml.config import DatasetConfig, TrainingConfig
-from tune_dlrml.data.lengths import Length, pair_lengths
+from tune_dlrml.data.kinds import Found, examine
 from tune_dlrml.data.loading import load_section
 from tune_dlrml.data.pairs import Fault, faults_message
-from tune_dlrml.data.plan import canonical
+from tune_dlrml.data.plan import canonical, content_hash
 from tune_dlrml.data.section import Section
+from tune_dlrml.data.seen import Reader, seen
+from tune_dlrml.data.tokens import TokenPair, TokenRows, tokenize
 from tune_dlrml.errors import InputError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 Notes = tuple[str, ...]
-LoadTokenizer = Callable[[], "PreTrainedTokenizerBase"]
+LoadReader = Callable[[], Reader]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token ids of the preference pairs of a search: those that it trains on and those that it holds out."""
+
+    train: TokenRows
+    eval: TokenRows
 
 
 @dataclass(frozen=True)
@@ -27,40 +33,55 @@ class Selection:
 
     Attributes:
         sections: Each with at least one pair.
-        notes: A sentence for everything that was dropped, is not used or will be truncated.
+        notes: A sentence for everything that was dropped, is not used, will be truncated or was found.
+        found: What is so about the tokens of the pairs, kind by kind; in the notes, too.
     """
 
     sections: Mapping[str, Section]
     notes: Notes
+    found: tuple[Found, ...] = ()
+
+    def pairs(self) -> Pairs:
+        """What is trained on and what is held out, as token ids."""
+        train, held_out = (TokenRows.of(self.sections[name].tokens) for name in ("train", "eval"))
+        return Pairs(train, held_out)
+
+    def data_hash(self) -> dict[str, str]:
+        """Content hash of the rows that are trained on, and of those that are held out."""
+        return {name: content_hash(self.sections[name].pairs) for name in ("train", "eval")}
 
 
-def select_pairs(dataset: DatasetConfig, training: TrainingConfig, load_tokenizer: LoadTokenizer | None) -> Selection:
+def select_pairs(dataset: DatasetConfig, training: TrainingConfig, load_reader: LoadReader | None) -> Selection:
     """Read the rows and choose those that are used.
 
-    Prompts are compared last, since a training pair that is too long to be used is not trained on.
+    Prompts are compared when it is known what is trained on, and what is told is told of the pairs that are used.
 
     Args:
         dataset: The references and what to do about rows that cannot be used as they are.
         training: max_length and truncation_mode.
-        load_tokenizer: The model's; called once all rows were read. None leaves lengths unlooked at.
+        load_reader: The model's; called once all rows were read. None leaves tokens unlooked at.
 
     Raises:
         InputError: Rows are refused, or none is left: key, how many, the first ones and what to do.
     """
     sections: dict[str, Section] = {}
     notes: list[str] = []
+    found: list[Found] = []
     for name, reference in dataset.references().items():
         sections[name], told = load_section(reference, f"dataset.{name}", dataset.bad_rows)
         notes += told
-    if load_tokenizer is not None:
-        tokenizer = load_tokenizer()
+    reader = None if load_reader is None else load_reader()
+    if reader is not None:
         for name, section in sections.items():
-            sections[name], told = _of_fitting_length(section, dataset, training, tokenizer)
+            sections[name], told = _of_fitting_length(section, dataset, training, reader)
             notes += told
+        found += _without_refused(sections, dataset, training, reader)
     for name in [name for name in sections if name != "train"]:
         sections[name], told = _held_out(sections["train"], sections[name], dataset)
         notes += told
-    return Selection(sections, tuple(notes))
+    if reader is not None:
+        found += [each for section in sections.values() for each in examine(section, reader, training, refused=False)]
+    return Selection(sections, (*notes, *(each.text for each in found)), tuple(found))
 
 
 def shared_prompts(train: Section, held_out: Section) -> list[int]:
@@ -69,40 +90,24 @@ def shared_prompts(train: Section, held_out: Section) -> list[int]:
     return [index for index, pair in enumerate(held_out.pairs) if canonical(pair["prompt"]) in seen]
 
 
-def repeated_pairs(section: Section) -> list[int]:
-    """Positions of the pairs that stand in the same section before."""
-    seen: set[str] = set()
-    repeated: list[int] = []
-    for index, pair in enumerate(section.pairs):
-        text = canonical(pair)
-        if text in seen:
-            repeated.append(index)
-        seen.add(text)
-    return repeated
-
-
 def _of_fitting_length(
-    section: Section, dataset: DatasetConfig, training: TrainingConfig, tokenizer: PreTrainedTokenizerBase
+    section: Section, dataset: DatasetConfig, training: TrainingConfig, reader: Reader
 ) -> tuple[Section, Notes]:
-    try:
-        measured = list(pair_lengths(section.pairs, tokenizer, training.max_length))
-    except InputError as error:
-        raise InputError(f"{section.key}: {error}") from None
-    section, lengths, notes = _without_faults(section, measured, dataset)
+    section, notes = _tokenized(section, dataset, reader)
     if training.max_length is None:
         return section, notes
-    at_start = training.truncation_mode == "keep_start"
-    filled = [index for index, length in enumerate(lengths) if length.prompt_fills and at_start]
-    long = [index for index, length in enumerate(lengths) if length.tokens > training.max_length]
     law = f"training.max_length={training.max_length} tokens"
+    at_start = training.truncation_mode == "keep_start"
+    filled = [
+        index for index, pair in enumerate(section.tokens) if at_start and len(pair.prompt) >= training.max_length
+    ]
+    long = [index for index, pair in enumerate(section.tokens) if pair.length > training.max_length]
     if dataset.long_pairs == "truncate":
-        cut = sorted(set(long) - set(filled))
-        if cut:
-            notes += (f"{section.key}: {section.some_of_all(cut)} are truncated to {law}",)
-        return _left_out(section, filled, f"whose prompt alone fills {law}", "raise it", notes)
+        section, notes = _left_out(section, filled, f"whose prompt alone fills {law}", "raise it", notes)
+        return _truncated(section, training, law, notes)
     long = sorted({*long, *filled})
     if long and dataset.long_pairs == "refuse":
-        longest = max(lengths[index].tokens for index in long)
+        longest = max(section.tokens[index].length for index in long)
         raise InputError(
             f"{section.key}: {section.some_of_all(long)} do not fit {law}, the longest has {longest}; raise it, or set "
             "dataset.long_pairs to drop or truncate"
@@ -110,19 +115,59 @@ def _of_fitting_length(
     return _left_out(section, long, f"which do not fit {law}", "raise it", notes)
 
 
-def _without_faults(
-    section: Section, measured: list[Length | Fault], dataset: DatasetConfig
-) -> tuple[Section, list[Length], Notes]:
-    """The section and its lengths without the pairs that the chat template refuses."""
-    lengths = [length for length in measured if isinstance(length, Length)]
-    faulty = [index for index, fault in enumerate(measured) if isinstance(fault, Fault)]
+def _truncated(section: Section, training: TrainingConfig, law: str, notes: Notes) -> tuple[Section, Notes]:
+    """The section without the pairs whose difference is cut off: nothing tells their completions apart."""
+    assert training.max_length is not None
+    same = []
+    for index, (pair, tokens) in enumerate(zip(section.pairs, section.tokens, strict=True)):
+        cut = seen(pair, tokens, training)
+        if cut.chosen.ids == cut.rejected.ids and tokens.chosen != tokens.rejected:
+            same.append(index)
+    section, notes = _left_out(section, same, f"whose completions are the same in the first {law}", "raise it", notes)
+    long = [index for index, pair in enumerate(section.tokens) if pair.length > training.max_length]
+    return section, (*notes, f"{section.key}: {section.some_of_all(long)} are truncated to {law}") if long else notes
+
+
+def _tokenized(section: Section, dataset: DatasetConfig, reader: Reader) -> tuple[Section, Notes]:
+    """The section with its tokens, without the pairs that the chat template refuses."""
+    try:
+        made = list(tokenize(section.pairs, reader.tokenizer))
+    except InputError as error:
+        raise InputError(f"{section.key}: {error}") from None
+    tokens = [pair for pair in made if isinstance(pair, TokenPair)]
+    faulty = [index for index, fault in enumerate(made) if isinstance(fault, Fault)]
     if not faulty:
-        return section, lengths, ()
-    faults = [f"{section.places[index]}: {measured[index]}" for index in faulty]
-    message = faults_message(faults, len(measured), section.key)
-    if dataset.bad_rows == "refuse" or not lengths:
+        return replace(section, tokens=tokens), ()
+    faults = [f"{section.places[index]}: {made[index]}" for index in faulty]
+    message = faults_message(faults, len(made), section.key)
+    if dataset.bad_rows == "refuse" or not tokens:
         raise InputError(message)
-    return section.without(faulty), lengths, (f"bad rows are dropped. {message}",)
+    return replace(section.without(faulty), tokens=tokens), (f"bad rows are dropped. {message}",)
+
+
+def _without_refused(
+    sections: dict[str, Section], dataset: DatasetConfig, training: TrainingConfig, reader: Reader
+) -> list[Found]:
+    """Take out of the sections what no number may rest on, where the file has it dropped.
+
+    Raises:
+        InputError: It is to be refused, or there is nothing else: every kind of every section.
+    """
+    found: list[Found] = []
+    refusals: list[str] = []
+    for name, section in sections.items():
+        own = examine(section, reader, training, refused=True)
+        out = sorted({position for each in own for position in each.positions})
+        if len(out) == len(section.pairs):
+            refusals += [f"{each.text}; {each.kind.remedy}" for each in own]
+        elif dataset.bad_rows == "refuse":
+            refusals += [f"{each.text}; {each.kind.remedy}, or set dataset.bad_rows: drop" for each in own]
+        else:
+            sections[name] = section.without(out)
+            found += [replace(each, text=f"bad rows are dropped. {each.text}") for each in own]
+    if refusals:
+        raise InputError("\n".join(refusals))
+    return found
 
 
 def _held_out(train: Section, section: Section, dataset: DatasetConfig) -> tuple[Section, Notes]:

@@ -6,9 +6,7 @@ from typing import Any
 from tune_dlrml.data import batch_plan, content_hash, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.export.trained import TrainedTrial
-from tune_dlrml.models import load_tokenizer
-from tune_dlrml.training.batches import tokenize_pairs
-from tune_dlrml.training.reference_logps import row_length
+from tune_dlrml.models import load_reader
 
 
 @dataclass(frozen=True)
@@ -35,26 +33,18 @@ def training_pairs(trial: TrainedTrial) -> TrainingPairs:
         InputError: The data is not what the search was begun with.
     """
     training = trial.spec.training
-    tokenizer = load_tokenizer(trial.model)
-    selection = select_pairs(trial.config.dataset, trial.config.training, lambda: tokenizer)
-    sections = {name: section.dataset() for name, section in selection.sections.items()}
-    hashes = {name: content_hash(dataset) for name, dataset in sections.items()}
+    selection = select_pairs(trial.config.dataset, trial.config.training, lambda: load_reader(trial.model))
+    hashes = {name: content_hash(section.pairs) for name, section in selection.sections.items()}
     changed = [name for name, known in trial.data_hash.items() if hashes.get(name, known) != known]
     if changed:
         raise InputError(
             f"dataset.{changed[0]}: an export holds the pairs that the trial saw, but the data has changed since "
             f"search {trial.search!r} was begun; put back the rows of {getattr(trial.config.dataset, changed[0])}"
         )
-    train = sections["train"]
-    kept = list(range(len(train)))
-    rows = tokenize_pairs(train, tokenizer, training)
-    if len(rows) < len(train):  # TRL says how many it leaves out, not which
-        kept = [index for index in kept if tokenize_pairs(train.select([index]), tokenizer, training)]
-    longest = training.max_length
-    lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in rows]
+    train, longest = selection.sections["train"], training.max_length
+    lengths = [pair.length if longest is None else min(pair.length, longest) for pair in train.tokens]
     plan = batch_plan(lengths, steps=trial.steps, pairs_per_step=pairs_per_step(trial), seed=training.seed)
-    pairs = list(train.select(kept))
-    return TrainingPairs(pairs, plan, len(sections["eval"]), hashes)
+    return TrainingPairs(train.pairs, plan, len(selection.sections["eval"].pairs), hashes)
 
 
 def pairs_per_step(trial: TrainedTrial) -> int:

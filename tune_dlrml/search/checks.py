@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.losses import CustomLoss
-from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, repeated_pairs, select_pairs
+from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, select_pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import check_model_reference, load_tokenizer, parse_model_reference
+from tune_dlrml.models import check_model_reference, load_reader, parse_model_reference
 from tune_dlrml.search.box import Box, box_of, sampled
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.urls import without_password
@@ -110,8 +110,8 @@ def _as_finding(subject: str, check: Callable[[], Finding]) -> Finding:
 
 
 def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding]:
-    """What is used of the rows; their lengths are looked at only where there is a model to give the tokenizer."""
-    load = partial(load_tokenizer, parse_model_reference(config.model)) if with_model else None
+    """What is used of the rows; their tokens are looked at only where there is a model to give the tokenizer."""
+    load = partial(load_reader, parse_model_reference(config.model)) if with_model else None
     try:
         selection = select_pairs(config.dataset, config.training, load)
     except InputError as error:
@@ -119,11 +119,6 @@ def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding
         return
     for note in selection.notes:
         yield Finding("dataset", "warning", note)
-    for section in selection.sections.values():
-        repeated = repeated_pairs(section)
-        if repeated:
-            text = f"{section.key}: {section.some_of_all(repeated)} repeat an earlier one, and so count more than once"
-            yield Finding("dataset", "warning", text)
     yield _examine_sizes(selection.sections["train"], selection.sections["eval"])
 
 

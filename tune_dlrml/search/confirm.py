@@ -9,7 +9,7 @@ A search that is extended may have other finalists afterwards, and more seeds ma
 trained, and nothing twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import count
 from typing import Any
@@ -55,13 +55,17 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
     return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)))
 
 
-def open_study(prepared: PreparedSearch, data_hash: Mapping[str, str]) -> SearchStudy:
+def open_study(prepared: PreparedSearch) -> SearchStudy:
     """The study of a search, or that of its confirmation."""
-    config = prepared.config
+    config, pairs = prepared.config, prepared.pairs
+    hashes = {
+        "data_hash": prepared.data_hash,
+        "token_hash": {"train": pairs.train.sha256(), "eval": pairs.eval.sha256()},
+    }
     url, steps = prepared.place.study_url(config.name), prepared.steps
     if isinstance(prepared, ConfirmSearch):
-        return ConfirmStudy(prepared.wanted, config, SearchSpace(config), url, steps, data_hash)
-    return SearchStudy(config, SearchSpace(config), url, steps, data_hash)
+        return ConfirmStudy(prepared.wanted, config, SearchSpace(config), url, steps, hashes)
+    return SearchStudy(config, SearchSpace(config), url, steps, hashes)
 
 
 class ConfirmStudy(SearchStudy):

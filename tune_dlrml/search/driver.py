@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from tune_dlrml.config import SearchConfig, to_yaml
-from tune_dlrml.data import content_hash
+from tune_dlrml.data import as_table
 from tune_dlrml.events import EventLog
 from tune_dlrml.files import replace_file
 from tune_dlrml.records import State
@@ -82,9 +82,8 @@ def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 
 def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: Path) -> SearchResult:
     began, config, place = time.monotonic(), prepared.config, prepared.place
-    pairs, steps, folder = prepared.pairs, prepared.steps, place.folder(config.name)
-    hashes = {"train": content_hash(pairs.train), "eval": content_hash(pairs.eval)}
-    study = open_study(prepared, hashes)
+    steps, folder = prepared.steps, place.folder(config.name)
+    study = open_study(prepared)
     study.belong_to(folder, search_id(folder))
     code = code_state()
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
@@ -104,7 +103,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     tracker = Tracker(store, config.name, code, events)
     if not rows and not is_sqlite(store.uri):
         tracker.require_answer()
-    tracker.describe_search(to_yaml(config), _params(config))
+    tracker.describe_search(to_yaml(config), _params(config), as_table(prepared.found))
     books = Books(study, events, tracker, view, evaluation)
     searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
     try:

@@ -4,14 +4,15 @@ What takes longest comes last, so that a mistake in a file is told in a second: 
 all rows were read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
-from tune_dlrml.data import Pairs, select_pairs
+from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Jury, read_key
-from tune_dlrml.models import context_length, load_tokenizer, parse_model_reference
+from tune_dlrml.models import context_length, load_reader, parse_model_reference
 from tune_dlrml.search.checks import check_functions, check_references
 from tune_dlrml.search.cluster import check_resources, local_capacity
 from tune_dlrml.search.result import SearchPlace
@@ -22,9 +23,11 @@ class PreparedSearch:
     """A search whose input was found to be sound; nothing was started or written yet.
 
     Attributes:
-        pairs: The rows that are used, without those that were dropped.
+        pairs: Token ids of the rows that are used, without those that were dropped.
         steps: Full budget of a trial in optimizer steps.
-        notes: What a person must be told of rows that were dropped or will be truncated, a sentence each.
+        notes: What a person must be told of the rows, a sentence each.
+        found: What is so about the tokens of the rows; it is in the notes, too.
+        data_hash: Content hash of the rows that are trained on, and of those that are held out.
         examination: What trials are asked; None if they are not.
         jury: Who judges their answers.
     """
@@ -34,6 +37,8 @@ class PreparedSearch:
     pairs: Pairs
     steps: int
     notes: tuple[str, ...] = ()
+    found: tuple[Found, ...] = ()
+    data_hash: Mapping[str, str] = field(default_factory=dict)
     examination: Examination | None = None
     jury: Jury | None = None
 
@@ -66,12 +71,10 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
     examination, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
-    selection = select_pairs(
-        config.dataset, config.training, lambda: load_tokenizer(parse_model_reference(config.model))
-    )
+    selection = select_pairs(config.dataset, config.training, lambda: load_reader(parse_model_reference(config.model)))
     if examination is not None:
         _check_room(examination, config.model)
-    pairs = Pairs(selection.sections["train"].dataset(), selection.sections["eval"].dataset())
+    pairs = selection.pairs()
     steps = config.training.steps(len(pairs.train), config.resources.workers)
     scheduler = config.search.scheduler
     if scheduler is not None and scheduler.grace_period > steps:
@@ -81,7 +84,17 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
             f"{steps} steps"
         )
     config, told = check_functions(config)
-    return PreparedSearch(config, place, pairs, steps, (*selection.notes, *told), examination, jury)
+    return PreparedSearch(
+        config,
+        place,
+        pairs,
+        steps,
+        notes=(*selection.notes, *told),
+        found=selection.found,
+        data_hash=selection.data_hash(),
+        examination=examination,
+        jury=jury,
+    )
 
 
 def _check_room(examination: Examination, model: str) -> None:

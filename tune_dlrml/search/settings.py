@@ -34,7 +34,7 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
 
     Args:
         name: The search.
-        old: `config`, `full_steps` and `data_hash` as the study holds them; what is missing is not compared.
+        old: `config`, `full_steps` and the hashes as the study holds them; what is missing is not compared.
         new: The same as they are now.
 
     Raises:

@@ -50,7 +50,8 @@ class SearchStudy(StudyHistory):
         space: The points that it explores.
         url: SQLAlchemy URL of the study's storage.
         full_steps: Full budget of a trial in optimizer steps.
-        data_hash: Content hashes of the data; like the settings, they must be the same when the search is resumed.
+        hashes: Of the data's content (`data_hash`) and of its tokens (`token_hash`), by section; like the settings,
+            they must be the same when the search is resumed.
 
     Raises:
         InputError: The storage cannot be opened, or the study was begun with other settings.
@@ -62,7 +63,7 @@ class SearchStudy(StudyHistory):
         space: SearchSpace,
         url: str,
         full_steps: int,
-        data_hash: Mapping[str, str] | None = None,
+        hashes: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         backend = open_storage(url)
@@ -78,7 +79,7 @@ class SearchStudy(StudyHistory):
         self.config, self.space, self.full_steps = config, space, full_steps
         self.metric = config.search.metric
         self.rungs = rung_steps(config.search.scheduler, full_steps)
-        self._adopt_settings(data_hash)
+        self._adopt_settings(hashes or {})
         self._lay_out()
         trials = study.get_trials(deepcopy=False)
         self._issued = sum(trial.state != TrialState.WAITING for trial in trials)
@@ -86,13 +87,13 @@ class SearchStudy(StudyHistory):
         self._under_way = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
         self._open_trials: dict[int, _OpenTrial] = {}
 
-    def _adopt_settings(self, data_hash: Mapping[str, str] | None) -> None:
+    def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
         """Refuse settings other than those of an earlier driver, and write down those that are new."""
         # Without `tracking`: the address of a server may hold a password.
         new: dict[str, Any] = {
             "full_steps": self.full_steps,
             "config": self.config.model_dump(mode="json", exclude={"tracking"}),
-        } | ({} if data_hash is None else {"data_hash": dict(data_hash)})
+        } | {name: dict(each) for name, each in hashes.items()}
         old = self._study.user_attrs
         refuse_differences(self.config.name, old, new)
         for key, value in new.items():

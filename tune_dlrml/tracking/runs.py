@@ -21,6 +21,8 @@ PAGE = 1000
 """Runs that one call of a listing brings."""
 SETTLE_S = 3.0
 """How long a server that was stopped and goes on may need for the calls that were given up meanwhile."""
+FINDINGS = "dataset.json"
+"""Table of the parent run with what is so about the data's tokens."""
 SEARCH_TAG = "tune_dlrml.search"
 SEARCH_ID_TAG = "tune_dlrml.search_id"
 ROLE_TAG = "tune_dlrml.role"
@@ -85,9 +87,12 @@ class SearchRuns:
         self._client.update_run(run, status="RUNNING")
         return run
 
-    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any]) -> None:
-        """The resolved search-space file as an artifact of the parent run, and its settings as params."""
+    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
+        """The resolved search-space file and what was found in its data as artifacts of the parent run; its params."""
         self._client.log_text(parent, config_yaml, "search.yaml")
+        if findings.get("data"):
+            self._client.log_text(parent, json.dumps(findings, ensure_ascii=False), FINDINGS)
+            self._client.set_tag(parent, _TABLES_TAG, json.dumps([{"path": FINDINGS, "type": "table"}]))
         self._describe(parent, params, {})
 
     def close(

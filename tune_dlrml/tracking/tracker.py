@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mlflow.environment_variables import (
@@ -38,6 +39,7 @@ CLOSE_S = 60.0
 class _Description:
     config_yaml: str
     params: Mapping[str, Any]
+    findings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ class Tracker:
                 f"does not ({cause}); start it or change the URI"
             )
 
-    def describe_search(self, config_yaml: str, params: Mapping[str, Any]) -> None:
-        """Have the resolved search-space file as an artifact of the parent run, and its settings as params."""
+    def describe_search(
+        self, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Have the resolved search-space file at the parent run, its settings as params, and a table of its data."""
         with self._changed:
-            self._description = _Description(config_yaml, params)
+            self._description = _Description(config_yaml, params, findings)
             self._changed.notify_all()
 
     def notify(self, number: int) -> None:
@@ -189,7 +193,7 @@ class Tracker:
         if description is None:
             return True
         try:
-            self._runs.describe(self._outbox.parent, description.config_yaml, description.params)
+            self._runs.describe(self._outbox.parent, description.config_yaml, description.params, description.findings)
         except Exception as error:
             self._say("MLflow has no description of the search yet", error)
             return False

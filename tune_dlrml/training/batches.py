@@ -4,15 +4,12 @@ Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence
 """
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from accelerate.state import PartialState
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOTrainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
@@ -39,21 +36,6 @@ if not torch.cuda.is_available():
 
 Batch = Mapping[str, Any]
 """Tensors by their name, and the layout of a packed row."""
-
-
-def tokenize_pairs(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
-) -> list[dict[str, Any]]:
-    """Token ids of every pair (`prompt_ids`, `chosen_ids`, `rejected_ids`) exactly as TRL makes them.
-
-    Pairs whose prompt alone fills `max_length` are left out, as in TRL.
-    """
-    PartialState()  # TRL's map runs on the main process first, and asks this state who that is
-    arguments = SimpleNamespace(
-        dataset_num_proc=None, max_length=training.max_length, truncation_mode=training.truncation_mode
-    )
-    prepared = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), pairs, tokenizer, arguments, "pairs")
-    return list(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
 
 
 class PairCollator(Protocol):

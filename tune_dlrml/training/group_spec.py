@@ -47,7 +47,7 @@ class GroupSpec:
     Attributes:
         name: The search's, in the names of Ray's runs.
         model: Model reference.
-        pairs: Preference pairs, not yet tokenised.
+        pairs: Preference pairs as token ids, the same for every group and resume.
         training: The settings that all trials share; a trial's own override them.
         plan: Budget and rules of the search.
         resources: Workers and what each takes.

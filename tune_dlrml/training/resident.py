@@ -1,8 +1,7 @@
-"""What stays in a worker between trials: base model, tokenizer, tokenised pairs, reference values."""
+"""What stays in a worker between trials: base model, tokenizer, pairs as token ids, reference values."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -10,10 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs, batch_plan
-from tune_dlrml.errors import InputError
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
-from tune_dlrml.training.batches import add_log_prob_head, rows_dataset, tokenize_pairs
+from tune_dlrml.training.batches import add_log_prob_head, rows_dataset
 from tune_dlrml.training.held_out import HeldOut
 from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import choose_form
@@ -28,7 +26,7 @@ class Resident:
     Args:
         model: Base model in the precision that `load` chooses.
         tokenizer: The model's own.
-        pairs: Preference pairs.
+        pairs: Preference pairs as token ids.
         training: Settings that all trials share: precision, truncation, batch size of the evaluation.
         cache: Reference log-probs of this model that were computed before; None keeps them in memory only.
     """
@@ -46,8 +44,7 @@ class Resident:
         self.model = model
         self.tokenizer = tokenizer
         self.training = training
-        self.train_rows = _tokenised(pairs.train, tokenizer, training, "train")
-        eval_rows = _tokenised(pairs.eval, tokenizer, training, "eval")
+        self.train_rows, eval_rows = list[Row](pairs.train), list[Row](pairs.eval)
         settle_log_prob_head(model, self.train_rows)
         self.form = choose_form(model, tokenizer, training, self.train_rows, eval_rows)
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
@@ -56,8 +53,6 @@ class Resident:
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
-            "dropped_train_pairs": float(len(pairs.train) - len(self.train_rows)),
-            "dropped_eval_pairs": float(len(pairs.eval) - len(eval_rows)),
             "shared_prompt": float(self.form.packed),
         }
         self._eval_tokens = self.reference.tokens_of(eval_rows)
@@ -73,7 +68,7 @@ class Resident:
 
         Args:
             model: Model reference.
-            pairs: Preference pairs.
+            pairs: Preference pairs as token ids.
             training: Settings that all trials share.
             references: Folder with the reference log-probs of all models; None keeps them in memory only.
         """
@@ -136,13 +131,3 @@ def training_order(rows: Sequence[Row], training: TrainingConfig, *, steps: int,
     lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in rows]
     size = pairs_per_step(training, workers)
     return batch_plan(lengths, steps=steps, pairs_per_step=size, seed=training.seed)
-
-
-def _tokenised(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig, section: str) -> list[Row]:
-    rows: Sequence[dict[str, Any]] = tokenize_pairs(pairs, tokenizer, training)
-    if not rows:
-        raise InputError(
-            f"dataset.{section}: the prompt of every one of its {len(pairs)} pairs fills max_length="
-            f"{training.max_length}; raise training.max_length"
-        )
-    return list(rows)

@@ -12,17 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.data import TokenRows
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training.batches import add_log_prob_head, tokenize_pairs
+from tune_dlrml.training.batches import add_log_prob_head
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
@@ -36,7 +37,7 @@ LOSSES = "warm_up.json"
 
 
 def warm_up(
-    model: str, pairs: Dataset, training: TrainingConfig, folder: Path, *, workers: int, threads: int
+    model: str, pairs: TokenRows, training: TrainingConfig, folder: Path, *, workers: int, threads: int
 ) -> list[float]:
     """Fine-tune a model as `training.warm_up` says and write it into `folder`, which appears when it is whole.
 
@@ -47,7 +48,7 @@ def warm_up(
 
     Args:
         model: Reference of the model to begin with.
-        pairs: Training pairs; their rejected answers are not looked at.
+        pairs: Training pairs as token ids; their rejected answers are not looked at.
         training: Settings of the search.
         folder: What is made; there is none yet.
         workers: Of a trial, each of which adds its pairs to a step; here one process takes them all.
@@ -70,7 +71,7 @@ def warm_up(
     tokenizer = load_tokenizer(reference)
     base.to("cuda" if torch.cuda.is_available() else "cpu")
     add_log_prob_head(base)  # the form of the pairs is chosen by it
-    rows = tokenize_pairs(pairs, tokenizer, training)
+    rows = list(pairs)
     settle_log_prob_head(base, rows)
     packed = choose_form(base, tokenizer, training, rows).packed
     head_weight(base)

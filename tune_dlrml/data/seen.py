@@ -1,0 +1,101 @@
+"""A preference pair as the model meets it: as token ids, behind chat template and truncation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from tune_dlrml.data.pairs import Pair
+from tune_dlrml.data.tokens import TokenPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tune_dlrml.config import TrainingConfig
+    from tune_dlrml.data.tokens import Tokens
+
+
+class Reader(Protocol):
+    """What stands between texts and a model: see `models.Reader`."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...  # noqa: D102
+    @property
+    def vocabulary(self) -> int | None: ...  # noqa: D102
+    @property
+    def positions(self) -> int | None: ...  # noqa: D102
+    @property
+    def learned_positions(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the pairs of a section are looked at with."""
+
+    reader: Reader
+    training: TrainingConfig
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return frozenset(self.reader.tokenizer.all_special_ids)
+
+    @cached_property
+    def blanks(self) -> dict[int, bool]:
+        """Whether a token is white space, of those that were looked at."""
+        return {}
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token is nothing but white space."""
+        if token not in self.blanks:
+            self.blanks[token] = token not in self.special and not self.reader.tokenizer.decode([token]).strip()
+        return self.blanks[token]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Prompt and completion of one sequence behind its truncation."""
+
+    prompt: Tokens
+    completion: Tokens
+
+    @property
+    def ids(self) -> Tokens:
+        """The sequence."""
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A pair as the model meets it."""
+
+    pair: Pair
+    tokens: TokenPair
+    chosen: Side
+    rejected: Side
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both sequences."""
+        return self.chosen, self.rejected
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence."""
+        return max(len(side.ids) for side in self.sides)
+
+
+def seen(pair: Pair, tokens: TokenPair, training: TrainingConfig) -> Seen:
+    """A pair behind truncation, which is TRL's."""
+    return Seen(pair, tokens, *(_side(tokens.prompt, part, training) for part in (tokens.chosen, tokens.rejected)))
+
+
+def _side(prompt: Tokens, completion: Tokens, training: TrainingConfig) -> Side:
+    room, length = training.max_length, len(prompt) + len(completion)
+    if room is None or length <= room:
+        return Side(prompt, completion)
+    if training.truncation_mode == "keep_end":
+        cut = length - room
+        return Side(prompt[cut:], completion[max(0, cut - len(prompt)) :])
+    return Side(prompt[:room], completion[: max(0, room - len(prompt))])
