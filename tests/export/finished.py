@@ -68,7 +68,7 @@ def finished_search(
     hashes = {"data_hash": prepared.data_hash}
     study = SearchStudy(config, SearchSpace(config), search.place.study_url(config.name), STEPS, hashes)
     if config.training.warm_up is not None:
-        warm_up(config.model, pairs.train, config.training, search.place.warm_up(config.name), threads=1)
+        warm_up(config.model, pairs.train, config.training, search.place.warm_up(config.name), workers=1, threads=1)
     events, resident = EventLog(root), Resident.load(search.place.model(config), pairs, config.training)
     while (spec := study.ask()) is not None:
         channel = _Log(events, search.reports.setdefault(spec.number, []))

@@ -31,7 +31,6 @@ LOSSES = [
     {"name": "discopop", "beta": 0.05},
     {"name": "dlrml", "beta_kl": 0.05, "c": {"choice": [4, 8]}},
 ]
-HASHES = {"train": "a", "eval": "b"}
 
 
 def document(tmp_path: Path, toy_model: Path, **search: Any) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def searched(tmp_path: Path, toy_model: Path) -> Iterator[tuple[PreparedSearch, 
     folder.mkdir(parents=True)
     (folder / "search.yaml").write_text(to_yaml(config))
     prepared = prepare(config, place)
-    study = open_study(prepared, HASHES)
+    study = open_study(prepared)
     values = {0: 0.6, 1: 0.8, 2: 0.4, 3: 0.9, 4: 0.7}
     rows = run_all(study, lambda spec: values[spec.number])
     study.close()
@@ -85,7 +84,7 @@ def confirming(prepared: PreparedSearch, rows: list[TrialRow]) -> tuple[ConfirmS
     folder = again.place.folder(again.config.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.yaml").write_text(to_yaml(again.config))
-    study = open_study(again, HASHES)
+    study = open_study(again)
     assert isinstance(study, ConfirmStudy)
     return again, study
 
@@ -113,7 +112,7 @@ def test_it_is_outside_the_search(searched):
     run_all(study, lambda spec: 0.5)
     assert study.config.name == "toy/confirm"
     assert again.place.folder(again.config.name) == prepared.place.folder("toy") / "confirm"
-    main = open_study(prepared, HASHES)
+    main = open_study(prepared)
     assert len(main.rows()) == 5 and main.ask() is None
     main.close()
     written = load_config(again.place.folder(again.config.name) / "search.yaml")
