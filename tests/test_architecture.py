@@ -177,3 +177,10 @@ def test_what_counts_as_reading_the_environment(tmp_path, monkeypatch):
     )
     lines = [int(read.split()[-1]) for read in reads_of_arguments_and_environment(program)]
     assert sorted(lines) == [6, 7, 8, 9, 10]
+
+
+@every_file
+def test_consoles_are_made_in_one_place(path):
+    made = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = [node.func.id for node in made if isinstance(node.func, ast.Name)]
+    assert "Console" not in names or place(path) == "streams.py", "reading_console leaves `:m:` in a name as it is"

@@ -1,11 +1,14 @@
 """Where the words of a search and of its libraries go."""
 
+import io
 import os
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from tune_dlrml.streams import LastingStream, noise_to
+from tune_dlrml.streams import LastingStream, noise_to, reading_console
 
 
 @pytest.fixture
@@ -34,3 +37,15 @@ def test_libraries_write_into_the_file_and_the_search_to_where_people_read(tmp_p
     os.system("echo afterwards")
     assert capfd.readouterr().out == "the search\nafterwards\n"
     assert (tmp_path / "log").read_text() == "a library\n"
+
+
+@pytest.mark.parametrize("name", ["openai:m:", ":smile: and :m:", "local:a:x:logits", "runs/:100:"])
+def test_a_name_between_colons_is_no_emoji(name):
+    table = Table("judge")
+    table.add_row(escape(name))
+    stream = io.StringIO()
+    console = reading_console(stream, width=80)
+    console.print(f"[bold]{escape(name)}[/]", highlight=False)
+    console.print(table)
+    console.print(name, markup=False)
+    assert stream.getvalue().count(name) == 3

@@ -32,7 +32,7 @@ from tune_dlrml.config import load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.imports import importing
 from tune_dlrml.search.environment import reach_directly
-from tune_dlrml.streams import noise_to
+from tune_dlrml.streams import noise_to, reading_console
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _log_of(folder: Path, out: Console) -> Iterator[Console]:
         log.touch()
     out.print(f"search {folder.name}: what the libraries say is in {log}", highlight=False)
     with noise_to(log, out.file) as stream:
-        yield Console(file=stream, width=out.width, force_terminal=out.is_terminal)
+        yield reading_console(stream, width=out.width, terminal=out.is_terminal)
 
 
 def _print_confirmation(out: Console, confirmation: Any) -> None:

@@ -1,18 +1,15 @@
 """`tune-dlrml evaluate`: its options, and what it prints."""
 
 import hashlib
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from tune_dlrml.cli_options import WITHOUT_TERMINAL, AsJson, StudyUrl
+from tune_dlrml.cli_options import AsJson, StudyUrl, console, print_json
 from tune_dlrml.errors import StorageError
-from tune_dlrml.streams import noise_to
+from tune_dlrml.streams import noise_to, reading_console
 
 NAME_LENGTH = 80
 """Characters of a model's name in the name of a folder."""
@@ -122,7 +119,7 @@ def evaluate(
         environment_key=context.obj,
     )
     request.check()
-    reader = Console(stderr=as_json, width=None if sys.stdout.isatty() else WITHOUT_TERMINAL)
+    reader = console(as_json)
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,14 +129,14 @@ def evaluate(
     try:
         with (
             noise_to(log, reader.file) as stream,
-            JudgingProgress(Console(file=stream, force_terminal=reader.is_terminal)) as view,
+            JudgingProgress(reading_console(stream, terminal=reader.is_terminal)) as view,
         ):
             document = examine(request, view.on_judgement)
     except KeyboardInterrupt:  # typer ends with 130, and without a word
         typer.echo("interrupted; what was answered and judged is kept, and the same command goes on", err=True)
         raise
     if as_json:
-        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+        print_json(document)
     else:
         for line in bench_lines(document):
             reader.print(line, highlight=False, soft_wrap=True)

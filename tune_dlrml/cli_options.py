@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tune_dlrml.streams import reading_console
+
 WITHOUT_TERMINAL = 180
 """Width of what is printed into a file or a pipe."""
 DEFAULT_STORAGE = Path("runs")
@@ -33,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 def console(as_json: bool) -> Console:
     """Where people read: stdout, or stderr while stdout is kept for one JSON document."""
     stream = sys.stderr if as_json else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else WITHOUT_TERMINAL)
+    return reading_console(stream, width=None if stream.isatty() else WITHOUT_TERMINAL)
 
 
 def print_json(document: Any) -> None:

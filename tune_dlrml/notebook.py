@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd  # type: ignore[import-untyped]
-from rich.console import Console
 
 from tune_dlrml.config import SearchConfig, load_config, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.search.confirmed import Confirmation, read_confirmation
 from tune_dlrml.search.environment import reach_directly
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
+from tune_dlrml.streams import reading_console
 from tune_dlrml.terminal import ProgressView
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def search(
     prepared = prepare(resolved, place, judge_key)
     if view is not None:
         return Search(run_search(prepared, view), place)
-    with ProgressView(Console()) as lines:
+    with ProgressView(reading_console()) as lines:
         for note in prepared.notes:
             lines.on_notice(note)
         return Search(run_search(prepared, lines), place)

@@ -9,7 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from rich.console import Console
+
 _log = logging.getLogger(__name__)
+
+
+def reading_console(
+    stream: IO[str] | None = None, *, width: int | None = None, terminal: bool | None = None
+) -> Console:
+    """Where people read. What it prints are names and paths, in which `:m:` is no emoji.
+
+    Args:
+        stream: Stdout by default.
+        width: In characters; None asks the terminal.
+        terminal: Whether it is one; None looks.
+    """
+    return Console(file=stream, width=width, force_terminal=terminal, emoji=False)
 
 
 @contextmanager

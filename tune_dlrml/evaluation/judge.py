@@ -67,5 +67,4 @@ class EndpointJudge:
 def _verdict(inquiry: Inquiry, reply: Completion) -> Verdict | None:
     if not reply.finished:
         return None
-    shown = "\n".join(message["content"] for message in inquiry.messages if message["role"] != "system")
-    return rating(reply.text, shown) if inquiry.kind == "rating" else pair_verdict(reply.text, shown)
+    return (rating if inquiry.kind == "rating" else pair_verdict)(reply.text, inquiry.shown)

@@ -68,6 +68,11 @@ class JudgePrompt:
         `str.format` on the template alone: braces in a question or an answer stay as they are. An empty system
         prompt is no message, as in FastChat's messages to chat models.
         """
+        user = {"role": "user", "content": self.template.format(**self.texts(question, *answers))}
+        return ({"role": "system", "content": self.system}, user) if self.system else (user,)
+
+    def texts(self, question: Question, *answers: Answers) -> dict[str, str]:
+        """What stands for each placeholder."""
         turn = self.name.turn
         shown = [("question", question.turns), *zip(STEMS[self.name.kind], (a.turns for a in answers), strict=True)]
         if turn == 1:
@@ -76,8 +81,7 @@ class JudgePrompt:
             texts = {f"{stem}_{at}": turns[at - 1] for stem, turns in shown for at in range(1, turn + 1)}
         if self.name.guided:
             texts |= {f"ref_answer_{at}": question.reference[at - 1] for at in range(1, turn + 1)}
-        user = {"role": "user", "content": self.template.format(**texts)}
-        return ({"role": "system", "content": self.system}, user) if self.system else (user,)
+        return texts
 
 
 JudgePrompts = Mapping[PromptName, JudgePrompt]

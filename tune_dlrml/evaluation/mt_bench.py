@@ -229,7 +229,9 @@ def _by_question(questions: Sequence[Question], answers: Iterable[Answers]) -> d
 
 
 def _inquiry(prompts: JudgePrompts, name: PromptName, question: Question, *answers: Answers) -> Inquiry:
-    return Inquiry(name.kind, str(name), prompts[name].messages(question, *answers), question.id, name.turn)
+    prompt = prompts[name]
+    quotable = "\n\n".join(prompt.texts(question, *answers).values())
+    return Inquiry(name.kind, str(name), prompt.messages(question, *answers), question.id, name.turn, quotable)
 
 
 def _turns(question: Question) -> range:

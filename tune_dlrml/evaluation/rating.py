@@ -1,53 +1,70 @@
 """The verdict in a judge's own words.
 
-Judges explain themselves before they decide, and quote what they judge, which may hold a verdict on itself. So what
-stands in a thought, in code, in a block quote or between quotation marks is not the judge's own. Of the rest the last
-verdict counts, unless it may be one that the judge only tells of; then there is none, and the judge can be asked again.
+Judges think before they answer, explain themselves before they decide, and quote what they judge, which may hold a
+verdict on itself. So thoughts are cut, and what stands in code, in a block quote or between quotation marks is not the
+judge's own, unless it is a verdict that nobody showed the judge and that ends the reply or has its label before the
+quotation. Of the rest the last verdict counts that is labelled as one, as in `Rating: [[7]]`, or that ends the reply or
+has a line of its own. There is none where the judge may only tell of it, or contradicts it: with another verdict behind
+it, with a labelled number in another form, or with other criteria of equal right. Then the judge can be asked again.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-LOWEST, HIGHEST = 1.0, 10.0
+from tune_dlrml.evaluation.quotations import own_words, plain
+from tune_dlrml.evaluation.thoughts import final_answer
+from tune_dlrml.evaluation.verdict_forms import (
+    ENDING,
+    HIGHEST,
+    LABEL_SPAN,
+    LOWEST,
+    OPENS,
+    OWN_LABEL,
+    PAIR,
+    PLAIN_BEFORE,
+    RATING,
+    Form,
+    label_before,
+)
+
 ECHO_WORDS = 2
 """So many words before a verdict as before the same verdict in what was shown mean that the judge copies it."""
-LABEL_SPAN = 80
-"""Characters before a verdict in which the word for it is looked for."""
 
 PairVerdict = Literal["A", "B", "tie"]
 Value = TypeVar("Value", float, PairVerdict)
 
-_RATING = re.compile(r"\[\[\s*([0-9]+(?:\.[0-9]+)?)\s*\]\]")
-_PAIR = re.compile(r"\[\[\s*([ABC])\s*\]\]")
-_PAIR_VERDICTS: dict[str, PairVerdict] = {"A": "A", "B": "B", "C": "tie"}
-
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_FOREIGN = re.compile(
-    r"""
-      ^[ \t]*(?P<fence>```+|~~~+) [^`\n]* (?: \n .*? (?: ^[ \t]*(?P=fence) | \Z ) | \Z )  # a block of code
-    | (?P<ticks>`+) (?!`) [^\n]+? (?<!`) (?P=ticks) (?!`)  # code in a line
-    | ^[ ]{0,3}> [^\n]*                                     # a block quote
-    | <blockquote> .*? (?: </blockquote> | \Z )
-    | “ .*? (?: ” | \n\s*\n | \Z )
-    | „ .*? (?: [“”] | \n\s*\n | \Z )
-    | « .*? (?: » | \n\s*\n | \Z )
-    | 「 .*? (?: 」 | \n\s*\n | \Z )
-    | ‘ [^\n]*? ’ (?!\w)
-    | (?<!\w) ' (?=[\w\[]) (?: [^'\n] | (?<=\w) ' (?=\w) )* ' (?!\w)  # an apostrophe opens or closes nothing
-    """,
-    re.DOTALL | re.MULTILINE | re.VERBOSE,
-)
-_QUOTED = re.compile(r'"[^"]*"')
-_UNCLOSED = re.compile(r'".*\Z', re.DOTALL)
-_HIDDEN = " … "
-
-_NAME = r"(?:rating|score|grade|verdict|decision|winner|judge?ment)"
-_LABEL = re.compile(rf"\b{_NAME}(?:\s+(?:is|of))?[\s:*_=]*\Z", re.IGNORECASE)
-_OWN_LABEL = re.compile(rf"(?:(?:my|final|overall)\s+)*(?:{_NAME}(?:\s+is)?[\s:*_=]*)?\Z", re.IGNORECASE)
-_SENTENCE_START = re.compile(r"(?:\A|[.!?)]|[^\s:,;…][ \t*_]*\n)[\s*_#-]*\Z")
 _NOTHING = re.compile(r"[\s*_.!)\]]*\Z")
+_SENTENCE_START = re.compile(r"(?:\A|[.!?)]|[^\s:,;…][ \t*_]*\n)[\s*_#-]*\Z")
+_SENTENCE_END = re.compile(r"[.!?]\s|\n\s*\n")
+_DOUBT = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|unless|if|would|could|needs?|scale|range|maximum|highest|top|perfect|claims"
+    r"|says|asks|wants|for example|for instance|such as|format|between|from|instead|than)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_PASSED_OVER = re.compile(
+    r"(?:\b(?:than|not|never|nor|beats|over|instead of|rather than|against|up to)|n['’]t)"
+    r"(?:\s+(?:an?|the|assistant|answer|response|model))*[\s*_(]*\Z",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(
+    r"[^\w\[\]]*(?:(?:to|or|and|vs|versus|through|up|than|is|better|beats|over)\b[^\w\[\]]*)*\Z", re.IGNORECASE
+)
+_OWN_ACT = re.compile(
+    r"(?:\b(?:I|we)\b(?:['’](?:d|ll|ve))?[^.!?\n]{0,40}?"
+    r"\b(?:rate|rated|give|gave|given|assign|award|score|choose|pick|prefer|vote|select|favou?r|go with)\b"
+    r"|\b(?:deserves|merits|earns|gets|receives|warrants|is rated|be rated|is scored)\b)"
+    r"(?P<object>[^.!?\n\[\]]{0,60})\Z",
+    re.IGNORECASE,
+)
+_EXAMPLE = re.compile(
+    r"(?:\be\.g\.|\bfor example|\bfor instance|\bsuch as|\bas in|\bformat\b|\blike)[^.\n]{0,20}\Z", re.I
+)
+_ASPECT = re.compile(
+    r"(?:^|[.;,|\n])[ \t*_#\d.)-]*(?!mine\b)[^\W\d][\w '/&-]{0,40}(?:\([^()\n]*\))?[\s*_]*[:=][\s*_]*\Z", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -55,77 +72,141 @@ class _Found(Generic[Value]):
     """A verdict in a judge's own words.
 
     Attributes:
-        shown: Whether the judge was shown the same one, so that it may only tell of it.
-        decisive: Whether it has the form of a verdict: behind a word such as `Rating:`, or at the end of the words.
-            One that was shown needs both, a sentence of its own, and other words before it than where it was shown.
+        start, end: Where it stands.
+        shown: Whether the judge was shown the same one, so that it may only tell of it. Then it counts only as a
+            labelled sentence of its own at the end, with other words before it than where it was shown.
+        labelled: Whether a word such as `Rating:` or an act such as `I give` says that it is one.
+        decisive: Whether it has the form of a verdict: labelled, at the end of the words or on a line of its own.
+        aspect: Whether its label is that of one criterion among others.
     """
 
     value: Value
+    start: int
+    end: int
     shown: bool
+    labelled: bool
     decisive: bool
+    aspect: bool
+
+
+class _Joined(NamedTuple):
+    """Where verdicts stand that are joined with others: as the ends of the scale, or in lists as `[[A]] or [[B]]`."""
+
+    scale: set[int]
+    lists: set[int]
 
 
 def rating(words: str, shown: str = "") -> float | None:
-    """The judge's rating from 1 to 10; None if there is none, or if it may be a quotation.
+    """The judge's rating from 1 to 10; None if there is none, or if it may be a quotation or is contradicted.
 
-    It is the last `[[x]]` in the form of a verdict: as in `Rating: [[7]]`, or at the end of the words. Where nothing
-    has that form, it is the last one at all, if no rating was shown to the judge. Whatever else stands in double
-    brackets is passed over: `[[11]]`, `[[0]]`, `[[NaN]]`, `[[8/10]]`.
+    It is written `[[x]]`. Whatever else stands in double brackets is passed over: `[[11]]`, `[[0]]`, `[[NaN]]`.
 
     Args:
         words: The judge's reply.
-        shown: What it judges.
+        shown: What it judges: question, answers and references.
     """
-    return _verdict(words, shown, _RATING, _rating_of)
+    return _verdict(words, shown, RATING)
 
 
 def pair_verdict(words: str, shown: str = "") -> PairVerdict | None:
     """The same for the last of `[[A]]`, `[[B]]` and `[[C]]`, where C is a tie."""
-    return _verdict(words, shown, _PAIR, _PAIR_VERDICTS.get)
+    return _verdict(words, shown, PAIR)
 
 
-def _rating_of(digits: str) -> float | None:
-    return x if LOWEST <= (x := float(digits)) <= HIGHEST else None
-
-
-def _verdict(words: str, shown: str, form: re.Pattern[str], read: Callable[[str], Value | None]) -> Value | None:
-    known = {read(text) for text in form.findall(shown)} - {None}
-    own = _own(words)
+def _verdict(words: str, shown: str, form: Form[Value]) -> Value | None:
+    shown = plain(shown)
+    known: set[Value] = {value for match in form.pattern.finditer(shown) if (value := form.read(match)) is not None}
+    own = own_words(plain(final_answer(words)), lambda match: form.read(match) not in (None, *known), form)
+    matches = [match for match in form.pattern.finditer(own) if form.read(match) is not None]
+    joined = _joined(own, matches, form)
     found: list[_Found[Value]] = []
-    for match in form.finditer(own):
-        value = read(match[1])
-        if value is not None:
-            decisive = _is_sure(own, match, shown) if value in known else _is_decisive(own, match)
-            found.append(_Found(value, value in known, decisive))
-    return _decided(found, bool(known))
+    for match in matches:
+        value = form.read(match)
+        if value is None or match.start() in joined.scale or _PASSED_OVER.search(own[_span(match) : match.start()]):
+            continue
+        each = _found(own, match, value, shown, is_known=value in known, tempted=bool(known))
+        in_list = match.start() in joined.lists
+        found.append(replace(each, labelled=False, decisive=False, aspect=False) if in_list else each)
+    chosen = _decided(own, found, bool(known))
+    return None if chosen is None or _is_contradicted(own, chosen, form) else chosen.value
 
 
-def _decided(found: Sequence[_Found[Value]], tempted: bool) -> Value | None:
+def _found(own: str, match: re.Match[str], value: Value, shown: str, *, is_known: bool, tempted: bool) -> _Found[Value]:
+    before = own[_span(match) : match.start()]
+    label = label_before(before)
+    labelled = label is not None or match["label"] is not None
+    aspect = label is None and _ASPECT.search(before) is not None
+    if label is not None:
+        aspect = bool(label["target"]) or not PLAIN_BEFORE.search(before[: label.start()])
+        labelled = _EXAMPLE.search(before[: label.start()]) is None
+    if not labelled and not tempted and (act := _OWN_ACT.search(before)) is not None:
+        labelled = _DOUBT.search(act["object"]) is None and re.search(r"\bnot\b|n['’]t\b|\bcannot\b", act[0]) is None
+    decisive = _is_sure(own, match, shown) if is_known else labelled or _is_placed(own, match)
+    return _Found(value, match.start(), match.end(), is_known, labelled, decisive, aspect)
+
+
+def _joined(own: str, matches: Sequence[re.Match[str]], form: Form[Value]) -> _Joined:
+    joined = _Joined(set(), set())
+    for first, second in itertools.pairwise(matches):
+        ends = (form.read(first), form.read(second))
+        if ends[0] != ends[1] and _JOINT.fullmatch(own[first.end() : second.start()]):
+            places = joined.scale if ends == (LOWEST, HIGHEST) else joined.lists
+            places |= {first.start(), second.start()}
+    return joined
+
+
+def _decided(own: str, found: Sequence[_Found[Value]], tempted: bool) -> _Found[Value] | None:
     """The verdict that counts; None where none does.
 
     Args:
-        found: In the order of the words.
+        own: The judge's own words.
+        found: The verdicts in them, in their order.
         tempted: Whether the judge was shown any verdict.
     """
     places = [place for place, each in enumerate(found) if each.decisive]
     if not places:
-        return found[-1].value if found and not tempted else None
+        alone = len({each.value for each in found}) == 1 and not tempted
+        return found[-1] if alone and not any(_is_doubtful(own, each) for each in found) else None
     last = found[places[-1]]
     # Against it speak an opinion of the judge's own behind it and, if it may be a quotation, any other verdict.
     rivals = [each for each in found[places[-1] + 1 :] if not each.shown]
     if last.shown:
         rivals += [each for each in found if each.decisive]
-    return last.value if all(rival.value == last.value for rival in rivals) else None
+    if last.aspect:
+        rivals += [each for each in found if each.aspect]
+    return last if all(rival.value == last.value for rival in rivals) else None
 
 
-def _is_decisive(words: str, match: re.Match[str]) -> bool:
-    before = max(0, match.start() - LABEL_SPAN)
-    return bool(_LABEL.search(words, before, match.start()) or _NOTHING.match(words, match.end()))
+def _is_contradicted(own: str, chosen: _Found[Value], form: Form[Value]) -> bool:
+    """Whether a labelled verdict in another form says another thing: behind it, or anywhere if it has no label."""
+    others = form.elsewhere(own, chosen.end if chosen.labelled else 0)
+    return any(value != chosen.value for value in others)
+
+
+def _span(match: re.Match[str]) -> int:
+    return max(0, match.start() - LABEL_SPAN)
+
+
+def _is_placed(own: str, match: re.Match[str]) -> bool:
+    """Whether a verdict that was not shown stands where verdicts stand: at the end, or on a line of its own."""
+    if OPENS.search(own[: match.start()].rpartition("\n")[2]):
+        line = own[match.end() :].partition("\n")[0]
+        if ENDING.match(line) or not own[: match.start()].strip(" \n*_#>"):
+            return True
+    return ENDING.match(own, match.end()) is not None and not _is_doubtful(own, match)
+
+
+def _is_doubtful(own: str, at: "re.Match[str] | _Found[Value]") -> bool:
+    """Whether its sentence may say something else than that this is the verdict."""
+    start, end = (at.start, at.end) if isinstance(at, _Found) else at.span()
+    before = _SENTENCE_END.split(own[max(0, start - 4 * LABEL_SPAN) : start])[-1]
+    behind = _SENTENCE_END.split(own[end : end + LABEL_SPAN])[0]
+    return _DOUBT.search(before) is not None or _DOUBT.search(behind) is not None
 
 
 def _is_sure(words: str, match: re.Match[str], shown: str) -> bool:
     """Whether a verdict that was shown to the judge is its own nevertheless."""
-    label = _OWN_LABEL.search(words, max(0, match.start() - LABEL_SPAN), match.start())
+    label = OWN_LABEL.search(words, _span(match), match.start())
     start = match.start() if label is None else label.start()
     begins = _SENTENCE_START.search(words, max(0, start - LABEL_SPAN), start) is not None
     if not begins or not _NOTHING.match(words, match.end()):
@@ -133,21 +214,3 @@ def _is_sure(words: str, match: re.Match[str], shown: str) -> bool:
     before = words[:start].split()[-ECHO_WORDS:]
     echo = " ".join([*before, *words[start : match.end()].split()])
     return len(before) < ECHO_WORDS or echo not in " ".join(shown.split())
-
-
-def _own(words: str) -> str:
-    """The words without what is not the judge's own; where a quotation may have no end, its paragraph goes on."""
-    said = _FOREIGN.sub(_HIDDEN, _said(words))
-    if said.count('"') % 2 == 0:
-        return _QUOTED.sub(_HIDDEN, said)
-    paragraphs = (
-        _QUOTED.sub(_HIDDEN, each) if each.count('"') % 2 == 0 else _UNCLOSED.sub(_HIDDEN, each)
-        for each in re.split(r"\n\s*\n", said)
-    )
-    return "\n\n".join(paragraphs)
-
-
-def _said(words: str) -> str:
-    """The words without thoughts; some chat templates open a thought in the prompt, so that it has an end only."""
-    behind = words.rpartition("</think>")[2] if "<think>" not in words else words
-    return _THOUGHT.sub("", behind)

@@ -49,6 +49,8 @@ class Inquiry:
         messages: System and user message, filled in.
         question_id: The question's.
         turn: Counted from 1.
+        quotable: Question, answers and references in the messages, whose words a judge may repeat; None if the messages
+            to it are nothing else.
     """
 
     kind: Literal["rating", "pair"]
@@ -56,6 +58,14 @@ class Inquiry:
     messages: tuple[Message, ...]
     question_id: int | str
     turn: int
+    quotable: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What the judge may quote: not what it is told to do, whose example of a verdict is none of an answer."""
+        if self.quotable is not None:
+            return self.quotable
+        return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
 
     def key(self, judge: str) -> str:
         """Content hash of the question to one judge, by its name or, where replies are kept, by its identity.

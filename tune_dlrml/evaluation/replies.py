@@ -17,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from tune_dlrml.errors import JudgeEndedError, StorageError
-from tune_dlrml.evaluation.rating import HIGHEST, LOWEST
 from tune_dlrml.evaluation.records import Inquiry, Judge, Judgement
+from tune_dlrml.evaluation.verdict_forms import HIGHEST, LOWEST
 from tune_dlrml.files import sync_folder
 
 logger = logging.getLogger(__name__)
