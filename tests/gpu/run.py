@@ -30,11 +30,12 @@ from gpu.parts import PARTS, Machine
 
 
 def measure(name: str, machine: Machine, line: Connection) -> None:
-    """Once told to go on, a part's figures, one by one, then None; an exception goes the same way."""
+    """That it is ready; once told to go on, a part's figures, one by one, then None; an exception goes the same way."""
     quiet()
     older_torch.adapt()
     if not machine.cuda:
         torch.set_num_threads(1)
+    line.send("ready")
     line.recv()
     try:
         for figures in PARTS[name].run(machine):
@@ -55,10 +56,11 @@ class PartProcess:
         theirs.close()
 
     def figures(self) -> Iterator[Figures]:
-        """What the part comes to within its limit; it is ended afterwards."""
-        began = time.perf_counter()
+        """What the part comes to within its limit, which begins when its imports are done; it is ended afterwards."""
         try:
+            self._line.recv()
             self._line.send("go")
+            began = time.perf_counter()
             while True:
                 left = self._limit_s - (time.perf_counter() - began)
                 if not self._line.poll(max(0.0, left)):
