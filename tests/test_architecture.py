@@ -14,7 +14,9 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 
 LAYERS = [
     {"errors", "deadline", "files", "imports", "streams"},
-    {"hub", "urls"},
+    {"hub", "urls", "checkpoints"},
+    {"strict_loading"},
+    {"conversion"},
     {"records", "builtin"},
     {"config"},
     {"space"},
@@ -51,6 +53,8 @@ VENDORS = {
         "training/",
         "evaluation/",
         "models.py",
+        "conversion.py",
+        "strict_loading.py",
         "builtin/make_sentiment_pairs.py",
     ),
 }
@@ -108,6 +112,7 @@ def test_no_part_imports_a_script():
         "space",
         "records",
         "data",
+        "checkpoints",
         "models",
         "losses.geometry",
         "losses.shape",

@@ -17,7 +17,7 @@ from tune_dlrml.search.result import SearchPlace
 def document(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     train = toy.write_pairs(tmp_path / "train.jsonl", 40)
     held_out = toy.write_pairs(tmp_path / "eval.jsonl", 40, seed=1)
     return toy.document(tmp_path / "model", train, held_out)

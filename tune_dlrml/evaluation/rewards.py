@@ -17,6 +17,7 @@ from tune_dlrml.models import (
     parse_model_reference,
     resolve_model,
 )
+from tune_dlrml.strict_loading import load_strictly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,14 +135,14 @@ class ModelReward:
 
         resolved = resolve_model(ref)
         source, revision = resolved if isinstance(resolved, tuple) else (str(resolved), None)
-        settings = {"revision": revision or "main", "trust_remote_code": False}
-        architectures = AutoConfig.from_pretrained(source, **settings).architectures or []
+        revision = revision or "main"
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        architectures = config.architectures or []
         # Any other model would load too, with a head of random weights.
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise InputError(f"{ref}: must be a sequence-classification model, but is {architectures or 'unnamed'}.")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **settings
-        )
+        settings = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
+        model = load_strictly(AutoModelForSequenceClassification, source, **settings)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), load_tokenizer(ref), str(ref))
 

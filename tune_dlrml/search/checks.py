@@ -10,7 +10,7 @@ from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, select_pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import check_model_reference, load_reader, parse_model_reference
+from tune_dlrml.models import Reader, check_loadable, check_model_reference, load_reader, parse_model_reference
 from tune_dlrml.search.box import Box, box_of, sampled
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.urls import without_password
@@ -54,7 +54,8 @@ def check_references(config: SearchConfig) -> None:
 def examine(config: SearchConfig) -> Iterator[Finding]:
     """Every check but that of the resources; an error does not keep the later ones from running."""
     sound: set[str] = set()
-    for subject, check in _references(config):
+    checks = dict(_references(config)) | {"model": partial(_examine_model, config)}
+    for subject, check in checks.items():
         finding = _as_finding(subject, check)
         sound |= {subject} if finding.level == "ok" else set()
         yield finding
@@ -79,6 +80,27 @@ def _references(config: SearchConfig) -> Iterator[tuple[str, Callable[[], Findin
     uri = config.tracking.mlflow
     if uri is not None:
         yield "tracking.mlflow", partial(_examine_tracking_uri, uri)
+
+
+def _examine_model(config: SearchConfig) -> Finding:
+    reference = parse_model_reference(config.model)
+    check_model_reference(reference)
+    check_loadable(reference, config.training.attn_implementation)
+    return Finding("model", "ok", config.model)
+
+
+def reader_of_model(config: SearchConfig) -> Reader:
+    """What reads the model's texts, after the model itself was found to be one that can be trained; imports torch.
+
+    Raises:
+        InputError: The model cannot be loaded as it must be, or has no tokenizer.
+    """
+    try:
+        reference = parse_model_reference(config.model)
+        check_loadable(reference, config.training.attn_implementation)
+        return load_reader(reference)
+    except InputError as error:
+        raise InputError(f"model: {error}") from None
 
 
 def _examine_tracking_uri(uri: str) -> Finding:

@@ -12,8 +12,8 @@ from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.examination import Examination
 from tune_dlrml.evaluation.jury import Jury, read_key
-from tune_dlrml.models import context_length, load_reader, parse_model_reference
-from tune_dlrml.search.checks import check_functions, check_references
+from tune_dlrml.models import context_length, parse_model_reference
+from tune_dlrml.search.checks import check_functions, check_references, reader_of_model
 from tune_dlrml.search.cluster import check_resources, local_capacity
 from tune_dlrml.search.result import SearchPlace
 
@@ -71,7 +71,7 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
     examination, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
-    selection = select_pairs(config.dataset, config.training, lambda: load_reader(parse_model_reference(config.model)))
+    selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
     if examination is not None:
         _check_room(examination, config.model)
     pairs = selection.pairs()
