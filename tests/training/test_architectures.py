@@ -87,7 +87,11 @@ PADDED: dict[str, tuple[str, Mapping[str, Any], str]] = {
         {"num_heads": 4, "attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
         "implementation is eager",
     ),
-    "chunks": ("Llama4Text", {"num_local_experts": 2, "attention_chunk_size": 8, "intermediate_size_mlp": 48}, "chunk"),
+    "chunks": (
+        "Llama4Text",
+        {"router_aux_loss_coef": 0.0, "num_local_experts": 2, "attention_chunk_size": 8, "intermediate_size_mlp": 48},
+        "chunk",
+    ),
     "recurrent and local": (
         "RecurrentGemma",
         {"lru_width": 32, "attention_window_size": 8, "logits_soft_cap": 2.0, "w_init_variance_scale": 1.0},

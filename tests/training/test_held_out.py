@@ -13,7 +13,7 @@ import toy_training
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from toy_training import settings
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs
@@ -223,3 +223,33 @@ def test_reference_values_do_not_depend_on_the_batch_they_were_computed_in(toy_m
     )
     assert alone["ref_chosen_logps"] == pytest.approx(together["ref_chosen_logps"], rel=1e-6)
     assert alone["ref_rejected_logps"] == pytest.approx(together["ref_rejected_logps"], rel=1e-6)
+
+
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_a_policy_that_has_barely_moved_has_hardly_a_kl_in_bfloat16_too(toy_model: Path, shared_prompt: bool) -> None:
+    """In bfloat16 an adapter of 1e-5 rounds all activations anew, which has a KL of 0.012 nats here."""
+    training = settings(bf16=True, shared_prompt=shared_prompt)
+    resident = resident_with(sharp(toy_model), toy.pairs(4), training)
+    found = {}
+    for std in (0.0, 1e-5, 0.1):
+        with adapter(resident, seed=0) as policy:
+            policy.eval()
+            with torch.no_grad():
+                for name, parameter in policy.named_parameters():
+                    if "lora_B" in name:
+                        parameter.mul_(std / 0.1)
+            held_out = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+            found[std] = held_out["eval_kl"]
+    assert abs(found[0.0]) < 1e-5 and abs(found[1e-5]) < 1e-4
+    assert found[0.1] > 1
+
+
+def sharp(toy_model: Path) -> Path:
+    """The toy with logits as far apart as those of a trained model."""
+    folder = toy_model.with_name("sharp")
+    model = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(toy_model).save_pretrained(folder)
+    return folder

@@ -7,6 +7,7 @@ import pytest
 import torch
 import toy
 import toy_training
+import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from toy_training import Recorder, plan, settings
@@ -157,3 +158,30 @@ def test_training_all_weights_follows_trl_with_a_second_model_as_reference(
     ours = our_run(full_resident, {"name": name, "beta": 0.1}, training)
     assert ours.curve() == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0] - 0.03
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe"])
+def test_the_loss_of_the_routers_is_part_of_what_is_trained(toy_model: Path, tmp_path: Path, kind: str) -> None:
+    model = a_mixture(kind, toy_model, tmp_path / "model", router_aux_loss_coef=0.5)
+    training = matching(learning_rate=5e-3, lora=None)
+    expected = trl_logs(model, training, tmp_path, loss_type="sigmoid", beta=0.2)
+    reports = our_run(toy_training.resident(model, training), {"name": "dpo", "beta": 0.2}, training).reports
+    assert reports[0].metrics["shared_prompt"] == 0
+    for ours, theirs in zip(reports[1:], expected, strict=True):
+        assert ours.metrics["train_loss"] == pytest.approx(theirs["loss"] - 0.5 * theirs["aux_loss"], abs=1e-5)
+        assert ours.metrics["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert expected[0]["aux_loss"] > 0.5
+
+
+def a_mixture(kind: str, toy_model: Path, folder: Path, **changes: Any) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokenizer.save_pretrained(folder)
+    experts = "num_local_experts" if kind == "Mixtral" else "num_experts"
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {experts: 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    if kind == "Qwen2Moe":
+        sizes |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = getattr(transformers, f"{kind}Config")(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2, **changes)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

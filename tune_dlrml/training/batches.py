@@ -77,8 +77,16 @@ def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
     if "layout" in batch:
         return packed_log_probs(model, batch)
-    chosen_B, rejected_B = _padded_log_probs(model, batch).sum(dim=1).chunk(2)
-    return chosen_B, rejected_B
+    return _sums(_padded_outputs(model, batch), batch)
+
+
+def pair_log_probs_and_router_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pair_log_probs`, and what a mixture of experts loses by the balance of its experts, shape (); padded only.
+
+    It is a mean over all tokens of the batch, prompts twice, so that no packed row could give it.
+    """
+    outputs = _padded_outputs(model, batch, output_router_logits=True)
+    return *_sums(outputs, batch), outputs.aux_loss
 
 
 def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
@@ -87,21 +95,35 @@ def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
         owner_N = batch["branch_N"]
         by_completion = owner_N.argsort(stable=True)[: int((owner_N < 2 * len(batch["chosen_lengths"])).sum())]
         return packed_token_log_probs(model, batch)[by_completion]
-    return _padded_log_probs(model, batch)[batch["completion_mask"][:, 1:].bool()]
+    return _of_tokens(_padded_outputs(model, batch), batch)[batch["completion_mask"][:, 1:].bool()]
 
 
-def _padded_log_probs(model: nn.Module, batch: Batch) -> Tensor:
-    """Log-prob of each token of each sequence but its first, shape (2B, T - 1), float32; 0 outside completions."""
-    completion = batch["completion_mask"]
-    outputs = model(
+def _padded_outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
+    return model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        labels=batch["input_ids"].masked_fill(completion == 0, -100),
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100),
         use_cache=False,
         fused_lm_head=True,
+        **asked,
     )
-    log_probs_2BT: Tensor = outputs.log_probs[:, -(completion.size(1) - 1) :].float()
-    return log_probs_2BT
+
+
+def _sums(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    chosen_B, rejected_B = _of_tokens(outputs, batch).sum(dim=1).chunk(2)
+    return chosen_B, rejected_B
+
+
+def _of_tokens(outputs: Any, batch: Batch) -> Tensor:
+    """Log-prob of each token of each sequence but its first, shape (2B, T - 1), float32; 0 outside completions."""
+    log_probs_2BT: Tensor = outputs.log_probs[:, -(batch["completion_mask"].size(1) - 1) :]
+    return log_probs_2BT.float()
+
+
+def router_loss_weight(model: PreTrainedModel) -> float:
+    """Weight of the routers' loss in the loss of a trial, as TRL takes it from the config; 0 without experts."""
+    config = model.config.get_text_config()
+    return float(getattr(config, "router_aux_loss_coef", 0.0)) if hasattr(config, "output_router_logits") else 0.0
 
 
 def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:

@@ -27,7 +27,13 @@ from trl import DPOConfig, DPOTrainer
 from tune_dlrml.config import LoraSettings, TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
-from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
+from tune_dlrml.training.batches import (
+    Batch,
+    PairCollator,
+    pair_log_probs,
+    pair_log_probs_and_router_loss,
+    router_loss_weight,
+)
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.sft import ChosenAnswers
@@ -193,6 +199,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self._skip_nonfinite = skip_nonfinite
         self._on_save = on_save
         self._sft = sft
+        self._router_weight = router_loss_weight(model)
         self._trains_adapter = lora is not None
         self._starts_at_reference = args.disable_dropout
         self._micro_batches: list[Tensor] = []
@@ -212,7 +219,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
         assert not return_outputs, "held-out evaluation does not go through the trainer"
         with nullcontext() if self._sft is None else self._sft.watching():
-            chosen_B, rejected_B = pair_log_probs(model, inputs)
+            chosen_B, rejected_B, router_loss = self._forward(model, inputs)
         pairs = PairBatch(
             chosen_B - inputs["ref_chosen_logps"],
             rejected_B - inputs["ref_rejected_logps"],
@@ -226,7 +233,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
         seen = (loss_B, pairs.margin_B, chosen_B, rejected_B, sft_B)
         self._micro_batches.append(pair_sums(*(each.detach() for each in seen), tokens=inputs["tokens"]))
-        return loss_B.mean() if self._sft is None else loss_B.mean() + self._sft.weight * sft_B.mean()
+        loss = loss_B.mean() if self._sft is None else loss_B.mean() + self._sft.weight * sft_B.mean()
+        return loss if router_loss is None else loss + self._router_weight * router_loss
+
+    def _forward(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs of the pairs, and the loss of the routers of a mixture of experts that has one."""
+        if self._router_weight:
+            return pair_log_probs_and_router_loss(model, inputs)
+        return *pair_log_probs(model, inputs), None
 
     def _check_start(self, margin_B: Tensor, logps_B: Tensor) -> None:
         """Before the first step the policy is its reference, so that every margin is 0 but for rounding.
