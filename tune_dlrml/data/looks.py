@@ -89,9 +89,10 @@ def lost_its_prompt(pair: Seen, _: Context) -> bool:
 
 def says_nothing(pair: Seen, context: Context) -> bool:
     """Whether a completion has no word."""
+    unknown = context.reader.tokenizer.unk_token_id
 
     def blank(ids: Tokens) -> bool:
-        return all(token in context.special or context.is_blank(token) for token in ids)
+        return all(token in context.special or context.is_blank(token) for token in ids) and unknown not in ids
 
     return any(part and blank(part) for part in (pair.tokens.chosen, pair.tokens.rejected))
 
@@ -109,7 +110,8 @@ def has_its_prompt_twice(pair: Seen, context: Context) -> bool:
 
 
 def _comes_again(ids: Tokens, core: Tokens, start: int, prompt: int) -> bool:
-    window = ids[start + 1 : prompt + HEADER + len(core)].tobytes()
+    first = max(start + 1, prompt - min(HEADER, len(core) - 1))  # it ends behind the prompt, whose words may repeat
+    window = ids[first : prompt + HEADER + len(core)].tobytes()
     at = window.find(core.tobytes())
     while at >= 0 and at % ID_BYTES:
         at = window.find(core.tobytes(), at + 1)
@@ -196,5 +198,7 @@ def repeated(pairs: Sequence[Seen], _: Context) -> list[int]:
 
 def contradicting(pairs: Sequence[Seen], _: Context) -> list[int]:
     """The pairs that stand in the other order, too."""
-    known = {_identity(pair.chosen, pair.rejected) for pair in pairs}
-    return [index for index, pair in enumerate(pairs) if _identity(pair.rejected, pair.chosen) in known]
+    own = [_identity(pair.chosen, pair.rejected) for pair in pairs]
+    other = [_identity(pair.rejected, pair.chosen) for pair in pairs]
+    known = set(own)
+    return [index for index in range(len(pairs)) if other[index] in known and other[index] != own[index]]

@@ -39,7 +39,9 @@ class Context:
     @cached_property
     def special(self) -> frozenset[int]:
         """Ids that stand for no text."""
-        return frozenset(self.reader.tokenizer.all_special_ids)
+        tokenizer = self.reader.tokenizer
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({*tokenizer.all_special_ids, *added})
 
     @cached_property
     def blanks(self) -> dict[int, bool]:
