@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import toy
+from transformers import AutoTokenizer
 
 from tune_dlrml.config import DatasetConfig, TrainingConfig
 from tune_dlrml.data import select_pairs
 from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import Reader, load_tokenizer, parse_model_reference
+from tune_dlrml.models import Reader, load_reader, load_tokenizer, parse_model_reference
 
 CHAT_TEMPLATE = """\
 {% for message in messages %}{% if message.role not in ('user', 'assistant') %}\
@@ -239,6 +240,46 @@ def test_the_tokenizer_is_not_loaded_for_rows_that_are_refused(tmp_path):
             TrainingConfig(max_steps=1),
             lambda: pytest.fail("the tokenizer was loaded"),
         )
+
+
+CONFIGS = {
+    "rotations": ({"model_type": "llama", "max_position_embeddings": 64}, 64, False),
+    "a learned table": ({"model_type": "gpt2", "n_positions": 64}, 64, True),
+    "a table of sines": ({"model_type": "gptj", "n_positions": 64}, 64, True),
+    "ALiBi": ({"model_type": "bloom"}, None, True),
+    "ALiBi in a model that may have rotations": ({"model_type": "falcon", "alibi": True}, 2048, False),
+    "states alone": ({"model_type": "mamba"}, None, True),
+    "states beside attention": ({"model_type": "jamba", "max_position_embeddings": 64}, 64, False),
+    "a text model inside another": (
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "max_position_embeddings": 64}},
+        64,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_model_can_read_is_told_by_its_configuration(name, tmp_path, tokenizer):
+    settings, positions, learned = CONFIGS[name]
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    text = settings.setdefault("text_config", settings) if "text_config" in settings else settings
+    text["vocab_size"] = 1234
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    reader = load_reader(parse_model_reference(str(tmp_path)))
+    assert (reader.vocabulary, reader.positions) == (1234, positions)
+    assert positions is None or reader.learned_positions is learned
+
+
+def test_a_pad_token_without_an_embedding_is_not_padded_with(tmp_path, tokenizer):
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    padded = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    padded.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for vocabulary, pad in ((len(padded) - 1, "</s>"), (len(padded), "[PAD]")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocabulary}))
+        assert load_tokenizer(parse_model_reference(str(tmp_path))).pad_token == pad
 
 
 def test_a_model_without_a_tokenizer_is_refused_with_its_name(tmp_path: Path):

@@ -508,6 +508,16 @@ def test_a_tracker_keeps_mlflow_up_with_a_search_and_describes_it(events, store)
     assert client.list_artifacts(parent.info.run_id)[0].path == "search.yaml"
 
 
+def test_what_was_found_in_the_data_is_a_table_of_the_parent_run(events, store):
+    table = {"columns": ["set", "kind"], "data": [["dataset.train", "repeated"]]}
+    tracker = track(events, store, must_answer=True)
+    tracker.describe_search("name: toy\n", {}, table)
+    assert tracker.close({}, {}, status="FINISHED") == 0
+    (parent,) = runs_of(store)[""]
+    assert json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/dataset.json")) == table
+    assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dataset.json", "type": "table"}]
+
+
 def test_a_tracker_catches_up_with_what_earlier_drivers_left(events, store):
     write_trial(events, 0)
     write_trial(events, 1)

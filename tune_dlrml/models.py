@@ -145,8 +145,8 @@ def load_model(ref: ModelReference, *, dtype: torch.dtype, attn_implementation: 
 def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the right, with a pad token.
 
-    The pad token may be the end-of-sequence token (SmolLM2 has it so, and a tokenizer without one is given it): mask
-    padding by the attention mask, never by the id.
+    The pad token may be the end-of-sequence token (SmolLM2 has it so; a tokenizer without one, or with one that has no
+    embedding, is given it): mask padding by the attention mask, never by the id.
 
     Raises:
         InputError: The model comes without a tokenizer, or with files that cannot be read as one.
@@ -160,7 +160,8 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InputError(f"{ref}: its tokenizer cannot be loaded ({reason}).") from None
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
+    vocabulary = getattr(_text_config(ref), "vocab_size", None)
+    if tokenizer.pad_token is None or (vocabulary is not None and tokenizer.pad_token_id >= vocabulary):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -208,7 +209,11 @@ def _text_config(ref: ModelReference) -> Any:
     from transformers import AutoConfig
 
     source, revision = _from_pretrained_arguments(ref)
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"{ref}: its configuration cannot be loaded ({reason}).") from None
     return config.get_text_config()
 
 

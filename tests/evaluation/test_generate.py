@@ -174,7 +174,7 @@ def test_chats_go_through_the_template_and_plain_texts_do_not(model, tokenizer) 
     assert len(engine(model, tokenizer).sample([""], temperature=0, seed=0)[0].completion_ids) > 0
 
 
-@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("template", [None, TEMPLATE, "{{ strftime_now('%d %b %Y %H:%M:%S') }}" + TEMPLATE])
 def test_prompts_have_the_tokens_that_training_has(model, tokenizer, template) -> None:
     tokenizer.chat_template = template
     pairs = toy.pairs(4)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tune_dlrml.data.tokens import fixed_clock
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.records import Chat
 
@@ -62,14 +63,15 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | str) -> list[int
 
     A chat goes through the tokenizer's chat template, if it has one. Otherwise the contents of its messages, parted by
     an empty line, are a text like any other: tokenised with the special tokens that the tokenizer adds by itself, as
-    TRL does it with prompts that are no chats.
+    TRL does it with prompts that are no chats. A template that writes the date writes that of the training.
 
     Raises:
         InputError: The chat template refuses the chat.
     """
     if not isinstance(chat, str) and tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+            with fixed_clock():
+                text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in chat)
             raise InputError(f"The tokenizer's chat template refuses a chat of the roles {roles}: {error}") from None
