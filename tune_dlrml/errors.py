@@ -2,7 +2,7 @@
 
 import re
 
-REASON_LENGTH = 300
+REASON_LENGTH = 420
 """Characters of an exception that fit a table; all of it is in the study."""
 
 
@@ -51,7 +51,12 @@ class JudgeEndedError(TuneDlrmlError):
 
 
 def headline(error: BaseException) -> str:
-    """Type of an exception and the first sentence of its last line, short enough for a table."""
+    """Type of an exception and its last line: the first sentence, and those after it that fit a table."""
     lines = str(error).strip().splitlines() or [""]
-    sentence = re.split(r"(?<=\.)\s", lines[-1].strip())[0]
-    return f"{type(error).__name__}: {sentence[:REASON_LENGTH]}"
+    first, *others = re.split(r"(?<=\.)\s+", lines[-1].strip())
+    told = first[:REASON_LENGTH]
+    for sentence in others:  # what a library says to do stands behind what is wrong
+        if len(told) + 1 + len(sentence) > REASON_LENGTH:
+            break
+        told += f" {sentence}"
+    return f"{type(error).__name__}: {told}"

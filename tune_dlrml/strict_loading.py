@@ -96,7 +96,8 @@ def _config(source: str, revision: str) -> PreTrainedConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if "auto_map" in raw:
             raise _own_code(raw["auto_map"]) from None
-        raise InputError(f"transformers cannot read its config ({headline(error)})") from None
+        kind = f"of model type {raw.get('model_type')!r}"
+        raise InputError(f"transformers cannot read its config, {kind} ({headline(error)})") from None
     return config
 
 
