@@ -4,7 +4,8 @@
 #
 # KubeRay knows no exit codes: it repeats a job that Ray calls FAILED, up to `backoffLimit` times. A job that Ray calls
 # STOPPED it ends without another try and without calling it a success. Hence a search whose input is at fault (exit
-# code 2), or that ended without a successful trial (3), has its own job stopped. All others are worth another try.
+# code 2), or that ended without a successful trial (3), has its own job stopped. All others are worth another try, but
+# for a success (0), which the end of search.time_budget_s is, too.
 job=$1
 shift
 "$@"

@@ -52,7 +52,11 @@ class MadeSearch:
         self.folder.mkdir(parents=True)
         (self.folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
         self.study = SearchStudy(
-            config, SearchSpace(config), self.place.study_url(config.name), FULL_STEPS, {"train": "ab" * 32}
+            config,
+            SearchSpace(config),
+            self.place.study_url(config.name),
+            FULL_STEPS,
+            {"data_hash": {"train": "ab" * 32}},
         )
         self.log = EventLog(self.folder)
         self.clock = clock

@@ -14,7 +14,7 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 
 LAYERS = [
     {"errors", "deadline", "files", "imports", "streams"},
-    {"hub", "urls", "checkpoints"},
+    {"hub", "own_code", "pareto", "urls", "checkpoints"},
     {"strict_loading"},
     {"conversion"},
     {"records", "builtin"},

@@ -41,7 +41,8 @@ class EventLog:
 
     A line has `kind` and `timestamp_ms`. `start`: the trial was handed out, for the first time or again, with its
     `attempt` and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`.
-    `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its folder, that show them.
+    `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its folder, that show them; a
+    line that names others is no event.
 
     **The first report of a step stands.** A trial that goes on from a checkpoint trains some steps again and reports
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
@@ -245,10 +246,17 @@ def _is_event(event: Event) -> bool:
     if kind == "report":
         as_report(event)
     if kind == "judged":
+        if not all(isinstance(name, str) and _is_file_name(name) for name in event["artifacts"]):
+            return False
         as_report({"number": 0, **{key: event[key] for key in ("step", "timestamp_ms", "metrics")}})
     return (kind != "start" or isinstance(event["settings"].get("loss"), str)) and (
         kind != "end" or event["state"] in ENDS
     )
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name is one inside a folder, and leads to no other."""
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
 def as_report(event: Mapping[str, Any]) -> Report:

@@ -1,7 +1,11 @@
 """Files that are either the old ones or the new ones, never something between."""
 
+import errno
 import os
 from pathlib import Path
+
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system says that keeps no locks."""
 
 
 def replace_file(path: Path, text: str, *, durable: bool = False) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.config import load_config
-from tune_dlrml.evaluation.frontier import FrontierPoint, pareto
+from tune_dlrml.evaluation.frontier import FrontierPoint
 from tune_dlrml.evaluation.frontier_picture import Setting, frontier, mean_position
 from tune_dlrml.evaluation.rewards import VADER, load_reward
 from tune_dlrml.files import replace_file
+from tune_dlrml.pareto import pareto_front
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb-small.yaml"
 
@@ -51,7 +52,7 @@ def sampling(arguments: argparse.Namespace) -> list[str]:
 
 def table(points: dict[Setting, list[FrontierPoint]]) -> None:
     positions = [mean_position(policies) for policies in points.values()]
-    front = pareto(positions)
+    front = pareto_front([(position.kl, position.reward) for position in positions])
     label, note = max(14, *(len(key.label) for key in points)), max(9, *(len(key.note) for key in points))
     numbers = f"{'seeds':>5} {'reward':>8} {'KL, nats':>9}   reward and KL of each seed, 95 %"
     print(f"{'loss':{label}} {'strength':{note}} {numbers}")

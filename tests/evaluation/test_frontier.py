@@ -18,11 +18,9 @@ from tune_dlrml.evaluation.frontier import (
     Compared,
     Estimate,
     FrontierPoint,
-    Position,
     Sampling,
     completion_kl,
     frontier_point,
-    pareto,
     token_kl,
 )
 from tune_dlrml.evaluation.frontier_picture import Setting, frontier
@@ -271,31 +269,6 @@ def test_an_interval_of_one_prompt_is_refused_and_of_equal_values_is_a_point():
     assert Estimate.of([0.25, 0.25, 0.25], seed=0) == Estimate(0.25, 0.0, (0.25, 0.25))
     with pytest.raises(InputError, match="at least 2 prompts, but got 1"):
         Estimate.of([1.0], seed=0)
-
-
-def test_the_front_holds_what_nothing_beats():
-    positions = [
-        Position(reward=0.5, kl=2),
-        Position(reward=0.2, kl=0),
-        Position(reward=0.5, kl=3),  # beaten by the first: as good, further away
-        Position(reward=0.4, kl=2),  # beaten by the first: worse, as far
-        Position(reward=0.9, kl=9),
-        Position(reward=0.9, kl=9),
-        Position(reward=0.1, kl=1),
-    ]
-    assert pareto(positions) == [1, 0, 4, 5]
-    assert pareto([]) == []
-
-
-def test_the_front_is_what_comparing_every_two_points_leaves():
-    rng = np.random.default_rng(3)
-    positions = [Position(float(reward), float(kl)) for reward, kl in rng.integers(0, 12, size=(60, 2))]
-
-    def beats(one, other):
-        return one.reward >= other.reward and one.kl <= other.kl and one != other
-
-    left = {i for i, position in enumerate(positions) if not any(beats(other, position) for other in positions)}
-    assert set(pareto(positions)) == left
 
 
 def point(reward, kl):

@@ -1,6 +1,7 @@
 """A user's own loss: how it is named, found, built, learnt and tied to its file."""
 
 import hashlib
+import importlib
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tune_dlrml.config.losses import AnyLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom import sha256_of
+from tune_dlrml.losses.custom import imported
 from tune_dlrml.losses.geometry import dlrml_geometry
 from tune_dlrml.losses.registry import PairBatch, build_loss
 from tune_dlrml.space import loss_at
@@ -169,7 +170,7 @@ def test_the_file_of_the_function_is_hashed_and_held_against_it(module, tmp_path
     name = module(LOGISTIC)
     file = tmp_path / f"{name}.py"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert sha256_of(f"{name}:f") == digest
+    assert imported(f"{name}:f").sha256 == digest
     pinned = parsed(function=f"{name}:f", params={"beta": 0.1}, file_sha256=digest)
     build_loss(pinned)
     file.write_text(file.read_text() + "\n# changed\n")
@@ -202,3 +203,32 @@ def test_the_folder_that_a_command_runs_in_is_searched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     assert build_loss(parsed(function="in_this_folder:f", params={"beta": 0.1})).beta_kl == 0.1
+
+
+def test_an_edit_in_a_notebook_is_what_is_built_and_hashed(module, tmp_path):
+    name = module(LOGISTIC)
+    importlib.import_module(name)  # as a notebook does, to try the function
+    first = build_loss(parsed(function=f"{name}:f", params={"beta": 0.1}))
+    file = tmp_path / f"{name}.py"
+    file.write_text(file.read_text().replace("softplus(", "softplus(2 * "))
+    second = build_loss(
+        parsed(function=f"{name}:f", params={"beta": 0.1}, file_sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    )
+    pairs, _ = batch(-3.0)
+    assert second(pairs).item() == pytest.approx(math.log1p(math.exp(0.6)), rel=1e-6)
+    assert first(pairs).item() == pytest.approx(math.log1p(math.exp(0.3)), rel=1e-6)
+
+
+def test_a_function_from_another_file_than_the_one_that_is_hashed_is_refused(module):
+    other = module(LOGISTIC)
+    name = module(f"from {other} import f\n")
+    with pytest.raises(InputError, match=rf"{name}\.py has it from .*{other}\.py; name that module"):
+        build_loss(parsed(function=f"{name}:f", params={"beta": 0.1}))
+    wrapped = module(
+        f"import functools\nfrom {other} import f as inner\n\n"
+        "def doubling(f):\n    @functools.wraps(f)\n    def g(*a, **k):\n        return f(*a, **k)\n    return g\n\n"
+        "@doubling\ndef f(pairs, *, beta):\n    return inner(pairs, beta=beta)\n"
+    )
+    assert build_loss(parsed(function=f"{wrapped}:f", params={"beta": 0.1})).beta_kl == 0.1
+    with pytest.raises(InputError, match="must be a Python function"):
+        build_loss(parsed(function="fractions:Fraction"))

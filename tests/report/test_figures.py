@@ -1,13 +1,11 @@
 import itertools
 import math
-import random
 
 import pytest
 from made_search import LOSSES, Fate
 from matplotlib.colors import to_hex
 
 from tune_dlrml.report.figures import draw_all
-from tune_dlrml.report.figures.maps import pareto
 from tune_dlrml.report.figures.margins import loss_curve
 from tune_dlrml.report.style import as_image, looks, scale_of
 
@@ -90,21 +88,6 @@ def test_the_three_ways_to_say_a_mixing_have_one_place_on_the_map(make_search):
     assert shapes["by_start"].c_start == 4.0
     assert shapes["by_start"].c < 4.0
     assert data.tau == 0.05
-
-
-def test_the_front_is_what_nothing_beats_in_both():
-    dice = random.Random(3)
-    places = {n: (dice.choice([0.1, 0.2, 0.5, 1.0, 2.0]), dice.choice([0.5, 0.6, 0.7, 0.8])) for n in range(40)}
-
-    def beaten(own):
-        return any((kl <= own[0] and value >= own[1] and (kl, value) != own) for kl, value in places.values())
-
-    expected = {place for place in places.values() if not beaten(place)}
-    front = pareto(places)
-    assert {places[n] for n in front} == expected
-    assert [places[n][0] for n in front] == sorted(places[n][0] for n in front)
-    lowest = pareto(places, maximize=False)
-    assert places[lowest[-1]][1] == min(value for _, value in places.values())
 
 
 def test_the_curve_under_the_margins_is_the_loss(make_search):

@@ -1,4 +1,6 @@
+import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from cluster.services import PROJECT, Cluster, lacking
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.search import lock as lock_module
 from tune_dlrml.search.database import study_database
 from tune_dlrml.search.lock import only_driver
 from tune_dlrml.search.study import SearchStudy
@@ -137,3 +140,93 @@ def test_a_study_in_postgresql_is_resumed_as_one_in_a_file_is(
     assert (again.params, again.attempt) == (issued.params, 1)
     assert second.row(issued.number).value == 0.75
     second.close()
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has every lock of the operating system fail as on a file system that keeps none."""
+
+    def fail(number: int) -> None:
+        def flock(*_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        monkeypatch.setattr(lock_module, "LEASE_S", 0.6)
+        monkeypatch.setattr(lock_module, "REFRESH_S", 0.1)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_a_file_system_keeps_no_locks_a_lease_does(
+    tmp_path: Path, without_locks: Callable[[int], None], number: int
+) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    without_locks(number)
+    with only_driver(url, tmp_path, "planted") as lock:
+        with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
+            pytest.fail("two drivers hold one lease")
+        lock.check()
+    with only_driver(url, tmp_path, "planted"):  # it was given back, so nobody waits for its end
+        pass
+    assert {path.name for path in tmp_path.iterdir()} <= {"lock", "lease.lock"}
+
+
+LEASEHOLDER = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from tune_dlrml.search import lock
+def flock(*_): raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+lock.LEASE_S, lock.REFRESH_S = 0.6, 0.1
+with lock.only_driver(sys.argv[1], Path(sys.argv[2]), "planted") as held:
+    print("held", flush=True)
+    sys.stdin.readline()
+    try:
+        while True:
+            held.check()
+            time.sleep(0.02)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+"""
+
+
+def leaseholder(url: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LEASEHOLDER, url, str(folder)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_the_lease_of_a_killed_driver_is_taken_over(tmp_path: Path, without_locks: Callable[[int], None]) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    holder = leaseholder(url, tmp_path)
+    without_locks(errno.ENOLCK)
+    with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
+        pass
+    holder.kill()
+    holder.communicate()
+    with only_driver(url, tmp_path, "planted") as lock:
+        lock.check()
+
+
+def test_a_driver_that_slept_for_longer_than_its_lease_learns_that_it_is_lost(
+    tmp_path: Path, without_locks: Callable[[int], None]
+) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    holder = leaseholder(url, tmp_path)
+    without_locks(errno.ENOLCK)
+    holder.send_signal(signal.SIGSTOP)
+    with only_driver(url, tmp_path, "planted") as lock:
+        lock.check()
+        holder.send_signal(signal.SIGCONT)
+        told, _ = holder.communicate("\n", timeout=60)
+        assert told.startswith("StorageError") and "another driver may have begun" in told
+        lock.check()
+
+
+def test_another_fault_of_the_disk_is_none_of_locks(tmp_path: Path, without_locks: Callable[[int], None]) -> None:
+    without_locks(errno.EIO)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(OSError, match="Input/output"), only_driver(url, tmp_path, "planted"):
+        pass

@@ -12,12 +12,13 @@ from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded, Subject, complete_trials
 from tune_dlrml.data import load_section
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.frontier import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point, pareto
+from tune_dlrml.evaluation.frontier import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point
 from tune_dlrml.evaluation.frontier_picture import Setting
 from tune_dlrml.evaluation.frontier_picture import frontier as draw_frontier
 from tune_dlrml.evaluation.records import Chat
 from tune_dlrml.evaluation.rewards import Reward, load_reward
 from tune_dlrml.files import replace_file
+from tune_dlrml.pareto import pareto_front
 from tune_dlrml.search.result import SearchPlace
 
 PROMPTS = "builtin:sentiment_eval"
@@ -105,7 +106,8 @@ def search_frontier(search: str, place: SearchPlace, draw: Draw, out: Path) -> d
     for trial in trials:
         points[Setting(trial["label"], trial["note"])].append(FrontierPoint.from_json(trial))
     draw_frontier(points, reward=asked.reward.meaning).savefig(out / "frontier.png")
-    front = pareto([FrontierPoint.from_json(trial).position for trial in trials])
+    positions = [FrontierPoint.from_json(trial).position for trial in trials]
+    front = pareto_front([(position.kl, position.reward) for position in positions])
     return {
         "bench": "frontier",
         "model": search,

@@ -249,19 +249,6 @@ def token_kl(policy_CV: Tensor, reference_CV: Tensor, temperature: float = 1.0) 
     return kl.clamp(min=0)  # rounding alone makes it negative
 
 
-def pareto(positions: Sequence[Position]) -> list[int]:
-    """Indices of the points that no other one beats, by rising KL.
-
-    A point is beaten by one with no less reward at no more KL that is better in one of the two; equal points stay.
-    """
-    front: list[int] = []
-    for index in sorted(range(len(positions)), key=lambda i: (positions[i].kl, -positions[i].reward)):
-        last = positions[front[-1]] if front else None
-        if last is None or positions[index].reward > last.reward or positions[index] == last:
-            front.append(index)
-    return front
-
-
 def _check_prompts(count: int) -> None:
     if count < LEAST_PROMPTS:
         raise InputError(f"an interval needs at least {LEAST_PROMPTS} prompts, but got {count}; give more.")

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from tune_dlrml.evaluation.frontier import FrontierPoint, Position, pareto
+from tune_dlrml.evaluation.frontier import FrontierPoint, Position
+from tune_dlrml.pareto import pareto_front
 
 # Okabe and Ito's palette, "Color Universal Design", without its yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -79,7 +80,7 @@ def _styles() -> Iterator[_Style]:
 
 
 def _draw_front(axes: Axes, means: Sequence[Position]) -> None:
-    front = [means[index] for index in pareto(means)]
+    front = [means[index] for index in pareto_front([(mean.kl, mean.reward) for mean in means])]
     axes.plot(
         [place.kl for place in front],
         [place.reward for place in front],

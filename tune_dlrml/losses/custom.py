@@ -6,15 +6,13 @@ The module must be importable where a search starts and on its workers. The fold
 Ray gives it to the workers of a cluster on this machine, and `ray job submit --working-dir` to those of another.
 """
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import GRID, geometry_of
+from tune_dlrml.own_code import load_module
 
 Function = Callable[..., Any]
 COMPANY = 255
@@ -153,18 +152,35 @@ def unbounded_sides(slope: Callable[[float], float]) -> tuple[bool, bool]:
     return grows(-1), grows(+1)
 
 
-def imported(reference: str) -> Function:
-    """The function that `package.module:function` names.
+@dataclass(frozen=True)
+class OwnFunction:
+    """A user's function.
+
+    Attributes:
+        file: Of the module that its reference names, in which it is defined.
+        sha256: Of what that module was made from; what that file imports is not in it.
+    """
+
+    call: Function
+    file: Path
+    sha256: str
+
+
+def imported(reference: str) -> OwnFunction:
+    """The function that `package.module:function` names, as its file is now.
 
     Raises:
-        InputError: There is no such module or function, or the module cannot be imported.
+        InputError: There is no such module or function, or the module cannot be imported, or it has the function from
+            another file, which then would not be hashed.
     """
     module_name, _, name = reference.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        loaded = load_module(module_name)
+    except InputError as error:
+        raise InputError(f"{reference}: {error}") from None
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
@@ -174,36 +190,28 @@ def imported(reference: str) -> Function:
         raise InputError(f"{reference}: importing it failed: {told(error)}") from None
     except Exception as error:
         raise InputError(f"{reference}: importing it failed: {told(error)}") from None
-    function: Function | None = getattr(module, name, None)
+    function: Function | None = getattr(loaded.module, name, None)
     if not callable(function):
         own = [
-            key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module_name
+            key
+            for key, value in vars(loaded.module).items()
+            if inspect.isfunction(value) and value.__module__ == module_name
         ]
         has = f"functions there: {', '.join(own)}" if own else "it has no function of its own"
         raise InputError(f"{reference}: {module_name} must have a function {name}, but has none; {has}")
-    return function
+    _check_defined_there(reference, function, loaded.file)
+    return OwnFunction(function, loaded.file, loaded.sha256)
 
 
-def file_of(reference: str) -> Path:
-    """The file that holds a user's function.
-
-    Raises:
-        InputError: There is none that could be hashed.
-    """
-    function = inspect.unwrap(imported(reference))
-    file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
-    if file is None or not Path(file).is_file():
-        raise InputError(f"{reference}: must be a Python function in a file, but is {type(function).__name__} in none")
-    return Path(file)
-
-
-def sha256_of(reference: str) -> str:
-    """Of the file that holds a user's function; what that file imports is not in it.
-
-    Raises:
-        InputError: There is none.
-    """
-    return hashlib.sha256(file_of(reference).read_bytes()).hexdigest()
+def _check_defined_there(reference: str, function: Function, file: Path) -> None:
+    inner = inspect.unwrap(function)
+    if not inspect.isfunction(inner):
+        raise InputError(f"{reference}: must be a Python function in a file, but is {type(inner).__name__}")
+    if inner.__code__.co_filename != str(file):
+        raise InputError(
+            f"{reference}: the file that is named must define the function, since its hash tells it, but {file} has it "
+            f"from {inner.__code__.co_filename}; name that module, or wrap the function with functools.wraps"
+        )
 
 
 def told(error: BaseException, file: str | None = None) -> str:
@@ -255,11 +263,11 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
         InputError: The function cannot be found, or its file is not the one that `file_sha256` tells.
         ValueError: A field still holds a domain.
     """
-    function = imported(config.function)
-    if config.file_sha256 is not None and (found := sha256_of(config.function)) != config.file_sha256:
+    own = imported(config.function)
+    if config.file_sha256 is not None and own.sha256 != config.file_sha256:
         raise InputError(
             f"{config.function}: its file must be the one that the search began with, sha256 {config.file_sha256}, but "
-            f"{file_of(config.function)} has {found}; put the old one back, or begin a search of another name"
+            f"{own.file} has {own.sha256}; put the old one back, or begin a search of another name"
         )
     numbers: dict[str, Any] = {}
     learnt = None
@@ -270,7 +278,7 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
             numbers[name] = _number(value)
     strength = config.params.strength()
     usable = isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength > 0
-    return kind(function, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
+    return kind(own.call, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
 
 
 def _number(value: Any) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tune_dlrml.pareto import pareto_front
 from tune_dlrml.report.arms import Arm
 from tune_dlrml.report.diverging import splits
-from tune_dlrml.report.figures.maps import pareto
 from tune_dlrml.report.ranking import ranking, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import by_end, soundness, stages
@@ -47,10 +47,11 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
 def _front(data: SearchData) -> list[dict[str, Any]]:
     """The complete trials that no other one beats in both objective and KL."""
     done = [trial for trial in data.trials if trial.number in _complete(data) and "eval_kl" in trial.last]
-    places = {t.number: (t.last["eval_kl"], t.last[data.metric]) for t in done if data.metric in t.last}
+    known = [trial for trial in done if data.metric in trial.last]
+    places = [(trial.last["eval_kl"], trial.last[data.metric]) for trial in known]
     return [
-        {"trial": number, "kl": places[number][0], "value": places[number][1]}
-        for number in pareto(places, data.maximize)
+        {"trial": known[index].number, "kl": places[index][0], "value": places[index][1]}
+        for index in pareto_front(places, maximize=data.maximize)
     ]
 
 

@@ -229,10 +229,10 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         given = config.space.losses[index]
         if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
-            from tune_dlrml.losses.custom import sha256_of
+            from tune_dlrml.losses.custom import imported
 
             try:
-                given = given.model_copy(update={"file_sha256": sha256_of(given.function)})
+                given = given.model_copy(update={"file_sha256": imported(given.function).sha256})
                 seen = examine_function(loss)
             except InputError as error:
                 raise InputError(f"space.losses[{index}].function: {error}") from None

@@ -1,35 +1,53 @@
-"""One driver a search: a lock that vanishes with the process that holds it, whatever ends that process."""
+"""One driver a search: a lock that vanishes with the process that holds it, whatever ends that process.
+
+The operating system's own lock does so at once. Where a file system keeps none, as Lustre or NFS without its lock
+service, a lease stands in: a file that its driver refreshes while it lives, and that others take over when they have
+seen no refresh for `LEASE_S`, so that it outlives a killed driver by that long. A driver that slept for longer may have
+lost it, and asks before it goes on.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLease, Timeout
 
 from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.files import WITHOUT_LOCKS
 from tune_dlrml.search.database import engine_options, is_sqlite, unreachable
 from tune_dlrml.search.history import StudyHistory
+
+LEASE_S, REFRESH_S = 30.0, 5.0
+"""How long a lease lasts that nobody refreshes, and how often its driver does."""
 
 
 class DriverLock:
     """Held by the driver of a search.
 
     Args:
-        session: Of PostgreSQL, which holds the lock; None for a lock on a file, which only the end of this process
-            takes away.
+        session: Of PostgreSQL, which holds the lock; None where the lock on the folder is all.
+        lost: Why the lock on the folder is another's by now; None while it is this driver's, as a lock of the operating
+            system is to the end.
     """
 
-    def __init__(self, session: sqlalchemy.Connection | None = None) -> None:
-        self._session = session
+    def __init__(
+        self, session: sqlalchemy.Connection | None = None, lost: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self._session, self._lost = session, lost
 
     def check(self) -> None:
         """Make sure that the lock is still this driver's.
 
         Raises:
-            StorageError: PostgreSQL ended the session, and so another driver may have begun.
+            StorageError: PostgreSQL ended the session, or a lease was lost, and so another driver may have begun.
         """
+        if (reason := self._lost()) is not None:
+            raise StorageError(
+                f"the search's folder keeps no locks, and the lease that stands in was lost ({reason}), so another "
+                "driver may have begun; the same command goes on with the search"
+            )
         if self._session is not None:
             try:
                 self._session.execute(sqlalchemy.text("SELECT 1"))
@@ -55,29 +73,56 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
         InputError: Another driver holds it; the message names its host and process.
         StorageError: The database does not answer; it may be back when the same command is run again.
     """
-    with _file_lock(url, folder, name):
+    with _file_lock(url, folder, name) as lost:
         if is_sqlite(url):
-            yield DriverLock()
+            yield DriverLock(lost=lost)
         else:
-            with _database_lock(url, name) as lock:
-                yield lock
+            with _database_session(url, name) as session:
+                yield DriverLock(session, lost)
 
 
 @contextmanager
-def _file_lock(url: str, folder: Path, name: str) -> Iterator[None]:
-    lock = FileLock(folder / "lock")
+def _file_lock(url: str, folder: Path, name: str) -> Iterator[Callable[[], str | None]]:
+    lock = FileLock(folder / "lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise _refusal(url, name) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        with _lease(url, folder, name) as lost:
+            yield lost
+        return
     try:
-        yield
+        yield lambda: None
     finally:
         lock.release()
 
 
 @contextmanager
-def _database_lock(url: str, name: str) -> Iterator[DriverLock]:
+def _lease(url: str, folder: Path, name: str) -> Iterator[Callable[[], str | None]]:
+    """Hold a lease on a folder; what is yielded says why it was lost."""
+    reasons: list[str] = []
+    lease = SoftFileLease(
+        folder / "lease",
+        lease_duration=LEASE_S,
+        heartbeat_interval=REFRESH_S,
+        on_compromise=lambda compromise: reasons.append(str(compromise.error or compromise.reason)),
+    )
+    try:
+        lease.acquire(timeout=LEASE_S + 2 * REFRESH_S)
+    except Timeout:
+        raise _refusal(url, name) from None
+    try:
+        yield lambda: reasons[0] if reasons else None
+    finally:
+        lease.release()
+
+
+@contextmanager
+def _database_session(url: str, name: str) -> Iterator[sqlalchemy.Connection]:
+    """A session of PostgreSQL that holds the lock of a search."""
     key = int.from_bytes(hashlib.sha256(f"tune_dlrml/{name}".encode()).digest()[:8], "big", signed=True)
     # A pool would hand the session, and with it the lock, to others.
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_without_pool(engine_options(url)))
@@ -89,7 +134,7 @@ def _database_lock(url: str, name: str) -> Iterator[DriverLock]:
     try:
         if not taken:
             raise _refusal(url, name)
-        yield DriverLock(session)
+        yield session
     finally:
         session.close()
 

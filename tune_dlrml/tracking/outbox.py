@@ -10,12 +10,10 @@ from mlflow.exceptions import MlflowException
 
 from tune_dlrml.events import Event, EventLog, parsed
 from tune_dlrml.tracking.cursor import Cursor, MlflowStore, cursor_path
+from tune_dlrml.tracking.limits import METRICS_A_CALL, short_key
 from tune_dlrml.tracking.runs import RunGoneError, SearchRuns
 
 log = logging.getLogger(__name__)
-
-METRICS_A_CALL = 1000
-"""Limit of MLflow's log_batch."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,19 @@ class Outbox:
         elif event["kind"] == "end":
             self._runs.end(run, event)
         elif event["kind"] == "judged":
-            folder = self._events.path(number).parent
-            self._runs.add_files(run, [folder / name for name in event["artifacts"]])
+            self._runs.add_files(run, [*self._files(number, event["artifacts"])])
             self._apply_metrics(number, run, _metrics(event))
         else:
             self._apply_metrics(number, run, metrics)
+
+    def _files(self, number: int, names: Sequence[str]) -> Iterator[Path]:
+        """Files of a trial's own folder; a link may lead out of it, to what nobody meant to publish."""
+        for name in names:
+            path = self._events.path(number).parent / name
+            if path.is_symlink():
+                self._refuse(number, 1, f"{name} is a link")
+            else:
+                yield path
 
     def _apply_metrics(self, number: int, run: str, metrics: list[Metric]) -> None:
         if refused := self._log(run, metrics):
@@ -215,4 +221,6 @@ def _batches(lines: Sequence[tuple[bytes, int]]) -> Iterator[_Batch]:
 
 def _metrics(event: Event) -> list[Metric]:
     """The metrics of a report or of a judgement."""
-    return [Metric(name, value, event["timestamp_ms"], event["step"]) for name, value in event["metrics"].items()]
+    return [
+        Metric(short_key(name), value, event["timestamp_ms"], event["step"]) for name, value in event["metrics"].items()
+    ]

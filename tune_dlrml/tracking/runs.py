@@ -13,10 +13,8 @@ from mlflow.exceptions import MlflowException
 from tune_dlrml.events import Event
 from tune_dlrml.records import State
 from tune_dlrml.tracking.cursor import MlflowStore
+from tune_dlrml.tracking.limits import TAG_LENGTH, param_calls, short_key, short_text
 
-PARAM_LENGTH = 6000
-"""Limit of MLflow for the text of a param."""
-TAG_LENGTH = 5000
 PAGE = 1000
 """Runs that one call of a listing brings."""
 SETTLE_S = 3.0
@@ -135,7 +133,7 @@ class SearchRuns:
 
     def end(self, run: str, event: Event) -> None:
         """Close a child run with what became of its trial."""
-        reason = RunTag("stop_reason", _storable(event["reason"])[:TAG_LENGTH])
+        reason = RunTag("stop_reason", short_text(event["reason"], TAG_LENGTH))
         self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
         self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
 
@@ -239,9 +237,11 @@ class SearchRuns:
         if found:
             return str(max(found, key=lambda run: len(run.data.metrics)).info.run_id)
         self._given_up.add(name)
-        every = {**self._tags, **tags}
+        every = {key: short_text(value, TAG_LENGTH) for key, value in {**self._tags, **tags}.items()}
         try:
-            run = self._client.create_run(self._experiment, start_time=start_ms, tags=every, run_name=name)
+            run = self._client.create_run(
+                self._experiment, start_time=start_ms, tags=every, run_name=short_text(name, TAG_LENGTH)
+            )
         except Exception:
             self.doubtful = True
             raise
@@ -251,18 +251,11 @@ class SearchRuns:
     def _describe(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
         """Log tags, and those params that MLflow does not have yet: it takes no other value later."""
         before = self._client.get_run(run)
-        fresh = {key: value for key, value in params.items() if key not in before.data.params}
-        self._client.log_batch(
-            run,
-            params=[Param(key, _storable(str(value))[:PARAM_LENGTH]) for key, value in fresh.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+        own_tags = [RunTag(key, short_text(value, TAG_LENGTH)) for key, value in tags.items()]
+        fresh = {key: value for key, value in params.items() if short_key(key) not in before.data.params}
+        for call in [*param_calls(fresh)] or [{}]:
+            self._client.log_batch(run, params=[Param(key, text) for key, text in call.items()], tags=own_tags)
         return before
-
-
-def _storable(text: str) -> str:
-    """A text without what no database stores: PostgreSQL takes no NUL, and half a surrogate pair has no UTF-8."""
-    return text.replace("\0", "").encode(errors="replace").decode()
 
 
 def is_refusal(error: Exception) -> bool:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
+from tune_dlrml.training.memory import free_memory
 from tune_dlrml.training.reference_logps import Row, computing, row_length, to_device
 
 ROOM = 0.6
@@ -101,4 +101,4 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return int(psutil.virtual_memory().available)
+    return free_memory()

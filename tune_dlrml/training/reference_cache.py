@@ -9,7 +9,6 @@ held from before it looks what is missing until that is stored, so that no row i
 operating system, on NFS too, and goes with the process that holds it, however that ends.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tune_dlrml.errors import StorageError
-from tune_dlrml.files import sync_folder
+from tune_dlrml.files import WITHOUT_LOCKS, sync_folder
 
 FORMAT = "tune_dlrml reference log-probs 1"
 ROW_BYTES = hashlib.sha256().digest_size
@@ -37,8 +36,6 @@ LOOK_S = 0.1
 RowId = bytes
 LogProbs = tuple[float, float]
 """Of the chosen and of the rejected completion, in nats."""
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +131,7 @@ class ReferenceCache:
             except Timeout:
                 return False
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in WITHOUT_LOCKS:
                     raise
                 self._without_locks = True
                 _log.warning(

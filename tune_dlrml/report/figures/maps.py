@@ -1,7 +1,7 @@
 """Trials as points: over strength and mixing, and between objective and divergence."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tune_dlrml.losses.geometry import MONOTONE_C
+from tune_dlrml.pareto import pareto_front
 from tune_dlrml.records import State
 from tune_dlrml.report.figures.curves import C_LINES
 from tune_dlrml.report.ranking import Z, words
@@ -215,7 +216,9 @@ def _draw_frontier(
 ) -> None:
     places = {trial.number: (trial.last["eval_kl"], found) for trial in trials if (found := height(trial)) is not None}
     done = {trial.number for trial in trials if trial.state is State.COMPLETE}
-    front = pareto({number: (kl, found[0]) for number, (kl, found) in places.items() if number in done}, maximize)
+    ended = [number for number in places if number in done]
+    on_front = pareto_front([(places[number][0], places[number][1][0]) for number in ended], maximize=maximize)
+    front = [ended[index] for index in on_front]
     style, numbered = looks(data), _numbered(trials, *front)
     for trial in trials:
         if trial.number not in places:
@@ -244,18 +247,6 @@ def _draw_frontier(
         axes.plot(ends, [*levels, levels[-1]], color="#777777", dashes=(4, 3), drawstyle="steps-post")
     axes.set_xlabel("KL(policy || reference) of a completion, nats\n(square-root scale)")
     _scale_kl(axes, max((kl for kl, _ in places.values()), default=1.0))
-
-
-def pareto(places: Mapping[int, tuple[float, float]], maximize: bool = True) -> list[int]:
-    """Those that no other one beats in both KL and value, by rising KL."""
-    sign = 1.0 if maximize else -1.0
-    front: list[int] = []
-    highest = -math.inf
-    for number, (_, value) in sorted(places.items(), key=lambda item: (item[1][0], -sign * item[1][1], item[0])):
-        if sign * value > highest:
-            highest = sign * value
-            front.append(number)
-    return front
 
 
 def _objective(trial: TrialData, metric: str) -> tuple[float, float, float] | None:

@@ -1,0 +1,97 @@
+"""A user's module, made from the very bytes that are hashed.
+
+Python itself takes a module that was imported before, as in a notebook after an edit, and bytecode that was compiled
+from another state of the file within the same second. Here a module is compiled anew whenever its file has other bytes.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from tune_dlrml.errors import InputError
+
+
+@dataclass(frozen=True)
+class OwnModule:
+    """A module as it was loaded.
+
+    Attributes:
+        file: Where it was found.
+        sha256: Of what was compiled.
+    """
+
+    module: ModuleType
+    file: Path
+    sha256: str
+
+
+_loaded: dict[str, OwnModule] = {}
+
+
+def load_module(name: str) -> OwnModule:
+    """The module of this dotted name as its file is now; the same object as long as the file stays the same.
+
+    It is looked for on `sys.path`, and stands in `sys.modules` afterwards. What it imports is Python's own business.
+
+    Raises:
+        InputError: It is not one Python file.
+        ModuleNotFoundError: There is none.
+        Exception: Whatever its code raises.
+    """
+    spec = _found(name)
+    file = _only_file(name, spec)
+    source = file.read_bytes()
+    digest, known = hashlib.sha256(source).hexdigest(), _loaded.get(name)
+    if known is None or (known.file, known.sha256) != (file, digest) or sys.modules.get(name) is not known.module:
+        known = _loaded[name] = OwnModule(_executed(spec, source, file), file, digest)
+    return known
+
+
+def _found(name: str) -> ModuleSpec:
+    """Where a module is to be loaded from, whatever was loaded under its name before."""
+    parent, _, _ = name.rpartition(".")
+    path = getattr(importlib.import_module(parent), "__path__", []) if parent else None
+    for _ in range(2):
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path)
+            if spec is not None:
+                return spec
+        importlib.invalidate_caches()  # a file that was written a moment ago
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _only_file(name: str, spec: ModuleSpec) -> Path:
+    file = Path(spec.origin or "")
+    if not spec.has_location or file.suffix != ".py" or not file.is_file():
+        raise InputError(f"{name}: must be a Python file, but is {spec.origin or 'a folder without an __init__.py'}")
+    relative = Path(*name.split("."))
+    for here in (Path.cwd() / relative.with_suffix(".py"), Path.cwd() / relative / "__init__.py"):
+        if here.is_file() and here.read_bytes() != file.read_bytes():
+            raise InputError(
+                f"{name}: two different files have this name, {file}, which Python takes, and {here} in the folder "
+                "where this runs; rename one of them, or take the other's folder off PYTHONPATH"
+            )
+    return file.resolve()
+
+
+def _executed(spec: ModuleSpec, source: bytes, file: Path) -> ModuleType:
+    code = compile(source, str(file), "exec", dont_inherit=True)
+    module, before = importlib.util.module_from_spec(spec), sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # as code expects that asks for its own module, such as dataclasses
+    try:
+        exec(code, module.__dict__)
+    except BaseException:
+        if before is None:
+            del sys.modules[spec.name]
+        else:
+            sys.modules[spec.name] = before
+        raise
+    parent, _, child = spec.name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+    return module
