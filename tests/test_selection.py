@@ -5,8 +5,10 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import toy
+from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from tune_dlrml.config import DatasetConfig, TrainingConfig
@@ -262,7 +264,7 @@ CONFIGS = {
 def test_what_a_model_can_read_is_told_by_its_configuration(name, tmp_path, tokenizer):
     settings, positions, learned = CONFIGS[name]
     tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").touch()
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     text = settings.setdefault("text_config", settings) if "text_config" in settings else settings
     text["vocab_size"] = 1234
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -276,7 +278,7 @@ def test_a_pad_token_without_an_embedding_is_not_padded_with(tmp_path, tokenizer
     padded = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     padded.add_special_tokens({"pad_token": "[PAD]"})
     padded.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").touch()
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     for vocabulary, pad in ((len(padded) - 1, "</s>"), (len(padded), "[PAD]")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocabulary}))
         assert load_tokenizer(parse_model_reference(str(tmp_path))).pad_token == pad
