@@ -27,7 +27,7 @@ from tune_dlrml.data import (
     load_section,
     parse_dataset_reference,
 )
-from tune_dlrml.data.loading import _mapping
+from tune_dlrml.data.readers import _mapping
 from tune_dlrml.errors import InputError
 
 PLAIN = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
@@ -95,7 +95,7 @@ def test_a_file_stays_the_same_file_in_another_working_directory(folder, monkeyp
 
 
 @pytest.mark.parametrize(
-    "text", ["name", "train.csv", "a/b/c", "org/name#a b", "a.jsonl#[1]", "a.jsonl#[::2]", "#x", ""]
+    "text", ["name", "train.txt", "a/b/c", "org/name#a b", "a.jsonl#[1]", "a.jsonl#[::2]", "#x", ""]
 )
 def test_a_text_that_is_no_reference_is_refused_with_the_legal_forms(text, folder):
     with pytest.raises(InputError, match=r"is no reference to a data set: .*builtin:<name>.*org/name.*#split"):
@@ -105,10 +105,9 @@ def test_a_text_that_is_no_reference_is_refused_with_the_legal_forms(text, folde
 def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(folder):
     (folder / "pairs").mkdir()
     write_jsonl(folder / "pairs" / "train.jsonl", PLAIN)
-    (folder / "pairs" / "train.csv").touch()
-    for text in ("pairs/train.csv", "pairs"):
-        with pytest.raises(InputError, match=r"Did you mean pairs/train\.jsonl\?"):
-            parse_dataset_reference(text)
+    (folder / "pairs" / "train.txt").touch()
+    with pytest.raises(InputError, match=r"is no reference to a data set: .*builtin"):
+        parse_dataset_reference("pairs/train.txt")
 
 
 # What loads.
@@ -166,7 +165,10 @@ def test_turns_that_differ_in_a_field_that_is_not_used_are_refused_with_its_name
 
 IMPLICIT = {
     "conversations": ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, CHAT),
-    "prompt repeated as a text": ({"prompt": "What?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, CHAT),
+    "prompt repeated as a text": (
+        {"prompt": "What color is the\nsky?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+        CHAT,
+    ),
     "a longer answer to the same start": (
         {"chosen": [USER, BLUE], "rejected": [USER, BLUE, USER, GREEN]},
         {"prompt": [USER], "chosen": [BLUE], "rejected": [BLUE, USER, GREEN]},
@@ -177,11 +179,11 @@ IMPLICIT = {
     ),
     "texts that part inside a word": (
         {"chosen": "The sky is blue.", "rejected": "The sky is black."},
-        {"prompt": "The sky is bl", "chosen": "ue.", "rejected": "ack."},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " black."},
     ),
     "a text that continues the other": (
         {"chosen": "The sky", "rejected": "The sky is"},
-        {"prompt": "The sk", "chosen": "y", "rejected": "y is"},
+        {"prompt": "The", "chosen": " sky", "rejected": " sky is"},
     ),
 }
 
@@ -191,11 +193,15 @@ def test_a_shared_start_becomes_the_prompt(row, pair, folder):
     assert pairs_of(folder / "train.jsonl", row) == [pair]
 
 
-def test_the_prompt_is_the_one_that_trl_extracts():
+def test_the_prompt_is_the_one_that_trl_extracts_but_for_letters_of_a_word_that_is_not_whole():
     from trl.data_utils import extract_prompt
 
     for row, pair in IMPLICIT.values():
-        assert extract_prompt(row) == pair
+        theirs = extract_prompt(row)
+        for column in ("chosen", "rejected"):
+            assert theirs["prompt"] + theirs[column] == pair["prompt"] + pair[column]
+        cut = theirs["prompt"][len(pair["prompt"]) :]
+        assert theirs["prompt"][: len(pair["prompt"])] == pair["prompt"] and cut in ([], "", " bl", " sk")
 
 
 def test_every_file_format_gives_the_same_pairs(folder):
@@ -297,10 +303,11 @@ def test_all_rows_of_a_data_set_have_one_format(folder):
 
 def test_of_many_bad_rows_the_message_counts_all_and_shows_three(folder):
     message = refusal(write_jsonl(folder / "train.jsonl", PLAIN, *[{**PLAIN, "chosen": number} for number in range(5)]))
-    head, *shown, rest = message.splitlines()
+    head, *shown, rest, remedy = message.splitlines()
     assert head.endswith("train.jsonl: 5 of 6 rows are no preference pairs:")
     assert [line.strip()[:14] for line in shown] == ["row 2 (line 2)", "row 3 (line 3)", "row 4 (line 4)"]
     assert rest == "  and 2 more"
+    assert remedy == "Set dataset.bad_rows: drop to leave such rows out."
 
 
 def test_a_long_value_is_shortened(folder):
@@ -380,14 +387,14 @@ def test_a_key_that_is_given_twice_is_found_in_one_pass_over_a_long_line():
 
 
 def test_a_line_without_end_is_not_read_to_its_end(folder, monkeypatch):
-    monkeypatch.setattr("tune_dlrml.data.loading.LINE_LIMIT", 1000)
+    monkeypatch.setattr("tune_dlrml.data.readers.LINE_LIMIT", 1000)
     (folder / "train.jsonl").write_text(f"{json.dumps(PLAIN)}\n{'x' * 1001}")
     assert "train.jsonl: line 2: a line has at most 1,000 characters" in refusal("train.jsonl")
 
 
 def test_an_array_is_read_up_to_its_own_limit(folder, monkeypatch):
-    monkeypatch.setattr("tune_dlrml.data.loading.LINE_LIMIT", 100)
-    monkeypatch.setattr("tune_dlrml.data.loading.ARRAY_LIMIT", 1000)
+    monkeypatch.setattr("tune_dlrml.data.readers.LINE_LIMIT", 100)
+    monkeypatch.setattr("tune_dlrml.data.readers.ARRAY_LIMIT", 1000)
     (folder / "short.json").write_text(json.dumps([PLAIN] * 10))
     (folder / "long.json").write_text(json.dumps([PLAIN] * 20))
     assert len(load_pairs("short.json")) == 10
@@ -404,7 +411,7 @@ def loop(path):
 
 
 PATHS = {
-    "folder": (Path.mkdir, "must be a file, but is a folder"),
+    "folder": (Path.mkdir, "the folder holds no file of pairs"),
     "pipe": (os.mkfifo, "must be a file, but is a pipe, a socket or a device"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "must be a file, but is a pipe, a socket or a device"),
     "links in a circle": (loop, "cannot be read (Too many levels of symbolic links)"),

@@ -10,6 +10,7 @@ from typing import Any
 from tune_dlrml.benches.answers import fingerprint
 from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded, Subject, complete_trials
+from tune_dlrml.config import RowsConfig
 from tune_dlrml.data import load_section
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.frontier import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point
@@ -64,8 +65,9 @@ class _Asked:
     @classmethod
     def of(cls, subject: Loaded, draw: Draw) -> "_Asked":
         worth = load_reward(draw.reward)
-        source = draw.prompts or (PROMPTS if subject.config is None else subject.config.dataset.eval)
-        section, _ = load_section(source, "prompts")
+        held_out = None if draw.prompts or subject.config is None else subject.config.dataset
+        source = draw.prompts or (PROMPTS if held_out is None else held_out.eval)
+        section, _ = load_section(source, "prompts", held_out or RowsConfig())
         return cls(source, [pair["prompt"] for pair in section.pairs][: draw.limit], worth)
 
 

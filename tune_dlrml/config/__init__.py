@@ -19,6 +19,7 @@ from tune_dlrml.config.losses import (
     PadllLoss,
     PflLoss,
 )
+from tune_dlrml.config.rows import ColumnsConfig, MessagesConfig, RowsConfig
 from tune_dlrml.config.schema import (
     CONFIRM_SUFFIX,
     NAME_LENGTH,
@@ -46,6 +47,7 @@ __all__ = [
     "CellLoss",
     "CheckpointConfig",
     "Choice",
+    "ColumnsConfig",
     "ConfirmConfig",
     "DatasetConfig",
     "DbaqlLoss",
@@ -61,10 +63,12 @@ __all__ = [
     "KtoLoss",
     "LearnableBetaMix",
     "LoraSettings",
+    "MessagesConfig",
     "PadllLoss",
     "PflLoss",
     "Range",
     "ResourcesConfig",
+    "RowsConfig",
     "SchedulerConfig",
     "ScoringRule",
     "SearchConfig",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.config.evaluation import EvaluationConfig
 from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
+from tune_dlrml.config.rows import RowsConfig
 from tune_dlrml.config.training import (
     BelowOne,
     Natural,
@@ -24,13 +25,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class DatasetConfig(Frozen):
-    """References to preference pairs: a JSONL or Parquet file, a hub id or `builtin:`, with an optional `#split`.
+class DatasetConfig(RowsConfig):
+    """References to preference pairs: files, folders or globs of them, a hub id or `builtin:`, each with `#split[a:b]`.
 
-    `test` is touched by the final verdict only. What is done about rows that cannot be used as they are:
+    `test` is touched by the final verdict only. What is done about pairs that cannot be used as they are:
 
-    - `bad_rows`, which are no preference pairs, which the chat template refuses or whose tokens nothing can be learnt
-      from: refused with the first of them, or dropped.
     - `shared_prompts`, held-out rows whose prompt is trained on: dropped, refused or kept.
     - `long_pairs`, of more than training.max_length tokens: truncated as training.truncation_mode says, dropped or
       refused. A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL, and so
@@ -42,7 +41,6 @@ class DatasetConfig(Frozen):
     train: Text
     eval: Text
     test: Text | None = None
-    bad_rows: Literal["refuse", "drop"] = "refuse"
     shared_prompts: Literal["drop", "refuse", "keep"] = "drop"
     long_pairs: Literal["truncate", "drop", "refuse"] = "truncate"
 

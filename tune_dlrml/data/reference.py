@@ -1,6 +1,8 @@
-"""What a reference to preference pairs says: a file, a built-in set or a hub id, and which of its rows."""
+"""What a reference to preference pairs says: files, a built-in set or a hub id, and which of the rows."""
 
 import difflib
+import glob
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Literal
 from tune_dlrml.errors import InputError
 
 BUILTIN_PREFIX = "builtin:"
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMS = (
-    "a data set is a file (.jsonl, .json, .parquet), `builtin:<name>` or a hub id `org/name[@revision]`, each with an "
-    "optional `#split`, `#split[:1000]` or `#[:64]`"
+    f"a data set is a file ({', '.join(SUFFIXES)}, each also with {', '.join(COMPRESSIONS)}), a folder or a glob of "
+    "them, `builtin:<name>` or a hub id `org/name[@revision]`, each with an optional `#split`, `#split[:1000]` or "
+    "`#[:64]`"
 )
 
 _REFERENCE = re.compile(
@@ -26,10 +30,10 @@ class DatasetReference:
     """Where preference pairs come from.
 
     Attributes:
-        kind: Which of the three forms.
-        location: An absolute path, the name of a built-in set, or a hub id.
+        kind: Files, built-in or from a hub.
+        location: An absolute path or pattern, the name of a built-in set, or a hub id.
         revision: Branch, tag or commit of a hub id; None is the hub's default branch.
-        split: Name of the split; None is the only one of a file, and `train` of a hub data set.
+        split: Name of the split; None is the only one of a file, and `train` of a folder or a hub data set.
         start: First row taken, as in a Python slice.
         stop: Row before which to stop, as in a Python slice.
     """
@@ -65,26 +69,37 @@ def parse_dataset_reference(text: str) -> DatasetReference:
         name = location.removeprefix(BUILTIN_PREFIX)
         return DatasetReference("builtin", name, split=split, start=start, stop=stop)
     path = Path(location).expanduser() if location.startswith("~/") else Path(location)
-    if path.suffix in SUFFIXES:
-        return DatasetReference("file", str(_absolute(path)), split=split, start=start, stop=stop)
+    if format_of(path) is not None or os.path.isdir(path) or glob.has_magic(location):
+        return DatasetReference("file", _absolute(path), split=split, start=start, stop=stop)
     hub = _HUB_ID.fullmatch(location)
     if hub is None or path.exists():
         raise InputError(f"{text!r} is no reference to a data set: {FORMS}.{did_you_mean(path)}")
     return DatasetReference("hub", hub["id"], hub["revision"], split, start, stop)
 
 
-def _absolute(path: Path) -> Path:
+def format_of(path: Path) -> tuple[str, str] | None:
+    """Suffixes of format and compression (may be empty) that the name of a file of pairs ends with; None of others."""
+    name = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    suffix = Path(name.removesuffix(compression)).suffix
+    return (suffix, compression) if suffix in SUFFIXES else None
+
+
+def _absolute(path: Path) -> str:
+    if glob.has_magic(str(path)) and not path.exists():
+        # Only what was written is a pattern, not the working directory.
+        return str(path if path.is_absolute() else Path(glob.escape(str(Path.cwd()))) / path)
     try:
-        return path.resolve()
+        return str(path.resolve())
     except (OSError, RuntimeError):  # links that go round in a circle; opening the file will say so
-        return path.absolute()
+        return str(path.absolute())
 
 
 def did_you_mean(path: Path) -> str:
     """Name a file of pairs beside `path` whose name is close, or one inside it."""
     try:
         folder = path if path.is_dir() else path.parent
-        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES)
+        names = sorted(entry.name for entry in folder.iterdir() if format_of(entry) is not None)
     except OSError:
         return ""
     near = names if folder is path else difflib.get_close_matches(path.name, names, n=1)

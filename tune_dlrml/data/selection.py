@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from tune_dlrml.config import DatasetConfig, TrainingConfig
 from tune_dlrml.data.kinds import Found, examine
 from tune_dlrml.data.loading import load_section
-from tune_dlrml.data.pairs import Fault, faults_message
+from tune_dlrml.data.pairs import Fault
 from tune_dlrml.data.plan import canonical, content_hash
+from tune_dlrml.data.rows import faults_message, refusal_of_rows
 from tune_dlrml.data.section import Section
 from tune_dlrml.data.seen import Reader, seen
 from tune_dlrml.data.tokens import TokenPair, TokenRows, tokenize
@@ -68,7 +69,7 @@ def select_pairs(dataset: DatasetConfig, training: TrainingConfig, load_reader: 
     notes: list[str] = []
     found: list[Found] = []
     for name, reference in dataset.references().items():
-        sections[name], told = load_section(reference, f"dataset.{name}", dataset.bad_rows)
+        sections[name], told = load_section(reference, f"dataset.{name}", dataset)
         notes += told
     reader = None if load_reader is None else load_reader()
     if reader is not None:
@@ -139,8 +140,10 @@ def _tokenized(section: Section, dataset: DatasetConfig, reader: Reader) -> tupl
     if not faulty:
         return replace(section, tokens=tokens), ()
     faults = [f"{section.places[index]}: {made[index]}" for index in faulty]
-    message = faults_message(faults, len(made), section.key)
-    if dataset.bad_rows == "refuse" or not tokens:
+    message = faults_message(faults, str(len(made)), section.key)
+    if dataset.bad_rows == "refuse":
+        raise InputError(refusal_of_rows(faults, str(len(made)), section.key))
+    if not tokens:
         raise InputError(message)
     return replace(section.without(faulty), tokens=tokens), (f"bad rows are dropped. {message}",)
 

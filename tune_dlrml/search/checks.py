@@ -71,7 +71,7 @@ def _references(config: SearchConfig) -> Iterator[tuple[str, Callable[[], Findin
         return Finding("model", "ok", config.model)
 
     def dataset(section: str, text: str) -> Finding:
-        check_dataset_reference(parse_dataset_reference(text), config.dataset.bad_rows)
+        check_dataset_reference(parse_dataset_reference(text), config.dataset)
         return Finding(f"dataset.{section}", "ok", text)
 
     for section, text in config.dataset.references().items():

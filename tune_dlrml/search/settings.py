@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 
 FREE_KEYS = (
@@ -43,7 +46,8 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
     differing: list[str] = []
     for section in old.keys() & new.keys():
         prefix = "" if section == "config" else section
-        before, now = dict(_leaves(old[section], prefix)), dict(_leaves(new[section], prefix))
+        was_set = _completed(old[section]) if section == "config" else old[section]
+        before, now = dict(_leaves(was_set, prefix)), dict(_leaves(new[section], prefix))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key, _ABSENT) != now.get(key, _ABSENT) and not _is_free(key):
                 was, is_now = (json.dumps(values[key]) if key in values else _ABSENT for values in (before, now))
@@ -53,6 +57,14 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
             f"search {name!r} was begun with other settings; resume it with those, or give this one another --name:\n"
             + "\n".join(differing)
         )
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a search that was begun before some keys existed: those have the value that changes nothing."""
+    try:
+        return SearchConfig.model_validate(dict(config)).model_dump(mode="json", include=set(config))
+    except ValidationError:  # not legal any more: every difference is told
+        return config
 
 
 def _is_free(key: str) -> bool:
