@@ -199,6 +199,9 @@ def _search_document(result: Any, taken: Any, confirmation: Any) -> dict[str, An
         "spent_s": result.spent_s,
         "taken": taken.as_json(),
         "confirmed": None if confirmation is None else confirmation.as_json(),
+        "shared_prompt": next(
+            (bool(of["shared_prompt"]) for of in result.metrics.values() if "shared_prompt" in of), None
+        ),
         "trials": [
             {
                 "number": row.number,

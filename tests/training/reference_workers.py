@@ -20,7 +20,7 @@ from tune_dlrml.training.reference_cache import ReferenceCache, ReferenceKey
 from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
 from tune_dlrml.training.resident import Resident
 
-KEY = ReferenceKey("toy", "1", "float32", False, "tokens", None, 64, "keep_start")
+KEY = ReferenceKey("toy", "1", "float32", False, "tokens", None, 64, "keep_start", "padded", "sdpa", "cpu", (-1.5,))
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 

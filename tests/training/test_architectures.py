@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.training.batches import add_log_prob_head, pair_log_probs
 from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import PairForm, choose_form
+from tune_dlrml.training.sft import check_head
 
 Row = dict[str, list[int]]
 LONGEST = 33
@@ -225,3 +227,24 @@ def test_a_head_that_gives_the_models_logits_stays(case: str) -> None:
     fused = model.forward
     settle_log_prob_head(model, some_rows())
     assert model.forward == fused
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "plain"),
+    [
+        (*PACKED["grouped queries"], True),
+        (*PACKED["experts"], True),
+        ("Cohere", {"logit_scale": 1.0}, True),
+        (*PACKED["scaled logits"], False),
+        (*PACKED["divided logits"], False),
+        (*PACKED["partly rotary"], False),
+        (*PADDED["recurrent and local"][:2], False),
+        (*PADDED["chunks"][:2], False),
+    ],
+)
+def test_a_scoring_rule_takes_logits_that_are_a_product_only(
+    name: str, changes: Mapping[str, Any], plain: bool
+) -> None:
+    model, _ = a_model(name, changes)
+    with nullcontext() if plain else pytest.raises(InputError, match="hidden states times a matrix"):
+        check_head(model)

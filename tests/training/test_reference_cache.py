@@ -120,7 +120,7 @@ def test_the_file_is_read_by_other_tools_and_says_what_it_is(lora_resident: Resi
 def key(model: Path, **changes: Any) -> ReferenceKey:
     ref, training = parse_model_reference(str(model)), settings(**changes)
     dtype = torch.bfloat16 if training.bf16 and training.lora else torch.float32
-    return reference_key(ref, load_model(ref, dtype=dtype), load_tokenizer(ref), training)
+    return reference_key(ref, load_model(ref, dtype=dtype), load_tokenizer(ref), training, "padded")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,32 @@ def test_truncation_and_precision_are_in_the_key(toy_model: Path, change: dict[s
     assert str(key(toy_model, **change)) != str(key(toy_model))
 
 
+def test_what_computes_is_in_the_key(toy_model: Path) -> None:
+    ref, training = parse_model_reference(str(toy_model)), settings()
+    model, tokenizer = load_model(ref, dtype=torch.float32), load_tokenizer(ref)
+    keys = [reference_key(ref, model, tokenizer, training, form) for form in ("packed", "padded")]
+    keys.append(reference_key(ref, model, tokenizer, training.at({"attn_implementation": "eager"}), "padded"))
+    assert len(set(map(str, keys))) == 3
+    assert torch.__version__ in keys[0].software and "cpu" in keys[0].device
+
+
+def test_weights_that_are_not_those_of_the_file_are_in_the_key(toy_model: Path) -> None:
+    """As a head is that a checkpoint lacks, and a library makes up anew in every process."""
+    ref = parse_model_reference(str(toy_model))
+    model, tokenizer = load_model(ref, dtype=torch.bfloat16), load_tokenizer(ref)
+    first = reference_key(ref, model, tokenizer, settings(), "padded")
+    assert reference_key(ref, model, tokenizer, settings(), "padded") == first
+    torch.nn.init.normal_(model.lm_head.weight)
+    other = reference_key(ref, model, tokenizer, settings(), "padded")
+    assert other.model == first.model and other.answers != first.answers
+
+
+def test_the_cache_of_a_search_is_that_of_its_form(toy_model: Path, tmp_path: Path) -> None:
+    for form in (True, False, True):
+        Resident.load(str(toy_model), toy_training.pairs(toy_model), settings(shared_prompt=form), references=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_the_dtype_of_the_weights_is_in_the_key_beside_autocast(toy_model: Path) -> None:
     under_lora, full = key(toy_model, bf16=True), key(toy_model, bf16=True, lora=None)
     assert (under_lora.dtype, full.dtype) == ("bfloat16", "float32")
@@ -158,13 +184,13 @@ def test_the_dtype_of_the_weights_is_in_the_key_beside_autocast(toy_model: Path)
 def test_the_tokenizer_and_its_template_are_in_the_key_and_its_last_call_is_not(toy_model: Path) -> None:
     ref = parse_model_reference(str(toy_model))
     model, tokenizer = load_model(ref, dtype=torch.float32), load_tokenizer(ref)
-    keys = [reference_key(ref, model, tokenizer, settings())]
+    keys = [reference_key(ref, model, tokenizer, settings(), "padded")]
     tokenizer(["a", "longer one"], padding=True, truncation=True, max_length=3)
-    assert reference_key(ref, model, tokenizer, settings()) == keys[0]
+    assert reference_key(ref, model, tokenizer, settings(), "padded") == keys[0]
     tokenizer.chat_template = "{{ messages }}"
-    keys.append(reference_key(ref, model, tokenizer, settings()))
+    keys.append(reference_key(ref, model, tokenizer, settings(), "padded"))
     tokenizer.add_tokens(["lovelier"])
-    keys.append(reference_key(ref, model, tokenizer, settings()))
+    keys.append(reference_key(ref, model, tokenizer, settings(), "padded"))
     assert len(set(map(str, keys))) == 3
 
 

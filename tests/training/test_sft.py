@@ -90,7 +90,7 @@ def test_a_loss_without_the_term_reports_none(lora_resident: Resident) -> None:
 
 
 def softcapped(model: Any) -> None:
-    model.config.final_logit_softcapping = 30.0
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: 0.3 * torch.tanh(logits / 0.3))
 
 
 def biased(model: Any) -> None:
@@ -98,7 +98,7 @@ def biased(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [(softcapped, "final_logit_softcapping"), (biased, "bias")], ids=["softcap", "bias"]
+    ("change", "named"), [(softcapped, "something else"), (biased, "bias")], ids=["softcap", "bias"]
 )
 def test_a_model_whose_logits_are_more_than_a_product_is_refused(
     toy_model: Path, change: Callable[[Any], None], named: str

@@ -46,13 +46,18 @@ class ReferenceKey:
 
     Attributes:
         model: Fingerprint of its content.
-        software: Version of the library that holds the model's code.
+        software: Versions of the libraries that hold the model's code and compute it.
         dtype: Of the weights.
         autocast: Whether the forward runs in bfloat16 where that is safe.
         tokenizer: Fingerprint, without the chat template.
         chat_template: Fingerprint; None without one.
         max_length: Tokens after truncation; None truncates nothing.
         truncation_mode: The end that is kept.
+        form: How pairs go through the model, and what makes log-probs of its hidden states.
+        attention: Name of its implementation.
+        device: Kind of the device that computed.
+        answers: Log-probs that the model gives to some tokens, in nats, so rounded that only other weights change them:
+            those of a file may not be all that a model has.
     """
 
     model: str
@@ -63,6 +68,10 @@ class ReferenceKey:
     chat_template: str | None
     max_length: int | None
     truncation_mode: str
+    form: str
+    attention: str
+    device: str
+    answers: tuple[float, ...]
 
     def __str__(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -21,6 +21,8 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.fingerprints import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from tune_dlrml.models import ModelReference
 from tune_dlrml.training.batches import Batch, pair_log_probs
+from tune_dlrml.training.full_precision import in_float32
+from tune_dlrml.training.log_prob_head import label_log_probs
 from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world
 from tune_dlrml.training.reference_cache import LogProbs, ReferenceCache, ReferenceKey, RowId, row_id
 
@@ -32,6 +34,8 @@ PATIENCE_S = 30.0
 not time out because another group is computing."""
 BATCHES_A_SAVE = 64
 """Batches of each rank between two saves: what a group that dies has computed in vain."""
+ASKED, PRIME = 16, 7919
+"""Tokens that a model is asked about, and the step from one to the next in its vocabulary."""
 
 _log = logging.getLogger(__name__)
 
@@ -143,6 +147,7 @@ def reference_cache(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingConfig,
+    form: str,
 ) -> ReferenceCache:
     """The cache of a loaded model, the same on every rank; rank 0 alone reads the weights' files for it.
 
@@ -152,8 +157,9 @@ def reference_cache(
         model: In the precision that it computes in.
         tokenizer: The model's own.
         training: Truncation and precision.
+        form: How pairs go through it.
     """
-    return ReferenceCache(folder, on_rank_zero(lambda: reference_key(reference, model, tokenizer, training)))
+    return ReferenceCache(folder, on_rank_zero(lambda: reference_key(reference, model, tokenizer, training, form)))
 
 
 def reference_key(
@@ -161,18 +167,39 @@ def reference_key(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingConfig,
+    form: str,
 ) -> ReferenceKey:
-    """What the reference log-probs of a loaded model depend on."""
+    """What the reference log-probs of a loaded model depend on, on the device where it is."""
     return ReferenceKey(
         model=model_fingerprint(reference),
-        software=f"transformers {metadata.version('transformers')}",
+        software=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
         dtype=str(model.dtype).removeprefix("torch."),
         autocast=training.bf16,
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=template_fingerprint(tokenizer),
         max_length=training.max_length,
         truncation_mode=training.truncation_mode,
+        form=form,
+        attention=training.attn_implementation,
+        device=_kind(next(model.parameters()).device),
+        answers=_answers(model),
     )
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _answers(model: PreTrainedModel) -> tuple[float, ...]:
+    """Log-probs of tokens from all over the vocabulary, to a tenth of a nat, which float32 gives everywhere alike."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.tensor([[index * PRIME % vocabulary for index in range(1, ASKED + 2)]])
+    ids = ids.to(next(model.parameters()).device)
+    with torch.no_grad(), in_float32(model):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return tuple(round(value, 1) for value in label_log_probs(logits[:, :-1], ids[:, 1:])[0].tolist())
 
 
 @contextmanager

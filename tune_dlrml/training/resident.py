@@ -1,6 +1,7 @@
 """What stays in a worker between trials: base model, tokenizer, pairs as token ids, reference values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,8 @@ class Resident:
         tokenizer: The model's own.
         pairs: Preference pairs as token ids.
         training: Settings that all trials share: precision, truncation, batch size of the evaluation.
-        cache: Reference log-probs of this model that were computed before; None keeps them in memory only.
+        cache: Of the reference log-probs that were computed before by this model, with pairs in the form that it is
+            told; None keeps them in memory only.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Resident:
         tokenizer: PreTrainedTokenizerBase,
         pairs: Pairs,
         training: TrainingConfig,
-        cache: ReferenceCache | None = None,
+        cache: Callable[[str], ReferenceCache] | None = None,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
@@ -45,11 +47,12 @@ class Resident:
         self.tokenizer = tokenizer
         self.training = training
         self.train_rows, eval_rows = list[Row](pairs.train), list[Row](pairs.eval)
-        settle_log_prob_head(model, self.train_rows)
+        head = settle_log_prob_head(model, self.train_rows)
         self.form = choose_form(model, tokenizer, training, self.train_rows, eval_rows)
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
-        self.reference = ReferenceLogProbs(model, training, self.form.collate, cache)
+        stored = None if cache is None else cache(f"{'packed' if self.form.packed else 'padded'}, {head}")
+        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored)
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
@@ -77,8 +80,9 @@ class Resident:
         loaded = load_model(reference, dtype=dtype, attn_implementation=training.attn_implementation)
         device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(reference)
-        cache = None if references is None else reference_cache(references, reference, loaded, tokenizer, training)
-        return cls(loaded.to(device), tokenizer, pairs, training, cache)
+        on_device = loaded.to(device)
+        cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
+        return cls(on_device, tokenizer, pairs, training, cache)
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs."""

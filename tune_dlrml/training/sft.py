@@ -15,17 +15,14 @@ from tune_dlrml.config import SftTerm
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import answer_means, build_rule
 from tune_dlrml.training.batches import Batch
+from tune_dlrml.training.full_precision import in_float32
 
 UNSCORED = -100
 """Label of a token that nobody is asked to predict."""
-OWN_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-"""Keys of models that change their logits behind the head."""
+ASKED = 8
+"""Tokens on which logits are compared."""
+CLOSE = 1e-4
+"""Share of the largest logit by which rounding in float32 may move one."""
 
 
 class ChosenAnswers:
@@ -47,7 +44,7 @@ class ChosenAnswers:
         self._token_loss = build_rule(term)
         self._model, self._backbone = model, model.base_model
         self._hidden: Tensor | None = None
-        head_weight(model)
+        check_head(model)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -70,21 +67,39 @@ class ChosenAnswers:
         return answer_means(self._token_loss(hidden_TD, head_weight(self._model), labels_T), length_B)
 
 
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The matrix (V, D) that makes logits of hidden states.
+def check_head(model: PreTrainedModel) -> None:
+    """Look whether the model's logits are hidden states times `head_weight`.
 
     Raises:
-        InputError: The model's logits are more than that product.
+        InputError: They are more than that: a bias, a scale or a cap comes behind, or an adapter is in the head.
     """
-    head, settings = model.get_output_embeddings(), model.config.get_text_config()
-    changed = [key for key in OWN_LOGITS if getattr(settings, key, None) is not None]
-    if type(head) is not nn.Linear or head.bias is not None or changed:
-        found = ", ".join(changed) or f"a head of {type(head).__name__} with a bias or an adapter"
+    head, reason = model.get_output_embeddings(), None
+    if type(head) is not nn.Linear or head.bias is not None:
+        reason = f"a head of {type(head).__name__} with a bias or an adapter"
+    elif not _is_product(model):
+        reason = "logits that are something else"
+    if reason is not None:
         raise InputError(
             "a scoring rule is computed from logits that are hidden states times a matrix, but this model has "
-            f"{found}; leave `sft` and `warm_up` out, and lm_head out of lora.target_modules"
+            f"{reason}; leave `sft` and `warm_up` out, and lm_head out of lora.target_modules"
         )
-    return head.weight
+
+
+def _is_product(model: PreTrainedModel) -> bool:
+    ids = torch.arange(1, 1 + ASKED, device=next(model.parameters()).device)[None]
+    with torch.no_grad(), in_float32(model):
+        logits, outputs = (part(input_ids=ids, use_cache=False) for part in (model, model.base_model))
+        hidden = getattr(outputs, "last_hidden_state", None)
+        if hidden is None:
+            return False
+        product = nn.functional.linear(hidden, head_weight(model))
+    return bool((logits.logits - product).abs().max() <= CLOSE * product.abs().max())
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """The matrix (V, D) that makes logits of hidden states, see `check_head`."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return weight
 
 
 def chosen_tokens(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ from tune_dlrml.training.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
 from tune_dlrml.training.reference_logps import Row, computing
 from tune_dlrml.training.resident import pairs_per_step, training_order
-from tune_dlrml.training.sft import head_weight
+from tune_dlrml.training.sft import check_head, head_weight
 from tune_dlrml.training.trainer import lora_config, optimizer_of
 
 LOSSES = "warm_up.json"
@@ -74,7 +74,7 @@ def warm_up(
     rows = list(pairs)
     settle_log_prob_head(base, rows)
     packed = choose_form(base, tokenizer, training, rows).packed
-    head_weight(base)
+    check_head(base)
     policy = base if training.lora is None else get_peft_model(base, lora_config(training.lora))
     losses = _train(policy, base, list(_steps(rows, base, training, workers=workers, packed=packed)), training)
     if training.lora is not None:
