@@ -43,9 +43,9 @@ from tune_dlrml.training.step_sums import pair_sums, step_stats
 START_MARGIN = {"float32": 5e-5, "bf16": 0.4}
 """Nats by which rounding may move a margin from 0 before the first step, for the square root of a pair's tokens.
 
-SmolLM2-135M in batches of another make-up has 0.07 in bfloat16, root mean square, and up to 0.19, in float32 6e-7 and up
-to 2e-6, on a CPU, packed or padded. A loose bound will do in bfloat16: whether stored reference values are this model's
-is told more sharply by their key.
+SmolLM2-135M in batches of another make-up has 0.07 in bfloat16, root mean square, and up to 0.19, in float32 6e-7 and
+up to 2e-6, on a CPU, packed or padded. A loose bound will do in bfloat16: whether stored reference values are this
+model's is told more sharply by their key.
 """
 
 MIX_NAME = "beta_mix.pt"
