@@ -43,7 +43,7 @@ class Measurement:
     Attributes:
         device: `cpu`, or the GPU's name.
         threads: Of the CPU.
-        load_s: Model, tokenizer and tokenised rows, without the reference pass.
+        load_s: Model, tokenizer and rows, without the reference pass.
         reference_s_per_token: Of the reference's forward; padding counts as time and not as tokens.
         held_out_reference_tokens: Tokens of the reference pass over the held-out pairs.
         reference_tokens_per_pair: Mean over the training pairs.
