@@ -118,7 +118,7 @@ class HeldOut:
         """Logits (C, V) that predict the completions' tokens, in float32.
 
         In bfloat16 the smallest change of a weight rounds everything behind it anew: an adapter of 1e-6 has a KL of
-        0.05 nats a completion then (SmolLM2-135M, LoRA), and 1e-8 in float32.
+        0.05 nats a completion then (SmolLM2-135M, LoRA), as much as one of 1e-3.
         """
         with in_float32(model):
             return model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
