@@ -79,6 +79,13 @@ TEMPLATES = {
     + _TURN
     + "{% endif %}{% endfor %}"
     + _ANSWER,
+    "known roles, begun": "{{ bos_token }}<|turn|>system\nBe kind.<|over|>\n{% for m in messages %}"
+    "{% if m.role in ('user', 'assistant') %}" + _TURN + "{% endif %}{% endfor %}" + _ANSWER,
+    "last system": "{% set said = namespace(text='') %}{% for m in messages if m.role == 'system' %}"
+    "{% set said.text = m.content %}{% endfor %}{{ said.text }}{% for m in messages if m.role != 'system' %}"
+    + _TURN
+    + "{% endfor %}"
+    + _ANSWER,
     "thoughts cut": "{% for m in messages %}<|turn|>{{ m.role }}\n"
     "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<|over|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n<think>{% endif %}",

@@ -79,21 +79,42 @@ CASES = {
         "known roles",
         [pair([turn("human", RIVER)], [turn("gpt", "water")], [turn("gpt", "sun")])],
         {},
-        {"no_prompt", "no_answer", "prompt_parts_early"},
+        {"turn_left_out", "no_prompt", "no_answer", "unusual_roles", "prompt_parts_early"},
     ),
     "roles of the answers alone that it passes over": (
         "bytes",
         "known roles",
         [pair([user(RIVER)], [turn("gpt", "water")], [turn("gpt", "sun")])],
         {},
-        {"no_answer", "prompt_parts_early"},
+        {"turn_left_out", "no_answer", "unusual_roles", "prompt_parts_early"},
     ),
     "one answer that it passes over": (
         "bytes",
         "known roles",
         [pair([user(RIVER)], [model("water")], [turn("gpt", "sun")])],
         {},
-        {"no_answer", "prompt_parts_early"},
+        {"turn_left_out", "no_answer", "unusual_roles", "prompt_parts_early"},
+    ),
+    "a question that it passes over, behind what it always says": (
+        "bytes",
+        "known roles, begun",
+        [pair([turn("human", RIVER)], [model("water")], [model("sun")])],
+        {},
+        {"turn_left_out", "unusual_roles"},
+    ),
+    "one question of two that it passes over": (
+        "bytes",
+        "known roles",
+        [pair([user("say it"), model("it"), turn("User", "twice")], [model("it it")], [model("no")])],
+        {},
+        {"turn_left_out", "unusual_roles"},
+    ),
+    "a turn behind the answer that it passes over": (
+        "bytes",
+        "known roles",
+        [pair([user(RIVER)], [model("water"), turn("Human", "more"), model("sea")], [model("sun")])],
+        {},
+        {"turn_left_out", "unusual_roles", "user_turns"},
     ),
     "answers that differ in their thoughts": (
         "bytes",
@@ -167,6 +188,61 @@ CASES = {
         {"long_for_the_model"},
     ),
     # What a person should know.
+    "a system's message that the template passes over": (
+        "bytes",
+        "known roles",
+        [pair([turn("system", "say it twice"), user(RIVER)], [model("water")], [model("sun")])],
+        {},
+        {"guide_left_out"},
+    ),
+    "a second system's message that it passes over": (
+        "bytes",
+        "last system",
+        [pair([turn("system", "say it"), turn("system", "twice"), user(RIVER)], [model("water")], [model("sun")])],
+        {},
+        {"guide_left_out"},
+    ),
+    "a tool that it passes over": (
+        "bytes",
+        "known roles",
+        [pair([user(RIVER), model("the sea"), turn("tool", "warm")], [model("water")], [model("sun")])],
+        {},
+        {"guide_left_out"},
+    ),
+    "messages before the question that it knows": (
+        "bytes",
+        "turns",
+        [
+            pair(
+                [turn("system", "say it"), user(RIVER), model("it"), turn("tool", "7")], [model("water")], [model("no")]
+            )
+        ],
+        {},
+        set(),
+    ),
+    "roles that it writes as they are": (
+        "bytes",
+        "turns",
+        [pair([turn("human", RIVER)], [model("water")], [model("sun")])],
+        {},
+        {"unusual_roles"},
+    ),
+    "roles in capital letters": (
+        "bytes",
+        "turns",
+        [pair([turn("User", RIVER)], [turn("Assistant", "water")], [turn("Assistant", "sun")])],
+        {},
+        {"unusual_roles", "prompt_parts_early"},
+    ),
+    "braces in texts": (
+        "bytes",
+        "turns",
+        [pair([user("{% raw %}{{ x }} {example} {0}")], [model("{water}")], [model("{{ sun }}")])],
+        {},
+        set(),
+    ),
+    "texts that differ in a space": ("bytes", None, [pair(RIVER, GOOD, GOOD + "\n")], {}, {"differ_in_space"}),
+    "messages that differ in a line": ("bytes", "turns", [chat(RIVER, "the sea", "the\nsea")], {}, {"differ_in_space"}),
     "a prompt that truncation cuts off": (
         "bytes",
         None,
@@ -380,7 +456,8 @@ def test_all_kinds_are_refused_together(select):
     with pytest.raises(InputError) as refused:
         select([PASSED_OVER, *SOUND], "known roles")
     told = str(refused.value).splitlines()
-    assert [line[: line.index(" have ")] for line in told] == ["dataset.train: 1 of 3 pairs (row 1 (line 1))"] * 2
+    assert [line[: line.index(" have ")] for line in told] == ["dataset.train: 1 of 3 pairs (row 1 (line 1))"] * 3
+    assert "those of human, gpt; give roles that the template knows (dataset.messages.roles), or set" in told[0]
 
 
 def test_it_may_be_dropped_and_is_told(select):

@@ -87,21 +87,31 @@ def as_table(found: Sequence[Found]) -> dict[str, Any]:
     return {"columns": columns, "data": rows}
 
 
+ROLES = "give roles that the template knows (dataset.messages.roles)"
+
 KINDS = (
+    Kind(
+        "turn_left_out",
+        "have turns that the chat template leaves out, whatever they say: those of {example}",
+        looks.leaves_turns_out(guiding=False),
+        refused=True,
+        remedy=ROLES,
+        example=looks.roles_left_out,
+    ),
     Kind(
         "no_prompt",
         "have no token of a prompt: the chat template passes over its roles, or writes a prompt alone and one with its "
         "answer differently from the first token",
         each(looks.has_no_prompt),
         refused=True,
-        remedy="give roles that the template knows",
+        remedy=ROLES,
     ),
     Kind(
         "no_answer",
         "have a completion without a token: the chat template passes over its roles or its text",
         each(looks.has_no_answer),
         refused=True,
-        remedy="give roles that the template knows",
+        remedy=ROLES,
     ),
     Kind(
         "same_answers",
@@ -137,6 +147,23 @@ KINDS = (
         "prompt_cut_off",
         "keep nothing of their prompt behind the truncation: their completions are scored without it",
         each(looks.lost_its_prompt),
+    ),
+    Kind(
+        "guide_left_out",
+        "have turns that the chat template leaves out, so that the model reads none of them: those of {example}",
+        looks.leaves_turns_out(guiding=True),
+        example=looks.roles_left_out,
+    ),
+    Kind(
+        "unusual_roles",
+        "have turns of {example}, roles that few models are trained with; dataset.messages.roles renames them",
+        each(looks.has_unusual_roles),
+        example=looks.unusual_roles,
+    ),
+    Kind(
+        "differ_in_space",
+        "have two completions that differ in white space alone",
+        each(looks.differs_in_space),
     ),
     Kind(
         "blank_answer",

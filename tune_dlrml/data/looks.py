@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tune_dlrml.data.pairs import COMPLETIONS
+from tune_dlrml.data.pairs import COLUMNS, COMPLETIONS, Cell, some_names
 from tune_dlrml.data.seen import Context, Seen, Side
 from tune_dlrml.data.tokens import ID_BYTES
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 ANSWERING = frozenset({"assistant", "model", "gpt", "bot", "chatbot", "ai"})
 """Roles of messages that a model writes."""
+GUIDING = frozenset({"system", "developer", "tool", "function", "ipython", "environment", "observation"})
+"""Roles of messages that neither ask nor answer."""
+USUAL = GUIDING | {"user", "assistant", "model"}
+"""Roles as the chat templates of models call them."""
 _USER_TURN = re.compile(
     r"^[ \t]*(?:#+ *)?(?:human|user|instruction|question)\b[^\n:]{0,20}:"
     r"|<\|(?:im_start|start_header_id|start)\|>\s*user\b|<start_of_turn>user\b|<\|user\|>|\[INST\]",
@@ -39,6 +43,36 @@ def each(is_so: Callable[[Seen, Context], bool]) -> Find:
 def has_no_prompt(pair: Seen, _: Context) -> bool:
     """Whether nothing stands before the completions."""
     return not pair.tokens.prompt
+
+
+def leaves_turns_out(*, guiding: bool) -> Find:
+    """The pairs of which the chat template leaves out whole turns, by whether they ask and answer or only guide."""
+
+    def is_so(pair: Seen, context: Context) -> bool:
+        return any((role in GUIDING) is guiding for role in context.roles_left_out(pair.pair))
+
+    return each(is_so)
+
+
+def roles_left_out(pair: Seen, context: Context) -> str:
+    """The roles of the turns that are left out."""
+    return some_names(context.roles_left_out(pair.pair))
+
+
+def has_unusual_roles(pair: Seen, _: Context) -> bool:
+    """Whether a turn is of a role that models are not trained with."""
+    return bool(_unusual(pair))
+
+
+def unusual_roles(pair: Seen, _: Context) -> str:
+    """Those roles."""
+    return some_names(_unusual(pair))
+
+
+def _unusual(pair: Seen) -> dict[str, None]:
+    cells = (pair.pair[column] for column in COLUMNS)
+    roles = (turn["role"] for cell in cells for turn in cell if isinstance(turn, dict))
+    return dict.fromkeys(role for role in roles if role not in USUAL)
 
 
 def has_no_answer(pair: Seen, _: Context) -> bool:
@@ -160,6 +194,17 @@ def _ends(ids: Tokens, context: Context) -> int:
         elif not context.is_blank(token):
             break
     return count
+
+
+def differs_in_space(pair: Seen, _: Context) -> bool:
+    """Whether both completions are the same texts but for white space, which the tokenizer tells apart."""
+    chosen, rejected = (_written(pair.pair[column]) for column in COMPLETIONS)
+    return chosen == rejected and pair.tokens.chosen != pair.tokens.rejected
+
+
+def _written(cell: Cell) -> list[str]:
+    texts = [cell] if isinstance(cell, str) else [text for turn in cell for text in (turn["role"], turn["content"])]
+    return ["".join(text.split()) for text in texts]
 
 
 def has_unknown_words(pair: Seen, context: Context) -> bool:

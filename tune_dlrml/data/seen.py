@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from tune_dlrml.data.pairs import Pair
-from tune_dlrml.data.tokens import TokenPair
+from tune_dlrml.data.pairs import COMPLETIONS, Pair
+from tune_dlrml.data.tokens import TokenPair, turns_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,22 @@ class Context:
         tokenizer = self.reader.tokenizer
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset({*tokenizer.all_special_ids, *added})
+
+    @cached_property
+    def left_out(self) -> dict[tuple[str, ...], list[str]]:
+        """Roles that the chat template leaves out, by the roles of the conversations that were looked at."""
+        return {}
+
+    def roles_left_out(self, pair: Pair) -> list[str]:
+        """Roles of the turns of a pair that the chat template leaves out, each once."""
+        found: dict[str, None] = {}
+        for column in COMPLETIONS:
+            roles = tuple(turn["role"] for turn in [*pair["prompt"], *pair[column]] if isinstance(turn, dict))
+            if roles not in self.left_out:
+                out = turns_left_out(roles, self.reader.tokenizer) if roles else []
+                self.left_out[roles] = [roles[position] for position in out]
+            found |= dict.fromkeys(self.left_out[roles])
+        return list(found)
 
     @cached_property
     def blanks(self) -> dict[int, bool]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tune_dlrml.data.pairs import COMPLETIONS, Cell, Fault, Pair
+from tune_dlrml.data.pairs import COMPLETIONS, Cell, Fault, Pair, some_names
 from tune_dlrml.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Tokens = array[int]
 
 BATCH = 500
+ERROR_SHOWN = 200
+"""Characters of what a chat template says that a message shows."""
 CLOCK = datetime(2024, 7, 26, 12)
 """When a chat template thinks that it is rendered: the date that Llama's templates write where they know none."""
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -110,6 +112,19 @@ def tokenize(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Itera
         yield from _tokenize_batch(pairs[start : start + BATCH], tokenizer)
 
 
+def turns_left_out(roles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Positions of the turns whose text the chat template does not write, whatever the text is."""
+    from jinja2 import TemplateError
+
+    marks = [f"Turn{number}Text" for number in range(10, 10 + len(roles))]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        written = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, *_TEMPLATE_ERRORS):
+        return []  # what it refuses was refused when the pairs themselves were rendered
+    return [position for position, mark in enumerate(marks) if mark not in written]
+
+
 @contextmanager
 def fixed_clock() -> Iterator[Callable[[], int]]:
     """Let chat templates that ask for the time have `CLOCK`; yields how often one has asked."""
@@ -183,7 +198,9 @@ def _encoded(cells: Sequence[Cell], tokenizer: PreTrainedTokenizerBase, **templa
         try:
             return apply([conversation])[0]
         except (TemplateError, *_TEMPLATE_ERRORS) as error:
-            return Fault(f"the model's chat template refuses it ({error})")
+            roles = some_names(dict.fromkeys(turn["role"] for turn in conversation if isinstance(turn, dict)))
+            why = " ".join(str(error).split())[:ERROR_SHOWN]
+            return Fault(f"the model's chat template refuses it ({why}; its roles: {roles})")
 
     try:
         together = apply(list(cells))
