@@ -99,7 +99,8 @@ def test_a_reply_that_was_cut_off_says_so():
 def test_the_words_of_a_refusal_are_the_text():
     body = completion(None).replace(b'"content": null', b'"content": null, "refusal": "I will not."')
     with EndpointServer.scripted([Act("refusal", body)]) as server:
-        assert ask(endpoint(server)).text == "I will not."
+        reply = ask(endpoint(server))
+    assert (reply.text, reply.refused) == ("I will not.", True)
 
 
 @pytest.mark.parametrize(

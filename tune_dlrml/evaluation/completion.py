@@ -1,16 +1,19 @@
-"""What an OpenAI-compatible endpoint replies, read with care: servers differ, and networks cut replies short."""
+"""What an OpenAI-compatible endpoint replies: servers differ, so whatever no verdict hangs on is read leniently."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-
-from pydantic import BaseModel, Field, ValidationError
+from typing import Any
 
 from tune_dlrml.evaluation.records import Message
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text, roughly, where an endpoint does not tell the tokens that it used."""
+FINISHED = frozenset(["", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "end"])
+AT_LIMIT = frozenset(["length", "max_tokens", "max_length", "model_length", "max_output_tokens"])
+"""Names that servers have for a reply that came to its end, and for one that was cut off at its token limit."""
 
 
 @dataclass(frozen=True)
@@ -18,35 +21,71 @@ class Completion:
     """What an endpoint replied.
 
     Attributes:
-        text: The reply, or the words with which the endpoint refused to give one.
+        text: The reply without parts that are thoughts, or the words with which the model refused to give one.
         first_token_logprobs: Log-probs, in nats, of the likeliest first tokens of the reply; None unless asked for and
             given. Values that are not finite are left out.
         calls: HTTP requests that it took.
-        finished: False where the reply was cut off at `max_tokens`.
+        ended_by: Why the reply ends, in the server's word; empty where it gave none.
+        refused: Whether the text is a refusal.
     """
 
     text: str
     first_token_logprobs: Mapping[str, float] | None = None
     calls: int = 1
-    finished: bool = True
+    ended_by: str = ""
+    refused: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """False where the reply was cut off."""
+        return self.ended_by.lower() in FINISHED
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether it was cut off at its token limit."""
+        return self.ended_by.lower() in AT_LIMIT
 
 
-def read_completion(body: bytes, messages: Sequence[Message]) -> tuple[Completion, int] | None:
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a completion used.
+
+    Attributes:
+        tokens: Of prompt and reply.
+        estimated: Whether they are estimated from lengths, as the endpoint does not count them.
+    """
+
+    tokens: int
+    estimated: bool
+
+
+def read_completion(body: bytes, messages: Sequence[Message]) -> tuple[Completion, Usage] | None:
     """The completion in the body of a reply, and the tokens that it used; None if there is none.
 
     Tokens are the endpoint's own count, or an estimate from the lengths of `messages` and reply.
     """
     try:
-        reply = _Reply.model_validate_json(body)
-    except ValidationError:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
         return None
-    choice = reply.choices[0]
-    text = choice.message.content or choice.message.refusal or ""
-    completion = Completion(text, choice.first_token(), finished=choice.finish_reason != "length")
-    if reply.usage is not None:
-        return completion, reply.usage.total_tokens
-    characters = sum(len(message["content"]) for message in messages) + len(text)
-    return completion, math.ceil(characters / CHARACTERS_PER_TOKEN)
+    match reply:
+        case {"choices": [{"message": {} as message} as choice, *_]}:
+            pass
+        case _:
+            return None
+    said = _said(message)
+    if said is None:
+        return None
+    text, refused = said
+    reason = choice.get("finish_reason")
+    completion = Completion(
+        text, _first_token(choice.get("logprobs")), ended_by="" if reason is None else str(reason), refused=refused
+    )
+    counted = _counted(reply.get("usage"))
+    if counted is not None:
+        return completion, Usage(counted, estimated=False)
+    characters = sum(len(each["content"]) for each in messages) + len(text)
+    return completion, Usage(math.ceil(characters / CHARACTERS_PER_TOKEN), estimated=True)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -65,42 +104,51 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-# Only what is used is read, since servers differ in the rest.
-class _Token(BaseModel):
-    token: str
-    logprob: float
+def _said(message: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """The text of a message and whether it is a refusal; None if it is no message."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        return (content if isinstance(content, str) and content else refusal), True
+    if content is None or isinstance(content, str):
+        return content or "", False
+    if not isinstance(content, list):
+        return None
+    texts: list[str] = []
+    for part in content:
+        match part:
+            case str():
+                texts.append(part)
+            case {"type": "refusal", "refusal": str(refusal)}:
+                return refusal, True
+            case {"type": "text" | "output_text", "text": str(text)}:
+                texts.append(text)
+    return "".join(texts), False
 
 
-class _Position(_Token):
-    top_logprobs: list[_Token] = []
-
-
-class _LogProbs(BaseModel):
-    content: list[_Position] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _LogProbs | None = None
-
-    def first_token(self) -> dict[str, float] | None:
-        if self.logprobs is None or not self.logprobs.content:
+def _first_token(logprobs: Any) -> dict[str, float] | None:
+    match logprobs:
+        case {"content": [{} as first, *_]}:
+            rivals = first.get("top_logprobs")
+        case _:
             return None
-        first = self.logprobs.content[0]
-        tokens = [first, *first.top_logprobs]
-        return {token.token: token.logprob for token in tokens if math.isfinite(token.logprob)}
+    found: dict[str, float] = {}
+    for each in [first, *(rivals if isinstance(rivals, list) else [])]:
+        match each:
+            case {"token": str(token), "logprob": float() | int() as value} if math.isfinite(value):
+                found[token] = float(value)
+    return found
 
 
-class _Usage(BaseModel):
-    total_tokens: int = Field(ge=0)
+def _counted(usage: Any) -> int | None:
+    """The tokens that an endpoint counted; None if it did not."""
+    if not isinstance(usage, dict):
+        return None
+    total, *parts = (_count(usage.get(name)) for name in ("total_tokens", "prompt_tokens", "completion_tokens"))
+    if total:
+        return total
+    prompt, reply = parts
+    return prompt + reply or None if prompt is not None and reply is not None else None
 
 
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -18,6 +18,7 @@ from tune_dlrml.errors import InputError, JudgeEndedError, TuneDlrmlError
 from tune_dlrml.evaluation.completion import Completion, read_completion, retry_after_s
 from tune_dlrml.evaluation.endpoint_settings import OPENAI_URL, EndpointSettings
 from tune_dlrml.evaluation.records import Message
+from tune_dlrml.evaluation.refusals import SYSTEM, folded, read_refusal
 from tune_dlrml.evaluation.silence import SILENT_CYCLES, Silence
 
 __all__ = ["Endpoint", "EndpointSettings", "NoReplyError"]
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TRIES = 8
 """Requests for one completion; with their waits they span two minutes, longer than a rate limit's usual minute."""
+UNREADABLE_TRIES = 3
+"""Of them, where the server does reply, and what it says is no completion."""
 BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
 
 
@@ -50,8 +53,9 @@ class Endpoint:
 
     Tried again, after a wait that grows and is drawn anew each time, or that the server asks for in `Retry-After`:
     408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
-    A model that refuses `max_tokens` is asked with `max_completion_tokens`, and one that refuses a `temperature` or a
-    `seed` is asked without, which is told once in the log: reasoning models do so. One that is away (see `Silence`) is
+    A model that refuses `max_tokens` is asked with `max_completion_tokens`, one that refuses a `temperature` or a
+    `seed` is asked without, and one without system messages is told all by the user, which is said once in the log.
+    One that is away (see `Silence`) is
     asked again by the next call of `complete`.
 
     Args:
@@ -76,6 +80,7 @@ class Endpoint:
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
         self._calls = self._tokens = 0
+        self._estimated = False
         self._silence = Silence()
         self._unsupported: frozenset[str] = frozenset()
         self._end_s: float | None = None
@@ -101,6 +106,11 @@ class Endpoint:
     def tokens(self) -> int:
         """Tokens so far, estimated for replies without `usage`."""
         return self._tokens
+
+    @property
+    def estimated(self) -> bool:
+        """Whether some of the tokens are estimated."""
+        return self._estimated
 
     def close(self) -> None:
         """Send no more requests, and end the waits of all threads: for a reply, and to send a request again."""
@@ -151,7 +161,7 @@ class Endpoint:
         began = self._silence.begin()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError),
-            stop=tenacity.stop_after_attempt(TRIES),
+            stop=_is_hopeless,
             wait=self._wait_s,
             sleep=self._pause,
             reraise=True,
@@ -159,9 +169,10 @@ class Endpoint:
         try:
             completion = retrying(self._called, request, began)
         except _TransientError as error:
-            if self._silence.unheard(began):
+            if not isinstance(error, _UnreadableError) and self._silence.unheard(began):
                 raise self._away(error) from None
-            raise NoReplyError(f"no reply in {TRIES} requests; the last one: {error}", TRIES) from None
+            tries = retrying.statistics["attempt_number"]
+            raise NoReplyError(f"no reply in {tries} requests; the last one: {error}", tries) from None
         except _UnfitError as error:
             self._silence.heard()
             raise NoReplyError(str(error), retrying.statistics["attempt_number"], final=True) from None
@@ -173,11 +184,12 @@ class Endpoint:
             if self._silence.has_ended(began):
                 raise JudgeEndedError(f"{self.identity} is away, as other chats show")
             answer: Future[bytes] = Future()
+            without = self._unsupported
             timeout_s = min(self.settings.timeout_s, self._begin_call(answer))
             try:
-                body = answer_in_time(lambda: self._sent(request, timeout_s), timeout_s, answer)
+                body = answer_in_time(lambda: self._sent(request, without, timeout_s), timeout_s, answer)
             except openai.APIStatusError as error:
-                raise self._refusal(error) from None
+                raise self._refusal(error, request, without) from None
             except (openai.APIConnectionError, TimeoutError) as error:
                 reason = error.__cause__ or error
                 raise _TransientError(f"{type(reason).__name__}: {str(reason) or 'no answer'}") from None
@@ -190,17 +202,21 @@ class Endpoint:
                     self._under_way.discard(answer)
         read = read_completion(body, request["messages"])
         if read is None:
-            raise _TransientError(f"no completion in a reply of {len(body)} bytes")
-        completion, tokens = read
+            said = read_refusal(body, self.settings.key).text
+            raise _UnreadableError(f"no completion in a reply of {len(body)} bytes: {said[:SHOWN]}")
+        completion, usage = read
         self._silence.heard()
         with self._lock:
-            self._tokens += tokens
+            self._tokens += usage.tokens
+            self._estimated |= usage.estimated
         return completion
 
-    def _sent(self, request: Mapping[str, Any], timeout_s: float) -> bytes:
-        arguments = {name: value for name, value in request.items() if name not in self._unsupported}
+    def _sent(self, request: Mapping[str, Any], without: frozenset[str], timeout_s: float) -> bytes:
+        arguments = {name: value for name, value in request.items() if name not in without}
         if "max_tokens" not in arguments:
             arguments["max_completion_tokens"] = request["max_tokens"]
+        if SYSTEM in without:
+            arguments["messages"] = folded(request["messages"])
         # The client's timeout is one of each read, so that a server that trickles is ended by the thread's alone.
         return self._client.chat.completions.with_raw_response.create(**arguments, timeout=timeout_s).content
 
@@ -216,12 +232,16 @@ class Endpoint:
             if self._calls >= caps.max_calls:
                 raise self._reached("max_calls", caps.max_calls, f"{self._calls} requests were sent")
             if self._tokens >= caps.max_tokens:
-                raise self._reached("max_tokens", caps.max_tokens, f"{self._tokens} tokens were used")
+                raise self._reached("max_tokens", caps.max_tokens, self._used())
             if now >= self._end_s:
                 raise self._reached("deadline_s", caps.deadline_s, "that time is over")
             self._calls += 1
             self._under_way.add(answer)
             return self._end_s - now
+
+    def _used(self) -> str:
+        estimated = ", in part by an estimate, since the endpoint does not count them" if self._estimated else ""
+        return f"{self._tokens} tokens were used{estimated}"
 
     def _reached(self, name: str, limit: float, now: str) -> JudgeEndedError:
         return JudgeEndedError(
@@ -251,22 +271,26 @@ class Endpoint:
             "What was judged is kept: run the same command again when it is back"
         )
 
-    def _refusal(self, error: openai.APIStatusError) -> TuneDlrmlError:
-        """What a status that is no success means."""
-        status, code = error.status_code, error.code or ""
-        said = _one_line(error.message, self.settings.key)
+    def _refusal(
+        self, error: openai.APIStatusError, request: Mapping[str, Any], without: frozenset[str]
+    ) -> TuneDlrmlError:
+        """What a status that is no success means, of a request that was sent without some settings."""
+        refusal = read_refusal(error.response.content, self.settings.key)
+        status, code, said = error.status_code, refusal.code, refusal.text
         if status == 402 or code == "insufficient_quota":
             return JudgeEndedError(
                 f"{self.identity} has no quota left ({status}: {said}); "
                 "what was judged is kept: top the account up and run the same command again"
             )
+        unwanted = refusal.unwanted(request, without)
+        if status >= 500 and SYSTEM in unwanted:  # of a chat template that raises
+            return self._do_without(frozenset([SYSTEM]), status, said)
         if status in (408, 409, 429) or status >= 500:
             return _TransientError(f"{status}: {said}", retry_after_s(error.response.headers))
         if status == 413 or code in _UNFIT or "context length" in said.lower():
             return _UnfitError(f"{status}: {said}")
-        if code.startswith("unsupported_") and error.param in _DISPENSABLE:
-            self._do_without(error.param, said)
-            return _TransientError(f"{status}: {said}", retry_after_s=0.0)
+        if unwanted and status in (400, 422):
+            return self._do_without(unwanted, status, said)
         remedy = {
             401: "give a valid key",
             403: "give a key that may use the model",
@@ -277,15 +301,18 @@ class Endpoint:
             f"with {status} ({said}): {remedy}"
         )
 
-    def _do_without(self, parameter: str, said: str) -> None:
+    def _do_without(self, names: frozenset[str], status: int, said: str) -> "_TransientError":
+        """Leave settings out from now on; the error that has the request sent again at once."""
         with self._lock:
-            known = parameter in self._unsupported
-            self._unsupported |= {parameter}
-        if not known:
-            logger.warning("%s does not take `%s` as it is (%s) and is asked without it", self.name, parameter, said)
+            new = sorted(names - self._unsupported)
+            self._unsupported |= names
+        for name in new:
+            logger.warning("%s does not take `%s` as it is (%s) and is asked without it", self.name, name, said)
+        return _TransientError(f"{status}: {said}", retry_after_s=0.0)
 
 
-_DISPENSABLE = ("max_tokens", "temperature", "seed")
+SHOWN = 120
+"""Characters of a reply without a completion that are shown."""
 _UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
 """Error codes that are about one chat, not about the settings."""
 
@@ -300,6 +327,15 @@ class _TransientError(TuneDlrmlError):
 
 class _UnfitError(TuneDlrmlError):
     """The endpoint will never answer this chat."""
+
+
+class _UnreadableError(_TransientError):
+    """The server replies, and what it says is no completion."""
+
+
+def _is_hopeless(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    return state.attempt_number >= (UNREADABLE_TRIES if isinstance(error, _UnreadableError) else TRIES)
 
 
 _HEADERS = frozenset(
@@ -334,11 +370,6 @@ def _client(settings: EndpointSettings) -> openai.OpenAI:
             follow_redirects=False, event_hooks={"request": [leave_out_foreign_headers]}
         ),
     )
-
-
-def _one_line(text: str, key: str | None) -> str:
-    """What a server said, short and without the key, which some servers repeat."""
-    return " ".join((text.replace(key, "***") if key else text).split())[:300]
 
 
 def _encodable(text: str) -> str:

@@ -14,7 +14,7 @@ TEMPERATURE_AGAIN = 0.7
 class EndpointJudge:
     """Asks a model behind an endpoint, once more if it gives no verdict, and takes none for it in the end.
 
-    A reply that was cut off holds no verdict: what stands in it may be a quotation.
+    A reply that was cut off, by whatever, or that is a refusal holds no verdict: what stands in it may be a quotation.
 
     Attributes:
         name: `openai:<model>`.
@@ -49,9 +49,15 @@ class EndpointJudge:
             verdict = _verdict(inquiry, reply)
             if verdict is not None:
                 return Judgement.of(self.name, inquiry, verdict, reply.text, calls=calls)
-            lack = "no verdict" if reply.finished else f"a reply cut off at {self._max_tokens} tokens"
-            reason = f"{lack} {number + 1} times at most; the last reply: {reply.text}"
+            reason = f"{self._lack(reply)} {number + 1} times at most; the last reply: {reply.text}"
         return Judgement.of(self.name, inquiry, None, reason, calls=calls)
+
+    def _lack(self, reply: Completion) -> str:
+        if reply.refused:
+            return "a refusal"
+        if reply.at_limit:
+            return f"a reply cut off at {self._max_tokens} tokens (`judge_max_tokens`)"
+        return "no verdict" if reply.finished else f"a reply that was ended by `{reply.ended_by}`"
 
     def _reply(self, inquiry: Inquiry, number: int) -> Completion:
         if number == 0:
@@ -65,6 +71,6 @@ class EndpointJudge:
 
 
 def _verdict(inquiry: Inquiry, reply: Completion) -> Verdict | None:
-    if not reply.finished:
+    if not reply.finished or reply.refused:
         return None
     return (rating if inquiry.kind == "rating" else pair_verdict)(reply.text, inquiry.shown)

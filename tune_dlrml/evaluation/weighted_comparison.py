@@ -141,9 +141,12 @@ class EndpointComparer:
             )
         except NoReplyError as error:
             return Judgement.of(self.name, inquiry, None, str(error), calls=error.calls, heard=error.final)
-        preference = shown_preference(completion.first_token_logprobs or {})
+        usable = not completion.refused and (completion.finished or completion.at_limit)
+        preference = shown_preference(completion.first_token_logprobs or {}) if usable else None
         words = completion.text
-        if preference is None:
+        if not usable:
+            words = f"the endpoint refused or ended its reply by `{completion.ended_by}`; it said {words!r}"
+        elif preference is None:
             lack = "log-probs" if completion.first_token_logprobs is None else "log-prob of A or of B"
             words = f"the endpoint gave no {lack}; it said {words!r}"
         return Judgement.of(self.name, inquiry, preference, words, calls=completion.calls)

@@ -12,11 +12,13 @@ from tune_dlrml.models import check_model_reference, parse_model_reference
 from tune_dlrml.search.checks import Finding
 
 PROBE_S = 20.0
-"""Seconds for an endpoint to say one token."""
+"""Seconds for an endpoint to say a word."""
+PROBE_TOKENS = 16
+"""The least that some endpoints take."""
 
 
 def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator[Finding]:
-    """Questions, prompts, and a first word with every judge; an endpoint is asked for one token.
+    """Questions, prompts, and a first word with every judge; an endpoint is asked for a word.
 
     Args:
         config: The search's `evaluation` section; None or `when: never` asks nobody.
@@ -55,7 +57,7 @@ def _answers(name: str, config: EvaluationConfig, key: str | None) -> str:
     settings = EndpointSettings(model=model, url=config.judge_url, key=key, timeout_s=PROBE_S, deadline_s=PROBE_S)
     endpoint = Endpoint(settings)
     try:
-        endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=1)
+        endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=PROBE_TOKENS)
     finally:
         endpoint.close()
     return f"answers at {settings.address}"
