@@ -30,6 +30,9 @@ def evaluate(
     judge_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the endpoint's key; else OPENAI_API_KEY, if it is set.")
     ] = None,
+    judge_max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest reply of openai:<model> judges in tokens, thoughts included.")
+    ] = 2048,
     questions: Annotated[
         str, typer.Option(metavar="FILE", help="Questions of MT-Bench in FastChat's format, or a hub data set.")
     ] = "builtin:mt-bench",
@@ -96,6 +99,7 @@ def evaluate(
         judges=tuple(judge or ()),
         judge_url=judge_url,
         judge_key_file=judge_key_file,
+        judge_max_tokens=judge_max_tokens,
         questions=questions,
         references=references,
         judge_prompts=judge_prompts,

@@ -31,6 +31,7 @@ def request_for(model: Path, tmp_path: Path) -> Any:
         judges=("openai:judge",),
         judge_url=None,
         judge_key_file=None,
+        judge_max_tokens=2048,
         questions="builtin:mt-bench",
         references=None,
         judge_prompts="builtin:mt-bench",

@@ -29,6 +29,7 @@ from tune_dlrml.evaluation.length_controlled import length_controlled_win_rate
 from tune_dlrml.evaluation.local_judge import LocalJudge
 from tune_dlrml.evaluation.records import Judge, Judgement
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
+from tune_dlrml.evaluation.resigning import Resigning
 from tune_dlrml.evaluation.weighted_comparison import EndpointComparer, LocalComparer, annotated, comparisons
 from tune_dlrml.models import check_model_reference, parse_model_reference
 
@@ -42,12 +43,14 @@ class Numbers:
         unanswered: Instructions to which the model's endpoint gives no reply; their output is empty.
         calls: Of the judge.
         cached: Judgements that were known before.
+        given_up: Why the judge was asked no more; None if it was.
     """
 
     annotations: Sequence[Annotation]
     unanswered: int = 0
     calls: int = 0
     cached: int = 0
+    given_up: str | None = None
 
 
 def from_annotations(path: Path, generator: str) -> Numbers:
@@ -94,17 +97,18 @@ def compared(
             for their, given in zip(theirs, answered.answers, strict=True)
         ]
         write_outputs(out / "model_outputs.json", ours)
+        asked_judge = Resigning(judge)
         pairs = paired(theirs, ours, annotator=judge.name)
         said = judge_all(
             [comparison.inquiry for comparison in comparisons(pairs, seed=config.seed)],
-            CachedJudge(judge, ReplyCache(replies)),
+            CachedJudge(asked_judge, ReplyCache(replies)),
             concurrency=config.limits.concurrency,
             on_judgement=on_judgement,
         )
     rows = annotated(pairs, said, judge=judge.name, seed=config.seed)
     write_annotations(out / "annotations.json", rows)
     calls, cached = sum(each.calls for each in said), sum(each.calls == 0 for each in said)
-    return Numbers(rows, answered.unanswered, calls, cached)
+    return Numbers(rows, answered.unanswered, calls, cached, asked_judge.given_up)
 
 
 def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int)
         "ties": rate.ties,
         "questions": len(numbers.annotations),
         "unscored": rate.unscored,
-        "missing": rate.missing,
+        "missing": (numbers.given_up or rate.missing) if rate.missing is not None else None,
         "unanswered": numbers.unanswered,
         "calls": numbers.calls,
         "cached": numbers.cached,

@@ -38,6 +38,7 @@ class Request:
     judges: tuple[str, ...]
     judge_url: str | None
     judge_key_file: Path | None
+    judge_max_tokens: int
     questions: str
     references: Path | None
     judge_prompts: str
@@ -146,6 +147,7 @@ class Request:
             seed=self.seed,
             judges=list(self.judges),
             judge_url=self.judge_url,
+            judge_max_tokens=self.judge_max_tokens,
             limits=self.limits,
         )
 

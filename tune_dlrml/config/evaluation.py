@@ -56,7 +56,8 @@ class EvaluationConfig(Frozen):
     files in FastChat's formats; `limit` takes the first questions only. Answers have at most `max_new_tokens` tokens
     and are drawn from `seed`. `pairwise` has each trial's answers compared with those of the DPO baseline as well.
 
-    The key of an endpoint is in `judge_key_file` and is read by the driver alone.
+    A judge behind an endpoint replies in at most `judge_max_tokens` tokens, its thoughts included. The key of an
+    endpoint is in `judge_key_file` and is read by the driver alone.
     """
 
     when: Literal["never", "final_rung", "best"] = "final_rung"
@@ -72,6 +73,7 @@ class EvaluationConfig(Frozen):
     judges: Annotated[list[JudgeName], Field(min_length=1)]
     judge_url: Text | None = None
     judge_key_file: Text | None = None
+    judge_max_tokens: Natural = 2048
     limits: JudgeLimits = JudgeLimits()
 
     @model_validator(mode="after")

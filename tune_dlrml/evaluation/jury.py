@@ -6,9 +6,9 @@ import posixpath
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import InputError, JudgeEndedError
@@ -26,6 +26,7 @@ from tune_dlrml.evaluation.mt_bench import (
 )
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Question
 from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
+from tune_dlrml.evaluation.resigning import Resigning
 from tune_dlrml.models import check_model_reference, parse_model_reference
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 NAME_LENGTH = 100
 """Characters of a judge or a category in the name of a metric."""
+AnyScore = TypeVar("AnyScore", Score, PairScore)
 COLUMNS = ("question", "category", "turn", "prompt", "answer", "judge", "rating", "judgement")
 
 
@@ -137,7 +139,8 @@ class Jury:
         endpoints: Sequence["Endpoint"] = (),
     ) -> None:
         self._over, self._endpoints = threading.Event(), endpoints
-        self._judges = [CachedJudge(_Stoppable(judge, self._over), replies) for judge in judges]
+        self._asked = [Resigning(_Stoppable(judge, self._over)) for judge in judges]
+        self._judges = [CachedJudge(judge, replies) for judge in self._asked]
         self._prompts, self._concurrency, self._seed, self._pairwise = prompts, concurrency, seed, pairwise
 
     @classmethod
@@ -168,7 +171,7 @@ class Jury:
                 from tune_dlrml.evaluation.judge import EndpointJudge  # openai, where no judge is behind an endpoint
 
                 endpoints.append(judge_endpoint(model, config, key))
-                judges.append(EndpointJudge(endpoints[-1]))
+                judges.append(EndpointJudge(endpoints[-1], max_tokens=config.judge_max_tokens))
         return cls(
             judges,
             prompts,
@@ -213,18 +216,25 @@ class Jury:
                 for judgement in judge_all(asked, judge, concurrency=self._concurrency, on_judgement=on_judgement)
             ]
 
+        def told(scores: list[AnyScore]) -> list[AnyScore]:
+            reasons = {judge.name: judge.given_up for judge in self._asked}
+            return [
+                replace(each, missing=reasons[each.judge]) if each.missing and reasons.get(each.judge) else each
+                for each in scores
+            ]
+
         names, seed = self.names, self._seed
         ratings = said_to(inquiries(questions, answers, self._prompts))
-        scores = [score(ratings, questions, name, seed=seed) for name in names]
+        scores = told([score(ratings, questions, name, seed=seed) for name in names])
         if len(names) > 1:
             scores.append(mean_score(ratings, questions, names, seed=seed))
         if baseline is None:
             return Grading(tuple(ratings), tuple(scores))
         others = said_to(inquiries(questions, baseline, self._prompts))
-        differences = [difference(ratings, others, questions, name, seed=seed) for name in names]
+        differences = told([difference(ratings, others, questions, name, seed=seed) for name in names])
         matches = pair_inquiries(questions, answers, baseline, self._prompts) if self._pairwise else []
         comparisons = said_to([inquiry for match in matches for inquiry in match.inquiries])
-        pairs = [pair_score(matches, comparisons, name, seed=seed) for name in names] if matches else []
+        pairs = told([pair_score(matches, comparisons, name, seed=seed) for name in names] if matches else [])
         return Grading(tuple(ratings), tuple(scores), tuple(differences), tuple(comparisons), tuple(pairs))
 
     def stop(self) -> None:
