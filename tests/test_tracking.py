@@ -744,3 +744,104 @@ def test_a_server_may_stop_and_die_while_events_arrive(events, store, monkeypatc
 def write(tracker: Tracker, events: EventLog, number: int) -> None:
     write_trial(events, number, steps=30)
     tracker.notify(number)
+
+
+# The place of the storage folder, and experiments that were deleted.
+
+
+def judged(events: EventLog, number: int) -> None:
+    """A trial with a file that MLflow keeps."""
+    events.start(spec(number))
+    (events.path(number).parent / "answers.json").write_text("{}")
+    events.judged(number, 0, {"judge": 7.0}, ["answers.json"])
+    events.end(number, State.COMPLETE, "all steps done")
+
+
+def artifacts_by_trial(store: MlflowStore) -> dict[str, list[str]]:
+    client = MlflowClient(tracking_uri=store.uri)
+    return {
+        trial: [item.path for run in found for item in client.list_artifacts(run.info.run_id)]
+        for trial, found in runs_of(store).items()
+    }
+
+
+@pytest.mark.parametrize("names", [("x_y", "ü%41"), ("q?now", "h#x")])
+def test_artifacts_follow_a_storage_folder_that_was_moved(tmp_path, empty_database, names):
+    from tune_dlrml.search.result import SearchPlace
+
+    def opened(storage: Path) -> tuple[EventLog, MlflowStore]:
+        place = SearchPlace(storage)
+        return EventLog(storage / "toy"), MlflowStore(place.mlflow_uri, "searches", place.artifacts)
+
+    before, after = (tmp_path / name for name in names)
+    (before / "toy").mkdir(parents=True)
+    shutil.copy(empty_database, before / "mlflow.db")
+    events, store = opened(before)
+    judged(events, 0)
+    send(events, store)
+    assert artifacts_by_trial(store)["0"] == ["answers.json"]
+    before.rename(after)
+    mlflow.tracking._tracking_service.utils._artifact_repos_cache.clear()  # as in another process
+    events, store = opened(after)
+    judged(events, 1)
+    send(events, store)
+    kept = artifacts_by_trial(store)
+    assert (kept["0"], kept["1"]) == (["answers.json"], ["answers.json"])
+    assert [path.name for path in tmp_path.iterdir()] == [after.name]
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/artifacts2", "mlflow-artifacts:/", "/elsewhere/of-somebody"])
+def test_artifacts_that_were_never_in_a_storage_folder_stay_where_they_are(events, store, place):
+    client = MlflowClient(tracking_uri=store.uri)
+    number = client.create_experiment("searches", artifact_location=place)
+    kept = client.get_experiment(number).artifact_location
+    write_trial(events, 0)
+    send(events, store)
+    assert client.get_experiment(number).artifact_location == kept
+    assert all(run.info.artifact_uri.startswith(kept) for found in runs_of(store).values() for run in found)
+
+
+def test_artifacts_that_were_left_behind_are_still_found_there(events, store, tmp_path):
+    judged(events, 0)
+    send(events, store)
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "copy" / "mlflow.db")
+    shutil.copytree(events.folder, tmp_path / "copy" / "toy")
+    copy = MlflowStore(f"sqlite:///{tmp_path}/copy/mlflow.db", "searches", tmp_path / "copy" / "artifacts")
+    there = EventLog(tmp_path / "copy" / "toy")
+    (there.folder / "mlflow.json").unlink()
+    for run in runs_of(store)[""]:
+        assert run.info.artifact_uri.startswith(store.artifacts.as_uri())
+    judged(there, 1)
+    box = send(there, copy)
+    client = MlflowClient(tracking_uri=copy.uri)
+    assert client.get_run(box.run_id(1)).info.artifact_uri.startswith(copy.artifacts.as_uri())
+    assert artifacts_by_trial(copy)["0"] == ["answers.json"]
+
+
+def test_a_search_does_not_begin_in_a_deleted_experiment_and_the_remedy_is_named(events, store):
+    client = MlflowClient(tracking_uri=store.uri)
+    number = client.create_experiment("searches")
+    client.delete_experiment(number)
+    remedy = rf"mlflow experiments restore --experiment-id {number}.*tracking\.experiment"
+    with pytest.raises(InputError, match=rf"^tracking\.experiment: .*'searches' is in MLflow's trash.*{remedy}"):
+        track(events, store, must_answer=True)
+
+
+def test_a_search_that_goes_on_in_a_deleted_experiment_names_the_remedy_and_keeps_everything(events, store, caplog):
+    write_trial(events, 0)
+    send(events, store)
+    client = MlflowClient(tracking_uri=store.uri)
+    number = client.get_experiment_by_name("searches").experiment_id
+    client.delete_experiment(number)
+    write_trial(events, 1)
+    tracker = track(events, store)
+    deadline = time.monotonic() + 20
+    while not tracker.trouble:
+        assert time.monotonic() < deadline
+    tracker.leave()
+    assert f"mlflow experiments restore --experiment-id {number}" in tracker.trouble
+    assert "MLflow is away" not in caplog.text and tracker.trouble in caplog.text
+    client.restore_experiment(number)
+    send(events, store)
+    assert_mlflow_has_it_once(events, store)

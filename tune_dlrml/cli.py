@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from tune_dlrml.cli_doctor import BILL_KEYS, doctor
 from tune_dlrml.cli_evaluate import evaluate
@@ -113,7 +115,11 @@ def search(
         out.print(taken_line(taken), highlight=False, soft_wrap=True)
         _print_best(out, result)
         _print_confirmation(out, confirmation)
-        out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
+        out.print(
+            f"compare the trials: [bold]{escape(_mlflow_command(result.mlflow_uri))}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     _exit_as(result)
 
 
@@ -142,7 +148,9 @@ def status(
     out.print(taken_line(taken), highlight=False, soft_wrap=True)
     _print_best(out, result)
     _print_confirmation(out, confirmation)
-    out.print(f"compare the trials: [bold]{_mlflow_command(result.mlflow_uri)}[/]", highlight=False, soft_wrap=True)
+    out.print(
+        f"compare the trials: [bold]{escape(_mlflow_command(result.mlflow_uri))}[/]", highlight=False, soft_wrap=True
+    )
 
 
 def main() -> None:
@@ -252,7 +260,7 @@ def _mlflow_command(uri: str) -> str:
         return f"open {uri}"
     beside = Path(sys.executable).with_name("mlflow")
     program = "mlflow" if shutil.which("mlflow") or not beside.exists() else str(beside)
-    return f"{program} ui --backend-store-uri {uri}"
+    return shlex.join([program, "ui", "--backend-store-uri", uri])
 
 
 def _exit_as(result: Any) -> None:
@@ -265,6 +273,8 @@ def _exit_as(result: Any) -> None:
         print(f"not everything is judged: {result.unjudged}", file=sys.stderr)
         raise typer.Exit(result.unjudged.exit_code)
     if result.untracked:
-        print(f"MLflow did not take everything; {result.untracked} pieces are left in the event logs", file=sys.stderr)
+        cause = f" ({result.untracked_cause})" if result.untracked_cause else ""
+        left = f"{result.untracked} pieces are left in the event logs"
+        print(f"MLflow did not take everything; {left}{cause}", file=sys.stderr)
     if result.best is None or result.same_failures:
         raise typer.Exit(3)

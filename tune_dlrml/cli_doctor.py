@@ -150,6 +150,6 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     yield from examine(config)
     yield from examine_judges(config.evaluation, os.environ.get("OPENAI_API_KEY"))
     yield from examine_cluster(config.resources, place.ray_address, sqlite=place.study is None)
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     mlflow = None if place.mlflow is None else examine_mlflow(place.mlflow, own_addresses())
     yield from filter(None, (examine_study(place.study), examine_token_file(token), mlflow))

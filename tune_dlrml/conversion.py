@@ -3,15 +3,18 @@
 torch and transformers are imported inside the function that needs them, so that checking a configuration stays fast.
 """
 
+import errno
 import hashlib
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
 
 from tune_dlrml.checkpoints import has_weights
+from tune_dlrml.errors import InputError
 from tune_dlrml.strict_loading import load_strictly
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,25 @@ logger = logging.getLogger(__name__)
 def model_cache() -> Path:
     """The folder that keeps converted models."""
     return platformdirs.user_cache_path("tune_dlrml") / "models"
+
+
+def _make_cache(folder: Path) -> None:
+    """Make the folder that keeps converted models.
+
+    Raises:
+        InputError: It cannot be written, or there is no home folder to put it in.
+    """
+    try:
+        if not folder.is_absolute():
+            raise FileNotFoundError(errno.ENOENT, "this user has no home folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"a GGUF model is converted once and kept in {folder}, which cannot be written ({error.strerror}); set "
+            "XDG_CACHE_HOME to a folder that can"
+        ) from None
 
 
 def convert_once(gguf: Path) -> Path:
@@ -31,7 +53,9 @@ def convert_once(gguf: Path) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = model_cache() / f"{gguf.stem}-{digest[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if _is_converted(folder):  # also where an image brings it, in a folder that nobody can write
+        return folder
+    _make_cache(folder.parent)
     with FileLock(f"{folder}.lock"):
         if not _is_converted(folder):
             logger.info("converting %s into %s (once)", gguf.name, folder)

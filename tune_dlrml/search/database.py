@@ -43,6 +43,20 @@ def study_database(url: str) -> str:
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    plain, url = f"sqlite:///{file}", sqlalchemy.URL.create("sqlite", database=str(file))
+    if url.render_as_string() == plain:
+        return plain
+    # With the driver named, since MLflow makes the folders of what stands behind `sqlite:///`, escaped as it is.
+    return url.set(drivername="sqlite+pysqlite").render_as_string()
+
+
+def sqlite_file(url: str) -> Path:
+    """The file of a SQLite URL."""
+    return Path(sqlalchemy.make_url(url).database or "")
+
+
 def is_sqlite(url: str) -> bool:
     """Whether a study lives in a file."""
     return url.startswith("sqlite")
@@ -76,7 +90,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
-            raise StorageError(f"{url.partition('///')[2]}: {_cause(error)}; {AGAIN}") from None
+            raise StorageError(f"{sqlite_file(url)}: {_cause(error)}; {AGAIN}") from None
         raise InputError(unreachable(url, error)) from None
 
 
@@ -164,12 +178,12 @@ def unreachable(url: str, error: BaseException) -> str:
 
 def _make_file(url: str) -> None:
     """Make the tables of a new file aside: SQLite commits each by itself, and a torn set of them stays torn."""
-    file = Path(url.partition("///")[2])
+    file = sqlite_file(url)
     if file.exists():
         return
     aside = file.with_name(f"{file.name}.partial")
     aside.unlink(missing_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{aside}", engine_kwargs=engine_options(url))
+    storage = optuna.storages.RDBStorage(sqlite_url(aside), engine_kwargs=engine_options(url))
     storage.remove_session()
     storage.engine.dispose()
     aside.rename(file)

@@ -67,6 +67,7 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
         interrupted=confirming.interrupted,
         same_failures=confirming.same_failures,
         untracked=result.untracked + confirming.untracked,
+        untracked_cause=result.untracked_cause or confirming.untracked_cause,
         seconds=result.seconds + confirming.seconds,
     )
 
@@ -126,7 +127,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     left = _close(tracker, result)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     study.close()
-    return replace(result, untracked=left)
+    return replace(result, untracked=left, untracked_cause=tracker.trouble)
 
 
 def _work(

@@ -12,7 +12,7 @@ from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_conf
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.events import EventLog
 from tune_dlrml.models import parse_model_reference
-from tune_dlrml.search.database import study_database
+from tune_dlrml.search.database import sqlite_url, study_database
 from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.tracking.cursor import MlflowStore, run_of
 from tune_dlrml.urls import without_password
@@ -89,7 +89,7 @@ class SearchPlace:
 
     def study_url(self, name: str) -> str:
         """The study's storage."""
-        return self.study or f"sqlite:///{self.folder(name) / 'study.db'}"
+        return self.study or sqlite_url(self.folder(name) / "study.db")
 
     def warm_up(self, name: str) -> Path:
         """Folder of the model that a search's warm-up makes."""
@@ -119,7 +119,7 @@ class SearchPlace:
     @property
     def mlflow_uri(self) -> str:
         """The tracking store."""
-        return self.mlflow or f"sqlite:///{self.storage.resolve() / MLFLOW_FILE}"
+        return self.mlflow or sqlite_url(self.storage.resolve() / MLFLOW_FILE)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ class SearchResult:
         same_failures: Why it ended early, if trials kept failing in the same way.
         spent_s: Seconds for which all drivers together have trained it, which `search.time_budget_s` bounds.
         untracked: Pieces of work that MLflow never took.
+        untracked_cause: Why, as far as it is known.
         unjudged: Why judges have not said all that they were to; None if they have.
         judged: What judges say of a trial's answers, in `scores`, `differences` from the baseline and `pairs` won
             against it, each with an entry for each judge; the trial that the first judge rates best comes first.
@@ -152,6 +153,7 @@ class SearchResult:
     same_failures: str = ""
     spent_s: float = 0.0
     untracked: int = 0
+    untracked_cause: str = ""
     seconds: float = 0.0
     unjudged: TuneDlrmlError | None = None
     judged: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from tune_dlrml.events import Event
 from tune_dlrml.records import State
 from tune_dlrml.tracking.cursor import MlflowStore
 from tune_dlrml.tracking.limits import TAG_LENGTH, param_calls, short_key, short_text
+from tune_dlrml.tracking.moved import follow_artifacts
 
 PAGE = 1000
 """Runs that one call of a listing brings."""
@@ -40,6 +41,16 @@ _STATUS = {
 
 class RunGoneError(Exception):
     """A run was deleted in MLflow."""
+
+
+class ExperimentDeletedError(Exception):
+    """Somebody has deleted the experiment in MLflow, which keeps it under its name until it is restored or purged."""
+
+    def __init__(self, name: str, identity: str) -> None:
+        super().__init__(
+            f"experiment {name!r} is in MLflow's trash; `mlflow experiments restore --experiment-id {identity}` with "
+            "MLFLOW_TRACKING_URI set brings it back, or name another one by tracking.experiment"
+        )
 
 
 class ArtifactError(Exception):
@@ -213,6 +224,10 @@ class SearchRuns:
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._store.experiment)
         if found is not None:
+            if found.lifecycle_stage == LifecycleStage.DELETED:
+                raise ExperimentDeletedError(self._store.experiment, found.experiment_id)
+            if self._store.artifacts is not None:
+                follow_artifacts(self._store.uri, found, self._store.artifacts)
             return str(found.experiment_id)
         place = None if self._store.artifacts is None else self._store.artifacts.resolve().as_uri()
         return str(self._client.create_experiment(self._store.experiment, artifact_location=place))

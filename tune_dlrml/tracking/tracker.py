@@ -19,7 +19,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import Outbox, untracked
-from tune_dlrml.tracking.runs import SearchRuns, is_away
+from tune_dlrml.tracking.runs import ExperimentDeletedError, SearchRuns, is_away
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Tracker:
         self._closing: _Closing | None = None
         self._tried = threading.Event()
         self._error: str | None = None
+        self._deleted = False
         self._said: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -84,6 +85,8 @@ class Tracker:
         answered = self._tried.wait(START_S)
         if not answered or self._error is not None:
             self.leave()
+            if self._deleted:
+                raise InputError(f"tracking.experiment: {self._error}")
             cause = self._error or f"no answer in {START_S:.0f} s"
             raise InputError(
                 f"tracking.mlflow: MLflow must answer when a search begins, but {self._store.shown(self._store.uri)} "
@@ -111,6 +114,11 @@ class Tracker:
     def behind(self) -> int:
         """Events that MLflow has not taken or has refused, and one for each of the parent run's own news."""
         return untracked(self._events, self._store) + self._outbox.refused + (self._description is not None)
+
+    @property
+    def trouble(self) -> str:
+        """Why MLflow does not take what it gets, as far as it is known."""
+        return self._error or ""
 
     def close(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> int:
         """Send what is left, for up to `CLOSE_S` seconds, and close the parent run with the numbers of the search.
@@ -211,9 +219,11 @@ class Tracker:
 
     def _note(self, error: Exception | None) -> None:
         """Say once that MLflow went away, and once that it is back."""
+        self._deleted = isinstance(error, ExperimentDeletedError)
         before, self._error = self._error, None if error is None else self._store.shown(error)
         if before is None and self._error is not None:
-            log.warning("MLflow is away; training goes on, and MLflow gets everything later: %s", self._error)
+            what = "MLflow takes nothing" if self._deleted else "MLflow is away"
+            log.warning("%s; training goes on, and MLflow gets everything later: %s", what, self._error)
         elif before is not None and self._error is None:
             log.warning("MLflow is back and has everything up to now")
 
