@@ -63,6 +63,45 @@ BORDERS = {
         "\u5929\u7a7a\u662f\u7eff\u8272",
         "\u5929\u7a7a\u662f",
     ),
+    "Japanese": (
+        "\u8cea\u554f:\u7a7a\u306f\uff1f\u7b54\u3048:\u9752\u3044",
+        "\u8cea\u554f:\u7a7a\u306f\uff1f\u7b54\u3048:\u8d64\u3044",
+        "\u8cea\u554f:\u7a7a\u306f\uff1f\u7b54\u3048:",
+    ),
+    "a sign that repeats another": ("\u4eba\u3005\u306f", "\u4eba\u3005\u304c", "\u4eba\u3005"),
+    "half as wide": ("\uff83\uff7d\uff84\uff71", "\uff83\uff7d\uff84\uff72", "\uff83\uff7d\uff84"),
+    "Thai": ("\u0e17\u0e49\u0e2d\u0e07\u0e01", "\u0e17\u0e49\u0e2d\u0e07\u0e02", "\u0e17\u0e49\u0e2d\u0e07"),
+    "Burmese": ("\u1005\u102c\u1000", "\u1005\u102c\u1001", "\u1005\u102c"),
+    "Tibetan": ("\u0f56\u0f7c\u0f51\u0f0b\u0f61", "\u0f56\u0f7c\u0f51\u0f0b\u0f58", "\u0f56\u0f7c\u0f51\u0f0b"),
+    "Korean, which has spaces": ("\ud558\ub298\uc740 \ud30c", "\ud558\ub298\uc740 \ube68", "\ud558\ub298\uc740"),
+    "from right to left": (
+        "\u0633: \u0644\u0645\u061f \u062c: \u0646\u0639\u0645",
+        "\u0633: \u0644\u0645\u061f \u062c: \u0644\u0627",
+        "\u0633: \u0644\u0645\u061f \u062c:",
+    ),
+    "code": ("def f(x):\n    return x + 1", "def f(x):\n    return x - 1", "def f(x):\n    return x"),
+    "names in code": ("x = foo_bar(1)", "x = foo_baz(1)", "x ="),
+    "an answer that goes on behind its full stop": (
+        "\n\nHuman: Why?\n\nAssistant: So.",
+        "\n\nHuman: Why?\n\nAssistant: So. It is.",
+        "\n\nHuman: Why?\n\nAssistant:",
+    ),
+    "an answer that goes on with a turn": (
+        "\n\nHuman: Why?\n\nAssistant: So it is",
+        "\n\nHuman: Why?\n\nAssistant: So it is\n\nHuman: No",
+        "\n\nHuman: Why?\n\nAssistant:",
+    ),
+    "markers, and an answer that goes on": (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "instructions, and an answer that goes on": (
+        "[INST] q [/INST] a b.",
+        "[INST] q [/INST] a b. c",
+        "[INST] q [/INST]",
+    ),
+    "one goes on behind a full stop": ("Say it. Now.", "Say it. Now. Go", "Say it."),
     "letters with marks": ("Es wird \u00fcbel", "Es wird \u00fcblich", "Es wird"),
     "other alphabets": (
         "\u041d\u0435\u0431\u043e \u0441\u0438\u043d\u0435\u0435",
@@ -78,6 +117,26 @@ def test_the_start_that_two_texts_share_is_a_prompt_up_to_the_border_of_a_word(c
         found, *answers = read(tmp_path, {"chosen": first, "rejected": second})
         assert found == prompt
         assert [found + answer for answer in answers] == [first, second]
+
+
+EMPTY = {
+    "a transcript": ("\n\nHuman: Why?\n\nAssistant: So", "\n\nHuman: Why?\n\nAssistant:"),
+    "with a space": ("\n\nHuman: Why?\n\nAssistant: So", "\n\nHuman: Why?\n\nAssistant: "),
+    "headers": ("### Input: a\n### Response:\nSo", "### Input: a\n### Response:\n"),
+    "instructions": ("<s>[INST] q [/INST] a", "<s>[INST] q [/INST]"),
+    "markers": (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>bot\na",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>bot\n",
+    ),
+    "other markers": ("<|user|>\nq</s>\n<|assistant|>\na", "<|user|>\nq</s>\n<|assistant|>\n"),
+    "Japanese": ("\u554f:\u7a7a\u306f\uff1f\u7b54\u3048:\u9752\u3044", "\u554f:\u7a7a\u306f\uff1f\u7b54\u3048:"),
+}
+
+
+@pytest.mark.parametrize(("whole", "empty"), EMPTY.values(), ids=EMPTY.keys())
+def test_a_transcript_that_ends_before_its_answer_is_refused(whole, empty, tmp_path):
+    assert "`rejected` must not be empty" in refusal(tmp_path, {"chosen": whole, "rejected": empty})
+    assert "`chosen` must not be empty" in refusal(tmp_path, {"chosen": empty, "rejected": whole})
 
 
 def test_texts_that_share_no_whole_word_have_no_prompt(tmp_path):
@@ -113,7 +172,10 @@ def test_a_start_is_no_prompt_where_another_column_may_hold_it(more, tmp_path):
     assert read(tmp_path, TEXTS | more, columns=ColumnsConfig(prompt=None))[0] == "The answer is"
 
 
-@pytest.mark.parametrize("more", [{"score": 3}, {"question": None}, {"question": " "}, {"vector": [0.5]}, {"tags": []}])
+@pytest.mark.parametrize(
+    "more",
+    [{"score": 3}, {"": "0", "score": "-3.5"}, {"question": None}, {"question": " "}, {"vector": [0.5]}, {"tags": []}],
+)
 def test_columns_without_text_leave_the_shared_start_a_prompt(more, tmp_path):
     assert read(tmp_path, TEXTS | more)[0] == "The answer is"
 
@@ -154,6 +216,46 @@ NOT_REPEATED = {
 def test_answers_that_do_not_repeat_the_prompt_stay_as_they_are(prompt, chosen, rejected, tmp_path):
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     assert read(tmp_path, row) == (prompt, chosen, rejected)
+
+
+GREETINGS = [
+    ("Hello", "Hello! How are you?", "Hello, what?"),
+    ("Good morning!", "Good morning! Tea?", "Good morning! Go."),
+    ("\u4f60\u597d", "\u4f60\u597d\uff01\u8bf7\u8bf4", "\u4f60\u597d\u3002"),
+    ("Python", "Here is Python code:\n```python\n1", "Here is Python code:\n```python\n2"),
+]
+OTHERS = [("What is two and two?", "4", "5"), ("Name a colour", "Red", "7"), ("Why?", "So", "No")]
+
+
+@pytest.mark.parametrize("greeting", GREETINGS, ids=[greeting[0] for greeting in GREETINGS])
+@pytest.mark.parametrize("policy", ["refuse", "strip", "keep"])
+def test_an_answer_to_a_greeting_may_begin_with_it(greeting, policy, tmp_path):
+    names = ("prompt", "chosen", "rejected")
+    rows = [dict(zip(names, texts, strict=True)) for texts in (greeting, *OTHERS)]
+    assert section(tmp_path, rows, RowsConfig(prompt_in_answers=policy))[0].pairs == rows
+
+
+def test_a_long_prompt_in_its_answers_is_refused_wherever_it_is_and_a_short_one_where_most_are(tmp_path):
+    names = ("prompt", "chosen", "rejected")
+    echo = (
+        "What is it that runs to the sea?",
+        *(f"What is it that runs to the sea? {end}" for end in ("Water", "Sun")),
+    )
+    for rows, faulty in (([echo, *OTHERS], "row 1"), ([*GREETINGS[:3], OTHERS[0]], "3 of 4 rows")):
+        with pytest.raises(InputError, match=f"{faulty}.*") as caught:
+            section(tmp_path, [dict(zip(names, texts, strict=True)) for texts in rows], RowsConfig())
+        assert "begin with the prompt again" in str(caught.value)
+
+
+def test_one_message_is_a_conversation_of_one(tmp_path):
+    row = {"prompt": [ASK], "chosen": YES, "rejected": NO}
+    assert read(tmp_path, row) == ([ASK], [YES], [NO])
+    assert read(tmp_path, row | {"prompt": ASK}) == ([ASK], [YES], [NO])
+    messages = MessagesConfig(role="from", content="value", roles={"human": "user", "gpt": "assistant"})
+    row = {"conversations": SHARE_GPT[:1], "chosen": SHARE_GPT[1], "rejected": {"from": "gpt", "value": "No"}}
+    columns = ColumnsConfig(prompt="conversations")
+    expected = ([ASK], [said("assistant", "Yes")], [said("assistant", "No")])
+    assert read(tmp_path, row, columns=columns, messages=messages) == expected
 
 
 @pytest.mark.parametrize(

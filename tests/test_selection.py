@@ -165,7 +165,8 @@ def test_a_conversation_that_the_chat_template_refuses_is_a_bad_row(select):
     with pytest.raises(InputError) as refused:
         select(rows, [chat("held out")])
     assert str(refused.value) == (
-        "dataset.train: row 2 (line 2): the model's chat template refuses it (only user and assistant speak; its roles: system).\n"
+        "dataset.train: row 2 (line 2): the model's chat template refuses it (only user and assistant speak; its "
+        "roles: system).\n"
         "Set dataset.bad_rows: drop to leave such rows out."
     )
     assert len(select(rows, [chat("held out")], bad_rows="drop").sections["train"].pairs) == 2

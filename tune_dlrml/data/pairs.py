@@ -51,13 +51,19 @@ def read_cell(row: dict[str, Any], column: str, fields: MessagesConfig, others: 
         )
     if isinstance(given, str):
         cell: Cell = _text(given, column, fields)
-    elif isinstance(given, list):
-        cell = [_turn(turn, column, fields) for turn in given]
+    elif isinstance(given, list) or _is_message(given, fields):
+        turns = given if isinstance(given, list) else [given]
+        cell = [_turn(turn, column, fields) for turn in turns]
     else:
         raise Fault(f"`{column}` must be a text or a list of messages, but got {short(given)}")
     if is_empty(cell):
         raise Fault(f"`{column}` must not be empty, but got {short(given)}")
     return cell
+
+
+def _is_message(given: object, fields: MessagesConfig) -> bool:
+    """Whether it is one message, as files of pairs with a conversation before them have it."""
+    return isinstance(given, dict) and {fields.role, fields.content} <= set(given)
 
 
 def _turn(turn: object, column: str, fields: MessagesConfig) -> dict[str, str]:

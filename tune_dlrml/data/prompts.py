@@ -12,10 +12,25 @@ from tune_dlrml.config import RowsConfig
 from tune_dlrml.data.pairs import COMPLETIONS, Cell, Fault, Pair, format_name, is_empty, read_cell, short, some_names
 
 _SPACE = re.compile(r"\s+")
+_LABEL = re.compile(
+    r"^[ \t]*(?:#+ *)?\w+(?: \w+)?[ \t]*[:\uff1a]|[:\uff1a]\s*\Z|\[/INST\]|<\|im_start\|>\w+\n?|<start_of_turn>\w+\n?"
+    r"|<\|end_header_id\|>\s*|<[|\uff5c](?:assistant|model|bot)[|\uff5c]>\n?",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What a turn of a transcript begins with."""
+WITHOUT_SPACES = (
+    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI "),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "BALINESE"),
+)
+"""How the names of the signs of such scripts begin in Unicode."""
+LONG_PROMPT = 24
+"""Bytes of a prompt that two answers do not begin with by chance, as they do with a greeting."""
 NO_PROMPT = "dataset.columns.prompt: null takes the start that both share"
 
 
-def make_pair(value: dict[str, Any], unread: tuple[str, ...], rows: RowsConfig, *, explicit: bool) -> Pair:
+def make_pair(
+    value: dict[str, Any], unread: tuple[str, ...], rows: RowsConfig, *, explicit: bool, echoed: bool = True
+) -> Pair:
     """The pair of a row.
 
     Args:
@@ -23,6 +38,7 @@ def make_pair(value: dict[str, Any], unread: tuple[str, ...], rows: RowsConfig, 
         unread: Columns that the file has beside those of `value`.
         rows: Names of columns and fields, and what to do where answers begin with the prompt.
         explicit: Whether the prompt stands in a column of its own.
+        echoed: Whether the answers say a short prompt again because that is how the rows were written.
 
     Raises:
         Fault: It is none.
@@ -44,8 +60,18 @@ def make_pair(value: dict[str, Any], unread: tuple[str, ...], rows: RowsConfig, 
         missing = f"`{names.prompt or 'prompt'}` is missing, and `{names.chosen}` and `{names.rejected}` share no start"
         pair = _split(chosen, rejected, f"{missing} to be it")
     else:
-        pair = _with_prompt(prompt, chosen, rejected, rows)
+        pair = _with_prompt(prompt, chosen, rejected, rows, echoed=echoed)
     return _with_system(pair, value, rows, explicit=prompt is not None)
+
+
+def is_echo(value: object, rows: RowsConfig) -> bool | None:
+    """Whether both answers say the prompt of a row again; None of rows that are no texts."""
+    names = (rows.columns.prompt, rows.columns.chosen, rows.columns.rejected)
+    prompt, chosen, rejected = (value.get(name) if isinstance(value, dict) and name else None for name in names)
+    if not (isinstance(prompt, str) and prompt.strip() and isinstance(chosen, str) and isinstance(rejected, str)):
+        return None
+    repeated = _repeated(prompt, chosen) and _repeated(prompt, rejected)
+    return bool(repeated) or _is_in_transcript(prompt, chosen, rejected)
 
 
 def unused_of_turns(cell: object, rows: RowsConfig) -> list[str]:
@@ -75,13 +101,15 @@ def _refuse_other_texts(value: dict[str, Any], rows: RowsConfig) -> None:
 def _holds_text(given: object) -> bool:
     if isinstance(given, list):
         return any(isinstance(each, (str, dict)) for each in given)
-    return isinstance(given, str) and bool(given.strip())
+    return isinstance(given, str) and any(character.isalpha() for character in given)
 
 
-def _with_prompt(prompt: Cell, chosen: Cell, rejected: Cell, rows: RowsConfig) -> Pair:
+def _with_prompt(prompt: Cell, chosen: Cell, rejected: Cell, rows: RowsConfig, *, echoed: bool) -> Pair:
     names = rows.columns
     if format_name(prompt) == format_name(chosen):
-        return _unrepeated({"prompt": prompt, "chosen": chosen, "rejected": rejected}, rows)
+        pair: Pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        is_greeting = isinstance(prompt, str) and len(prompt.strip().encode()) < LONG_PROMPT and not echoed
+        return pair if rows.prompt_in_answers == "keep" or is_greeting else _unrepeated(pair, rows)
     mixed = f"`{names.prompt}` is {format_name(prompt)}, but `{names.chosen}` is {format_name(chosen)}"
     if not isinstance(prompt, str):
         raise Fault(f"{mixed}; both must be the same")
@@ -99,12 +127,10 @@ def _words(text: str) -> str:
 
 def _unrepeated(pair: Pair, rows: RowsConfig) -> Pair:
     """The pair, unless its answers say the prompt again, which would then be trained on twice."""
-    if rows.prompt_in_answers == "keep":
-        return pair
     repeated = [_repeated(pair["prompt"], pair[column]) for column in COMPLETIONS]
     # One answer of two may well quote a text; a message of the prompt is no part of an answer.
     if not (all(repeated) if isinstance(pair["prompt"], str) else any(repeated)):
-        if isinstance(pair["prompt"], str) and _is_inside_transcript(pair):
+        if isinstance(pair["prompt"], str) and _is_in_transcript(*map(str, pair.values())):
             raise Fault(f"both answers hold the prompt again, behind a label ({short(pair['chosen'])}); {NO_PROMPT}")
         return pair
     if rows.prompt_in_answers == "refuse":
@@ -135,12 +161,13 @@ def _repeated(prompt: Cell, answer: Cell) -> int:
     return exact if _is_border(text, at) else 0
 
 
-def _is_inside_transcript(pair: Pair) -> bool:
+def _is_in_transcript(prompt: str, chosen: str, rejected: str) -> bool:
     """Whether both texts begin with a label, the prompt and, behind a line's end, the label of the answer."""
-    chosen, rejected = (str(pair[column]) for column in COMPLETIONS)
+    if chosen[:1] != rejected[:1]:
+        return False
     start = chosen[: _length_of_prompt(chosen, rejected)]
-    before, found, after = start.partition(str(pair["prompt"]).strip())
-    return bool(found and before.strip() and re.search(r"\n\s*\S", after))
+    before, found, after = start.partition(prompt.strip())
+    return bool(found and re.search(r"[:>\]\uff1a]\s*\Z", before) and re.search(r"\n\s*\S", after))
 
 
 def _split(chosen: Cell, rejected: Cell, without_start: str) -> Pair:
@@ -160,16 +187,39 @@ def _length_of_prompt(chosen: Cell, rejected: Cell) -> int:
     The space before two texts part belongs to them, not to the prompt. Where one continues the other, the last turn
     (or word) of the shorter is its completion. Tokens part at such borders, too, so those of the prompt are TRL's.
     """
-    shorter = min(len(chosen), len(rejected))
-    shared = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
-    if shared == shorter:
-        shared -= 1
+    shared = _shared(chosen, rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
+        if shared == min(len(chosen), len(rejected)):
+            shared = _start_of_last(chosen[:shared])
         while shared > 0 and not (_is_border(chosen, shared) and _is_border(rejected, shared)):
             shared -= 1
         if shared > 0 and chosen[shared - 1] == " ":
             shared -= 1
+    elif shared == min(len(chosen), len(rejected)):
+        shared -= 1
     return shared
+
+
+def _shared(first: Cell, second: Cell) -> int:
+    """Length of what both begin with, halved until it is found: transcripts are long."""
+    same, differs = 0, min(len(first), len(second)) + 1
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        same, differs = (middle, differs) if first[same:middle] == second[same:middle] else (same, middle)
+    return same
+
+
+def _start_of_last(text: str) -> int:
+    """Where the last turn of a transcript begins behind its label, or else the last word of a text."""
+    labels = list(_LABEL.finditer(text))
+    if labels:
+        return labels[-1].end()
+    at = len(text)
+    while at > 0 and (text[at - 1].isascii() or unicodedata.category(text[at - 1])[0] in "PZ"):
+        if text[at - 1].isalnum():
+            break
+        at -= 1
+    return max(at - 1, 0)
 
 
 def _is_border(text: str, at: int) -> bool:
@@ -186,10 +236,10 @@ def _is_modifier(character: str) -> bool:
 
 
 def _is_of_word(character: str) -> bool:
-    """Letters and digits; scripts without spaces have words of one sign."""
+    """Letters and digits; scripts without spaces between words have words of one sign."""
     if not character or not (character.isalnum() or character in "_'\u2019" or unicodedata.category(character) == "Mn"):
         return False
-    return not unicodedata.name(character, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER"))
+    return not unicodedata.name(character, "").startswith(WITHOUT_SPACES)
 
 
 def _with_system(pair: Pair, value: dict[str, Any], rows: RowsConfig, *, explicit: bool) -> Pair:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tune_dlrml.config import RowsConfig
 from tune_dlrml.data.pairs import Fault, Pair, format_name, short, some_names
-from tune_dlrml.data.prompts import make_pair, unused_of_turns
+from tune_dlrml.data.prompts import is_echo, make_pair, unused_of_turns
 from tune_dlrml.errors import InputError
 
 FAULTS_SHOWN = 3
@@ -46,13 +46,15 @@ def check_rows(rows: Sequence[Row], source: str, reading: RowsConfig) -> Checked
     if not rows:
         raise InputError(f"{source}: no rows; at least one preference pair is needed.")
     explicit = _is_explicit(rows, reading)
+    echoes = [is_echo(row.value, reading) for row in rows] if explicit else []
+    echoed = 2 * echoes.count(True) > echoes.count(True) + echoes.count(False)
     pairs: list[Pair] = []
     places: list[str] = []
     faults: list[str] = []
     unused: list[tuple[str, list[str]]] = []
     for row in rows:
         try:
-            pair = _pair(row, reading, explicit=explicit)
+            pair = _pair(row, reading, explicit=explicit, echoed=echoed)
             if pairs and format_name(pair["chosen"]) != format_name(pairs[0]["chosen"]):
                 here, there = format_name(pair["chosen"]), format_name(pairs[0]["chosen"])
                 raise Fault(f"`chosen` is {here}, but that of the rows before is {there}; all rows must be the same")
@@ -88,13 +90,13 @@ def _is_explicit(rows: Sequence[Row], reading: RowsConfig) -> bool:
     return any(isinstance(row.value, dict) and row.value.get(name) is not None for row in rows)
 
 
-def _pair(row: Row, reading: RowsConfig, *, explicit: bool) -> Pair:
+def _pair(row: Row, reading: RowsConfig, *, explicit: bool, echoed: bool) -> Pair:
     if isinstance(row.value, Fault):
         raise row.value
     if not isinstance(row.value, dict):
         names = ", ".join(reading.columns.names())
         raise Fault(f"must be a mapping with the columns {names}, but got {short(row.value)}")
-    return make_pair(row.value, row.unread, reading, explicit=explicit)
+    return make_pair(row.value, row.unread, reading, explicit=explicit, echoed=echoed)
 
 
 def _taken_as_prompt(pairs: Sequence[Pair], places: Sequence[str]) -> str:
