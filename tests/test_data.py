@@ -435,15 +435,117 @@ def test_a_file_that_may_not_be_read_is_refused(folder):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(json.dumps(PLAIN).encode()), "is not UTF-8 text"),
-        (json.dumps(PLAIN).encode("utf-16"), "is not UTF-8 text"),
+        (gzip.compress(json.dumps(PLAIN).encode()), "is not UTF-8 text but compressed (.gz); give the file the name"),
+        (json.dumps(PLAIN).encode("utf-16"), "is not UTF-8 text but UTF-16; write it as UTF-8"),
         (b"\0" * 1000, "is not JSON"),
+        (b"PK\x03\x04...", "but an archive (.zip); unpack it."),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+            "a pointer of Git LFS; `git lfs pull`",
+        ),
+        (b"<!DOCTYPE html>\n<html></html>", "but a web page; download the file itself."),
+        (json.dumps(PLAIN, indent=2).encode(), "line 1: an object goes over several lines; write one a line"),
+        (json.dumps({"data": [PLAIN]}, indent=2).encode(), "line 1: an object goes over several lines"),
+        (
+            '{"prompt": "caf\xe9"}\n'.encode("latin-1"),
+            "not UTF-8 text (byte 0xe9 behind 15 characters); write the file as",
+        ),
     ],
-    ids=["compressed", "UTF-16", "zeros"],
+    ids=["compressed", "UTF-16", "zeros", "zip", "LFS", "HTML", "pretty", "wrapped", "latin"],
 )
 def test_a_file_of_another_kind_is_refused(content, says, folder):
     (folder / "train.jsonl").write_bytes(content)
     assert says in refusal("train.jsonl")
+
+
+def test_a_table_that_is_a_pointer_says_so(folder):
+    (folder / "train.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    assert refusal("train.parquet").endswith(
+        "is not a table but a pointer of Git LFS; `git lfs pull` fetches the file."
+    )
+
+
+CELLS = {
+    "quotes, commas and lines": (
+        ".csv",
+        'prompt,chosen,rejected\r\n"a, ""b""\nc",d,e\r\n',
+        {"prompt": 'a, "b"\nc', "chosen": "d", "rejected": "e"},
+    ),
+    "a mark of byte order": (
+        ".csv",
+        "\ufeffprompt,chosen,rejected\na,b,c\n",
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
+    "an index": (".csv", ",prompt,chosen,rejected\n0,a,b,c\n", {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    "texts that others take for nothing": (
+        ".csv",
+        "prompt,chosen,rejected\nNA,null,nan\n",
+        {"prompt": "NA", "chosen": "null", "rejected": "nan"},
+    ),
+    "spaces": (".csv", "prompt,chosen,rejected\na, b,c \n", {"prompt": "a", "chosen": " b", "rejected": "c "}),
+    "an inch": (
+        ".tsv",
+        'prompt\tchosen\trejected\na\t5" b\tc, d\n',
+        {"prompt": "a", "chosen": '5" b', "rejected": "c, d"},
+    ),
+    "numbers beside transcripts": (
+        ".csv",
+        ",chosen,rejected,score\n0,Say: b,Say: c,3.5\n",
+        {"prompt": "Say:", "chosen": " b", "rejected": " c"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("suffix", "text", "pair"), CELLS.values(), ids=CELLS.keys())
+def test_cells_are_read_as_they_were_written(suffix, text, pair, folder):
+    (folder / f"train{suffix}").write_bytes(text.encode())
+    assert list(load_pairs(f"train{suffix}")) == [pair]
+
+
+NO_CELLS = {
+    "semicolons": (".csv", "prompt;chosen;rejected\na;b;c\n", "parted by commas, not by ';'"),
+    "tabs": (".csv", "prompt\tchosen\trejected\na\tb\tc\n", r"parted by commas, not by '\t'"),
+    "commas": (".tsv", "prompt,chosen,rejected\na,b,c\n", "parted by tabs, not by ','"),
+    "backslashes": (".csv", 'prompt,chosen,rejected\na,"say \\"x\\"",c\n', "line 2: is not CSV ("),
+    "an open quote": (
+        ".csv",
+        'prompt,chosen,rejected\n"a,b,c\nd,e,f\n',
+        "is not CSV (unexpected end of data); a cell that",
+    ),
+    "a cell too few": (".csv", "prompt,chosen,rejected\na,b\n", "has 2 cells, but the header names 3 columns"),
+    "no header": (".csv", "a,b,c\nd,e,f\n", "the columns given are a, b, c (dataset.columns"),
+    "an empty cell": (".csv", "prompt,chosen,rejected\na,,c\n", "column `chosen` is needed, but is missing or null"),
+    "latin letters": (
+        ".csv",
+        "prompt,chosen,rejected\na,b\udce9,c\n",
+        "not UTF-8 text (byte 0xe9 behind 2 characters)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("suffix", "text", "says"), NO_CELLS.values(), ids=NO_CELLS.keys())
+def test_cells_that_are_written_otherwise_are_refused(suffix, text, says, folder):
+    (folder / f"train{suffix}").write_bytes(text.encode(errors="surrogateescape"))
+    message = refusal(f"train{suffix}")
+    assert says in message and len(message) < 500
+
+
+def test_lines_that_are_empty_are_passed_over(folder):
+    (folder / "array.json").write_text(f"\n\n{json.dumps([PLAIN], indent=1)}\n\n", encoding="utf-8")
+    (folder / "lines.jsonl").write_text(f"\n{json.dumps(PLAIN)}\r\n \n\n", encoding="utf-8")
+    assert list(load_pairs("array.json")) == list(load_pairs("lines.jsonl")) == [PLAIN]
+    (folder / "lines.jsonl").write_text(f"\n\n{json.dumps(PLAIN)}\n[1\n", encoding="utf-8")
+    assert "row 2 (line 4): is not JSON" in refusal("lines.jsonl")
+
+
+@pytest.mark.parametrize("scheme", ["https://host/", "s3://bucket/", "hf://datasets/", "file:///"])
+def test_a_url_is_no_file(scheme, folder):
+    assert f"'{scheme}a/b.jsonl' is a URL; download it and name the file" in refusal(f"{scheme}a/b.jsonl")
+
+
+def test_rows_taken_without_their_sign_are_refused_with_it(folder):
+    reference = write_jsonl(folder / "train.jsonl", PLAIN)
+    assert refusal(f"{reference}[:1]").endswith("rows are taken by `#[:64]`.")
 
 
 PARQUET = {

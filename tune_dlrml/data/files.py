@@ -42,7 +42,10 @@ def file_rows(ref: DatasetReference, reading: RowsConfig) -> Iterator[Row]:
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         files = [file for file in found if format_of(file) is not None]
         if not files:
-            raise InputError(f"{ref}: no file of pairs has such a name; endings are {', '.join(SUFFIXES)}.")
+            raise InputError(
+                f"{ref}: no file of pairs has such a name; endings are {', '.join(SUFFIXES)}; rows are "
+                "taken by `#[:64]`."
+            )
         yield from _rows_of_files(files, str(ref), columns)
     else:
         yield from read_file(path, str(ref), columns)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from tune_dlrml.data.pairs import Fault
+from tune_dlrml.data.pairs import Fault, short
 from tune_dlrml.data.reference import did_you_mean, format_of
 from tune_dlrml.data.rows import Row
 from tune_dlrml.errors import InputError
@@ -30,16 +30,24 @@ LINE_LIMIT = 2**26
 """Characters of one line: a row of three texts of the largest size, every character written as an escape."""
 ARRAY_LIMIT = 2**30
 """Characters of a file that is one JSON array, and so is read at once."""
+NAMED = "give the file the name of what it is"
 MAGIC = {
-    b"\x1f\x8b": "compressed (.gz)",
-    b"BZh": "compressed (.bz2)",
-    b"\xfd7zXZ": "compressed (.xz)",
-    b"\x28\xb5\x2f\xfd": "compressed (.zst)",
-    b"PAR1": "a table (.parquet)",
-    b"ARROW1": "a table (.arrow)",
-    b"PK\x03\x04": "an archive (.zip); unpack it",
+    b"\x1f\x8b": ("compressed (.gz)", NAMED),
+    b"BZh": ("compressed (.bz2)", NAMED),
+    b"\xfd7zXZ": ("compressed (.xz)", NAMED),
+    b"\x28\xb5\x2f\xfd": ("compressed (.zst)", NAMED),
+    b"PAR1": ("a table (.parquet)", NAMED),
+    b"ARROW1": ("a table (.arrow)", NAMED),
+    b"PK\x03\x04": ("an archive (.zip)", "unpack it"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "`git lfs pull` fetches the file"),
+    b"<!DOCTYPE": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
 }
-"""How files begin that are no text, and what they are."""
+"""How files begin that hold no rows, whatever their name, what they are and what to do."""
+NEVER = tuple(magic for magic, (_, remedy) in MAGIC.items() if remedy != NAMED)
+"""Those of which no name would make a file of rows."""
+DELIMITERS = ";\t|,"
+"""What people part cells with."""
 
 
 def read_file(path: Path, source: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -57,10 +65,10 @@ def read_file(path: Path, source: str, columns: Sequence[str]) -> Iterator[Row]:
     suffix, compression = format_of(path) or ("", "")
     try:
         with _opened(path, compression) as file:
+            _check_start(file, source, is_table=suffix in (".parquet", ".arrow"))
             if suffix in (".parquet", ".arrow"):
                 yield from _table_file_rows(file, suffix, bool(compression), source, columns)
             else:
-                _check_is_text(file, source)
                 with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
                     tab = "\t" if suffix == ".tsv" else ","
                     yield from _csv_rows(text, tab, source) if suffix in (".csv", ".tsv") else _json_rows(text, source)
@@ -93,19 +101,23 @@ def _opened(path: Path, compression: str) -> io.BufferedReader:
     return cast(io.BufferedReader, openers.get(compression, open)(path, "rb"))
 
 
-def _check_is_text(file: io.BufferedReader, source: str) -> None:
-    start = file.peek(6)
-    for magic, what in MAGIC.items():
-        if start.startswith(magic):
-            raise InputError(f"{source}: is not UTF-8 text but {what}; give the file the name of what it is.")
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+def _check_start(file: io.BufferedReader, source: str, *, is_table: bool) -> None:
+    start = file.peek(64)
+    for magic, (what, remedy) in MAGIC.items():
+        if start.startswith(magic) and (not is_table or magic in NEVER):
+            raise InputError(f"{source}: is not {'a table' if is_table else 'UTF-8 text'} but {what}; {remedy}.")
+    if not is_table and start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{source}: is not UTF-8 text but UTF-16; write it as UTF-8.")
 
 
 def _json_rows(file: TextIO, source: str) -> Iterator[Row]:
     """One object a line or, where the file starts with a bracket, one array of them."""
-    lines = _lines(file, source)
-    first = next(lines, "")
+    lines = enumerate(_lines(file, source), start=1)
+    at, first = next(((at, line) for at, line in lines if line.strip()), (0, ""))
+    if first.strip() == "{":
+        raise InputError(
+            f"{source}: line {at}: an object goes over several lines; write one a line, or one array of all."
+        )
     if first.lstrip().startswith("["):
         array = _read_json(first + file.read(ARRAY_LIMIT))
         if file.read(1):
@@ -117,7 +129,7 @@ def _json_rows(file: TextIO, source: str) -> Iterator[Row]:
         yield from (Row(f"row {number}", value) for number, value in enumerate(array, start=1))
         return
     number = 0
-    for line_number, line in enumerate(itertools.chain([first], lines), start=1):
+    for line_number, line in itertools.chain([(at, first)], lines):
         if line.strip():
             number += 1
             yield Row(f"row {number} (line {line_number})", _read_json(line))
@@ -150,7 +162,8 @@ def _not_utf8(text: str) -> Fault | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Fault(f"is not UTF-8 text (byte 0x{ord(text[error.start]) & 0xFF:02x} behind {error.start} characters)")
+        byte = ord(text[error.start]) & 0xFF
+        return Fault(f"is not UTF-8 text (byte 0x{byte:02x} behind {error.start} characters); write the file as UTF-8")
     return None
 
 
@@ -171,13 +184,28 @@ def _csv_rows(file: TextIO, delimiter: str, source: str) -> Iterator[Row]:
         twice = [name for name, count in Counter(header).items() if count > 1]
         if twice:
             raise InputError(f"{source}: the column {twice[0][:80]!r} is given twice; keep one.")
+        _check_delimiter(header, delimiter, source)
         number = 0
         for cells in lines:
             if cells:
                 number += 1
                 yield Row(f"row {number} (line {lines.line_num})", _csv_row(header, cells))
     except csv.Error as error:
-        raise InputError(f"{source}: line {lines.line_num}: is not CSV ({error}).") from None
+        raise InputError(
+            f"{source}: line {lines.line_num}: is not CSV ({error}); a cell that holds quotes, the delimiter or a "
+            "line's end stands in quotes, those inside it doubled."
+        ) from None
+
+
+def _check_delimiter(header: Sequence[str], delimiter: str, source: str) -> None:
+    """A header of one cell that holds what other files part cells with."""
+    others = [sign for sign in DELIMITERS if len(header) == 1 and sign in header[0] and sign != delimiter]
+    if others:
+        own = "tabs" if delimiter == "\t" else "commas"
+        raise InputError(
+            f"{source}: the header is one cell, {short(header[0])}: cells of such a file are parted by {own}, not by "
+            f"{others[0]!r}; write it anew, or name it as what it is (.csv: commas, .tsv: tabs)."
+        )
 
 
 def _csv_row(header: Sequence[str], cells: Sequence[str]) -> Any:

@@ -68,6 +68,8 @@ def parse_dataset_reference(text: str) -> DatasetReference:
     if location.startswith(BUILTIN_PREFIX):
         name = location.removeprefix(BUILTIN_PREFIX)
         return DatasetReference("builtin", name, split=split, start=start, stop=stop)
+    if "://" in location:
+        raise InputError(f"{text!r} is a URL; download it and name the file. What is allowed: {FORMS}.")
     path = Path(location).expanduser() if location.startswith("~/") else Path(location)
     if format_of(path) is not None or os.path.isdir(path) or glob.has_magic(location):
         return DatasetReference("file", _absolute(path), split=split, start=start, stop=stop)
