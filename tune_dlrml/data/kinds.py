@@ -65,8 +65,8 @@ class Found:
 
 def examine(section: Section, reader: Reader, training: TrainingConfig, *, refused: bool) -> list[Found]:
     """The kinds that occur among the pairs of a section, in the table's order: the refused ones, or the others."""
-    context = Context(reader, training)
-    pairs = [seen(*each, training) for each in zip(section.pairs, section.tokens, strict=True)]
+    context = Context(reader)
+    pairs = [seen(pair, tokens, training) for pair, tokens in zip(section.pairs, section.tokens, strict=True)]
     found = []
     for kind in KINDS:
         positions = kind.find(pairs, context) if kind.refused is refused else []

@@ -34,7 +34,6 @@ class Context:
     """What the pairs of a section are looked at with."""
 
     reader: Reader
-    training: TrainingConfig
 
     @cached_property
     def special(self) -> frozenset[int]:
