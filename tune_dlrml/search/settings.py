@@ -10,6 +10,7 @@ from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 
 FREE_KEYS = (
+    "dataset.prompt_in_answers",
     "search.num_trials",
     "search.time_budget_s",
     "search.max_failures",
@@ -27,6 +28,8 @@ FREE_KEYS = (
 )
 """Settings that may change: they decide how far and where a search runs and who judges it, not what it trains.
 
+What `dataset.prompt_in_answers` decides are the pairs, whose hashes are compared: a search that was begun before there
+was such a key trains on the prompts in its answers, and goes on with `keep` alone.
 `resources.workers` is none of them: each worker adds its pairs to every step.
 """
 _ABSENT = "absent"

@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.training.log_prob_head import UNSCORED
 from tune_dlrml.training.packed_pairs import packed_log_probs, packed_token_log_probs
 
 _has_triton = trl_utils._use_triton
@@ -102,7 +103,7 @@ def _padded_outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
     return model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100),
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, UNSCORED),
         use_cache=False,
         fused_lm_head=True,
         **asked,

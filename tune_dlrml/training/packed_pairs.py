@@ -30,6 +30,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tune_dlrml.training.log_prob_head import UNSCORED
+
 ATTENTION = "packed_pairs"
 """Name of the attention in transformers' registry; without a packed row it is sdpa."""
 FLASH_WIDTH = 256
@@ -161,7 +163,7 @@ class PackedCollator:
         `input_ids`, `position_ids` and `shift_labels` have shape (1, N), `branch_N` says to which completion a token
         belongs (chosen ones first; prefixes count as 2B), `layout` where everything lies.
         """
-        row = _Row(unscored=2 * len(rows))
+        row = _Row(nobody=2 * len(rows))
         layout: list[Shared] = []
         lengths = [[0] * len(rows), [0] * len(rows)]
         seen = 0
@@ -196,16 +198,16 @@ class PackedCollator:
 
 @dataclass
 class _Row:
-    """A packed row in the making; `owners` says whose each token is, and `unscored` is nobody's number."""
+    """A packed row in the making; `owners` says whose each token is, and `nobody` is the number of a prefix's owner."""
 
-    unscored: int
+    nobody: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
 
     def put_prefix(self, ids: list[int]) -> None:
-        self._put(ids, 0, [-100] * len(ids), self.unscored)
+        self._put(ids, 0, [UNSCORED] * len(ids), self.nobody)
 
     def put_branch(self, ids: list[int], head: int, owner: int) -> None:
         """What follows the prefix of a sequence, each token with the next one as its label."""

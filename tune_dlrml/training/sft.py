@@ -16,9 +16,8 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import answer_means, build_rule
 from tune_dlrml.training.batches import Batch
 from tune_dlrml.training.full_precision import in_float32
+from tune_dlrml.training.log_prob_head import UNSCORED
 
-UNSCORED = -100
-"""Label of a token that nobody is asked to predict."""
 ASKED = 8
 """Tokens on which logits are compared."""
 CLOSE = 1e-4
