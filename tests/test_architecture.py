@@ -37,7 +37,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 VENDORS = {
     "ray": ("search/", "training/worker.py"),
     "optuna": ("search/",),
-    "trl": ("training/batches.py", "training/trainer.py"),
+    "trl": ("training/arguments.py", "training/batches.py", "training/trainer.py"),
     "mlflow": ("tracking/",),
     "pandas": ("notebook.py",),
     "openai": ("evaluation/endpoint.py",),

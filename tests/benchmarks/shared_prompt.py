@@ -35,6 +35,7 @@ from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training import batches
 from tune_dlrml.training import trainer as ours
 from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.training.arguments import lora_config, trl_config
 from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
 from tune_dlrml.training.pristine import Pristine
 
@@ -118,7 +119,7 @@ def trl_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
             args=arguments,
             train_dataset=Dataset.from_list(given * steps),
             processing_class=tokenizer,
-            peft_config=ours.lora_config(LoraSettings()),
+            peft_config=lora_config(LoraSettings()),
             callbacks=[times],
         )
         trainer.train()
@@ -130,7 +131,7 @@ def our_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
     batches.add_log_prob_head(model)
     use_packed_attention(model)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ours.trl_config(training, steps=steps, output_dir=folder, on_cpu=True, gradient_checkpointing=False)
+        arguments = trl_config(training, steps=steps, output_dir=folder, on_cpu=True, gradient_checkpointing=False)
         trainer = ours.PreferenceTrainer(
             model,
             arguments,

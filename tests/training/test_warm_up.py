@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.training import warm_up as module
+from tune_dlrml.training.arguments import optimizer_of, trl_config
 from tune_dlrml.training.resident import Resident
-from tune_dlrml.training.trainer import optimizer_of, trl_config
 from tune_dlrml.training.warm_up import LOSSES, warm_up
 
 STEPS, PAIRS, RATE = 3, 4, 3e-3

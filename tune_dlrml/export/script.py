@@ -26,7 +26,7 @@ from tune_dlrml.export.template import (
 )
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.models import PACKAGE_PREFIX
-from tune_dlrml.training.trainer import lora_config, trl_config
+from tune_dlrml.training.arguments import lora_config, trl_config
 
 OUTPUT = "reproduced"
 """Folder that TRL is given for its files."""

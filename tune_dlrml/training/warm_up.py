@@ -23,6 +23,7 @@ from tune_dlrml.data import TokenRows
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
 from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.arguments import lora_config, optimizer_of
 from tune_dlrml.training.batches import add_log_prob_head
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.log_prob_head import settle_log_prob_head
@@ -30,7 +31,6 @@ from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completi
 from tune_dlrml.training.reference_logps import Row, computing
 from tune_dlrml.training.resident import pairs_per_step, training_order
 from tune_dlrml.training.sft import check_head, head_weight
-from tune_dlrml.training.trainer import lora_config, optimizer_of
 
 LOSSES = "warm_up.json"
 """File of the folder with the mean loss of every step."""
