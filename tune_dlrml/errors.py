@@ -50,6 +50,11 @@ class JudgeEndedError(TuneDlrmlError):
     exit_code = 130
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
 def headline(error: BaseException) -> str:
     """Type of an exception and its last line: the first sentence, and those after it that fit a table."""
     lines = str(error).strip().splitlines() or [""]

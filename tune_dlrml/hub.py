@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tune_dlrml.deadline import answer_in_time
+from tune_dlrml.errors import one_line
 
 HUB_TIMEOUT_S = 3.0
 HUB_DEADLINE_S = 4.0
@@ -28,7 +29,7 @@ def refusal_of_model(model: str, revision: str | None) -> str | None:
         except errors.RepositoryNotFoundError:
             return "the hub says that no such model exists or that this account may not see it"
         except (errors.HTTPError, OSError, ValueError) as error:
-            return f"the hub cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})"
+            return f"the hub cannot be reached ({type(error).__name__}: {one_line(error)})"
         if not any(file.rfilename.endswith((".safetensors", ".safetensors.index.json")) for file in files):
             return "the hub holds no safetensors weights of it (pickle weights are refused: reading them can run code)"
         return None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tune_dlrml.checkpoints import check_checkpoint, has_weights, missing_shards, tensor_shapes
 from tune_dlrml.conversion import convert_once
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.hub import refusal_of_model
 from tune_dlrml.strict_loading import check_causal_lm, load_strictly
 
@@ -157,7 +157,7 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions for files that it cannot read
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{ref}: its tokenizer cannot be loaded ({reason}).") from None
     tokenizer.padding_side = "right"
     vocabulary = getattr(_text_config(ref), "vocab_size", None)
@@ -190,19 +190,22 @@ def load_reader(ref: ModelReference) -> Reader:
         InputError: See `load_tokenizer`.
     """
     tokenizer, config = load_tokenizer(ref), _text_config(ref)
-    positions = getattr(config, "max_position_embeddings", None)
     return Reader(
         tokenizer,
         vocabulary=getattr(config, "vocab_size", None),
-        positions=positions if positions is not None and positions > 0 else None,
+        positions=_positions(config),
         learned_positions=not any(getattr(config, key, None) for key in _WITHOUT_A_TABLE),
     )
 
 
 def context_length(ref: ModelReference) -> int | None:
     """Positions that a model has, prompt and answer together; None where it sets no limit."""
-    positions = getattr(_text_config(ref), "max_position_embeddings", None)
-    return None if positions is None else int(positions)
+    return _positions(_text_config(ref))
+
+
+def _positions(config: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    return int(positions) if positions is not None and positions > 0 else None
 
 
 def _text_config(ref: ModelReference) -> Any:
@@ -212,7 +215,7 @@ def _text_config(ref: ModelReference) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{ref}: its configuration cannot be loaded ({reason}).") from None
     return config.get_text_config()
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from tune_dlrml import builtin
 from tune_dlrml.config import RowsConfig
-from tune_dlrml.data.readers import columns_of, one_line, read_file
+from tune_dlrml.data.readers import columns_of, read_file
 from tune_dlrml.data.reference import SUFFIXES, DatasetReference, format_of
 from tune_dlrml.data.rows import Row
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

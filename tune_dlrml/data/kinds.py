@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tune_dlrml.data import looks
 from tune_dlrml.data.looks import Find, each
 from tune_dlrml.data.section import Section
-from tune_dlrml.data.seen import Context, Reader, Seen, seen
+from tune_dlrml.data.seen import Context, Seen, seen
 from tune_dlrml.data.tokens import CLOCK
+from tune_dlrml.models import Reader
 
 if TYPE_CHECKING:
     from tune_dlrml.config import TrainingConfig

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from tune_dlrml.config import RowsConfig
 from tune_dlrml.data.files import file_rows, table_rows
-from tune_dlrml.data.readers import one_line
 from tune_dlrml.data.reference import FORMS, DatasetReference, did_you_mean, parse_dataset_reference
 from tune_dlrml.data.rows import Row, check_rows, faults_message, refusal_of_rows
 from tune_dlrml.data.section import Section
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
 
 ROWS_LOOKED_AT = 20

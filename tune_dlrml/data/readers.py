@@ -24,7 +24,7 @@ from typing import IO, Any, TextIO, cast
 from tune_dlrml.data.pairs import Fault, short
 from tune_dlrml.data.reference import did_you_mean, format_of
 from tune_dlrml.data.rows import Row
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, one_line
 
 LINE_LIMIT = 2**26
 """Characters of one line: a row of three texts of the largest size, every character written as an escape."""
@@ -276,8 +276,3 @@ def _holds_text(kind: Any) -> bool:
         return pa.types.is_struct(kind.value_type) or _holds_text(kind.value_type)
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(is_text(kind) for is_text in texts)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in at most 300 characters."""
-    return " ".join(str(error).split())[:300]

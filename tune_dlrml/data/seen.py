@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tune_dlrml.data.pairs import COMPLETIONS, Pair
 from tune_dlrml.data.tokens import TokenPair, turns_left_out
+from tune_dlrml.models import Reader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from tune_dlrml.config import TrainingConfig
     from tune_dlrml.data.tokens import Tokens
-
-
-class Reader(Protocol):
-    """What stands between texts and a model: see `models.Reader`."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...  # noqa: D102
-    @property
-    def vocabulary(self) -> int | None: ...  # noqa: D102
-    @property
-    def positions(self) -> int | None: ...  # noqa: D102
-    @property
-    def learned_positions(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

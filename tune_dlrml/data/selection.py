@@ -12,9 +12,10 @@ from tune_dlrml.data.pairs import Fault
 from tune_dlrml.data.plan import canonical, content_hash
 from tune_dlrml.data.rows import faults_message, refusal_of_rows
 from tune_dlrml.data.section import Section
-from tune_dlrml.data.seen import Reader, seen
+from tune_dlrml.data.seen import seen
 from tune_dlrml.data.tokens import TokenPair, TokenRows, tokenize
 from tune_dlrml.errors import InputError
+from tune_dlrml.models import Reader
 
 Notes = tuple[str, ...]
 LoadReader = Callable[[], Reader]

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, Field
 
 from tune_dlrml import builtin
 from tune_dlrml.data import DatasetReference, check_dataset_reference, parse_dataset_reference
-from tune_dlrml.errors import InputError
+from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.evaluation.json_lines import LINES_LIMIT, Filled, Line, Text, parse_line, read_lines
 from tune_dlrml.evaluation.records import Question
 
@@ -171,8 +171,7 @@ def _hub_rows(ref: DatasetReference) -> Iterator[dict[str, Any]]:
     try:
         rows = datasets.load_dataset(ref.location, revision=ref.revision, split=ref.split or "train")
     except (OSError, ValueError, RuntimeError, errors.HTTPError, datasets.exceptions.DatasetsError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise InputError(f"{ref}: cannot be loaded ({type(error).__name__}: {cause}).") from None
+        raise InputError(f"{ref}: cannot be loaded ({type(error).__name__}: {one_line(error)}).") from None
     if len(rows) > LINES_LIMIT:
         raise InputError(
             f"{ref}: must have at most {LINES_LIMIT:,} rows, but has {len(rows):,}; take some by `#[:80]`."
