@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import glob
@@ -47,9 +48,9 @@ def lacking() -> str:
     return ", ".join(lacks)
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, promised: Iterable[int] = ()) -> list[int]:
     """Ports that stay free until a service binds them, since nobody is given them without asking."""
-    candidates = random.SystemRandom().sample(OWN_PORTS, len(OWN_PORTS))
+    candidates = random.SystemRandom().sample([*{*OWN_PORTS} - {*promised}], len(OWN_PORTS) // 2)
     return list(itertools.islice(filter(_is_free, candidates), count))
 
 
@@ -253,7 +254,7 @@ class Cluster:
 
     def _add_image_and_host(self) -> None:
         """What two Ray nodes on one host need beside their commands: own folders and ports, little memory."""
-        agent, client, *metrics = free_ports(4)
+        agent, client, *metrics = free_ports(4, promised=self.ports.values())
         common = ["--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
         common += ["--min-worker-port=0", "--max-worker-port=0"]  # any: one range for both would clash
         head, worker = self.services["ray-head"], self.services["ray-worker"]
