@@ -301,6 +301,25 @@ CASES = {
         {},
         {"user_turns"},
     ),
+    "a user whom nobody asked": ("bytes", None, [pair(RIVER, " water\n\nHuman: more", " sun")], {}, {"user_turns"}),
+    "a question behind the answer to one": (
+        "bytes",
+        None,
+        [pair("Question: say it\nAnswer:", " it\nQuestion: twice\nAnswer: it it", " no")],
+        {},
+        {"user_turns"},
+    ),
+    "answers that have the words of such labels": (
+        "bytes",
+        None,
+        [
+            pair(RIVER, " a quiz:\n\nQuestion: the sea?\nAnswer: blue", " sun"),
+            pair("say it", "services:\n  user: water", "class A:\n    user: str"),
+            pair("and twice", " User story: the sea", "\nInstruction: say it"),
+        ],
+        {},
+        set(),
+    ),
     "the markers of a user in a text": (
         "bytes",
         None,

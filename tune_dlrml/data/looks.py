@@ -21,10 +21,12 @@ GUIDING = frozenset({"system", "developer", "tool", "function", "ipython", "envi
 """Roles of messages that neither ask nor answer."""
 USUAL = GUIDING | {"user", "assistant", "model"}
 """Roles as the chat templates of models call them."""
-_USER_TURN = re.compile(
-    r"^[ \t]*(?:#+ *)?(?:human|user|instruction|question)\b[^\n:]{0,20}:"
-    r"|<\|(?:im_start|start_header_id|start)\|>\s*user\b|<start_of_turn>user\b|<\|user\|>|\[INST\]",
-    re.IGNORECASE | re.MULTILINE,
+_USER_LABEL = re.compile(
+    r"^[ \t]*(?:#+ *)?(human|user|instruction|question)\b[^\n:]{0,20}:", re.IGNORECASE | re.MULTILINE
+)
+_USER_MARK = re.compile(
+    r"<\|(?:im_start|start_header_id|start)\|>\s*user\b|<start_of_turn>user\b|<\|user\|>|\[INST\]|\n\nHuman:",
+    re.IGNORECASE,
 )
 LEAST_REPEATED = 3
 """Tokens of a prompt, without its ends, that cannot stand twice by chance."""
@@ -157,11 +159,16 @@ def scores_users(pair: Seen, _: Context) -> bool:
     for column in COMPLETIONS:
         answer = pair.pair[column]
         if isinstance(answer, str):
-            if _USER_TURN.search(answer):
+            if _USER_MARK.search(answer) or _labels(answer) & _labels(str(pair.pair["prompt"])):
                 return True
         elif any(turn["role"].lower() not in ANSWERING for turn in answer):
             return True
     return False
+
+
+def _labels(text: str) -> set[str]:
+    """Labels of a user's lines; what an answer labels so is a turn only where the prompt does it, too."""
+    return {label.lower() for label in _USER_LABEL.findall(text)}
 
 
 def parts_early(pair: Seen, context: Context) -> bool:
