@@ -1,4 +1,4 @@
-"""A user's module, made from the very bytes that are hashed.
+"""A user's module and its functions, made from the very bytes that are hashed.
 
 Python itself takes a module that was imported before, as in a notebook after an edit, and bytecode that was compiled
 from another state of the file within the same second. Here a module is compiled anew whenever its file has other bytes.
@@ -7,13 +7,19 @@ from another state of the file within the same second. Here a module is compiled
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tune_dlrml.errors import InputError
+
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,79 @@ def _executed(spec: ModuleSpec, source: bytes, file: Path) -> ModuleType:
     if parent:
         setattr(sys.modules[parent], child, module)
     return module
+
+
+@dataclass(frozen=True)
+class OwnFunction:
+    """A user's function.
+
+    Attributes:
+        file: Of the module that its reference names, in which it is defined.
+        sha256: Of what that module was made from; what that file imports is not in it.
+    """
+
+    call: Function
+    file: Path
+    sha256: str
+
+
+def load_function(reference: str) -> OwnFunction:
+    """The function that `package.module:function` names, as its file is now.
+
+    Raises:
+        InputError: There is no such module or function, or the module cannot be imported, or it has the function from
+            another file, which then would not be hashed.
+    """
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        loaded = load_module(module_name)
+    except InputError as error:
+        raise InputError(f"{reference}: {error}") from None
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"{reference}: there is no module {error.name!r} in {here} or on PYTHONPATH; run the command in the "
+                "folder that holds it"
+            ) from None
+        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+    except Exception as error:
+        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+    function: Function | None = getattr(loaded.module, name, None)
+    if not callable(function):
+        own = [
+            key
+            for key, value in vars(loaded.module).items()
+            if inspect.isfunction(value) and value.__module__ == module_name
+        ]
+        has = f"functions there: {', '.join(own)}" if own else "it has no function of its own"
+        raise InputError(f"{reference}: {module_name} must have a function {name}, but has none; {has}")
+    _check_defined_there(reference, function, loaded.file)
+    return OwnFunction(function, loaded.file, loaded.sha256)
+
+
+def _check_defined_there(reference: str, function: Function, file: Path) -> None:
+    inner = inspect.unwrap(function)
+    if not inspect.isfunction(inner):
+        raise InputError(f"{reference}: must be a Python function in a file, but is {type(inner).__name__}")
+    if inner.__code__.co_filename != str(file):
+        raise InputError(
+            f"{reference}: the file that is named must define the function, since its hash tells it, but {file} has it "
+            f"from {inner.__code__.co_filename}; name that module, or wrap the function with functools.wraps"
+        )
+
+
+def told(error: BaseException, file: str | None = None) -> str:
+    """An exception of a user's code in one line, with the place in their file that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if file is not None:
+        own = [frame for frame in frames if frame.filename == file]
+    else:
+        own = [frame for frame in frames if "<frozen" not in frame.filename and frame.filename != __file__]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" at {error.filename}:{error.lineno}"
+    else:
+        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}{place}"

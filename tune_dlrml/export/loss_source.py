@@ -21,10 +21,11 @@ from tune_dlrml import losses
 from tune_dlrml.config import AnyLoss, LearnableBetaMix
 from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom import LearntParam, bare, imported
+from tune_dlrml.losses.custom import LearntParam, bare
 from tune_dlrml.losses.mixing import LearnableMix
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
 from tune_dlrml.losses.scoring_rules import TokenRule, rule_of
+from tune_dlrml.own_code import load_function
 
 OWN = "tune_dlrml.losses"
 OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
@@ -128,7 +129,7 @@ def _known(config: AnyLoss) -> _Called:
 
 
 def _custom(config: CustomLoss) -> _Called:
-    loss, file = bare(config), imported(config.function).file
+    loss, file = bare(config), load_function(config.function).file
     _check_alone(file)
     name = config.function.partition(":")[2]
     numbers = [f"{key}={value!r}" for key, value in loss.numbers.items()]

@@ -8,12 +8,8 @@ Ray gives it to the workers of a cluster on this machine, and `ray job submit --
 
 import inspect
 import math
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +22,8 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import GRID, geometry_of
-from tune_dlrml.own_code import load_module
+from tune_dlrml.own_code import Function, load_function, told
 
-Function = Callable[..., Any]
 COMPANY = 255
 """Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""
 PROBES = (-7.0, -1.5, -0.1, 0.0, 0.3, 2.0, 11.0)
@@ -152,82 +147,6 @@ def unbounded_sides(slope: Callable[[float], float]) -> tuple[bool, bool]:
     return grows(-1), grows(+1)
 
 
-@dataclass(frozen=True)
-class OwnFunction:
-    """A user's function.
-
-    Attributes:
-        file: Of the module that its reference names, in which it is defined.
-        sha256: Of what that module was made from; what that file imports is not in it.
-    """
-
-    call: Function
-    file: Path
-    sha256: str
-
-
-def imported(reference: str) -> OwnFunction:
-    """The function that `package.module:function` names, as its file is now.
-
-    Raises:
-        InputError: There is no such module or function, or the module cannot be imported, or it has the function from
-            another file, which then would not be hashed.
-    """
-    module_name, _, name = reference.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        loaded = load_module(module_name)
-    except InputError as error:
-        raise InputError(f"{reference}: {error}") from None
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(
-                f"{reference}: there is no module {error.name!r} in {here} or on PYTHONPATH; start the search in the "
-                "folder that holds it"
-            ) from None
-        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
-    except Exception as error:
-        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
-    function: Function | None = getattr(loaded.module, name, None)
-    if not callable(function):
-        own = [
-            key
-            for key, value in vars(loaded.module).items()
-            if inspect.isfunction(value) and value.__module__ == module_name
-        ]
-        has = f"functions there: {', '.join(own)}" if own else "it has no function of its own"
-        raise InputError(f"{reference}: {module_name} must have a function {name}, but has none; {has}")
-    _check_defined_there(reference, function, loaded.file)
-    return OwnFunction(function, loaded.file, loaded.sha256)
-
-
-def _check_defined_there(reference: str, function: Function, file: Path) -> None:
-    inner = inspect.unwrap(function)
-    if not inspect.isfunction(inner):
-        raise InputError(f"{reference}: must be a Python function in a file, but is {type(inner).__name__}")
-    if inner.__code__.co_filename != str(file):
-        raise InputError(
-            f"{reference}: the file that is named must define the function, since its hash tells it, but {file} has it "
-            f"from {inner.__code__.co_filename}; name that module, or wrap the function with functools.wraps"
-        )
-
-
-def told(error: BaseException, file: str | None = None) -> str:
-    """An exception of a user's code in one line, with the place in their file that it comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if file is not None:
-        own = [frame for frame in frames if frame.filename == file]
-    else:
-        own = [frame for frame in frames if "<frozen" not in frame.filename and frame.filename != __file__]
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f" at {error.filename}:{error.lineno}"
-    else:
-        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}{place}"
-
-
 @contextmanager
 def raising_input_errors(function: Function) -> Iterator[None]:
     """Turn an exception of a user's function into one line with file and line."""
@@ -263,7 +182,7 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
         InputError: The function cannot be found, or its file is not the one that `file_sha256` tells.
         ValueError: A field still holds a domain.
     """
-    own = imported(config.function)
+    own = load_function(config.function)
     if config.file_sha256 is not None and own.sha256 != config.file_sha256:
         raise InputError(
             f"{config.function}: its file must be the one that the search began with, sha256 {config.file_sha256}, but "

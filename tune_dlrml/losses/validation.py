@@ -20,13 +20,13 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom import (
     CoupledCustom,
     Custom,
-    Function,
     bare,
     is_coupled,
     raising_input_errors,
     unbounded_sides,
 )
 from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.own_code import Function
 
 MAGNITUDES = [10 ** (step / 4) for step in range(-12, 17)]
 """Sizes of the margins (nats) at which a loss is tried, 0.001 to 10,000, four a decade."""

@@ -11,6 +11,7 @@ from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.data import Section, check_dataset_reference, parse_dataset_reference, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.models import Reader, check_loadable, check_model_reference, load_reader, parse_model_reference
+from tune_dlrml.own_code import load_function
 from tune_dlrml.search.box import Box, box_of, sampled
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.urls import without_password
@@ -229,10 +230,8 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         given = config.space.losses[index]
         if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
-            from tune_dlrml.losses.custom import imported
-
             try:
-                given = given.model_copy(update={"file_sha256": imported(given.function).sha256})
+                given = given.model_copy(update={"file_sha256": load_function(given.function).sha256})
                 seen = examine_function(loss)
             except InputError as error:
                 raise InputError(f"space.losses[{index}].function: {error}") from None
