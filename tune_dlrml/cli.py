@@ -39,6 +39,8 @@ from tune_dlrml.streams import noise_to, reading_console
 _log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
+FAILED = 3
+"""Exit code of a search that ended without one complete trial, or because trials kept failing in the same way."""
 
 app = typer.Typer(
     add_completion=False,
@@ -277,4 +279,4 @@ def _exit_as(result: Any) -> None:
         left = f"{result.untracked} pieces are left in the event logs"
         print(f"MLflow did not take everything; {left}{cause}", file=sys.stderr)
     if result.best is None or result.same_failures:
-        raise typer.Exit(3)
+        raise typer.Exit(FAILED)

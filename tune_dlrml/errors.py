@@ -18,12 +18,6 @@ class InputError(TuneDlrmlError):
     exit_code = 2
 
 
-class SearchFailedError(TuneDlrmlError):
-    """The search ended without one successful trial, or because trials kept failing in the same way."""
-
-    exit_code = 3
-
-
 class StorageError(TuneDlrmlError):
     """A disk is full or read-only, or the study's database is away: the search stops and can go on later."""
 

@@ -11,7 +11,8 @@ import pytest
 from cluster.services import COMPOSE, PROJECT
 from ruamel.yaml import YAML
 
-from tune_dlrml.errors import InputError, SearchFailedError, StorageError
+from tune_dlrml.cli import FAILED
+from tune_dlrml.errors import InputError, StorageError
 
 DOCKER = PROJECT / "docker"
 SERVICES = YAML(typ="safe", pure=True).load(COMPOSE.read_text(encoding="utf-8"))["services"]
@@ -170,7 +171,7 @@ def test_a_failed_rayjob_is_submitted_again_unless_it_stops_itself():
         (0, False),
         (1, False),
         (InputError.exit_code, True),
-        (SearchFailedError.exit_code, True),
+        (FAILED, True),
         (StorageError.exit_code, False),
     ],
 )

@@ -17,7 +17,7 @@ import lzma
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
@@ -229,9 +229,9 @@ def _table_file_rows(
             read, unread = columns_of(table.schema_arrow, columns)
             batches = table.iter_batches(columns=read)
         else:
-            stream = _arrow_file(handle)
-            read, unread = columns_of(stream.schema, columns)
-            batches = (batch.select(read) for batch in stream)
+            schema, stored = _arrow_batches(handle)
+            read, unread = columns_of(schema, columns)
+            batches = (batch.select(read) for batch in stored)
         values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         yield from (Row(f"row {number}", value, unread) for number, value in enumerate(values, start=1))
     except pa.ArrowException as error:
@@ -239,25 +239,16 @@ def _table_file_rows(
         raise InputError(f"{source}: is no {name} file that can be read ({one_line(error)}).") from None
 
 
-def _arrow_file(handle: Any) -> Any:
-    """A stream, as `datasets` writes it, or a file with an index, as others do."""
+def _arrow_batches(handle: Any) -> tuple[Any, Iterable[Any]]:
+    """Schema and batches of a stream, as `datasets` writes it, or of a file with an index, as others do."""
     import pyarrow as pa
 
     try:
-        return pa.ipc.open_stream(handle)
+        stream = pa.ipc.open_stream(handle)
     except pa.ArrowInvalid:
         file = pa.ipc.open_file(handle)
-        return _Batches(file)
-
-
-class _Batches:
-    """The batches of an Arrow file in their order."""
-
-    def __init__(self, file: Any) -> None:
-        self.schema, self._file = file.schema, file
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._file.get_batch(index) for index in range(self._file.num_record_batches))
+        return file.schema, map(file.get_batch, range(file.num_record_batches))
+    return stream.schema, stream
 
 
 def columns_of(schema: Any, wanted: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
