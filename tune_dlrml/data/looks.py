@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tune_dlrml.data.pairs import COLUMNS, COMPLETIONS, Cell, some_names
+from tune_dlrml.data.pairs import COLUMNS, COMPLETIONS, Cell, roles_of, some_names
 from tune_dlrml.data.seen import Context, Seen, Side
 from tune_dlrml.data.tokens import ID_BYTES
 
@@ -72,8 +72,7 @@ def unusual_roles(pair: Seen, _: Context) -> str:
 
 
 def _unusual(pair: Seen) -> dict[str, None]:
-    cells = (pair.pair[column] for column in COLUMNS)
-    roles = (turn["role"] for cell in cells for turn in cell if isinstance(turn, dict))
+    roles = (role for column in COLUMNS for role in roles_of(pair.pair[column]))
     return dict.fromkeys(role for role in roles if role not in USUAL)
 
 

@@ -110,6 +110,11 @@ def format_name(cell: Cell) -> str:
     return "a text" if isinstance(cell, str) else "a list of messages"
 
 
+def roles_of(cell: Cell) -> tuple[str, ...]:
+    """Roles of the messages of a cell; a text has none."""
+    return () if isinstance(cell, str) else tuple(turn["role"] for turn in cell)
+
+
 def is_empty(cell: Cell) -> bool:
     """Whether there is nothing but space in it."""
     texts = [cell] if isinstance(cell, str) else [turn["content"] for turn in cell]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tune_dlrml.data.pairs import COMPLETIONS, Pair
+from tune_dlrml.data.pairs import COMPLETIONS, Pair, roles_of
 from tune_dlrml.data.tokens import TokenPair, turns_left_out
 from tune_dlrml.models import Reader
 
@@ -37,7 +37,7 @@ class Context:
         """Roles of the turns of a pair that the chat template leaves out, each once."""
         found: dict[str, None] = {}
         for column in COMPLETIONS:
-            roles = tuple(turn["role"] for turn in [*pair["prompt"], *pair[column]] if isinstance(turn, dict))
+            roles = (*roles_of(pair["prompt"]), *roles_of(pair[column]))
             if roles not in self.left_out:
                 out = turns_left_out(roles, self.reader.tokenizer) if roles else []
                 self.left_out[roles] = [roles[position] for position in out]

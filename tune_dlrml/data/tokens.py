@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tune_dlrml.data.pairs import COMPLETIONS, Cell, Fault, Pair, some_names
+from tune_dlrml.data.pairs import COMPLETIONS, Cell, Fault, Pair, roles_of, some_names
 from tune_dlrml.errors import InputError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _encoded(cells: Sequence[Cell], tokenizer: PreTrainedTokenizerBase, **templa
         try:
             return apply([conversation])[0]
         except (TemplateError, *_TEMPLATE_ERRORS) as error:
-            roles = some_names(dict.fromkeys(turn["role"] for turn in conversation if isinstance(turn, dict)))
+            roles = some_names(dict.fromkeys(roles_of(conversation)))
             why = " ".join(str(error).split())[:ERROR_SHOWN]
             return Fault(f"the model's chat template refuses it ({why}; its roles: {roles})")
 
