@@ -101,7 +101,8 @@ BORDERS = {
         "[INST] q [/INST] a b. c",
         "[INST] q [/INST]",
     ),
-    "one goes on behind a full stop": ("Say it. Now.", "Say it. Now. Go", "Say it."),
+    "one goes on behind a full stop": ("Say it. Now.", "Say it. Now. Go", "Say it. Now"),
+    "one goes on in a single line": ("Q: why? A: so it is", "Q: why? A: so it is now", "Q: why? A: so it"),
     "letters with marks": ("Es wird \u00fcbel", "Es wird \u00fcblich", "Es wird"),
     "other alphabets": (
         "\u041d\u0435\u0431\u043e \u0441\u0438\u043d\u0435\u0435",

@@ -210,16 +210,10 @@ def _shared(first: Cell, second: Cell) -> int:
 
 
 def _start_of_last(text: str) -> int:
-    """Where the last turn of a transcript begins behind its label, or else the last word of a text."""
-    labels = list(_LABEL.finditer(text))
-    if labels:
-        return labels[-1].end()
-    at = len(text)
-    while at > 0 and (text[at - 1].isascii() or unicodedata.category(text[at - 1])[0] in "PZ"):
-        if text[at - 1].isalnum():
-            break
-        at -= 1
-    return max(at - 1, 0)
+    """Where the last turn of a transcript begins behind its label, or else the last character of a text."""
+    first = len(text) - len(text.lstrip())
+    labels = [label for label in _LABEL.finditer(text) if label.end() - len(label[0].lstrip()) > first]
+    return labels[-1].end() if labels else len(text) - 1
 
 
 def _is_border(text: str, at: int) -> bool:
