@@ -27,7 +27,7 @@ class MemoryMlflow:
         self._fails = fails
         self._ids = itertools.count()
         self._executed = itertools.cycle((True, False))
-        self.experiments: dict[str, str] = {}
+        self.experiments: dict[str, Any] = {}
         self.runs: dict[str, Any] = {}
         self.points: dict[str, list[Point]] = {}
 
@@ -49,11 +49,14 @@ class MemoryMlflow:
         return change
 
     def get_experiment_by_name(self, name: str) -> Any:
-        known = self.experiments.get(name)
-        return None if known is None else SimpleNamespace(experiment_id=known)
+        return self.experiments.get(name)
 
     def create_experiment(self, name: str, artifact_location: str | None = None) -> str:
-        return self.experiments.setdefault(name, str(next(self._ids)))
+        made = SimpleNamespace(
+            experiment_id=str(next(self._ids)), lifecycle_stage="active", artifact_location=artifact_location
+        )
+        identity: str = self.experiments.setdefault(name, made).experiment_id
+        return identity
 
     def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str) -> Any:
         run_id = f"run{next(self._ids)}"
