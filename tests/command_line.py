@@ -39,6 +39,12 @@ def ended(process: subprocess.Popen[str], *, within_s: float) -> subprocess.Comp
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def said(done: subprocess.CompletedProcess[str], runs: Path) -> str:
+    """All that a search said, with the end of its logs: a process that Ray ends says why nowhere else."""
+    logs = (f"{log}:\n{log.read_text(errors='replace')[-6000:]}" for log in sorted(runs.glob("*/search.log")))
+    return "\n".join([done.stdout, done.stderr, *logs])
+
+
 def called(*argv: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """The command in this process, whose arguments, environment, folder, streams and signals are put back."""
     handler = signal.getsignal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 import toy
-from command_line import called, ended, started, without
+from command_line import called, ended, said, started, without
 from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.frontier import Draw, search_frontier
@@ -83,10 +83,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
         finally:
             first.send_signal(signal.SIGTERM)
         interrupted = ended(first, within_s=SEARCH_S)
-        assert (in_time, interrupted.returncode) == (True, 130), interrupted.stderr
+        assert (in_time, interrupted.returncode) == (True, 130), said(interrupted, folder / "runs")
         before = len(judge.asked)
         second = ended(started(*COMMAND, folder=folder, environment=search_environment()), within_s=SEARCH_S)
-        assert second.returncode == 0, second.stderr
+        assert second.returncode == 0, said(second, folder / "runs")
     return folder, json.loads(second.stdout), judge, before
 
 
