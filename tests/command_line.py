@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tune_dlrml import cli
+from tune_dlrml.cli.main import main
 
 PROGRAM = str(Path(sys.executable).with_name("tune-dlrml"))
 
@@ -59,7 +59,7 @@ def called(*argv: str, folder: Path, environment: dict[str, str]) -> subprocess.
         redirect_stderr(err),
     ):
         try:
-            cli.main()
+            main()
         except SystemExit as end:
             code = end.code or 0
         finally:

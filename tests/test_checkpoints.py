@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tune_dlrml import models
 from tune_dlrml.errors import InputError, headline
-from tune_dlrml.evaluation.rewards import load_reward
-from tune_dlrml.models import check_loadable, check_model_reference, parse_model_reference
+from tune_dlrml.evaluation.frontier.rewards import load_reward
+from tune_dlrml.models import loading
+from tune_dlrml.models.loading import check_loadable, check_model_reference, parse_model_reference
 
 Shapes = dict[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -394,19 +394,19 @@ def test_weights_that_only_loading_shows_to_be_missing_end_it(tmp_path: Path, mo
     """As of a model of which only the config could be looked at before."""
     import torch
 
-    monkeypatch.setattr(models, "tensor_shapes", lambda folder: None)
+    monkeypatch.setattr(loading, "tensor_shapes", lambda folder: None)
     shapes = without(LLAMA_SHAPES, "lm_head.weight") | {"model.norm.weight": (4,)}
     folder = written(tmp_path / "model", LLAMA, one_file(shapes))
     reference = parse_model_reference(folder)
     check_loadable(reference)
     with pytest.raises(InputError, match=r"lacks lm_head\.weight and holds model\.norm\.weight as \(4,\)"):
-        models.load_model(reference, dtype=torch.float32)
+        loading.load_model(reference, dtype=torch.float32)
 
 
 def test_a_reward_model_is_refused_by_its_config_where_only_that_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "tensor_shapes", lambda folder: None)
+    monkeypatch.setattr(loading, "tensor_shapes", lambda folder: None)
     config = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
     folder = written(tmp_path / "model", config, one_file(LLAMA_SHAPES))
     with pytest.raises(InputError, match="LlamaForSequenceClassification, which has no language head"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from tune_dlrml import cli
+from tune_dlrml.cli.main import main
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 KEYS = {"c", "starts", "trap", "barrier", "bounded", "safe_c", "overflow"}
@@ -29,7 +29,7 @@ def told(monkeypatch, capsys, tmp_path):
     def run(*argv: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["tune-dlrml", *argv])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         return int(end.value.code or 0), out, err
 

@@ -656,7 +656,7 @@ def test_a_machine_without_a_network_is_told_so_with_the_file_that_may_be_meant(
 def test_a_hub_that_does_not_answer_is_given_up_on(hub, monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(huggingface_hub, "dataset_info", lambda *args, **kwargs: answered.wait(60))
-    monkeypatch.setattr("tune_dlrml.hub.HUB_DEADLINE_S", 0.1)
+    monkeypatch.setattr("tune_dlrml.system.hub.HUB_DEADLINE_S", 0.1)
     started = time.monotonic()
     assert "no answer in 0.1 s" in refusal("org/name")
     assert time.monotonic() - started < 5

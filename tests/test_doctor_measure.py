@@ -11,11 +11,12 @@ import torch
 import toy
 import toy_training
 
-from tune_dlrml import cli, cli_doctor
+from tune_dlrml.cli import doctor as command
+from tune_dlrml.cli.main import BILL_KEYS, main
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
+from tune_dlrml.doctor.measure import measure_search, refuse_other_machine, timed_trial
 from tune_dlrml.errors import InputError
-from tune_dlrml.search.measure import measure_search, refuse_other_machine, timed_trial
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.training.resident import Resident
 
@@ -55,7 +56,7 @@ def doctor(
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         monkeypatch.setattr("sys.argv", ["tune-dlrml", "doctor", str(space), "--json", *argv])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
 
     return doctor
@@ -94,7 +95,7 @@ def test_the_bill_is_in_the_document_beside_the_findings(doctor: Callable[..., t
     assert code == 0
     assert told["bill"].keys() >= {"wall_s", "cpu_hours", "gpu_hours", "memory_bytes", "reference_s", "disk_bytes"}
     assert told["bill"]["wall_s"]["low"] <= told["bill"]["wall_s"]["mean"] <= told["bill"]["wall_s"]["high"]
-    assert set(told["bill"]) | set(told["bill"]["measured"]) <= set(cli.BILL_KEYS.replace(",", " ").split())
+    assert set(told["bill"]) | set(told["bill"]["measured"]) <= set(BILL_KEYS.replace(",", " ").split())
     assert {finding["level"] for finding in told["findings"]} <= {"ok", "warning"}
 
 
@@ -117,9 +118,9 @@ def test_an_error_among_the_findings_keeps_it_from_measuring(
 def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
     doctor: Callable[..., tuple[int, Document]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune_dlrml.search.measure.local_capacity", lambda: {"CPU": 2.0, "GPU": 0.0})
+    monkeypatch.setattr("tune_dlrml.doctor.measure.local_capacity", lambda: {"CPU": 2.0, "GPU": 0.0})
     # A cluster has what the head node, on which this command runs, has not.
-    monkeypatch.setattr(cli_doctor, "_findings", lambda *_: iter(()))
+    monkeypatch.setattr(command, "_findings", lambda *_: iter(()))
     code, told = doctor("--measure", "--set", "resources.gpus_per_worker=1")
     (finding,) = [each for each in told["findings"] if each["level"] == "error"]
     assert code == 2 and told["bill"] is None
@@ -128,7 +129,7 @@ def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
 
 
 def test_only_what_one_worker_takes_must_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_dlrml.search.measure.local_capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr("tune_dlrml.doctor.measure.local_capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
     refuse_other_machine(ResourcesConfig(workers=8, cpus_per_worker=4, gpus_per_worker=1, concurrent_trials=16))
     with pytest.raises(InputError, match="cpus_per_worker"):
         refuse_other_machine(ResourcesConfig(cpus_per_worker=5))

@@ -9,9 +9,9 @@ import pytest
 from tune_dlrml.config import DpoLoss, TrainingConfig
 from tune_dlrml.errors import StorageError
 from tune_dlrml.events import EventLog
-from tune_dlrml.files import replace_file
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.system.files import replace_file
 
 
 def spec(attempt: int = 0) -> TrialSpec:

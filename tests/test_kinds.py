@@ -11,7 +11,7 @@ from tune_dlrml.data.kinds import KINDS, examine
 from tune_dlrml.data.section import Section
 from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import Reader
+from tune_dlrml.models.loading import Reader
 
 
 def turn(role, content):

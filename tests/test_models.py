@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml import conversion, hub, models
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import ModelReference, check_model_reference, parse_model_reference, resolve_model
+from tune_dlrml.models import conversion, loading
+from tune_dlrml.models.loading import (
+    ModelReference,
+    check_model_reference,
+    parse_model_reference,
+    resolve_model,
+)
+from tune_dlrml.system import hub
 
 NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
 """A whole safetensors file without any tensor."""
@@ -253,7 +259,8 @@ def test_two_processes_convert_once(gguf_package: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from tune_dlrml import conversion, models
+from tune_dlrml.models import conversion
+from tune_dlrml.models import loading
 root = Path({str(tmp_path)!r})
 conversion.model_cache = lambda: root / "cache"
 def convert(gguf, folder):
@@ -264,7 +271,7 @@ def convert(gguf, folder):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).write_text("{{}}")
 conversion.convert_gguf = convert
-print(models.resolve_model(models.parse_model_reference("package:weightbox/tiny.Q4_1.gguf")))
+print(loading.resolve_model(loading.parse_model_reference("package:weightbox/tiny.Q4_1.gguf")))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(gguf_package.parent), *sys.path])}
     processes = [
@@ -279,7 +286,7 @@ print(models.resolve_model(models.parse_model_reference("package:weightbox/tiny.
 def test_checking_a_reference_imports_neither_torch_nor_transformers(gguf_package: Path) -> None:
     program = """
 import sys
-from tune_dlrml.models import check_model_reference, parse_model_reference
+from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 check_model_reference(parse_model_reference("package:weightbox/tiny.Q4_1.gguf"))
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
@@ -296,8 +303,8 @@ def test_the_embedded_model_converts_loads_and_speaks_its_chat_format(cache: Pat
     from transformers import AutoTokenizer
 
     ref = parse_model_reference(EMBEDDED)
-    model = models.load_model(ref, dtype=torch.bfloat16)
-    tokenizer = models.load_tokenizer(ref)
+    model = loading.load_model(ref, dtype=torch.bfloat16)
+    tokenizer = loading.load_tokenizer(ref)
 
     assert model.dtype == torch.bfloat16
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
@@ -306,7 +313,7 @@ def test_the_embedded_model_converts_loads_and_speaks_its_chat_format(cache: Pat
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert tokenizer.padding_side == "right"
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
-    with importlib.resources.as_file(models.package_file(ref)) as gguf:
+    with importlib.resources.as_file(loading.package_file(ref)) as gguf:
         original = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     text = "In 2024, naïve cats don't read <|im_end|>\n3.14"
     assert tokenizer(text).input_ids == original(text).input_ids

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.own_code import load_module
+from tune_dlrml.system.own_code import load_module
 
 Write = Callable[[str], Path]
 

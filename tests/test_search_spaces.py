@@ -8,7 +8,7 @@ import pytest
 from tune_dlrml.config import Domain, Range, load_config, to_yaml
 from tune_dlrml.config.domains import Choice
 from tune_dlrml.data import parse_dataset_reference
-from tune_dlrml.models import parse_model_reference
+from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"

@@ -15,7 +15,7 @@ from tune_dlrml.config import DatasetConfig, TrainingConfig
 from tune_dlrml.data import select_pairs
 from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import Reader, load_reader, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import Reader, load_reader, load_tokenizer, parse_model_reference
 
 CHAT_TEMPLATE = """\
 {% for message in messages %}{% if message.role not in ('user', 'assistant') %}\

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tune_dlrml.streams import LastingStream, noise_to, reading_console
+from tune_dlrml.system.streams import LastingStream, noise_to, reading_console
 
 
 @pytest.fixture

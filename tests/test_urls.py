@@ -1,6 +1,6 @@
 import pytest
 
-from tune_dlrml.urls import passwords_in, without_password
+from tune_dlrml.system.urls import passwords_in, without_password
 
 
 @pytest.mark.parametrize(

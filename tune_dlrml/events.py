@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.errors import StorageError
-from tune_dlrml.files import sync_folder
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.system.files import sync_folder
 
 Event = dict[str, Any]
 FIELDS: Mapping[str, Mapping[str, type]] = {

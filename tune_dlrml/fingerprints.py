@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import ModelReference, package_file
+from tune_dlrml.models.loading import ModelReference, package_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

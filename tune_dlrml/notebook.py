@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
+from tune_dlrml.cluster.environment import reach_directly
 from tune_dlrml.config import SearchConfig, load_config, parse_config
 from tune_dlrml.events import EventLog
-from tune_dlrml.search.confirmed import Confirmation, read_confirmation
-from tune_dlrml.search.environment import reach_directly
+from tune_dlrml.search.confirm.verdicts import Confirmation, read_confirmation
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
-from tune_dlrml.streams import reading_console
-from tune_dlrml.terminal import ProgressView
+from tune_dlrml.system.streams import reading_console
+from tune_dlrml.views.search import ProgressView
 
 if TYPE_CHECKING:
     from tune_dlrml.search.books import SearchView

@@ -12,9 +12,9 @@ from evaluation.endpoint_server import Act, EndpointServer, completion, fails, s
 from tune_dlrml.benches.answers import KeptTexts
 from tune_dlrml.benches.request import Request, examine
 from tune_dlrml.benches.subject import Loaded
-from tune_dlrml.benches.view import bench_lines
 from tune_dlrml.config import JudgeLimits
 from tune_dlrml.errors import InputError, JudgeEndedError
+from tune_dlrml.views.bench import bench_lines
 
 
 @pytest.fixture(scope="module")

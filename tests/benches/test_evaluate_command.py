@@ -16,8 +16,8 @@ from evaluation.endpoint_server import LATE, Act, EndpointServer
 from typer.testing import CliRunner
 
 from tune_dlrml.benches import request as requests
-from tune_dlrml.cli import app
-from tune_dlrml.cli_evaluate import folder_name
+from tune_dlrml.cli.evaluate import folder_name
+from tune_dlrml.cli.main import app
 from tune_dlrml.config import JudgeLimits
 from tune_dlrml.config.yaml_text import as_yaml_text
 

@@ -8,7 +8,7 @@ from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.config.losses import DiscopopLoss, DlrmlLoss, DpoLoss, LearnableBetaMix
-from tune_dlrml.evaluation.frontier_picture import Setting
+from tune_dlrml.evaluation.frontier.picture import Setting
 from tune_dlrml.space import TrialSpec
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.config import load_config
-from tune_dlrml.evaluation.frontier import FrontierPoint
-from tune_dlrml.evaluation.frontier_picture import Setting, frontier, mean_position
-from tune_dlrml.evaluation.rewards import VADER, load_reward
-from tune_dlrml.files import replace_file
+from tune_dlrml.evaluation.frontier.picture import Setting, frontier, mean_position
+from tune_dlrml.evaluation.frontier.points import FrontierPoint
+from tune_dlrml.evaluation.frontier.rewards import VADER, load_reward
 from tune_dlrml.pareto import pareto_front
+from tune_dlrml.system.files import replace_file
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb-small.yaml"
 

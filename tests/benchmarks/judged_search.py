@@ -23,7 +23,7 @@ from evaluation.endpoint_server import EndpointServer
 from ruamel.yaml import YAML
 
 from tune_dlrml.config.yaml_text import as_yaml_text
-from tune_dlrml.evaluation.local_judge import LocalJudge
+from tune_dlrml.evaluation.judges.local import LocalJudge
 from tune_dlrml.evaluation.records import Inquiry
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"

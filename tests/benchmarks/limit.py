@@ -28,12 +28,12 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.config.loading import parse_config
 from tune_dlrml.data import select_pairs
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
-from tune_dlrml.models import load_reader, parse_model_reference
+from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.space import SearchSpace
-from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.system.allocator import keep_freed_memory
 from tune_dlrml.training.arguments import lora_config
-from tune_dlrml.training.batches import pair_log_probs
-from tune_dlrml.training.reference_logps import computing
+from tune_dlrml.training.pairs.batches import pair_log_probs
+from tune_dlrml.training.reference.logps import computing
 from tune_dlrml.training.resident import Resident
 
 

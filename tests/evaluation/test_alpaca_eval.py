@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.alpaca_eval import (
+from tune_dlrml.evaluation.alpaca_eval.annotations import (
     Annotation,
     Output,
     paired,

@@ -19,7 +19,7 @@ from evaluation.endpoint_server import (
 )
 
 from tune_dlrml.errors import InputError, JudgeEndedError
-from tune_dlrml.evaluation.endpoint import (
+from tune_dlrml.evaluation.endpoint.client import (
     BACKOFF_S,
     LONGEST_WAIT_S,
     TRIES,
@@ -27,7 +27,7 @@ from tune_dlrml.evaluation.endpoint import (
     EndpointSettings,
     NoReplyError,
 )
-from tune_dlrml.evaluation.silence import SILENT_CYCLES, Silence
+from tune_dlrml.evaluation.endpoint.outage import SILENT_CYCLES, Silence
 
 CHAT = [{"role": "user", "content": "How good is it?"}]
 KEY = "sk-very-secret"

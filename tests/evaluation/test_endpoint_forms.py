@@ -7,8 +7,8 @@ import pytest
 from evaluation.endpoint_server import Act, EndpointServer, says
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint import UNREADABLE_TRIES, Endpoint, EndpointSettings, NoReplyError
-from tune_dlrml.evaluation.judge import EndpointJudge
+from tune_dlrml.evaluation.endpoint.client import UNREADABLE_TRIES, Endpoint, EndpointSettings, NoReplyError
+from tune_dlrml.evaluation.judges.endpoint import EndpointJudge
 from tune_dlrml.evaluation.records import Inquiry
 
 MESSAGES = ({"role": "system", "content": "Judge."}, {"role": "user", "content": "How good is a carp?"})

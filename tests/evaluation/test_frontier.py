@@ -14,7 +14,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tune_dlrml.errors import InputError, NotFiniteError
-from tune_dlrml.evaluation.frontier import (
+from tune_dlrml.evaluation.engines.generate import Sampled
+from tune_dlrml.evaluation.frontier.picture import Setting, frontier
+from tune_dlrml.evaluation.frontier.points import (
     Compared,
     Estimate,
     FrontierPoint,
@@ -23,11 +25,9 @@ from tune_dlrml.evaluation.frontier import (
     frontier_point,
     token_kl,
 )
-from tune_dlrml.evaluation.frontier_picture import Setting, frontier
-from tune_dlrml.evaluation.generate import Sampled
-from tune_dlrml.evaluation.rewards import Reward
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training.batches import add_log_prob_head
+from tune_dlrml.evaluation.frontier.rewards import Reward
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.pairs.batches import add_log_prob_head
 
 VOCABULARY, END = 4, 0
 PROMPTS = ["review 1:", "review 22: the movie", "the plot was"]

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError, JudgeEndedError, NotFiniteError
-from tune_dlrml.evaluation.endpoint import NoReplyError
-from tune_dlrml.evaluation.generate import EndpointEngine, TransformersEngine
-from tune_dlrml.evaluation.prompting import end_of_turn, prompt_ids
-from tune_dlrml.evaluation.vllm_engine import VllmEngine
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.evaluation.endpoint.client import NoReplyError
+from tune_dlrml.evaluation.engines.generate import EndpointEngine, TransformersEngine
+from tune_dlrml.evaluation.engines.prompting import end_of_turn, prompt_ids
+from tune_dlrml.evaluation.engines.vllm import VllmEngine
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.held_out import HeldOut
 
 TURNS = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<pad>\n{% endfor %}"

@@ -2,8 +2,8 @@ import pytest
 from evaluation.endpoint_server import EndpointServer, fails, says
 
 from tune_dlrml.errors import InputError, JudgeEndedError
-from tune_dlrml.evaluation.endpoint import TRIES, Endpoint, EndpointSettings
-from tune_dlrml.evaluation.judge import EndpointJudge
+from tune_dlrml.evaluation.endpoint.client import TRIES, Endpoint, EndpointSettings
+from tune_dlrml.evaluation.judges.endpoint import EndpointJudge
 from tune_dlrml.evaluation.records import Inquiry
 
 

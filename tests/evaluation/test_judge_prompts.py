@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, JudgePrompt, PromptName, load_judge_prompts
+from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, JudgePrompt, PromptName, load_judge_prompts
 from tune_dlrml.evaluation.records import Answers, Question
 
 QUESTION = Question(1, "math", ("2 + 2?", "And 3 more?"), ("4", "7"))

@@ -19,7 +19,7 @@ from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.frontier import Draw, search_frontier
 from tune_dlrml.config.yaml_text import as_yaml_text
-from tune_dlrml.evaluation.frontier import Sampling
+from tune_dlrml.evaluation.frontier.points import Sampling
 from tune_dlrml.search.result import SearchPlace
 
 pytestmark = pytest.mark.slow

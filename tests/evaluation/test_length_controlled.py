@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.alpaca_eval import Annotation, read_annotations, win_rate, write_annotations
-from tune_dlrml.evaluation.alpaca_side_files import SideFiles, load_side_files
-from tune_dlrml.evaluation.length_controlled import length_controlled_win_rate
+from tune_dlrml.evaluation.alpaca_eval.annotations import Annotation, read_annotations, win_rate, write_annotations
+from tune_dlrml.evaluation.alpaca_eval.length_controlled import length_controlled_win_rate
+from tune_dlrml.evaluation.alpaca_eval.side_files import SideFiles, load_side_files
 
 INSTRUCTIONS = 120
 LENGTH, DIFFICULTY, MODEL = -2.0, 0.8, 0.4

@@ -7,9 +7,9 @@ import torch
 import toy
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.local_judge import SHARED_THREADS, LocalJudge
+from tune_dlrml.evaluation.judges.local import SHARED_THREADS, LocalJudge
 from tune_dlrml.evaluation.records import Inquiry
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -169,7 +169,7 @@ def test_the_model_is_loaded_with_the_first_inquiry(folder, monkeypatch):
     loaded = []
     real = load_model
     monkeypatch.setattr(
-        "tune_dlrml.evaluation.local_judge.load_model",
+        "tune_dlrml.evaluation.judges.local.load_model",
         lambda reference, **details: loaded.append(str(reference)) or real(reference, **details),
     )
     judge = LocalJudge(folder)
@@ -187,7 +187,7 @@ def test_a_model_is_loaded_in_float32_onto_the_cpu_unless_told_otherwise(folder,
             raise InputError("enough")
 
     monkeypatch.setattr(
-        "tune_dlrml.evaluation.local_judge.load_model", lambda _, dtype: loaded.append(dtype) or Loaded()
+        "tune_dlrml.evaluation.judges.local.load_model", lambda _, dtype: loaded.append(dtype) or Loaded()
     )
     for judge in (LocalJudge(folder), LocalJudge(folder, device="cuda:0")):
         with pytest.raises(InputError, match="enough"):

@@ -11,8 +11,9 @@ import pandas
 import pytest
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.judge_prompts import PAIR, SINGLE, load_judge_prompts
-from tune_dlrml.evaluation.mt_bench import (
+from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, load_judge_prompts
+from tune_dlrml.evaluation.mt_bench.questions import load_questions
+from tune_dlrml.evaluation.mt_bench.scores import (
     difference,
     inquiries,
     mean_score,
@@ -20,7 +21,6 @@ from tune_dlrml.evaluation.mt_bench import (
     pair_score,
     score,
 )
-from tune_dlrml.evaluation.questions import load_questions
 from tune_dlrml.evaluation.records import Answers, Judgement, Question
 
 FASTCHAT = Path(__file__).parents[3] / "shared" / "data" / "mt_bench"

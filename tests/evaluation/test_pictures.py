@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tune_dlrml.evaluation.pictures import radar
+from tune_dlrml.evaluation.mt_bench.radar import radar
 
 CATEGORIES = ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 SCORES = {f"trial {number}": {name: 1.0 + number + at for at, name in enumerate(CATEGORIES)} for number in range(3)}
@@ -75,7 +75,7 @@ def test_any_labels_and_any_number_of_categories_are_drawn_as_they_are(scores):
 def test_drawing_touches_no_global_state_of_matplotlib():
     program = (
         "import sys\n"
-        "from tune_dlrml.evaluation.pictures import radar\n"
+        "from tune_dlrml.evaluation.mt_bench.radar import radar\n"
         "radar({'a': {'x': 1.0}}, judge='j')\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)\n"
     )

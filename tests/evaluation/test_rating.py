@@ -1,6 +1,6 @@
 import pytest
 
-from tune_dlrml.evaluation.rating import pair_verdict, rating
+from tune_dlrml.evaluation.judges.rating import pair_verdict, rating
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tune_dlrml.errors import InputError, JudgeEndedError, StorageError
+from tune_dlrml.evaluation.judges.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all
 from tune_dlrml.evaluation.records import Inquiry, Judgement
-from tune_dlrml.evaluation.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all
 
 
 def inquiry(number, *, text=None, turn=1):

@@ -6,10 +6,10 @@ import pytest
 from evaluation.endpoint_server import EndpointServer, says
 
 from tune_dlrml.config import EvaluationConfig
-from tune_dlrml.evaluation.judge import TRIES
-from tune_dlrml.evaluation.jury import Jury
+from tune_dlrml.evaluation.judges.endpoint import TRIES
+from tune_dlrml.evaluation.judges.jury import Jury
+from tune_dlrml.evaluation.judges.resigning import VERDICTLESS, Resigning
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judgement, Question
-from tune_dlrml.evaluation.resigning import VERDICTLESS, Resigning
 
 QUESTIONS = tuple(Question(number, "writing", (f"Say {number}.", "Again.")) for number in range(12))
 ANSWERS = [Answers(question.id, ("A", "A")) for question in QUESTIONS]

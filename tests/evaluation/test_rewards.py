@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from tune_dlrml import builtin
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.rewards import ModelReward, Reward, load_reward
+from tune_dlrml.evaluation.frontier.rewards import ModelReward, Reward, load_reward
 
 FAULTY = """
 def length(prompts, completions):

@@ -8,20 +8,20 @@ import pytest
 import torch
 from evaluation.endpoint_server import EndpointServer, says
 
-from tune_dlrml.evaluation.alpaca_eval import Annotation, win_rate
-from tune_dlrml.evaluation.completion import Completion
-from tune_dlrml.evaluation.endpoint import Endpoint, EndpointSettings, NoReplyError
-from tune_dlrml.evaluation.local_judge import LocalJudge
-from tune_dlrml.evaluation.records import Judgement
-from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
-from tune_dlrml.evaluation.weighted_comparison import (
+from tune_dlrml.evaluation.alpaca_eval.annotations import Annotation, win_rate
+from tune_dlrml.evaluation.alpaca_eval.weighted_comparison import (
     EndpointComparer,
     LocalComparer,
     annotated,
     comparisons,
     shown_preference,
 )
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings, NoReplyError
+from tune_dlrml.evaluation.endpoint.completion import Completion
+from tune_dlrml.evaluation.judges.local import LocalJudge
+from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
+from tune_dlrml.evaluation.records import Judgement
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 
 ANNOTATIONS = [
     Annotation(f"question {n}", f"theirs {n}", f"ours {n} {{braces}}", "baseline", "model", "", None) for n in range(40)

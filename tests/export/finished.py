@@ -12,8 +12,8 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
 from tune_dlrml.training.warm_up import warm_up

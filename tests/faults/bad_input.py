@@ -22,7 +22,7 @@ import toy
 from faults.bad_cases import Case, hand_made
 from faults.bad_chance import chance_cases
 
-from tune_dlrml import cli
+from tune_dlrml.cli.main import main
 
 PROGRAM = Path(sys.executable).with_name("tune-dlrml")
 CHANCE, CHANCE_SHORT = 220, 20
@@ -101,7 +101,7 @@ def _in_process(case: Case, folder: Path) -> _End:
     with _guarded(), redirect_stdout(out), redirect_stderr(err):
         sys.argv = ["tune-dlrml", *case.arguments(folder)]
         try:
-            cli.main()
+            main()
         except _Accepted:
             accepted = True
         except SystemExit as end:

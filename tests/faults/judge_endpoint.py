@@ -19,10 +19,10 @@ from typing import Any
 from evaluation.endpoint_server import EMPTY, LATE, NO_CHOICES, Act, EndpointServer, fails, reset, says, truncated
 from faults.toy_search import generator, row
 
-from tune_dlrml.evaluation.endpoint import TRIES, Endpoint, EndpointSettings
-from tune_dlrml.evaluation.judge import EndpointJudge
+from tune_dlrml.evaluation.endpoint.client import TRIES, Endpoint, EndpointSettings
+from tune_dlrml.evaluation.judges.endpoint import EndpointJudge
+from tune_dlrml.evaluation.judges.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all
 from tune_dlrml.evaluation.records import Inquiry, Judgement
-from tune_dlrml.evaluation.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all
 
 INQUIRIES = 20
 """Answers judged in one round."""

@@ -25,9 +25,9 @@ from faults.memory_mlflow import MemoryMlflow
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
-from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import Outbox, untracked
 from tune_dlrml.tracking.runs import TRIAL_TAG, SearchRuns

@@ -20,7 +20,7 @@ import toy
 
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.records import State
-from tune_dlrml.search.history import StudyHistory, TrialRow
+from tune_dlrml.study.history import StudyHistory, TrialRow
 
 PROGRAM = Path(sys.executable).with_name("tune-dlrml")
 PROGRESS_S = 90.0

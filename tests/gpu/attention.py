@@ -10,8 +10,8 @@ from gpu.made import Figures, Lengths, Pair, Shape, random_pairs
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tune_dlrml.training import packed_pairs
-from tune_dlrml.training.packed_pairs import Layout, PackedCollator, Shared
+from tune_dlrml.training.pairs import packed
+from tune_dlrml.training.pairs.packed import Layout, PackedCollator, Shared
 
 REPEATS = 10
 
@@ -59,11 +59,11 @@ def dense(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
 def one_by_one(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     groups = query.size(1) // key.size(1)
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-    return packed_pairs._attend_one_by_one(query, key, value, layout, 0.0, None)
+    return packed._attend_one_by_one(query, key, value, layout, 0.0, None)
 
 
 def at_once(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-    return packed_pairs._attend_at_once(query, key, value, layout.spans(query.device), None)
+    return packed._attend_at_once(query, key, value, layout.spans(query.device), None)
 
 
 def flex(layout: Layout, device: torch.device, *, compiled: bool) -> Callable[..., Tensor]:

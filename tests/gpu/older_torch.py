@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from tune_dlrml.training import packed_pairs
+from tune_dlrml.training.pairs import packed
 
 
 def adapt() -> None:
     """Let packed rows call `varlen_attn` by the pinned version's signature."""
-    newest = packed_pairs.varlen_attn
+    newest = packed.varlen_attn
     known = inspect.signature(newest).parameters
     lacking = {"scale", "window_size", "enable_gqa"} - set(known)
     if not lacking:
@@ -30,4 +30,4 @@ def adapt() -> None:
         attended: Tensor = newest(query, key, value, *places, **options)
         return attended
 
-    packed_pairs.varlen_attn = varlen_attn
+    packed.varlen_attn = varlen_attn

@@ -118,14 +118,14 @@ def attention_ways(machine: Machine, *, with_flex: bool) -> Iterator[Figures]:
 
 def forms(machine: Machine) -> Iterator[Figures]:
     """A whole step packed, with attention at once and pair by pair, and padded."""
-    from tune_dlrml.training import packed_pairs
+    from tune_dlrml.training.pairs import packed
 
-    takes = packed_pairs._flash_takes
+    takes = packed._flash_takes
     for form, shared, flash in (("packed", True, True), ("packed, pair by pair", True, False), ("padded", False, True)):
-        packed_pairs._flash_takes = takes if flash else lambda *_: False
+        packed._flash_takes = takes if flash else lambda *_: False
         with emptied(machine.device):
             yield {"form": form} | steps.ours(machine.setting(ONE_B, per_step=8, changes={"shared_prompt": shared}))
-    packed_pairs._flash_takes = takes
+    packed._flash_takes = takes
 
 
 def batch_sizes(machine: Machine, shape: Shape, sizes: tuple[int, ...]) -> Iterator[Figures]:
@@ -163,7 +163,7 @@ def generation(machine: Machine) -> Iterator[Figures]:
     """Answers in the loop, with an adapter on, by the engine that trials use."""
     from peft import get_peft_model
 
-    from tune_dlrml.evaluation.generate import TransformersEngine
+    from tune_dlrml.evaluation.engines.generate import TransformersEngine
 
     setting = machine.setting(ONE_B)
     model = llama(setting.shape, machine.device, setting.dtype)

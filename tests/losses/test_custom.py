@@ -13,8 +13,8 @@ from tune_dlrml.config.losses import AnyLoss
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.geometry import dlrml_geometry
 from tune_dlrml.losses.registry import PairBatch, build_loss
-from tune_dlrml.own_code import load_function
 from tune_dlrml.space import loss_at
+from tune_dlrml.system.own_code import load_function
 
 LOSS = TypeAdapter(AnyLoss)
 LOGISTIC = "def f(pairs, *, beta):\n    return torch.nn.functional.softplus(-beta * pairs.margin_B)\n"

@@ -8,8 +8,8 @@ import toy_training
 from tune_dlrml.config import parse_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State
-from tune_dlrml.search.checks import check_functions
-from tune_dlrml.search.settings import refuse_differences
+from tune_dlrml.search.validity import check_functions
+from tune_dlrml.study.resumable import refuse_differences
 
 SOURCE = """from torch.nn.functional import softplus
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tune_dlrml.config.losses import CellLoss, DiscopopLoss, DlrmlLoss, DpoLoss, KtoLoss, LearnableBetaMix
-from tune_dlrml.losses.portrait import overflows_within, portrait
+from tune_dlrml.losses.profile import overflows_within, portrait
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.report.loss_picture import loss_figure
 

@@ -6,7 +6,7 @@ from made_search import LOSSES, Fate
 from tune_dlrml.records import Report, State
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.reading import TrialData
-from tune_dlrml.search.candidates import DEFAULT_DPO, Finalist
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, Finalist
 
 
 def test_a_setting_has_its_mean_over_seeds_with_students_interval(make_search):

@@ -1,7 +1,7 @@
 import pytest
 from made_search import LOSSES, Fate
 
-from tune_dlrml.search.history import StudyHistory
+from tune_dlrml.study.history import StudyHistory
 
 DLRML = [LOSSES[2]]
 

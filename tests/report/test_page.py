@@ -9,12 +9,12 @@ import typer
 from made_search import LOSSES, Fate, confirmed
 from typer.testing import CliRunner
 
-from tune_dlrml.cli_report import report
+from tune_dlrml.cli.report import report
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.report import write_report, writing
 from tune_dlrml.report.arms import Arm, Mean
 from tune_dlrml.report.reading import read_data
-from tune_dlrml.search.confirmed import Confirmation
+from tune_dlrml.search.confirm.verdicts import Confirmation
 
 QUANTILES = (-4.0, -2.0, -0.5, 0.3, 1.0, 2.0, 5.0)
 

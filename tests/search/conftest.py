@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy
 
 from tune_dlrml.config import SearchConfig, parse_config
-from tune_dlrml.search.history import open_storage
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace
+from tune_dlrml.study.history import open_storage
+from tune_dlrml.study.study import SearchStudy
 
 FOUR_BRANCHES = [
     {"name": "dpo", "beta": {"log_uniform": [0.01, 0.5]}},
@@ -65,7 +65,7 @@ def open_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     """
     opened: list[SearchStudy] = []
     monkeypatch.setattr(
-        "tune_dlrml.search.study.open_storage", lambda url: Memory() if url == "memory" else open_storage(url)
+        "tune_dlrml.study.study.open_storage", lambda url: Memory() if url == "memory" else open_storage(url)
     )
 
     def open_(config: SearchConfig, url: str = f"sqlite:///{tmp_path}/study.db", **options: Any) -> SearchStudy:

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from tune_dlrml.config import EvaluationConfig, ResourcesConfig, SearchConfig
-from tune_dlrml.records import State
-from tune_dlrml.search.bill import (
+from tune_dlrml.doctor.cost import (
     Span,
     Taking,
     draw_values,
@@ -21,12 +20,13 @@ from tune_dlrml.search.bill import (
     rungs_passed,
     taking,
 )
-from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.measure import notes
-from tune_dlrml.search.study import SearchStudy
-from tune_dlrml.search.taken import sum_up
-from tune_dlrml.terminal import bill_lines, bill_table, taken_line
+from tune_dlrml.doctor.measure import notes
+from tune_dlrml.records import State
+from tune_dlrml.search.usage import sum_up
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.training.measure import Measurement
+from tune_dlrml.views.search import bill_lines, bill_table, taken_line
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]

@@ -7,10 +7,11 @@ import pytest
 
 from tune_dlrml.config import Choice, Range
 from tune_dlrml.config.losses import AqlLoss, CellLoss, DiscopopLoss, DlrmlLoss, DpoLoss, HingeLoss, LearnableBetaMix
-from tune_dlrml.losses.portrait import overflows_within
+from tune_dlrml.doctor.loss_box import box_of, percent
+from tune_dlrml.losses.profile import overflows_within
 from tune_dlrml.losses.registry import build_loss
-from tune_dlrml.search.box import box_of, percent, sampled
 from tune_dlrml.space import loss_at
+from tune_dlrml.space_points import sampled
 
 BETA_KL = {"log_uniform": [0.01, 0.5]}
 BETA_MIX = {"log_uniform": [0.05, 0.5]}

@@ -18,12 +18,12 @@ from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search import clock as clock_module
 from tune_dlrml.search import driver
 from tune_dlrml.search.clock import SearchClock, TimeIsUp
-from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.preparation import PreparedSearch, prepare
 from tune_dlrml.search.result import SearchPlace, SearchResult
-from tune_dlrml.search.searcher import StudySearcher
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.tune.searcher import StudySearcher
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import StudyHistory, TrialRow
+from tune_dlrml.study.study import SearchStudy
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]
@@ -114,7 +114,7 @@ import sys, time
 from pathlib import Path
 from tune_dlrml.search import clock
 from tune_dlrml.search.clock import SearchClock
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.config import load_config
 from tune_dlrml.space import SearchSpace
 clock.TICK_S = 0.05

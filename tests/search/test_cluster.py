@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tune_dlrml.cluster import cluster, placement
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.search import cluster, placement
 
 
 def test_a_study_in_a_file_is_for_one_machine():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.search.code_state import COMMIT, DIRTY, commit_of, told
+from tune_dlrml.system.code_state import COMMIT, DIRTY, commit_of, told
 
 Checkout = Callable[[str], Path]
 

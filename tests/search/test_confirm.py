@@ -17,14 +17,14 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.reading import read_data
-from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST, SEED, finalists
-from tune_dlrml.search.confirm import ConfirmSearch, ConfirmStudy, confirm_config, confirmation_of, open_study
-from tune_dlrml.search.confirmed import compare, read_confirmation
-from tune_dlrml.search.history import TrialRow
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST, SEED, finalists
+from tune_dlrml.search.confirm.study import ConfirmSearch, ConfirmStudy, confirm_config, confirmation_of, open_study
+from tune_dlrml.search.confirm.verdicts import compare, read_confirmation
 from tune_dlrml.search.preparation import PreparedSearch, prepare
 from tune_dlrml.search.result import SearchPlace, read_search
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 
 LOSSES = [
     {"name": "dpo", "beta": {"choice": [0.05, 0.2]}},

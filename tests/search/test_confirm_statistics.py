@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy import stats
 
-from tune_dlrml.search.paired import crossed_difference, holm, paired_difference, verdict
+from tune_dlrml.search.confirm.paired import crossed_difference, holm, paired_difference, verdict
 
 
 def test_the_difference_is_that_of_students_paired_t_test():

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy
 
 from tune_dlrml.errors import InputError, StorageError
-from tune_dlrml.search.database import faults_of_storage, study_database
+from tune_dlrml.study.database import faults_of_storage, study_database
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"])

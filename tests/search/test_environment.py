@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from tune_dlrml.search.environment import changed_environment, own_hosts, past_proxies
+from tune_dlrml.cluster.environment import changed_environment, own_hosts, past_proxies
 
 PROXIES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
 EXCEPTIONS = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.search import exposure
-from tune_dlrml.search.environment import own_addresses
-from tune_dlrml.search.exposure import (
+from tune_dlrml.cluster.environment import own_addresses
+from tune_dlrml.doctor import exposure
+from tune_dlrml.doctor.exposure import (
     examine_addresses,
     examine_dashboard,
     examine_mlflow,

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tune_dlrml.config import SchedulerConfig
-from tune_dlrml.search.halving import is_promoted, rung_steps
+from tune_dlrml.study.halving import is_promoted, rung_steps
 
 
 @pytest.mark.parametrize(

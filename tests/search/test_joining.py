@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tune_dlrml.cluster import joining
+from tune_dlrml.cluster.joining import joined
 from tune_dlrml.errors import InputError
-from tune_dlrml.search import joining
-from tune_dlrml.search.joining import joined
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_token_file_that_is_named_and_missing_is_refused_by_name(tmp_path, mon
         ["uv", "run", "tune-dlrml", "search", "space.yaml"],
         ["/home/user/.local/bin/uv", "run", "--no-project", "python", "-m", "tune_dlrml"],
         ["uv", "run", "--active", "--with", "pandas", "jupyter", "lab"],
-        ["uv", "run", "--directory", "elsewhere", "-m", "tune_dlrml.cli"],
+        ["uv", "run", "--directory", "elsewhere", "-m", "tune_dlrml"],
     ],
 )
 def test_ray_leaves_the_workers_as_they_are_where_the_driver_was_started_by_uv_run(monkeypatch, tmp_path, command):

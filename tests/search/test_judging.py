@@ -9,15 +9,15 @@ from mlflow.utils.validation import _validate_metric_name
 
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import JudgeEndedError
-from tune_dlrml.evaluation import judge_prompts
-from tune_dlrml.evaluation.examination import Examination
-from tune_dlrml.evaluation.jury import Grading, Jury, _metric_name
+from tune_dlrml.evaluation.judges import prompts as judge_prompts
+from tune_dlrml.evaluation.judges.jury import Grading, Jury, _metric_name
+from tune_dlrml.evaluation.judges.replies import ReplyCache
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judgement, Question
-from tune_dlrml.evaluation.replies import ReplyCache
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
-from tune_dlrml.search.evaluation import Evaluation
-from tune_dlrml.search.judging import JUDGED, Judging, Submission
+from tune_dlrml.search.judging.stage import Evaluation
+from tune_dlrml.search.judging.thread import JUDGED, Judging, Submission
 from tune_dlrml.search.result import RANKING, read_judged
 
 QUESTIONS = (Question(1, "writing", ("Say A.", "Again.")), Question(2, "stem", ("Say B.", "Again.")))

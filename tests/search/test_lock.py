@@ -13,16 +13,16 @@ from cluster.services import PROJECT, Cluster, lacking
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, StorageError
-from tune_dlrml.search import lock as lock_module
-from tune_dlrml.search.database import study_database
-from tune_dlrml.search.lock import only_driver
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import SearchSpace
+from tune_dlrml.study import lock as lock_module
+from tune_dlrml.study.database import study_database
+from tune_dlrml.study.lock import only_driver
+from tune_dlrml.study.study import SearchStudy
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tune_dlrml.search.lock import only_driver
+from tune_dlrml.study.lock import only_driver
 with only_driver(sys.argv[1], Path(sys.argv[2]), "planted"):
     print("held", flush=True)
     time.sleep(600)
@@ -175,7 +175,7 @@ def test_where_a_file_system_keeps_no_locks_a_lease_does(
 LEASEHOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path
-from tune_dlrml.search import lock
+from tune_dlrml.study import lock
 def flock(*_): raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = flock
 lock.LEASE_S, lock.REFRESH_S = 0.6, 0.1

@@ -2,7 +2,7 @@ import asyncio
 from typing import Any
 
 from tune_dlrml.records import Answer
-from tune_dlrml.search.mailbox import Mailbox
+from tune_dlrml.search.tune.mailbox import Mailbox
 
 
 def report(step: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from servers import has_postgres, postgres_server
 
-from tune_dlrml.search.database import open_storage, study_database
+from tune_dlrml.study.database import open_storage, study_database
 
 PASSWORD = "any"
 

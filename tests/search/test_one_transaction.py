@@ -11,7 +11,7 @@ import sqlalchemy
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.records import State, TrialOutcome
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.study.study import SearchStudy
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]

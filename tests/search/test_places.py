@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from tune_dlrml import cli, conversion
+import tune_dlrml
+from tune_dlrml.cli.main import _mlflow_command
 from tune_dlrml.errors import InputError
-from tune_dlrml.search.database import open_storage, sqlite_file, sqlite_url
+from tune_dlrml.models import conversion
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.urls import without_password
+from tune_dlrml.study.database import open_storage, sqlite_file, sqlite_url
+from tune_dlrml.system.urls import without_password
 
 NAMES = [
     "plain", "a b", "q?now", "q?a=b&password=c", "p%41c", "50% done", "%s", "%2F", "x%2Fy", "h#x", "#", "ünï", "日本",
@@ -48,7 +50,7 @@ def test_optuna_takes_the_url_of_a_study(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_that_is_printed_opens_the_same_file_in_a_shell(tmp_path, name):
     storage = tmp_path / name
-    words = shlex.split(cli._mlflow_command(SearchPlace(storage).mlflow_uri))
+    words = shlex.split(_mlflow_command(SearchPlace(storage).mlflow_uri))
     assert words[1:3] == ["ui", "--backend-store-uri"] and len(words) == 4
     assert Path(sqlalchemy.make_url(words[3]).database) == storage / "mlflow.db"
 
@@ -58,7 +60,7 @@ def test_an_ordinary_path_is_shown_as_it_is():
 
 
 def test_no_url_is_put_together_by_hand():
-    package = Path(cli.__file__).parent
+    package = Path(tune_dlrml.__file__).parent
     by_hand = re.compile(r"""f["'](sqlite|file|postgresql)[+\w]*://""")
     found = [path.name for path in package.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))]
     assert found == ["database.py"]  # where the one helper compares its own with the plain form

@@ -11,8 +11,8 @@ import pytest
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.records import State, TrialOutcome
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.study import SearchStudy
 
 TRIALS, FULL_STEPS, STARTUP = 60, 40, 10
 MIDDLE = 10**-5.5

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tune_dlrml.cluster import driver_tmp
+from tune_dlrml.cluster.driver_tmp import scratch_folder
 from tune_dlrml.errors import InputError
-from tune_dlrml.search import scratch
-from tune_dlrml.search.scratch import scratch_folder
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -127,7 +127,7 @@ def test_a_temporary_folder_that_is_not_there_is_replaced(search, tmp_path, monk
 
 
 def test_where_no_short_folder_can_be_written_it_is_refused_by_name(search, tmp_path, monkeypatch):
-    monkeypatch.setattr(scratch, "SHORT_FOLDERS", ("/proc", "/nonexistent"))
+    monkeypatch.setattr(driver_tmp, "SHORT_FOLDERS", ("/proc", "/nonexistent"))
     with pytest.raises(InputError, match=r"TMPDIR: .* longer than \d+ bytes.*; /proc: .*; /nonexistent: No such file"):
         said_of(tmp_path, search, monkeypatch)
 

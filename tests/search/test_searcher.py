@@ -11,11 +11,11 @@ from ray.tune.utils import flatten_dict
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.records import Fault, Report, State, TrialOutcome
-from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.scheduler import StudyScheduler
-from tune_dlrml.search.searcher import Silence, StudySearcher, headline_of_traceback
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.tune.scheduler import StudyScheduler
+from tune_dlrml.search.tune.searcher import Silence, StudySearcher, headline_of_traceback
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]

@@ -7,7 +7,7 @@ import pytest
 
 from tune_dlrml.config import ColumnsConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.search.settings import refuse_differences
+from tune_dlrml.study.resumable import refuse_differences
 
 NEW_KEYS = {"columns", "messages", "prompt_in_answers"}
 

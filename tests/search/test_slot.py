@@ -10,7 +10,7 @@ import toy
 import toy_training
 
 from tune_dlrml.config import SearchConfig, parse_config
-from tune_dlrml.search.slot import TrialSlot
+from tune_dlrml.search.tune.slot import TrialSlot
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 

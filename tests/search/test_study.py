@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
-from tune_dlrml.search.history import StudyHistory
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import StudyHistory
+from tune_dlrml.study.study import SearchStudy
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]
@@ -197,7 +197,7 @@ def test_a_process_with_other_string_hashes_suggests_the_same(
     copy = shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")
     program = f"""
 from tune_dlrml.config import SearchConfig
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.space import SearchSpace
 config = SearchConfig.model_validate_json({config.model_dump_json()!r})
 print(sorted(SearchStudy(config, SearchSpace(config), "sqlite:///{copy}", 40).ask().params.items()))

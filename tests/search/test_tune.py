@@ -7,9 +7,9 @@ import pytest
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.study import SearchStudy
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 
 
 def fake_slot() -> type:
@@ -86,8 +86,8 @@ def test_a_search_through_ray_tune_ends_every_trial_as_the_study_decided(
 ) -> None:
     from ray import tune
 
-    from tune_dlrml.search.scheduler import StudyScheduler
-    from tune_dlrml.search.searcher import StudySearcher
+    from tune_dlrml.search.tune.scheduler import StudyScheduler
+    from tune_dlrml.search.tune.searcher import StudySearcher
 
     (tmp_path / "canary").mkdir()
     study = open_study(config_with(num_trials=12, sampler="random"), f"sqlite:///{tmp_path}/canary/study.db")

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from tune_dlrml.config import ResourcesConfig
-from tune_dlrml.search.searcher import Silence
-from tune_dlrml.search.watchdog import Watchdog
+from tune_dlrml.search.tune.searcher import Silence
+from tune_dlrml.search.tune.watchdog import Watchdog
 
 
 class Searcher:

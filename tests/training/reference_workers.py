@@ -14,10 +14,10 @@ import torch.distributed as dist
 import toy_training
 from toy_training import settings
 
-from tune_dlrml.training import reference_logps
-from tune_dlrml.training.batches import padded_collator
-from tune_dlrml.training.reference_cache import ReferenceCache, ReferenceKey
-from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row
+from tune_dlrml.training.pairs.batches import padded_collator
+from tune_dlrml.training.reference import logps
+from tune_dlrml.training.reference.cache import ReferenceCache, ReferenceKey
+from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row
 from tune_dlrml.training.resident import Resident
 
 KEY = ReferenceKey("toy", "1", "float32", False, "tokens", None, 64, "keep_start", "padded", "sdpa", "cpu", (-1.5,))
@@ -67,8 +67,8 @@ def race(resident: Resident, rank: int, folder: Path) -> dict[str, Any]:
 
         found._collate = telling
     else:
-        reference_logps.PATIENCE_S = 0.01
-        log = logging.getLogger("tune_dlrml.training.reference_logps")
+        logps.PATIENCE_S = 0.01
+        log = logging.getLogger("tune_dlrml.training.reference.logps")
         log.setLevel(logging.INFO)
         log.addHandler(Told(store))
         store.wait(["first computes"])

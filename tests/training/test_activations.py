@@ -11,8 +11,8 @@ from toy_training import settings
 
 from tune_dlrml.training import activations
 from tune_dlrml.training.activations import Activations
-from tune_dlrml.training.batches import pair_log_probs
-from tune_dlrml.training.reference_logps import row_length
+from tune_dlrml.training.pairs.batches import pair_log_probs
+from tune_dlrml.training.reference.logps import row_length
 from tune_dlrml.training.resident import Resident
 
 

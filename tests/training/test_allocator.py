@@ -18,7 +18,7 @@ for _ in range(4):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-KEEPING = "from tune_dlrml.training.allocator import keep_freed_memory; keep_freed_memory()"
+KEEPING = "from tune_dlrml.system.allocator import keep_freed_memory; keep_freed_memory()"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")

@@ -13,9 +13,9 @@ from toy_training import settings
 from transformers import PreTrainedModel
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.training.batches import add_log_prob_head, pair_log_probs
-from tune_dlrml.training.log_prob_head import settle_log_prob_head
-from tune_dlrml.training.pair_form import PairForm, choose_form
+from tune_dlrml.training.pairs.batches import add_log_prob_head, pair_log_probs
+from tune_dlrml.training.pairs.form import PairForm, choose_form
+from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.sft import check_head
 
 Row = dict[str, list[int]]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from toy_training import DPO, Recorder, plan, settings
 
 from tune_dlrml.errors import StorageError
-from tune_dlrml.evaluation.examination import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
 from tune_dlrml.evaluation.records import Question
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.training.checkpoint import newest_checkpoint

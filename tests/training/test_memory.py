@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tune_dlrml.training import activations, memory
-from tune_dlrml.training.memory import free_memory
+from tune_dlrml.system import memory
+from tune_dlrml.system.memory import free_memory
+from tune_dlrml.training import activations
 
 GIB = 2**30
 UNLIMITED_V1 = 9223372036854771712

@@ -18,11 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from tune_dlrml.config import LoraSettings
 from tune_dlrml.data import Pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.training import packed_pairs, pair_form
 from tune_dlrml.training.arguments import lora_config
-from tune_dlrml.training.batches import add_log_prob_head, padded_collator, pair_log_probs
-from tune_dlrml.training.packed_pairs import Layout, PackedCollator, Shared, use_packed_attention
-from tune_dlrml.training.pair_form import choose_form, tokens_saved
+from tune_dlrml.training.pairs import form as pair_form
+from tune_dlrml.training.pairs import packed as packed_pairs
+from tune_dlrml.training.pairs.batches import add_log_prob_head, padded_collator, pair_log_probs
+from tune_dlrml.training.pairs.form import choose_form, tokens_saved
+from tune_dlrml.training.pairs.packed import Layout, PackedCollator, Shared, use_packed_attention
 from tune_dlrml.training.resident import Resident
 
 Rows = list[dict[str, list[int]]]

@@ -23,10 +23,10 @@ from training.reference_workers import KEY, bare, reference, values
 
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.fingerprints import model_fingerprint
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training import reference_logps
-from tune_dlrml.training.reference_cache import ReferenceCache, ReferenceKey, row_id
-from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, reference_key
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.training.reference import logps
+from tune_dlrml.training.reference.cache import ReferenceCache, ReferenceKey, row_id
+from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row, reference_key
 from tune_dlrml.training.resident import Resident
 
 TESTS = Path(__file__).parents[1]
@@ -304,7 +304,7 @@ def test_a_disk_that_is_full_keeps_the_old_file_and_says_what_to_do(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr("tune_dlrml.training.reference_cache.os.fsync", full)
+        disk.setattr("tune_dlrml.training.reference.cache.os.fsync", full)
         with pytest.raises(StorageError, match=r"No space left on device. Free space in .* the same command again"):
             reference(lora_resident, tmp_path).fill(bare(lora_resident.train_rows[12:20]))
     assert stored(tmp_path).read_bytes() == before
@@ -335,7 +335,7 @@ def test_a_file_system_without_locks_stores_nothing_and_says_so(
 def test_what_was_computed_before_a_failure_is_not_computed_again(
     lora_resident: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_logps, "BATCHES_A_SAVE", 1)
+    monkeypatch.setattr(logps, "BATCHES_A_SAVE", 1)
     found = reference(lora_resident, tmp_path)
     collate, calls = found._collate, []
 
@@ -356,7 +356,7 @@ def test_what_was_computed_before_a_failure_is_not_computed_again(
 HOLDER = """
 import json, sys
 from pathlib import Path
-from tune_dlrml.training.reference_cache import ReferenceCache, ReferenceKey
+from tune_dlrml.training.reference.cache import ReferenceCache, ReferenceKey
 
 cache = ReferenceCache(Path(sys.argv[1]), ReferenceKey(**json.loads(sys.argv[2])))
 print(cache.acquire(0), flush=True)

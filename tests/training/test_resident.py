@@ -6,7 +6,7 @@ import toy_training
 from peft import LoraConfig, get_peft_model
 from toy_training import DPO, plan, settings
 
-from tune_dlrml.training.reference_logps import ReferenceLogProbs
+from tune_dlrml.training.reference.logps import ReferenceLogProbs
 
 
 def test_each_pair_meets_the_reference_once_whatever_is_trained_on_it(

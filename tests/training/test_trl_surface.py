@@ -17,7 +17,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from tune_dlrml.training.batches import CPU_HEAD_TILE
+from tune_dlrml.training.pairs.batches import CPU_HEAD_TILE
 from tune_dlrml.training.trainer import PreferenceTrainer
 
 OVERRIDDEN = [

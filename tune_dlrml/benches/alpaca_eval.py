@@ -10,7 +10,7 @@ from tune_dlrml.benches.answers import answers_of
 from tune_dlrml.benches.subject import Subject
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.alpaca_eval import (
+from tune_dlrml.evaluation.alpaca_eval.annotations import (
     Annotation,
     Output,
     paired,
@@ -22,16 +22,21 @@ from tune_dlrml.evaluation.alpaca_eval import (
     write_annotations,
     write_outputs,
 )
-from tune_dlrml.evaluation.alpaca_side_files import load_side_files
-from tune_dlrml.evaluation.examination import Examination
-from tune_dlrml.evaluation.jury import judge_endpoint
-from tune_dlrml.evaluation.length_controlled import length_controlled_win_rate
-from tune_dlrml.evaluation.local_judge import LocalJudge
+from tune_dlrml.evaluation.alpaca_eval.length_controlled import length_controlled_win_rate
+from tune_dlrml.evaluation.alpaca_eval.side_files import load_side_files
+from tune_dlrml.evaluation.alpaca_eval.weighted_comparison import (
+    EndpointComparer,
+    LocalComparer,
+    annotated,
+    comparisons,
+)
+from tune_dlrml.evaluation.judges.jury import judge_endpoint
+from tune_dlrml.evaluation.judges.local import LocalJudge
+from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
+from tune_dlrml.evaluation.judges.resigning import Resigning
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
 from tune_dlrml.evaluation.records import Judge, Judgement
-from tune_dlrml.evaluation.replies import CachedJudge, ReplyCache, judge_all
-from tune_dlrml.evaluation.resigning import Resigning
-from tune_dlrml.evaluation.weighted_comparison import EndpointComparer, LocalComparer, annotated, comparisons
-from tune_dlrml.models import check_model_reference, parse_model_reference
+from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def _comparer(config: EvaluationConfig, key: str | None) -> Iterator[Judge]:
         raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
     kind, _, model = config.judges[0].partition(":")
     if kind == "local":
-        from tune_dlrml.evaluation.policy import own_device
+        from tune_dlrml.evaluation.engines.policy import own_device
 
         reference = parse_model_reference(model)
         check_model_reference(reference)

@@ -12,9 +12,9 @@ from typing import Any
 
 from tune_dlrml.benches.subject import Loaded, Served, Subject
 from tune_dlrml.errors import StorageError
-from tune_dlrml.evaluation.answering import answer, read_answers, write_answers
-from tune_dlrml.evaluation.endpoint import Endpoint
-from tune_dlrml.evaluation.examination import Examination
+from tune_dlrml.evaluation.endpoint.client import Endpoint
+from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
 from tune_dlrml.evaluation.records import Answers
 
 
@@ -97,7 +97,7 @@ class KeptTexts(UserDict[str, str]):
 
 
 def _served(subject: Served, examination: Examination, replies: Path) -> Answered:
-    from tune_dlrml.evaluation.generate import EndpointEngine
+    from tune_dlrml.evaluation.engines.generate import EndpointEngine
 
     settings = replace(subject.settings, concurrency=examination.batch_size)
     with closing(Endpoint(settings)) as endpoint:

@@ -13,14 +13,14 @@ from tune_dlrml.benches.subject import Loaded, Subject, complete_trials
 from tune_dlrml.config import RowsConfig
 from tune_dlrml.data import load_section
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.frontier import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point
-from tune_dlrml.evaluation.frontier_picture import Setting
-from tune_dlrml.evaluation.frontier_picture import frontier as draw_frontier
+from tune_dlrml.evaluation.frontier.picture import Setting
+from tune_dlrml.evaluation.frontier.picture import frontier as draw_frontier
+from tune_dlrml.evaluation.frontier.points import LEAST_PROMPTS, FrontierPoint, Sampling, frontier_point
+from tune_dlrml.evaluation.frontier.rewards import Reward, load_reward
 from tune_dlrml.evaluation.records import Chat
-from tune_dlrml.evaluation.rewards import Reward, load_reward
-from tune_dlrml.files import replace_file
 from tune_dlrml.pareto import pareto_front
 from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.system.files import replace_file
 
 PROMPTS = "builtin:sentiment_eval"
 """Data set whose prompts a model is asked that belongs to no search."""

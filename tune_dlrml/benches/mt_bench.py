@@ -9,11 +9,11 @@ from typing import Any
 from tune_dlrml.benches.answers import answers_of
 from tune_dlrml.benches.subject import Subject
 from tune_dlrml.config import EvaluationConfig
-from tune_dlrml.evaluation.examination import Examination
-from tune_dlrml.evaluation.jury import Grading, Jury
-from tune_dlrml.evaluation.pictures import radar
+from tune_dlrml.evaluation.judges.jury import Grading, Jury
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.radar import radar
 from tune_dlrml.evaluation.records import Judgement
-from tune_dlrml.files import replace_file
+from tune_dlrml.system.files import replace_file
 
 
 def mt_bench(
@@ -45,7 +45,7 @@ def mt_bench(
         JudgeEndedError: A judge, or the model's endpoint, ended early; what was said is kept, and the same command
             goes on.
     """
-    from tune_dlrml.evaluation.policy import own_device
+    from tune_dlrml.evaluation.engines.policy import own_device
 
     with ExitStack() as stack:
         jury = Jury.of(config, replies, key, device=own_device())

@@ -19,9 +19,9 @@ from tune_dlrml.benches.subject import (
 )
 from tune_dlrml.config import EvaluationConfig, JudgeLimits
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint_settings import EndpointSettings
-from tune_dlrml.evaluation.frontier import Sampling
-from tune_dlrml.evaluation.jury import read_key
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
+from tune_dlrml.evaluation.frontier.points import Sampling
+from tune_dlrml.evaluation.judges.jury import read_key
 from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.search.result import SearchPlace
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tune_dlrml.benches.subject import Loaded
-from tune_dlrml.evaluation.frontier_picture import Setting
+from tune_dlrml.evaluation.frontier.picture import Setting
 
 LABELS = {
     "dpo": "DPO",

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tune_dlrml.config import NAME_PATTERN, SearchConfig, TrainingConfig, load_config
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint import EndpointSettings
+from tune_dlrml.evaluation.endpoint.client import EndpointSettings
 from tune_dlrml.evaluation.records import Chat, Engine
-from tune_dlrml.models import check_model_reference, parse_model_reference
+from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 from tune_dlrml.records import State
-from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.training.checkpoint import MARKER, newest_checkpoint
 
 if TYPE_CHECKING:
-    from tune_dlrml.evaluation.frontier import Compared
+    from tune_dlrml.evaluation.frontier.points import Compared
 
 ENDPOINT = "openai:"
 FILES = ("*.safetensors", "*config.json", "tokenizer*", "chat_template*")
@@ -93,10 +93,10 @@ class Loaded:
     def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
         """What makes it answer, `batch_size` questions at a time."""
         if self.engine_name == "vllm":
-            from tune_dlrml.evaluation.vllm_engine import VllmEngine
+            from tune_dlrml.evaluation.engines.vllm import VllmEngine
 
             return VllmEngine(self.model, max_new_tokens=max_new_tokens, name=self.name, adapter=self._adapter())
-        from tune_dlrml.evaluation.generate import TransformersEngine
+        from tune_dlrml.evaluation.engines.generate import TransformersEngine
 
         policy, tokenizer = self.policy()
         engine = TransformersEngine(
@@ -106,20 +106,20 @@ class Loaded:
 
     def precision(self, policy: Any) -> AbstractContextManager[Any]:
         """The precision that the trial was trained in, for as often as it is entered."""
-        from tune_dlrml.training.reference_logps import computing
+        from tune_dlrml.training.reference.logps import computing
 
         return nullcontext() if self.training is None else computing(policy, self.training)
 
     def policy(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        from tune_dlrml.evaluation.policy import load_policy
+        from tune_dlrml.evaluation.engines.policy import load_policy
 
         return load_policy(self.model, self.checkpoint, self.training)
 
     def compared(self) -> "Compared":
         """The policy and the base model that it is measured from; a base model is its own reference."""
-        from tune_dlrml.evaluation.frontier import Compared
-        from tune_dlrml.evaluation.policy import load_policy
+        from tune_dlrml.evaluation.engines.policy import load_policy
+        from tune_dlrml.evaluation.frontier.points import Compared
 
         policy, tokenizer = self.policy()
         if hasattr(policy, "disable_adapter"):

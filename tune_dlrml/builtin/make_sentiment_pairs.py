@@ -16,7 +16,7 @@ from typing import Any
 
 from tune_dlrml.builtin import MIN_GAP
 from tune_dlrml.builtin.prompts import prompts
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 
 MIN_WORDS = 4
 TOP_K = 20

@@ -16,7 +16,7 @@ from tune_dlrml.data.looks import Find, each
 from tune_dlrml.data.section import Section
 from tune_dlrml.data.seen import Context, Seen, seen
 from tune_dlrml.data.tokens import CLOCK
-from tune_dlrml.models import Reader
+from tune_dlrml.models.loading import Reader
 
 if TYPE_CHECKING:
     from tune_dlrml.config import TrainingConfig

@@ -12,7 +12,7 @@ from tune_dlrml.data.reference import FORMS, DatasetReference, did_you_mean, par
 from tune_dlrml.data.rows import Row, check_rows, faults_message, refusal_of_rows
 from tune_dlrml.data.section import Section
 from tune_dlrml.errors import InputError, one_line
-from tune_dlrml.hub import HUB_TIMEOUT_S, refusal_in_time
+from tune_dlrml.system.hub import HUB_TIMEOUT_S, refusal_in_time
 
 ROWS_LOOKED_AT = 20
 AS_TRL = RowsConfig()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tune_dlrml.data.pairs import COMPLETIONS, Pair, roles_of
 from tune_dlrml.data.tokens import TokenPair, turns_left_out
-from tune_dlrml.models import Reader
+from tune_dlrml.models.loading import Reader
 
 if TYPE_CHECKING:
     from tune_dlrml.config import TrainingConfig

@@ -15,7 +15,7 @@ from tune_dlrml.data.section import Section
 from tune_dlrml.data.seen import seen
 from tune_dlrml.data.tokens import TokenPair, TokenRows, tokenize
 from tune_dlrml.errors import InputError
-from tune_dlrml.models import Reader
+from tune_dlrml.models.loading import Reader
 
 Notes = tuple[str, ...]
 LoadReader = Callable[[], Reader]

@@ -85,8 +85,8 @@ def _write_texts(trial: TrainedTrial, loss: LossSource | None, data: TrainingPai
 
 
 def _write_model(trial: TrainedTrial, folder: Path) -> None:
-    from tune_dlrml.evaluation.policy import load_policy
-    from tune_dlrml.models import load_tokenizer
+    from tune_dlrml.evaluation.engines.policy import load_policy
+    from tune_dlrml.models.loading import load_tokenizer
 
     checkpoint, model = trial.checkpoint.path, str(trial.model)
     if trial.spec.training.lora is None:

@@ -14,7 +14,7 @@ from tune_dlrml.export.script import BASE, load_hint
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.registry import build_loss
-from tune_dlrml.search.code_state import told
+from tune_dlrml.system.code_state import told
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 NUMBERS = {

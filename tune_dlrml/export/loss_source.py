@@ -25,7 +25,7 @@ from tune_dlrml.losses.custom import LearntParam, bare
 from tune_dlrml.losses.mixing import LearnableMix
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
 from tune_dlrml.losses.scoring_rules import TokenRule, rule_of
-from tune_dlrml.own_code import load_function
+from tune_dlrml.system.own_code import load_function
 
 OWN = "tune_dlrml.losses"
 OF_THE_PAIRS = (*PairBatch._fields, "margin_B")

@@ -6,7 +6,7 @@ from typing import Any
 from tune_dlrml.data import batch_plan, content_hash, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.export.trained import TrainedTrial
-from tune_dlrml.models import load_reader
+from tune_dlrml.models.loading import load_reader
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tune_dlrml.export.template import (
     TOKENIZER,
 )
 from tune_dlrml.export.trained import TrainedTrial
-from tune_dlrml.models import PACKAGE_PREFIX
+from tune_dlrml.models.loading import PACKAGE_PREFIX
 from tune_dlrml.training.arguments import lora_config, trl_config
 
 OUTPUT = "reproduced"

@@ -9,11 +9,11 @@ from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
 from tune_dlrml.fingerprints import model_fingerprint
-from tune_dlrml.models import ModelReference, parse_model_reference
+from tune_dlrml.models.loading import ModelReference, parse_model_reference
 from tune_dlrml.records import State
-from tune_dlrml.search.history import StudyHistory, TrialRow
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.training.checkpoint import Checkpoint, newest_checkpoint
 
 NAMED = 12

@@ -22,7 +22,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import GRID, geometry_of
-from tune_dlrml.own_code import Function, load_function, told
+from tune_dlrml.system.own_code import Function, load_function, told
 
 COMPANY = 255
 """Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""

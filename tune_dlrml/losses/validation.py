@@ -26,7 +26,7 @@ from tune_dlrml.losses.custom import (
     unbounded_sides,
 )
 from tune_dlrml.losses.preference import PairBatch
-from tune_dlrml.own_code import Function
+from tune_dlrml.system.own_code import Function
 
 MAGNITUDES = [10 ** (step / 4) for step in range(-12, 17)]
 """Sizes of the margins (nats) at which a loss is tried, 0.001 to 10,000, four a decade."""

@@ -8,9 +8,9 @@ from typing import Any
 from tune_dlrml.records import State
 from tune_dlrml.report.figures.margins import geometry_of
 from tune_dlrml.report.reading import SearchData, TrialData
-from tune_dlrml.search.candidates import DEFAULT_DPO, FINALIST
-from tune_dlrml.search.confirmed import UNTRAINED, in_means
-from tune_dlrml.search.paired import paired_difference
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST
+from tune_dlrml.search.confirm.paired import paired_difference
+from tune_dlrml.search.confirm.verdicts import UNTRAINED, in_means
 
 ANY = (-math.inf, math.inf)
 RANGES = {"eval_accuracy": (0.0, 1.0), "eval_kl": (0.0, math.inf), "eval_trap_fraction": (0.0, 1.0)}

@@ -10,7 +10,7 @@ from tune_dlrml.report.diverging import splits
 from tune_dlrml.report.ranking import ranking, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import by_end, soundness, stages
-from tune_dlrml.search.confirmed import Confirmed
+from tune_dlrml.search.confirm.verdicts import Confirmed
 
 
 def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence[Arm]) -> dict[str, Any]:

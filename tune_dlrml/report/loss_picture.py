@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.portrait import SHOWN_Z, Portrait, curve_of
+from tune_dlrml.losses.profile import SHOWN_Z, Portrait, curve_of
 from tune_dlrml.report.style import COLOURS, WIDTH, styled
 
 POINTS = 401

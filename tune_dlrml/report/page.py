@@ -14,8 +14,8 @@ from tune_dlrml.report.ranking import Ranked, ranking, text, verdict, words
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
-from tune_dlrml.search.code_state import told
-from tune_dlrml.search.confirmed import Confirmed
+from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.system.code_state import told
 
 MOST_LINES = 25
 """Trials of the ranking above the pictures; the others stand at the end of the page."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import BASELINE, SearchData, TrialData, finite
-from tune_dlrml.search.candidates import finalists
-from tune_dlrml.search.confirmed import Confirmed
+from tune_dlrml.search.confirm.finalists import finalists
+from tune_dlrml.search.confirm.verdicts import Confirmed
 
 Z = 1.96
 """Standard errors on either side of a value that make its 95 % interval."""

@@ -11,10 +11,10 @@ from tune_dlrml.config import LearnableBetaMix, SearchConfig, load_config
 from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.events import Event, EventLog, as_report, parsed
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.halving import rung_steps
-from tune_dlrml.search.history import Importance, StudyHistory, TrialRow
 from tune_dlrml.search.result import SearchPlace, read_search
-from tune_dlrml.search.taken import Taken, read_taken
+from tune_dlrml.search.usage import Taken, read_taken
+from tune_dlrml.study.halving import rung_steps
+from tune_dlrml.study.history import Importance, StudyHistory, TrialRow
 
 BASELINE = "baseline"
 """Branch of trial 0, the plain DPO."""

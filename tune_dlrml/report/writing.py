@@ -7,15 +7,15 @@ from typing import Any
 
 from tune_dlrml.config import CONFIRM_SUFFIX
 from tune_dlrml.errors import StorageError
-from tune_dlrml.files import replace_file
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.document import document
 from tune_dlrml.report.figures import draw_all
 from tune_dlrml.report.page import render
 from tune_dlrml.report.reading import read_data
 from tune_dlrml.report.style import styled
-from tune_dlrml.search.confirmed import read_confirmation
+from tune_dlrml.search.confirm.verdicts import read_confirmation
 from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.system.files import replace_file
 
 FOLDER, PAGE, NUMBERS = "report", "index.html", "report.json"
 PNG_DPI = 150

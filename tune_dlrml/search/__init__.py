@@ -1,1 +1,1 @@
-"""Optuna decides, Ray Tune schedules: the study, and the adapters through which Tune asks it."""
+"""A search from its preparation to its end: warm-up, trials, confirmation, judging."""

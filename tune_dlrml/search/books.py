@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from tune_dlrml.evaluation.jury import Grading
+from tune_dlrml.evaluation.judges.jury import Grading
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.evaluation import Evaluation
-from tune_dlrml.search.history import TrialRow
-from tune_dlrml.search.searcher import SearchObserver
-from tune_dlrml.search.study import SearchStudy
+from tune_dlrml.search.judging.stage import Evaluation
+from tune_dlrml.search.tune.searcher import SearchObserver
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_checkpoint
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ray.tune.stopper import Stopper
 
-from tune_dlrml.search.database import faults_of_storage
+from tune_dlrml.study.database import faults_of_storage
 
 TICK_S = 5.0
 """How often the time is written down, which is what the sudden death of a driver loses at most."""

@@ -12,28 +12,28 @@ from typing import Any
 
 from ray import tune
 
+from tune_dlrml.cluster.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.cluster.driver_tmp import scratch_folder
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import as_table
 from tune_dlrml.events import EventLog
-from tune_dlrml.files import replace_file
 from tune_dlrml.records import State
 from tune_dlrml.search.books import Books, SearchView, reconcile
 from tune_dlrml.search.clock import SearchClock, TimeIsUp
-from tune_dlrml.search.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
-from tune_dlrml.search.code_state import code_state
-from tune_dlrml.search.confirm import confirmation_of, open_study
-from tune_dlrml.search.database import faults_of_storage, is_sqlite
-from tune_dlrml.search.evaluation import Evaluation
-from tune_dlrml.search.lock import DriverLock, only_driver
+from tune_dlrml.search.confirm.study import confirmation_of, open_study
+from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
-from tune_dlrml.search.scheduler import StudyScheduler
-from tune_dlrml.search.scratch import scratch_folder
-from tune_dlrml.search.searcher import StudySearcher
-from tune_dlrml.search.slot import TrialSlot
-from tune_dlrml.search.study import SearchStudy
-from tune_dlrml.search.warming import warm_up_once
-from tune_dlrml.search.watchdog import Watchdog
+from tune_dlrml.search.tune.scheduler import StudyScheduler
+from tune_dlrml.search.tune.searcher import StudySearcher
+from tune_dlrml.search.tune.slot import TrialSlot
+from tune_dlrml.search.tune.watchdog import Watchdog
+from tune_dlrml.search.warm_up import warm_up_once
+from tune_dlrml.study.database import faults_of_storage, is_sqlite
+from tune_dlrml.study.lock import DriverLock, only_driver
+from tune_dlrml.study.study import SearchStudy
+from tune_dlrml.system.code_state import code_state
+from tune_dlrml.system.files import replace_file
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker

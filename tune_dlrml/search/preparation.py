@@ -7,15 +7,15 @@ all rows were read.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tune_dlrml.cluster.cluster import check_resources, local_capacity
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.examination import Examination
-from tune_dlrml.evaluation.jury import Jury, read_key
-from tune_dlrml.models import context_length, parse_model_reference
-from tune_dlrml.search.checks import check_functions, check_references, reader_of_model
-from tune_dlrml.search.cluster import check_resources, local_capacity
+from tune_dlrml.evaluation.judges.jury import Jury, read_key
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
 
 
 @dataclass(frozen=True)

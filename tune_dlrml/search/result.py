@@ -11,11 +11,11 @@ from typing import Any
 from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.events import EventLog
-from tune_dlrml.models import parse_model_reference
-from tune_dlrml.search.database import sqlite_url, study_database
-from tune_dlrml.search.history import StudyHistory, TrialRow
+from tune_dlrml.models.loading import parse_model_reference
+from tune_dlrml.study.database import sqlite_url, study_database
+from tune_dlrml.study.history import StudyHistory, TrialRow
+from tune_dlrml.system.urls import without_password
 from tune_dlrml.tracking.cursor import MlflowStore, run_of
-from tune_dlrml.urls import without_password
 
 MLFLOW_FILE, MLFLOW_ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 REPLIES = "replies.jsonl"

@@ -8,8 +8,8 @@ from typing import Self
 from urllib.parse import unquote
 
 from tune_dlrml.events import EventLog
-from tune_dlrml.files import replace_file
-from tune_dlrml.urls import passwords_in, without_password
+from tune_dlrml.system.files import replace_file
+from tune_dlrml.system.urls import passwords_in, without_password
 
 ERROR_LENGTH = 300
 

@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.training.batches import Batch, PairCollator, pair_log_probs
-from tune_dlrml.training.memory import free_memory
-from tune_dlrml.training.reference_logps import Row, computing, row_length, to_device
+from tune_dlrml.system.memory import free_memory
+from tune_dlrml.training.pairs.batches import Batch, PairCollator, pair_log_probs
+from tune_dlrml.training.reference.logps import Row, computing, row_length, to_device
 
 ROOM = 0.6
 """Share of the free memory that activations may take; the rest is for adapters, logits and fragments."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_dlrml.errors import StorageError
-from tune_dlrml.files import sync_folder
+from tune_dlrml.system.files import sync_folder
 
 MARKER = "complete.json"
 PARTIAL = ".partial"

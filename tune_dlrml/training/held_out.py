@@ -14,11 +14,11 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.records import MARGIN_QUANTILES
-from tune_dlrml.training.batches import pair_log_probs
 from tune_dlrml.training.full_precision import in_float32
-from tune_dlrml.training.pair_form import CompletionBatch, PairForm, completion_batches
+from tune_dlrml.training.pairs.batches import pair_log_probs
+from tune_dlrml.training.pairs.form import CompletionBatch, PairForm, completion_batches
 from tune_dlrml.training.ranks import rank_and_world
-from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, by_length, computing, to_device
+from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row, by_length, computing, to_device
 
 KL_ROWS = 16
 """Held-out pairs whose chosen completions `eval_kl` is computed on, the first ones of the set."""

@@ -23,9 +23,9 @@ from tune_dlrml.data import Pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.system.allocator import keep_freed_memory
 from tune_dlrml.training.group_spec import TrialPlan
-from tune_dlrml.training.reference_logps import row_length
+from tune_dlrml.training.reference.logps import row_length
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
 

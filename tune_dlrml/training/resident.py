@@ -10,15 +10,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs, batch_plan
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
-from tune_dlrml.training.batches import add_log_prob_head, rows_dataset
 from tune_dlrml.training.held_out import HeldOut
-from tune_dlrml.training.log_prob_head import settle_log_prob_head
-from tune_dlrml.training.pair_form import choose_form
+from tune_dlrml.training.pairs.batches import add_log_prob_head, rows_dataset
+from tune_dlrml.training.pairs.form import choose_form
+from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pristine import Pristine
-from tune_dlrml.training.reference_cache import ReferenceCache
-from tune_dlrml.training.reference_logps import ReferenceLogProbs, Row, reference_cache, row_length
+from tune_dlrml.training.reference.cache import ReferenceCache
+from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row, reference_cache, row_length
 
 
 class Resident:

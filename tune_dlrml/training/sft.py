@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from tune_dlrml.config import SftTerm
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import answer_means, build_rule
-from tune_dlrml.training.batches import Batch
 from tune_dlrml.training.full_precision import in_float32
-from tune_dlrml.training.log_prob_head import UNSCORED
+from tune_dlrml.training.pairs.batches import Batch
+from tune_dlrml.training.pairs.log_prob_head import UNSCORED
 
 ASKED = 8
 """Tokens on which logits are compared."""

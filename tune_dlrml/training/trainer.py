@@ -29,15 +29,15 @@ from tune_dlrml.config import LoraSettings
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
 from tune_dlrml.training.arguments import lora_config
-from tune_dlrml.training.batches import (
+from tune_dlrml.training.checkpoint import storing
+from tune_dlrml.training.divergence import StepStats
+from tune_dlrml.training.pairs.batches import (
     Batch,
     PairCollator,
     pair_log_probs,
     pair_log_probs_and_router_loss,
     router_loss_weight,
 )
-from tune_dlrml.training.checkpoint import storing
-from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.sft import ChosenAnswers
 from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
 from tune_dlrml.training.step_sums import pair_sums, step_stats

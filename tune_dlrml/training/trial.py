@@ -12,17 +12,17 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from tune_dlrml.errors import NotFiniteError
-from tune_dlrml.files import replace_file
 from tune_dlrml.losses.custom import LearntParam
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.system.files import replace_file
 from tune_dlrml.training.arguments import trl_config
 from tune_dlrml.training.checkpoint import Attempt, Checkpoint, storing
 from tune_dlrml.training.divergence import DivergenceRule, StepStats
 from tune_dlrml.training.group_spec import TrialPlan
 from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world, together
-from tune_dlrml.training.reference_logps import computing
+from tune_dlrml.training.reference.logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sft import ChosenAnswers
 from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer

@@ -22,13 +22,13 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import TokenRows
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
-from tune_dlrml.models import load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.arguments import lora_config, optimizer_of
-from tune_dlrml.training.batches import add_log_prob_head
 from tune_dlrml.training.checkpoint import storing
-from tune_dlrml.training.log_prob_head import settle_log_prob_head
-from tune_dlrml.training.pair_form import CompletionBatch, choose_form, completion_batches
-from tune_dlrml.training.reference_logps import Row, computing
+from tune_dlrml.training.pairs.batches import add_log_prob_head
+from tune_dlrml.training.pairs.form import CompletionBatch, choose_form, completion_batches
+from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
+from tune_dlrml.training.reference.logps import Row, computing
 from tune_dlrml.training.resident import pairs_per_step, training_order
 from tune_dlrml.training.sft import check_head, head_weight
 

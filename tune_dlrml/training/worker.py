@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from tune_dlrml.errors import InputError, StorageError, headline
 from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.allocator import keep_freed_memory
+from tune_dlrml.system.allocator import keep_freed_memory
 from tune_dlrml.training.group_spec import GroupSpec
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial

@@ -15,8 +15,8 @@ from tune_dlrml.report.ranking import text as short
 from tune_dlrml.report.ranking import words
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, scale_of, shade, styled
-from tune_dlrml.search.history import LEAST_FOR_IMPORTANCE
 from tune_dlrml.space import TRAINING
+from tune_dlrml.study.history import LEAST_FOR_IMPORTANCE
 
 MOST_AXES = 11
 NONE_AT = -0.12

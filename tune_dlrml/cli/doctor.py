@@ -1,0 +1,155 @@
+"""`tune-dlrml doctor`: its options, and what it prints."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tune_dlrml.cli.options import DEFAULT_STORAGE, AsJson, Settings, SpaceFile, StudyUrl, console, print_json
+from tune_dlrml.config import SearchConfig, load_config
+from tune_dlrml.errors import InputError
+
+Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and say what the search will take.")]
+MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
+BAR = 12
+"""Characters of a bar that is full."""
+BILL_KEYS = """
+The JSON document has `findings` and, for each loss that could be looked at, in
+`boxes` the shares of its box that start uphill, have a trap or an unbounded
+slope, overflow as published, or are not finite as the search computes them.
+With --measure the JSON document has a `bill`, null if nothing was measured:
+
+\b
+trials, full_steps, rungs        of the search
+optimizer_steps, evaluations,    of all trials, each {mean, low, high}: the
+checkpoints, training_s,         middle 90 % of simulated searches
+evaluations_s, checkpoints_s,
+complete_trials, trained_tokens
+most_optimizer_steps             if no trial is stopped early
+reference_tokens, reference_s    of the reference pass, once a storage folder
+wall_s, cpu_hours, gpu_hours     of the search, each {mean, low, high}
+most_wall_s                      if no trial is stopped early
+memory_bytes, gpu_memory_bytes   peak of all workers at once
+disk_bytes                       of checkpoints, at most
+step_s                           {median, low, high} of what was timed
+measured                         what one worker took: device, threads,
+                                 load_s, reference_s_per_token,
+                                 held_out_reference_tokens,
+                                 reference_tokens_per_pair, train_pairs,
+                                 step_s, tokens_per_step, evaluation_s,
+                                 checkpoint_s, trial_s (beside all these),
+                                 checkpoint_bytes, memory_bytes,
+                                 gpu_memory_bytes, longest_share,
+                                 matrix_rates (FLOP/s by dtype)
+confirmation                     the same of search.confirm, at most; null
+                                 without it, and in none of the above
+left_out                         what is not in it, a sentence each
+"""
+
+
+def doctor(
+    space: SpaceFile,
+    set_: Settings = None,
+    study_url: StudyUrl = None,
+    measure: Measure = False,
+    measure_steps: MeasureSteps = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything that can be checked before a process starts.
+
+    With --measure, and if no check finds an error, one worker of the search is timed on this machine, in this process,
+    with the DPO baseline, and what the whole search will take is reckoned from it.
+    """
+    config = load_config(space, set_ or [])
+    from tune_dlrml.doctor.finding import Finding
+
+    out, found = console(as_json), []
+    for finding in itertools.chain([Finding("config", "ok", str(space))], _findings(config, study_url)):
+        found.append(finding)
+        _print_finding(out, finding)
+    _print_boxes(out, [finding.box for finding in found if finding.box is not None])
+    bill = None
+    if measure and all(finding.level != "error" for finding in found):
+        try:
+            bill = _measure(out, config, study_url, measure_steps)
+        except InputError as error:
+            found.append(Finding("measure", "error", str(error)))
+            _print_finding(out, found[-1])
+    elif measure:
+        out.print("nothing was measured: the errors come first", highlight=False)
+    if as_json:
+        findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
+        boxes = {"boxes": [finding.box.as_json() for finding in found if finding.box is not None]}
+        print_json(findings | boxes | ({"bill": bill} if measure else {}))
+    raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
+
+
+def _print_finding(out: Console, finding: Any) -> None:
+    style = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
+    text = f"[{style}]{finding.level:>7}[/]  {finding.subject}: {escape(finding.text)}"
+    out.print(text, highlight=False, soft_wrap=True)
+
+
+def _print_boxes(out: Console, boxes: list[Any]) -> None:
+    """The search box of each loss as bars: how much of it nobody wants."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    from tune_dlrml.doctor.loss_box import percent
+
+    if not boxes:
+        return
+    shares = {"starts uphill": "uphill", "has a trap": "trapped", "unbounded slope": "unbounded"}
+    last = f"overflows as published, +-{boxes[0].limit:g} nats"
+    table = Table("share of the box", *shares, last, header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for box in boxes:
+        cells = [Table.grid(padding=(0, 1, 0, 0)) for _ in (*shares, last)]
+        for cell, key in zip(cells, (*shares.values(), "overflowing"), strict=True):
+            share = getattr(box, key)
+            cell.add_column(width=BAR)
+            cell.add_row(Bar(1.0, 0, share, width=BAR, color="yellow", bgcolor="default"), percent(share))
+        table.add_row(box.branch, *cells)
+    out.print()
+    out.print(table)
+
+
+def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
+    """The bill of a search as JSON, shown as well."""
+    from tune_dlrml.doctor.measure import measure_search, notes
+    from tune_dlrml.search.result import SearchPlace
+    from tune_dlrml.views.search import bill_lines, bill_table
+
+    place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
+    out.print(f"training {steps} steps of the baseline", highlight=False)
+    bill = measure_search(config, place, steps=steps)
+    left_out = notes(bill, config)
+    out.print(bill_table(bill))
+    for line in [*bill_lines(bill), *left_out]:
+        out.print(escape(line), highlight=False, soft_wrap=True)
+    return bill.as_json() | {"left_out": left_out}
+
+
+def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
+    from tune_dlrml.cluster.environment import own_addresses
+    from tune_dlrml.doctor.checks import examine
+    from tune_dlrml.doctor.cluster import examine_cluster
+    from tune_dlrml.doctor.exposure import examine_addresses, examine_mlflow, examine_token_file
+    from tune_dlrml.doctor.judges import examine_judges
+    from tune_dlrml.doctor.study import examine_study
+    from tune_dlrml.search.result import SearchPlace
+
+    yield from examine_addresses(
+        {"search.study_url": config.search.study_url, "tracking.mlflow": config.tracking.mlflow}
+    )
+    place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
+    yield from examine(config)
+    yield from examine_judges(config.evaluation, os.environ.get("OPENAI_API_KEY"))
+    yield from examine_cluster(config.resources, place.ray_address, sqlite=place.study is None)
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
+    mlflow = None if place.mlflow is None else examine_mlflow(place.mlflow, own_addresses())
+    yield from filter(None, (examine_study(place.study), examine_token_file(token), mlflow))

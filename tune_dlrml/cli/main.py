@@ -1,0 +1,282 @@
+"""`tune-dlrml`: argv and environment to calls. The files that begin with `cli` alone read them, and print."""
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tune_dlrml.cli.doctor import BILL_KEYS, doctor
+from tune_dlrml.cli.evaluate import evaluate
+from tune_dlrml.cli.export import export
+from tune_dlrml.cli.losses import losses_app
+from tune_dlrml.cli.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Settings,
+    SpaceFile,
+    Storage,
+    StudyUrl,
+    console,
+    print_json,
+)
+from tune_dlrml.cli.report import report
+from tune_dlrml.cluster.environment import reach_directly
+from tune_dlrml.config import load_config
+from tune_dlrml.errors import InputError, TuneDlrmlError
+from tune_dlrml.system.imports import importing
+from tune_dlrml.system.streams import noise_to, reading_console
+
+_log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+FAILED = 3
+"""Exit code of a search that ended without one complete trial, or because trials kept failing in the same way."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Search the preference loss that trains a language model best, and learn why.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(losses_app, name="losses")
+app.command(epilog=BILL_KEYS)(doctor)
+app.command()(evaluate)
+app.command()(export)
+app.command()(report)
+
+Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
+Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
+TAKEN_KEYS = """
+The JSON document has `taken`:
+
+\b
+trial_s                          time in which worker groups had trials, summed
+cpu_hours, gpu_hours             of all workers in that time
+optimizer_steps, trained_tokens  of all trials
+shares                           of trial_s: training, evaluation, saving,
+                                 waiting (for answers to reports), answering
+                                 (questions), starting (until the first
+                                 report), other
+reference_tokens,                run through the reference, and not run, since
+reference_tokens_saved           their log-probs were known; null if no report
+                                 says
+"""
+
+
+@app.command()
+def search(
+    space: SpaceFile,
+    name: Name = None,
+    set_: Settings = None,
+    storage: Storage = DEFAULT_STORAGE,
+    num_trials: Trials = None,
+    study_url: StudyUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search, or let the one of that name go on."""
+    trials = [] if num_trials is None else [f"search.num_trials={num_trials}"]
+    config = load_config(space, [*(set_ or []), *trials], **({} if name is None else {"name": name}))
+    with importing():
+        from tune_dlrml.search.preparation import prepare
+        from tune_dlrml.search.result import SearchPlace
+
+        place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
+        try:
+            prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))  # imports libraries as it needs them
+        except InputError as error:
+            raise InputError(f"{space}: {error}") from None
+        from tune_dlrml.search.confirm.verdicts import read_confirmation
+        from tune_dlrml.search.driver import run_search
+        from tune_dlrml.search.usage import read_taken
+        from tune_dlrml.views.search import ProgressView, duration, taken_line, trials_table
+
+    out = console(as_json)
+    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
+        for note in prepared.notes:
+            _log.warning("%s", note)  # the terminal's words are gone with it, the log's are not
+            view.on_notice(note)
+        result = run_search(prepared, view)
+    taken, confirmation = read_taken(result, place), read_confirmation(result.name, place)
+    if as_json:
+        ended = {"interrupted": result.interrupted, "out_of_time": result.out_of_time}
+        print_json(_search_document(result, taken, confirmation) | ended)
+    else:
+        out.print(trials_table(result.rows, result.metrics, result.best))
+        out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
+        out.print(taken_line(taken), highlight=False, soft_wrap=True)
+        _print_best(out, result)
+        _print_confirmation(out, confirmation)
+        out.print(
+            f"compare the trials: [bold]{escape(_mlflow_command(result.mlflow_uri))}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _exit_as(result)
+
+
+@app.command(epilog=TAKEN_KEYS)
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the search.")],
+    storage: Storage = DEFAULT_STORAGE,
+    study_url: StudyUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a search stands and what it has taken, from its study and event logs alone; it may be running."""
+    from tune_dlrml.search.confirm.verdicts import read_confirmation
+    from tune_dlrml.search.result import SearchPlace, read_search
+    from tune_dlrml.search.usage import read_taken
+    from tune_dlrml.views.search import taken_line, trials_table
+
+    place = SearchPlace(storage, study=study_url)
+    result = read_search(name, place)
+    taken, confirmation = read_taken(result, place), read_confirmation(name, place)
+    if as_json:
+        print_json(_search_document(result, taken, confirmation))
+        return
+    out = console(False)
+    out.print(trials_table(result.rows, result.metrics, result.best))
+    out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
+    out.print(taken_line(taken), highlight=False, soft_wrap=True)
+    _print_best(out, result)
+    _print_confirmation(out, confirmation)
+    out.print(
+        f"compare the trials: [bold]{escape(_mlflow_command(result.mlflow_uri))}[/]", highlight=False, soft_wrap=True
+    )
+
+
+def main() -> None:
+    """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
+    # Decided when mlflow is imported, here and in all processes that are started from here.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    reach_directly()
+    signal.signal(signal.SIGTERM, _end_politely)
+    try:
+        app(obj=os.environ.get("OPENAI_API_KEY"))
+    except KeyboardInterrupt:
+        print("interrupted at once; the same command goes on with it", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except TuneDlrmlError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _end_politely(*_: object) -> None:
+    """A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
+
+    Raises:
+        KeyboardInterrupt: A shell has this process ignore Ctrl-C, as one does that runs it in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _log_of(folder: Path, out: Console) -> Iterator[Console]:
+    """The search's log file, told of; see `noise_to`."""
+    from tune_dlrml.study.database import faults_of_storage
+
+    log = folder / "search.log"
+    with faults_of_storage(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    out.print(f"search {folder.name}: what the libraries say is in {log}", highlight=False)
+    with noise_to(log, out.file) as stream:
+        yield reading_console(stream, width=out.width, terminal=out.is_terminal)
+
+
+def _print_confirmation(out: Console, confirmation: Any) -> None:
+    for sentence in () if confirmation is None else confirmation.sentences():
+        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _search_document(result: Any, taken: Any, confirmation: Any) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "best": result.best,
+        "mlflow": result.mlflow_uri,
+        "spent_s": result.spent_s,
+        "taken": taken.as_json(),
+        "confirmed": None if confirmation is None else confirmation.as_json(),
+        "shared_prompt": next(
+            (bool(of["shared_prompt"]) for of in result.metrics.values() if "shared_prompt" in of), None
+        ),
+        "trials": [
+            {
+                "number": row.number,
+                "state": str(row.state),
+                "stop_reason": row.stop_reason,
+                "params": {} if row.spec is None else row.spec.settings(),
+                "value": row.value,
+                "steps": row.steps,
+                "mlflow_run_id": result.runs[row.number],
+                "branch": None if row.spec is None else row.spec.branch,
+                "attempt": row.attempt,
+                "metrics": dict(result.metrics.get(row.number, {})),
+                "judged": result.judged.get(row.number),
+                "seconds": dict(row.attrs.get("seconds", {})),
+            }
+            for row in result.rows
+        ],
+    }
+
+
+def _ends(rows: Any) -> str:
+    states = [str(row.state) for row in rows]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trial yet"
+
+
+def _print_best(out: Console, result: Any) -> None:
+    from tune_dlrml.views.search import judged_table, parameters
+
+    if result.judged:
+        out.print(judged_table(result.judged))
+
+    best = next((row for row in result.rows if row.number == result.best), None)
+    if best is None or best.spec is None:
+        out.print("no trial is complete, so there is no best one")
+        return
+    metrics = result.metrics.get(best.number, {})
+    error = metrics.get("eval_accuracy_se", 0.0)
+    out.print(
+        f"best: trial {best.number} ({best.spec.branch}: {parameters(best.spec)}), {best.value:.3f} with a standard "
+        f"error of {error:.3f}; trials closer than about two of them are not told apart",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _mlflow_command(uri: str) -> str:
+    if "://" in uri and not uri.startswith("sqlite"):
+        return f"open {uri}"
+    beside = Path(sys.executable).with_name("mlflow")
+    program = "mlflow" if shutil.which("mlflow") or not beside.exists() else str(beside)
+    return shlex.join([program, "ui", "--backend-store-uri", uri])
+
+
+def _exit_as(result: Any) -> None:
+    if result.interrupted:
+        print("interrupted; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if result.same_failures:
+        print(result.same_failures, file=sys.stderr)
+    if result.unjudged is not None:
+        print(f"not everything is judged: {result.unjudged}", file=sys.stderr)
+        raise typer.Exit(result.unjudged.exit_code)
+    if result.untracked:
+        cause = f" ({result.untracked_cause})" if result.untracked_cause else ""
+        left = f"{result.untracked} pieces are left in the event logs"
+        print(f"MLflow did not take everything; {left}{cause}", file=sys.stderr)
+    if result.best is None or result.same_failures:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,55 @@
+"""`tune-dlrml report`: its options, and what it prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tune_dlrml.cli.options import DEFAULT_STORAGE, AsJson, Storage, StudyUrl, console, print_json
+
+if TYPE_CHECKING:
+    from tune_dlrml.search.result import SearchPlace
+
+
+def report(
+    name: Annotated[str, typer.Argument(help="Name of the search.")],
+    storage: Storage = DEFAULT_STORAGE,
+    study_url: StudyUrl = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For the page and its pictures [STORAGE/NAME/report].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a search's report, one HTML page with its pictures, from its study and event logs; it may be running."""
+    from tune_dlrml.report import write_report
+    from tune_dlrml.search.result import SearchPlace
+
+    place = SearchPlace(storage, study=study_url)
+    files = write_report(name, place, out=out)
+    refused = _hand_to_mlflow(name, place, files.page.parent)
+    if refused is not None:
+        typer.echo(f"MLflow has not taken the report: {refused}; the same command hands it over again", err=True)
+    if as_json:
+        print_json(files.document)
+        return
+    reader, verdict = console(False), files.document["verdict"]
+    for sentence in (verdict["answer"], verdict["warning"]):
+        if sentence:
+            reader.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    told = f"report: {files.page}, with {len(files.pictures)} pictures beside it"
+    reader.print(told, highlight=False, markup=False, soft_wrap=True)
+    if refused is None:
+        reader.print("MLflow has it among the artifacts of the search's run", highlight=False)
+
+
+def _hand_to_mlflow(name: str, place: "SearchPlace", folder: Path) -> str | None:
+    """Why MLflow has not taken the report; None if it has."""
+    from tune_dlrml.config import load_config
+    from tune_dlrml.events import EventLog
+    from tune_dlrml.tracking.cursor import MlflowStore
+    from tune_dlrml.tracking.tracker import keep_folder
+
+    own = place.folder(name)
+    place, config = place.of(load_config(own / "search.yaml"))
+    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
+    return keep_folder(store, name, EventLog(own), folder)

@@ -1,0 +1,81 @@
+"""Everything about a search that can be checked before a process starts."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tune_dlrml.config import AnyLoss, SearchConfig
+from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.data import Section, select_pairs
+from tune_dlrml.doctor.finding import Finding
+from tune_dlrml.doctor.loss_box import box_of
+from tune_dlrml.errors import InputError
+from tune_dlrml.models.loading import load_reader, parse_model_reference
+from tune_dlrml.search.validity import check_model, examine_function, references
+from tune_dlrml.space import SearchSpace
+
+if TYPE_CHECKING:
+    from tune_dlrml.losses.validation import Observation
+
+
+def examine(config: SearchConfig) -> Iterator[Finding]:
+    """Every check but that of the resources; an error does not keep the later ones from running."""
+    sound: set[str] = set()
+    for subject, named, check in references(config):
+        finding = _examine_reference(subject, named, partial(check_model, config) if subject == "model" else check)
+        sound |= {subject} if finding.level == "ok" else set()
+        yield finding
+    if sound.issuperset(f"dataset.{key}" for key in config.dataset.references()):
+        yield from _examine_data(config, with_model="model" in sound)
+    for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
+        yield from _examine_loss(config, index, label, loss)
+
+
+def _examine_reference(subject: str, named: str, check: Callable[[], object]) -> Finding:
+    try:
+        check()
+    except InputError as error:
+        return Finding(subject, "error", str(error))
+    return Finding(subject, "ok", named)
+
+
+def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding]:
+    """What is used of the rows; their tokens are looked at only where there is a model to give the tokenizer."""
+    load = partial(load_reader, parse_model_reference(config.model)) if with_model else None
+    try:
+        selection = select_pairs(config.dataset, config.training, load)
+    except InputError as error:
+        yield Finding("dataset", "error", str(error))
+        return
+    for note in selection.notes:
+        yield Finding("dataset", "warning", note)
+    yield _examine_sizes(selection.sections["train"], selection.sections["eval"])
+
+
+def _examine_sizes(train: Section, held_out: Section) -> Finding:
+    text = f"{len(train.pairs)} pairs to train on, {len(held_out.pairs)} held out"
+    if len(held_out.pairs) < 32:
+        error = 0.5 / len(held_out.pairs) ** 0.5
+        return Finding("dataset", "warning", f"{text}: a standard error of the accuracy of up to {error:.2f}")
+    return Finding("dataset", "ok", text)
+
+
+def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:
+    """What a user's function does, and which share of a branch's box nobody wants."""
+    key = f"space.losses[{index}].function"
+    try:
+        if isinstance(loss, CustomLoss):
+            yield from _told_of_function(key, examine_function(loss))
+        box = box_of(label, loss, config.divergence.margin_limit)
+    except InputError as error:
+        yield Finding(key, "error", str(error))
+        return
+    yield Finding(f"space.losses: {label}", "ok" if box.sound else "warning", box.sentence(), box)
+
+
+def _told_of_function(key: str, seen: "list[Observation]") -> Iterator[Finding]:
+    """What should be otherwise one by one, the rest together."""
+    yield from (Finding(key, "warning", each.text) for each in seen if each.level == "warning")
+    well = "; ".join(each.text for each in seen if each.level == "ok")
+    if well:
+        yield Finding(key, "ok", well)

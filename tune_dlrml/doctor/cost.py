@@ -1,0 +1,308 @@
+"""What a search will take, from what one worker took and from what successive halving does to its trials.
+
+Nothing is known of the trials beforehand, so each simulated search draws their values: exchangeable ones, without
+ties. How far a trial's value at one rung foretells that at the next is drawn too, for each search anew, from not at all
+to wholly. Ties pass a rung, as do trials of a sampler that improves: `most_...` is what all of them passing comes to.
+"""
+
+import heapq
+import math
+import random
+import statistics
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tune_dlrml.config import Domain, Range, ResourcesConfig, SearchConfig
+from tune_dlrml.config.losses import searched_fields
+from tune_dlrml.search.confirm.finalists import confirm_settings
+from tune_dlrml.space import SearchSpace
+from tune_dlrml.study.halving import is_promoted, rung_steps
+from tune_dlrml.training.measure import Measurement
+
+SIMULATED = 300
+"""Searches that are simulated; their middle 90 % is the range."""
+POINTS = 65
+"""Values of a range of batch sizes, evenly on its own scale, whose mean is taken."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Mean of the simulated searches, and the middle 90 % of them."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What a trial takes until it ends: optimizer steps, held-out evaluations and checkpoints."""
+
+    steps: int
+    evaluations: int
+    checkpoints: int
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a search will take.
+
+    Attributes:
+        trials: All trials, the baseline included.
+        full_steps: Full budget of a trial.
+        rungs: Steps at which successive halving decides.
+        measured: What one worker took.
+        optimizer_steps: Of all trials together, as are the next two.
+        evaluations: On the held-out pairs.
+        checkpoints: Written.
+        training_s: What those take, as do the next two; the times of groups that run at once add up.
+        evaluations_s: Each shared by the workers of a group.
+        checkpoints_s: Written one after another.
+        complete_trials: Trials that use up their budget.
+        most_optimizer_steps: If no trial is stopped early.
+        trained_tokens: Over all workers.
+        reference_tokens: Tokens of the reference pass, which is made once.
+        reference_s: Its time.
+        wall_s: From the first load to the last trial's end.
+        most_wall_s: If no trial is stopped early and every step takes as long as the slowest measured.
+        cpu_hours: CPUs of all busy workers times hours.
+        gpu_hours: GPUs of all busy workers times hours.
+        memory_bytes: Peak of all workers that run at once.
+        gpu_memory_bytes: The same of the GPUs' memory.
+        disk_bytes: Checkpoints that lie on the disk at once, at most.
+        confirmation: The same of `search.confirm`, at most, with the held-out pairs of the search in place of a test
+            set; None without it. What stands above does not count it.
+    """
+
+    trials: int
+    full_steps: int
+    rungs: tuple[int, ...]
+    measured: Measurement
+    optimizer_steps: Span
+    evaluations: Span
+    checkpoints: Span
+    training_s: Span
+    evaluations_s: Span
+    checkpoints_s: Span
+    complete_trials: Span
+    most_optimizer_steps: int
+    trained_tokens: Span
+    reference_tokens: int
+    reference_s: float
+    wall_s: Span
+    most_wall_s: float
+    cpu_hours: Span
+    gpu_hours: Span
+    memory_bytes: int
+    gpu_memory_bytes: int
+    disk_bytes: int
+    confirmation: "Bill | None" = None
+
+    @property
+    def step_s(self) -> tuple[float, float, float]:
+        """Median, least and most of the measured optimizer steps."""
+        steps = self.measured.step_s
+        return statistics.median(steps), min(steps), max(steps)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by their names, `step_s` among them."""
+        return asdict(self) | {"step_s": dict(zip(("median", "low", "high"), self.step_s, strict=True))}
+
+
+def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, seed: int = 0) -> Bill:
+    """The bill of a search; equal arguments give equal bills.
+
+    Args:
+        measured: What one worker took with the settings that the file gives outside the space.
+        config: The search.
+        full_steps: Full budget of a trial.
+        seed: Of the simulated searches.
+    """
+    scheduler, resources = config.search.scheduler, config.resources
+    rungs, trials = rung_steps(scheduler, full_steps), number_of_trials(config)
+    takings = [taking(passed, rungs, full_steps, config.checkpoint.save_steps) for passed in range(len(rungs) + 1)]
+    mean_batch, _ = relative_batch_sizes(config)
+    reference_tokens = _reference_tokens(measured, config, full_steps)
+    rates = _Rates(measured, resources, _worker_groups(config, trials), reference_tokens)
+    factor = 2 if scheduler is None else scheduler.reduction_factor
+    searches = [
+        ([takings[passed] for passed in ends], mean_batch * step_s)
+        for ends, step_s in _simulated(trials, len(rungs), factor, measured.step_s, random.Random(seed))
+    ]
+
+    def over(value: Callable[[Sequence[Taking], float], float]) -> Span:
+        return _span([value(ends, step_s) for ends, step_s in searches])
+
+    steps = over(lambda ends, _: sum(one.steps for one in ends))
+    evaluations = over(lambda ends, _: sum(one.evaluations for one in ends))
+    checkpoints = over(lambda ends, _: sum(one.checkpoints for one in ends))
+    complete = over(lambda ends, _: sum(one.steps == full_steps for one in ends))
+    at_once = resources.workers * resources.concurrent_trials
+    kept = complete.high + resources.concurrent_trials * (config.checkpoint.save_total_limit + 1)
+    hours = over(rates.worker_hours)
+    tokens_per_step = measured.tokens_per_step * mean_batch * resources.workers
+    return Bill(
+        trials=trials,
+        full_steps=full_steps,
+        rungs=rungs,
+        measured=measured,
+        optimizer_steps=steps,
+        evaluations=evaluations,
+        checkpoints=checkpoints,
+        training_s=over(lambda ends, step_s: step_s * sum(one.steps for one in ends)),
+        evaluations_s=_times(evaluations, rates.evaluation_s),
+        checkpoints_s=_times(checkpoints, measured.checkpoint_s),
+        complete_trials=complete,
+        most_optimizer_steps=trials * full_steps,
+        trained_tokens=_times(steps, tokens_per_step),
+        reference_tokens=reference_tokens,
+        reference_s=rates.reference_s,
+        wall_s=over(rates.wall_s),
+        most_wall_s=rates.wall_s([takings[-1]] * trials, mean_batch * max(measured.step_s)),
+        cpu_hours=_times(hours, resources.cpus_per_worker),
+        gpu_hours=_times(hours, resources.gpus_per_worker),
+        memory_bytes=at_once * measured.memory_bytes,
+        gpu_memory_bytes=at_once * measured.gpu_memory_bytes,
+        disk_bytes=math.ceil(kept * measured.checkpoint_bytes),
+        confirmation=None if config.search.confirm is None else _confirmation(measured, config, full_steps),
+    )
+
+
+def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) -> Bill:
+    return make_bill(measured, config.model_copy(update={"search": confirm_settings(config)}), full_steps)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What the parts of a search take, from what one worker took."""
+
+    measured: Measurement
+    resources: ResourcesConfig
+    groups: int
+    reference_tokens: int
+
+    @property
+    def reference_s(self) -> float:
+        """The reference pass, of which every worker has its share; so it is with an evaluation."""
+        return self.reference_tokens * self.measured.reference_s_per_token / self.resources.workers
+
+    @property
+    def evaluation_s(self) -> float:
+        return self.measured.evaluation_s / self.resources.workers
+
+    def trial_s(self, one: Taking, step_s: float) -> float:
+        evaluations_s, checkpoints_s = self.evaluation_s, self.measured.checkpoint_s
+        parts_s = one.steps * step_s, one.evaluations * evaluations_s, one.checkpoints * checkpoints_s
+        return self.measured.trial_s + sum(parts_s)
+
+    def wall_s(self, ends: Sequence[Taking], step_s: float) -> float:
+        loads = math.ceil(self.groups / self.resources.concurrent_trials)
+        busy_s = makespan([self.trial_s(one, step_s) for one in ends], self.resources.concurrent_trials)
+        return loads * self.measured.load_s + self.reference_s + busy_s
+
+    def worker_hours(self, ends: Sequence[Taking], step_s: float) -> float:
+        busy_s = sum(self.trial_s(one, step_s) for one in ends) + self.groups * self.measured.load_s + self.reference_s
+        return self.resources.workers * busy_s / 3600
+
+
+def _simulated(
+    trials: int, rungs: int, factor: int, step_s: Sequence[float], rng: random.Random
+) -> Iterator[tuple[list[int], float]]:
+    """Of each simulated search, how many rungs its trials pass and what an optimizer step takes."""
+    for _ in range(SIMULATED):
+        ends = rungs_passed(draw_values(trials, rungs, rng), factor)
+        # A few steps tell their mean within limits only: each search draws as many of them again.
+        yield ends, statistics.fmean(rng.choices(step_s, k=len(step_s)))
+
+
+def _reference_tokens(measured: Measurement, config: SearchConfig, full_steps: int) -> int:
+    """Tokens of the held-out pairs and of those that the trials with the largest batch see."""
+    _, largest_batch = relative_batch_sizes(config)
+    pairs_per_step = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    seen = min(measured.train_pairs, math.ceil(full_steps * pairs_per_step * largest_batch * config.resources.workers))
+    return measured.held_out_reference_tokens + round(seen * measured.reference_tokens_per_pair)
+
+
+def draw_values(trials: int, rungs: int, rng: random.Random) -> list[list[float]]:
+    """Values of the trials of one simulated search at each rung; see the module."""
+    foretold = rng.random()
+    shared, own = math.sqrt(foretold), math.sqrt(1 - foretold)
+    qualities = [rng.gauss(0, 1) for _ in range(trials)]
+    return [[shared * quality + own * rng.gauss(0, 1) for _ in range(rungs)] for quality in qualities]
+
+
+def rungs_passed(values: Sequence[Sequence[float]], reduction_factor: int) -> list[int]:
+    """How many rungs each trial passes, one trial after another; a larger value is better."""
+    ends: list[int] = []
+    recorded: list[list[float]] = []
+    for own in values:
+        recorded = recorded or [[] for _ in own]
+        passed = 0
+        while passed < len(own):
+            insort(recorded[passed], own[passed])
+            if not is_promoted(own[passed], recorded[passed], reduction_factor, maximize=True):
+                break
+            passed += 1
+        ends.append(passed)
+    return ends
+
+
+def taking(passed: int, rungs: Sequence[int], full_steps: int, save_steps: int) -> Taking:
+    """What a trial takes that passes so many rungs; at the next one it is evaluated and stopped, and not saved."""
+    complete = passed == len(rungs)
+    last = full_steps if complete else rungs[passed]
+    saved = {*rungs[:passed], *range(save_steps, last, save_steps)} | ({last} if complete else set())
+    return Taking(steps=last, evaluations=passed + 1, checkpoints=len(saved))
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """When the last of the trials ends, if each takes the first slot that is free."""
+    free = [0.0] * slots
+    for own in seconds:
+        heapq.heapreplace(free, free[0] + own)
+    return max(free)
+
+
+def number_of_trials(config: SearchConfig) -> int:
+    """Trials of a whole search, the baseline and every point of a grid included."""
+    if config.search.sampler != "grid":
+        assert config.search.num_trials is not None  # config: only a grid ends by itself
+        return config.search.num_trials
+    space = SearchSpace(config)
+    baseline = space.baseline_point()
+    total = sum(point != baseline for point in space.grid()) + (space.baseline_spec(0) is not None)
+    return total if config.search.num_trials is None else min(total, config.search.num_trials)
+
+
+def relative_batch_sizes(config: SearchConfig) -> tuple[float, float]:
+    """Mean and largest number of pairs in a step over the space, relative to the file's own; 1 where it is fixed."""
+    searched, mean, largest = searched_fields(config.space.training), 1.0, 1.0
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if key in searched:
+            values = [size / getattr(config.training, key) for size in _sizes(searched[key])]
+            mean *= statistics.fmean(values)
+            largest *= max(values)
+    return mean, largest
+
+
+def _sizes(domain: Domain) -> list[float]:
+    if isinstance(domain, Range):
+        domain = Range(kind=domain.kind, low=domain.low, high=domain.high, num=POINTS)
+    return [float(value) for value in domain.grid() if value is not None]
+
+
+def _worker_groups(config: SearchConfig, trials: int) -> int:
+    """Groups that are started over the search, each of which loads."""
+    at_once, each = config.resources.concurrent_trials, config.resources.trials_per_group
+    return at_once if each is None else max(at_once, math.ceil(trials / each))
+
+
+def _span(values: Sequence[float]) -> Span:
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
+    return Span(statistics.fmean(values), cuts[0], cuts[-1])
+
+
+def _times(span: Span, factor: float) -> Span:
+    return Span(span.mean * factor, span.low * factor, span.high * factor)

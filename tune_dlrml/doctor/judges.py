@@ -1,0 +1,63 @@
+"""Whether the judges of a search can be asked, before any trial is trained for them."""
+
+from collections.abc import Iterator
+
+from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.doctor.finding import Finding
+from tune_dlrml.errors import InputError, TuneDlrmlError
+from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings
+from tune_dlrml.evaluation.judges.jury import read_key
+from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, load_judge_prompts
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.models.loading import check_model_reference, parse_model_reference
+
+PROBE_S = 20.0
+"""Seconds for an endpoint to say a word."""
+PROBE_TOKENS = 16
+"""The least that some endpoints take."""
+
+
+def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator[Finding]:
+    """Questions, prompts, and a first word with every judge; an endpoint is asked for a word.
+
+    Args:
+        config: The search's `evaluation` section; None or `when: never` asks nobody.
+        key: For an endpoint, if no file holds it.
+    """
+    if config is None or config.when == "never":
+        return
+    try:
+        asked = Examination.of(config).questions
+        load_judge_prompts(config.judge_prompts, needed=SINGLE + (PAIR if config.pairwise else ()))
+        yield Finding("evaluation.questions", "ok", f"{len(asked)} questions of {config.questions}")
+        key = key if config.judge_key_file is None else read_key(config.judge_key_file)
+    except InputError as error:
+        yield Finding("evaluation", "error", str(error))
+        return
+    for name in config.judges:
+        try:
+            yield Finding("evaluation.judges", "ok", f"{name} {_answers(name, config, key)}")
+        except InputError as error:
+            yield Finding("evaluation.judges", "error", str(error))
+        except TuneDlrmlError as error:
+            yield Finding("evaluation.judges", "warning", str(error))
+
+
+def _answers(name: str, config: EvaluationConfig, key: str | None) -> str:
+    """What a judge answers to a first word.
+
+    Raises:
+        InputError: It is not there, or refuses its key, address or model.
+        TuneDlrmlError: It does not answer at the moment.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "local":
+        check_model_reference(parse_model_reference(model))
+        return "is there"
+    settings = EndpointSettings(model=model, url=config.judge_url, key=key, timeout_s=PROBE_S, deadline_s=PROBE_S)
+    endpoint = Endpoint(settings)
+    try:
+        endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=PROBE_TOKENS)
+    finally:
+        endpoint.close()
+    return f"answers at {settings.address}"

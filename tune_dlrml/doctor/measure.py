@@ -1,0 +1,106 @@
+"""`doctor --measure`: one worker of a search timed on this machine, and what the search comes to."""
+
+from collections.abc import Mapping
+
+from tune_dlrml.cluster.cluster import local_capacity
+from tune_dlrml.config import DpoLoss, ResourcesConfig, SearchConfig
+from tune_dlrml.config.schema import BaselineConfig
+from tune_dlrml.doctor.cost import Bill, make_bill
+from tune_dlrml.errors import InputError
+from tune_dlrml.models.loading import parse_model_reference
+from tune_dlrml.search.preparation import prepare
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.space import SearchSpace, TrialSpec
+
+WORTH_IT = 1.5
+"""How much faster the other precision's products must be to be spoken of: half of a step is something else."""
+
+
+def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Bill:
+    """Time a few steps of the search's baseline here, without Ray, and make the bill of the whole search.
+
+    Args:
+        config: The search; its `evaluation` is left out of the bill.
+        place: Where it would live; nothing is written there.
+        steps: Optimizer steps to train, of which the first is not counted.
+
+    Raises:
+        InputError: This machine lacks what a worker is given, or the input is at fault.
+    """
+    refuse_other_machine(config.resources)
+    prepared = prepare(config.model_copy(update={"evaluation": None}), place)
+    from tune_dlrml.training.measure import measure_worker
+
+    measured = measure_worker(
+        str(parse_model_reference(config.model)), prepared.pairs, timed_trial(config), config.resources, steps=steps
+    )
+    return make_bill(measured, config, prepared.steps)
+
+
+def timed_trial(config: SearchConfig) -> TrialSpec:
+    """The search's baseline, or the one that it would have by default where it is switched off."""
+    baseline = SearchSpace(config).baseline_spec(0)
+    if baseline is not None:
+        return baseline
+    loss = DpoLoss(beta=BaselineConfig().beta)
+    return TrialSpec(number=0, branch="baseline", loss=loss, training=config.training, params={})
+
+
+def refuse_other_machine(resources: ResourcesConfig) -> None:
+    """Refuse to time a worker where there is not what the search gives one.
+
+    Raises:
+        InputError: Naming what is missing, and where to measure.
+    """
+    here = local_capacity()
+    for name, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        asked = float(getattr(resources, key))
+        if asked > here[name]:
+            raise InputError(
+                f"--measure times a worker on this machine, which must have what resources.{key} gives one, but "
+                f"{asked:g} {name}s are asked for and there are {here[name]:g} here; run `tune-dlrml doctor --measure` "
+                f"in a job on a node that has them (`ray job submit --entrypoint-num-{name.lower()}s {asked:g} -- ...`)"
+            )
+
+
+def _precision(matrix_rates: Mapping[str, float], *, bf16: bool) -> list[str]:
+    """Whether the file asks for the slower precision here; it decides, since trials of two precisions differ."""
+    ratio = matrix_rates["bfloat16"] / matrix_rates["float32"]
+    if bf16 and ratio < 1:
+        return [f"this machine multiplies bfloat16 {1 / ratio:.1f} times slower than float32: training.bf16: false"]
+    if not bf16 and ratio > WORTH_IT:
+        return [f"this machine multiplies bfloat16 {ratio:.1f} times faster than float32: consider training.bf16: true"]
+    return []
+
+
+def notes(bill: Bill, config: SearchConfig) -> list[str]:
+    """What the bill leaves out, or had to assume; a sentence each."""
+    found = ["Ray's start (10 to 30 s) and the time between trials in which a group waits for the study are not in it"]
+    found += _precision(bill.measured.matrix_rates, bf16=config.training.bf16)
+    if bill.rungs:
+        found.append(
+            f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "
+            f"all learn the task, they all go on, up to {bill.most_optimizer_steps:,} optimizer steps"
+        )
+    if config.resources.workers > 1:
+        found.append(
+            f"one worker was timed with its own batch: the exchange of gradients among {config.resources.workers} is "
+            "not in it"
+        )
+    if config.evaluation is not None and config.evaluation.when != "never":
+        found.append("the answers of finished trials and the judges are not in it")
+    if config.training.warm_up is not None:
+        found.append(f"the warm-up of {config.training.warm_up.steps} steps before the search is not in it")
+    if bill.confirmation is not None and config.dataset.test is not None:
+        found.append("confirming trials are judged on dataset.test; their evaluation was timed on dataset.eval")
+    if config.search.time_budget_s is not None and config.search.time_budget_s < bill.wall_s.high:
+        found.append(
+            f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case, all runs of "
+            "the same command together"
+        )
+    if bill.measured.longest_share < 0.9:
+        found.append(
+            f"the longest pair that was timed has {bill.measured.longest_share:.0%} of the tokens of the longest of "
+            "all, which needs more memory; --measure-steps takes more of them"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""AlpacaEval: annotations, win rates, and the comparison through our judges."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint: what may be asked of it, and what it replies."""

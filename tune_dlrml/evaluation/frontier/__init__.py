@@ -1,0 +1,1 @@
+"""Reward against divergence: points, rewards and their picture."""

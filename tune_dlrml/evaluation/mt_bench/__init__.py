@@ -1,0 +1,1 @@
+"""MT-Bench: its questions, the answers to them, and the scores."""

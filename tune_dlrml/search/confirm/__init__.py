@@ -1,0 +1,1 @@
+"""The best trials again, under new seeds."""

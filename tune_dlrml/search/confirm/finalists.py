@@ -1,0 +1,91 @@
+"""Who is trained again when a search has ended, and under which seeds. Imports no ray: reports read it, too."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_dlrml.config import DpoLoss, SearchConfig, SearchSettings
+from tune_dlrml.records import State
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+
+FINALIST, SEED = "finalist", "training.seed"
+"""Parameters of a confirming trial: which trial of the search it repeats, and under which seed."""
+DEFAULT_DPO = -1
+"""Number that stands for a DPO that was no trial of the search."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A setting that is trained again.
+
+    Attributes:
+        trial: Number of the trial in the search; `DEFAULT_DPO` if it was none.
+        spec: The setting.
+    """
+
+    trial: int
+    spec: TrialSpec
+
+    @property
+    def label(self) -> str:
+        """Branch of its confirming trials."""
+        return "default DPO" if self.trial == DEFAULT_DPO else f"trial {self.trial}"
+
+    def again(self, number: int, seed: int) -> TrialSpec:
+        """The same setting under another seed, as a trial of the confirming study."""
+        shared = {key: value for key, value in self.spec.params.items() if key.startswith("training.")}
+        return TrialSpec(
+            number=number,
+            branch=self.label,
+            loss=self.spec.loss,
+            training=self.spec.training.model_copy(update={"seed": seed, "warm_up": None}),
+            params={**shared, SEED: seed, FINALIST: self.trial},
+        )
+
+
+def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Finalist], Finalist] | None:
+    """The settings that are confirmed, the best first, and the baseline, which is none of them.
+
+    The baseline is the best plain DPO of the search, so that a candidate has to beat DPO at its own best; without a
+    complete one it is DPO as it is by default. None where nothing is complete, or nothing is to be confirmed.
+    """
+    confirm = config.search.confirm
+    sign = -1.0 if config.search.mode == "max" else 1.0
+    complete = [row for row in rows if row.state is State.COMPLETE and row.spec is not None and row.value is not None]
+    ranked = sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))
+    if confirm is None or not ranked:
+        return None
+    of_search = [Finalist(row.number, row.spec) for row in ranked if row.spec is not None]
+    default = TrialSpec(number=0, branch="dpo", loss=DpoLoss(), training=config.training, params={})
+    plain = (each for each in of_search if each.spec.loss.name == "dpo" and each.spec.loss.sft is None)
+    baseline = next(plain, Finalist(DEFAULT_DPO, default))
+    return [each for each in of_search[: confirm.top] if each.trial != baseline.trial], baseline
+
+
+def confirm_settings(config: SearchConfig) -> SearchSettings:
+    """How the confirming trials are run: as many as there can be, without a sampler's choice and without pruning."""
+    confirm = config.search.confirm
+    assert confirm is not None
+    return SearchSettings(
+        num_trials=(confirm.top + 1) * confirm.seeds,
+        metric=config.search.metric,
+        mode=config.search.mode,
+        sampler="random",
+        seed=config.search.seed,
+        max_failures=config.search.max_failures,
+        study_url=config.search.study_url,
+        scheduler=None,
+        baseline=None,
+    )
+
+
+def seeds_of(config: SearchConfig) -> list[int]:
+    """Seeds that no trial of the search had, the same for every finalist."""
+    assert config.search.confirm is not None
+    return [(config.training.seed + 1 + index) % 2**32 for index in range(config.search.confirm.seeds)]
+
+
+def identity(spec: TrialSpec) -> tuple[Any, Any]:
+    """What a confirming trial is, whatever its number: the trial that it repeats, and its seed."""
+    return spec.params[FINALIST], spec.params[SEED]

@@ -1,0 +1,124 @@
+"""The best trials once more: with seeds that the search has not seen, against DPO, on pairs that it did not choose by.
+
+The best of many trials is chosen by the same held-out pairs and the same seed that its number comes from, so part of
+that number is luck; it says which trial to look at, not how good it is. So the finalists and the DPO baseline are
+trained again under new seeds and their full budget, in a study of their own, `<name>/confirm`, and judged on
+`dataset.test` where there is one; what they say is in `confirmed`.
+
+A search that is extended may have other finalists afterwards, and more seeds may be asked for: what is missing is then
+trained, and nothing twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import count
+from typing import Any
+
+import optuna
+
+from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
+from tune_dlrml.search.confirm.finalists import Finalist, confirm_settings, finalists, identity, seeds_of
+from tune_dlrml.search.preparation import PreparedSearch, prepare_any
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
+
+
+@dataclass(frozen=True)
+class ConfirmSearch(PreparedSearch):
+    """A search over nothing: trials that are known beforehand.
+
+    Attributes:
+        wanted: They, in the order in which they are trained; their numbers are given when they are issued.
+    """
+
+    wanted: tuple[TrialSpec, ...] = ()
+
+
+def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> ConfirmSearch | None:
+    """What is to be trained once a search has ended; None where nothing is to be confirmed.
+
+    Args:
+        prepared: The search.
+        rows: Its trials, all of which have ended or will train no more.
+
+    Raises:
+        InputError: The test set cannot be used.
+    """
+    config = prepared.config
+    chosen = None if isinstance(prepared, ConfirmSearch) else finalists(config, rows)
+    if chosen is None:
+        return None
+    again = prepare_any(confirm_config(config, prepared.place), prepared.place)
+    own = {field.name: getattr(again, field.name) for field in fields(PreparedSearch)}
+    return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)))
+
+
+def open_study(prepared: PreparedSearch) -> SearchStudy:
+    """The study of a search, or that of its confirmation."""
+    config, pairs = prepared.config, prepared.pairs
+    hashes = {
+        "data_hash": prepared.data_hash,
+        "token_hash": {"train": pairs.train.sha256(), "eval": pairs.eval.sha256()},
+    }
+    url, steps = prepared.place.study_url(config.name), prepared.steps
+    if isinstance(prepared, ConfirmSearch):
+        return ConfirmStudy(prepared.wanted, config, SearchSpace(config), url, steps, hashes)
+    return SearchStudy(config, SearchSpace(config), url, steps, hashes)
+
+
+class ConfirmStudy(SearchStudy):
+    """A study whose trials are all known beforehand, and that no sampler and no pruner touches.
+
+    Args:
+        wanted: The trials; those that were issued before keep their numbers, also where they are no longer wanted.
+        config: See `SearchStudy`, as the other arguments.
+    """
+
+    def __init__(self, wanted: Sequence[TrialSpec], config: SearchConfig, *args: Any) -> None:
+        self._wanted = wanted
+        super().__init__(config, *args)
+
+    def _lay_out(self) -> None:
+        self._baseline, self._fixed = None, {}
+        rows = self.rows()
+        issued = {row.number: row.spec for row in rows if row.spec is not None}
+        known = {identity(spec) for spec in issued.values()}
+        missing = iter([spec for spec in self._wanted if identity(spec) not in known])
+        self._specs = dict(issued)
+        for number in count():
+            if number in self._specs:
+                continue
+            spec = next(missing, None)  # also for a number whose driver died before it was told what it is
+            if spec is None:
+                break
+            self._specs[number] = spec.model_copy(update={"number": number})
+        self.num_trials = max(len(self._specs), len(rows))
+
+    def _resolve(self, trial: optuna.Trial) -> TrialSpec:
+        return self._store(trial, self._specs[trial.number])
+
+
+def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
+    """The search as its confirmation is run: no sampler, no pruning, nobody asked, the test set in place of `eval`.
+
+    A warm-up is not repeated: what it made of the model is the model.
+    """
+    dataset = config.dataset
+    changes = {
+        "name": config.name + CONFIRM_SUFFIX,
+        "model": place.model(config),
+        "training": config.training.model_copy(update={"warm_up": None}),
+        "dataset": dataset.model_copy(update={"eval": dataset.test or dataset.eval, "test": None}),
+        "search": confirm_settings(config),
+        "evaluation": None,
+    }
+    return config.model_copy(update=changes)
+
+
+def _wanted(config: SearchConfig, chosen: Sequence[Finalist], baseline: Finalist) -> Iterator[TrialSpec]:
+    """Seed by seed, so that an interrupted confirmation has whole comparisons."""
+    for seed in seeds_of(config):
+        for each in [baseline, *chosen]:
+            yield each.again(0, seed)

@@ -1,0 +1,1 @@
+"""The answers of a search's trials before its judges, beside the training."""

@@ -1,0 +1,95 @@
+"""Trials that are examined after their training: from the checkpoint that they ended with, on the cluster's workers."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from tune_dlrml.cluster.cluster import waited_for
+from tune_dlrml.config import ResourcesConfig, TrainingConfig
+from tune_dlrml.errors import InputError, StorageError, UnansweredError
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.training.checkpoint import newest_checkpoint
+
+
+def examine_finalists(
+    trials: Mapping[int, TrainingConfig],
+    examination: Examination,
+    *,
+    model: str,
+    folder: Path,
+    resources: ResourcesConfig,
+    on_answered: Callable[[int, float], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Have trials that have ended answer, as many at once as there are worker groups.
+
+    One that cannot does not keep the others from it.
+
+    Args:
+        trials: Settings of each trial, by its number, in the order in which they are asked.
+        examination: What they are asked.
+        model: Reference of the base model.
+        folder: With a folder for each trial.
+        resources: What one worker takes; each of these trials takes one.
+        on_answered: Told of a trial whose answers are there, and of the seconds that they took.
+        tell: Told what is waited for.
+
+    Raises:
+        UnansweredError: Naming the trials that could not answer, and why.
+        StorageError: The disk does not take the answers.
+    """
+    ask = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_examine)
+    waiting, under_way = deque(trials.items()), dict[ray.ObjectRef, int]()
+    faults: dict[int, str] = {}
+    while waiting or under_way:
+        while waiting and len(under_way) < resources.concurrent_trials:
+            number, training = waiting.popleft()
+            asked = ask.remote(model, folder / str(number), training, examination, resources.cpus_per_worker)
+            under_way[asked] = number
+        ended, _ = ray.wait([*under_way], num_returns=1, timeout=resources.silence_s)
+        if not ended:
+            numbers = ", ".join(map(str, under_way.values()))
+            tell(f"trials {numbers}: no answers for {resources.silence_s:g} s; {waited_for(resources)}")
+        for asked in ended:
+            number = under_way.pop(asked)
+            try:
+                on_answered(number, ray.get(asked))
+            except RayError as error:
+                faults[number] = _reason(error)
+    if faults:
+        told = "; ".join(f"trial {number}: {reason}" for number, reason in faults.items())
+        raise UnansweredError(f"every finalist must answer to be judged, but {told}; the same command asks them again")
+
+
+def _reason(error: RayError) -> str:
+    """Why a trial could not answer.
+
+    Raises:
+        StorageError: It is the disk, which all trials share.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, StorageError):
+        raise cause
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+
+
+def _examine(model: str, folder: Path, training: TrainingConfig, examination: Examination, threads: int) -> float:
+    """In a process of the cluster: load a trial's policy, ask it, write its answers down; the seconds that it took."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(f"a trial is examined with the model that it ended with, but {folder} has no whole checkpoint")
+    from tune_dlrml.evaluation.engines.policy import (
+        load_policy,  # torch, where the driver only hands this function over
+    )
+    from tune_dlrml.training.reference.logps import computing
+
+    policy, tokenizer = load_policy(model, checkpoint.path, training, threads=threads)
+    began = time.monotonic()
+    with computing(policy, training):
+        share = examination.answer(policy, tokenizer, rank=0, world=1)
+    examination.keep(folder, [share])
+    return time.monotonic() - began

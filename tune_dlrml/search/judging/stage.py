@@ -1,0 +1,154 @@
+"""The examined trials of a search: which they are, who of them still has to answer, who to be judged."""
+
+import json
+from collections.abc import Callable
+
+from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.errors import TuneDlrmlError, UnansweredError
+from tune_dlrml.evaluation.judges.jury import Grading, Jury
+from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.events import EventLog
+from tune_dlrml.records import State
+from tune_dlrml.search.judging.late_answers import examine_finalists
+from tune_dlrml.search.judging.thread import Judging, Submission, is_judged
+from tune_dlrml.search.preparation import PreparedSearch
+from tune_dlrml.search.result import RANKING
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy
+from tune_dlrml.system.files import replace_file
+
+BASELINE = 0
+"""Number of the DPO trial that answers are compared with."""
+
+
+class Evaluation:
+    """From a trial's end to what judges say of it. Nothing happens where the search has no `evaluation`.
+
+    Args:
+        prepared: The search.
+        study: Its study.
+        events: Its event logs.
+    """
+
+    def __init__(self, prepared: PreparedSearch, study: SearchStudy, events: EventLog) -> None:
+        self._prepared, self._study, self._events = prepared, study, events
+        self._trials = events.folder / "trials"
+        self._judging: Judging | None = None
+        self._unanswered: UnansweredError | None = None
+        self._tell: Callable[[str], None] = lambda text: None
+
+    def left(self) -> bool:
+        """Whether a search whose training has ended still has trials to be examined or judged."""
+        parts = self._parts()
+        if parts is None:
+            return False
+        config, examination, jury = parts
+        compared = self._has_answered(BASELINE, examination) and self._compares()
+        return not all(
+            is_judged(self._trials / str(row.number), examination, jury, compared=compared and row.number != BASELINE)
+            for row in self._finalists(config, ended=True)
+        )
+
+    def begin(self, on_judged: Callable[[int, Grading], None], on_notice: Callable[[str], None]) -> None:
+        """Start judging, beginning with what earlier drivers left over.
+
+        Args:
+            on_judged: Told what judges say of a trial; it and `on_notice` are called from the judging thread.
+            on_notice: Told what a person should know.
+        """
+        parts = self._parts()
+        if parts is None:
+            return
+        config, examination, jury = parts
+        self._tell = on_notice
+        ranking = {"examination": examination.fingerprint, "judges": jury.names}
+        replace_file(self._events.folder / RANKING, json.dumps(ranking))
+        self._judging = Judging(
+            examination,
+            jury,
+            self._events,
+            on_judged=on_judged,
+            on_notice=on_notice,
+            baseline=BASELINE if self._compares() else None,
+        )
+        for row in self._finalists(config, ended=False):
+            self.on_end(row)
+
+    def on_end(self, row: TrialRow) -> None:
+        """A trial has ended, and its answers, if it gave any, can be judged while others train."""
+        if self._judging is not None and row.state is State.COMPLETE:
+            answering_s = row.attrs.get("seconds", {}).get("answering")
+            self._judging.submit(Submission(row.number, row.steps, answering_s))
+
+    def unanswered(self) -> list[TrialRow]:
+        """Finalists of a search whose training has ended that have not answered yet."""
+        parts = self._parts()
+        if parts is None:
+            return []
+        config, examination, _ = parts
+        return [row for row in self._finalists(config, ended=True) if not self._has_answered(row.number, examination)]
+
+    def examine(self) -> None:
+        """Have those answer from the models that they ended with; needs a Ray cluster."""
+        parts, rows, judging = self._parts(), {row.number: row for row in self.unanswered()}, self._judging
+        if parts is None or not rows or judging is None:
+            return
+        config = self._prepared.config
+        self._tell(f"examining {len(rows)} trials from the models that they ended with")
+        try:
+            examine_finalists(
+                {row.number: config.training if row.spec is None else row.spec.training for row in rows.values()},
+                parts[1],
+                model=self._prepared.place.model(config),
+                folder=self._trials,
+                resources=config.resources,
+                on_answered=lambda number, took: judging.submit(Submission(number, rows[number].steps, took)),
+                tell=self._tell,
+            )
+        except UnansweredError as error:
+            self._unanswered = error
+
+    def finish(self) -> TuneDlrmlError | None:
+        """Wait until everything is judged; why it could not be, if it could not."""
+        parts = self._parts()
+        if parts is None or self._judging is None:
+            return None
+        config, examination, _ = parts
+        if config.pairwise and not self._has_answered(BASELINE, examination):
+            self._tell(f"nothing is compared with the DPO baseline: trial {BASELINE} did not use up its budget")
+        for row in self._finalists(config, ended=True):  # once more, since the baseline may have ended after others
+            self.on_end(row)
+        return self._judging.finish() or self._unanswered
+
+    def leave(self) -> None:
+        """Ask judges no more; the next driver goes on."""
+        if self._judging is not None:
+            self._judging.leave()
+
+    def _parts(self) -> tuple[EvaluationConfig, Examination, Jury] | None:
+        config, examination, jury = self._prepared.config.evaluation, self._prepared.examination, self._prepared.jury
+        return None if config is None or examination is None or jury is None else (config, examination, jury)
+
+    def _compares(self) -> bool:
+        return self._prepared.config.search.baseline is not None
+
+    def _has_answered(self, number: int, examination: Examination) -> bool:
+        return examination.path(self._trials / str(number)).exists()
+
+    def _finalists(self, config: EvaluationConfig, *, ended: bool) -> list[TrialRow]:
+        """Trials that are examined, the best first: all complete ones or, once the search has ended, the best.
+
+        The baseline is one of them, so that there is something to compare with.
+        """
+        complete = [row for row in self._study.rows() if row.state is State.COMPLETE]
+        sign = -1.0 if self._study.maximize else 1.0
+        ranked = sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))
+        if config.when == "final_rung":
+            return ranked
+        if not ended:
+            return []
+        return [
+            row
+            for place, row in enumerate(ranked)
+            if place < config.best or (row.number == BASELINE and self._compares())
+        ]

@@ -1,0 +1,107 @@
+"""One long-lived Ray Train run, and what it means when it ends before its time."""
+
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from tune_dlrml.errors import GroupDiedError, headline
+from tune_dlrml.records import Fault, State, TrialOutcome
+from tune_dlrml.search.tune.mailbox import Mailbox
+from tune_dlrml.system.imports import importing
+from tune_dlrml.training.group_spec import GroupSpec
+
+CLOSE_S = 7.0
+"""How long a group may take to leave its loop; Tune kills a slot that needs more than 10 s to stop, step included."""
+
+
+def train_trials(config: dict[str, Any]) -> None:
+    """Loop of one rank, `training.worker.train_trials`; it alone needs torch and TRL, whose import takes seconds.
+
+    The slot and Ray Train's controller start before the ranks do and look this function up, too.
+    """
+    with importing():
+        from tune_dlrml.training import worker
+
+    worker.train_trials(config)
+
+
+class WorkerGroup:
+    """A Ray Train run that trains the trials put into its mailbox, in turn.
+
+    Args:
+        spec: What its workers need.
+    """
+
+    def __init__(self, spec: GroupSpec) -> None:
+        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        self.trials = 0
+        self._error: BaseException | None = None
+        resources = spec.resources
+        per_worker = {"CPU": float(resources.cpus_per_worker)}
+        if resources.gpus_per_worker:
+            per_worker["GPU"] = resources.gpus_per_worker
+        self._trainer = TorchTrainer(
+            train_trials,
+            train_loop_config={"mailbox": self._mailbox, "group": spec},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=per_worker,
+            ),
+            run_config=RunConfig(
+                name=f"{spec.name}-{ray.get_runtime_context().get_actor_id()[:8]}-{time.time_ns()}",
+                storage_path=spec.storage,
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, name="worker-group", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the Train run goes on."""
+        return self._thread.is_alive()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the mailbox.
+
+        Raises:
+            GroupDiedError: The mailbox is dead, and with it the only way to the workers, who leave when they notice.
+        """
+        try:
+            return ray.get(getattr(self._mailbox, method).remote(*args))
+        except RayActorError as error:
+            raise GroupDiedError("the mailbox of the worker group died") from error
+
+    def close(self) -> None:
+        """Ask the workers to leave their loop and wait until they have."""
+        if self.alive:
+            with suppress(GroupDiedError):
+                self.call("put", None)
+                self._thread.join(CLOSE_S)
+        # Workers that did not hear of it, since the mailbox could not be reached, leave when it is gone.
+        ray.kill(self._mailbox)
+
+    def how_it_was_lost(self, number: int) -> TrialOutcome:
+        """What the end of the run means for the trial that it was training; what a worker raises, it tells itself."""
+        error = self._error or GroupDiedError("the worker group ended without an error and without a result")
+        return lost(number, error)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # the thread's end is the group's end; the slot reports what it was
+            self._error = error
+
+
+def lost(number: int, error: BaseException) -> TrialOutcome:
+    """The outcome of a trial that ended because a process or a node did."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    return TrialOutcome(number, State.FAILED, headline(cause), exception=str(error), fault=Fault.LOST)

@@ -1,0 +1,45 @@
+"""Asynchronous successive halving as Ray Tune's scheduler; the study decides."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.tune.schedulers import FIFOScheduler
+
+from tune_dlrml.errors import GroupDiedError
+from tune_dlrml.search.tune.searcher import StudySearcher
+
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, GroupDiedError)
+"""What Ray, and a slot whose new group dies at once, say of processes and nodes that are gone."""
+
+
+class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Passes Tune's results on to the study, through the searcher, and the study's verdicts back.
+
+    Tune asks the scheduler before it tells the searcher, and does not tell the searcher of a result on which the
+    scheduler stops the trial. So results go through here, and the searcher's own notification is left empty.
+
+    Args:
+        searcher: The searcher of the same run.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE, as the study decides."""
+        verdict = self._searcher.receive(trial.trial_id, result)
+        return str(self.STOP if verdict == "prune" else self.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Keep the exception, which Tune does not give to the searcher, and whether it is the death of the slot."""
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        _, _, exception = text.partition("\n")  # behind Tune's own line with the time
+        # Trial.get_pickled_error looks in the storage, where Tune has not copied the file yet.
+        pickled = trial.pickled_error_file
+        lost = pickled is not None and isinstance(cloudpickle.loads(Path(pickled).read_bytes()), DEATHS)
+        self._searcher.note_error(trial.trial_id, exception, lost=lost)

@@ -1,0 +1,261 @@
+"""Ray Tune's view of the study: which trial comes next, and what its results mean."""
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+from ray.tune.utils.util import unflatten_dict
+
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.records import Fault, Report, State, TrialOutcome
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.study import SearchStudy, Verdict
+
+SLOT_DIED = "the trial's slot died"
+SAME_FAILURES = 3
+"""So many trials in a row that fail with the same exception end the search."""
+
+
+class SearchObserver(Protocol):
+    """Who is told of a search while it runs: the event log, MLflow, the progress display."""
+
+    def on_start(self, spec: TrialSpec) -> None:
+        """A trial is issued, for the first time or again, as its attempt says; the study takes attributes for it.
+
+        Where the last driver died between a verdict and the end that it means, the attempt is the one that trained,
+        and the end follows at once.
+        """
+
+    def on_report(self, spec: TrialSpec, report: Report) -> None:
+        """A report arrived; before the study learns of it, so that what counts there is in the event log."""
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        """A trial lost its workers and will be issued again; it may lose them `left` more times."""
+
+    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
+        """A trial ended, as the study now has it."""
+
+
+@dataclass
+class _LiveTrial:
+    spec: TrialSpec
+    steps: int = 0
+    end: TrialOutcome | None = None
+    error: TrialOutcome | None = None
+    heard_s: float = field(default_factory=lambda: time.monotonic())
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A trial under way from which no report came for a while.
+
+    Attributes:
+        steps: Of its last report; 0 also while its worker group is still to start.
+        seconds: Since then.
+    """
+
+    number: int
+    steps: int
+    seconds: float
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]
+    """Hands the study's trials to Tune and Tune's results to the study.
+
+    A result of a trial is a dict with the trial's `number`, its `reports` since the last one (at most one of them at
+    a rung, and that the last), its `outcome` once it has ended, and `done`. A result without reports and outcome is
+    a heartbeat.
+
+    A trial ends here by a verdict (PRUNED), by its outcome (COMPLETE, DIVERGED, FAILED) or by an error that Tune
+    reports (FAILED). One that only lost its workers, its slot or its node is issued again as the next one, with its
+    number, until its budget of `search.max_failures` is used up. Tune stops trials of its own accord when the search is
+    interrupted or its time is up; it does so without a word to its searcher, or in the worst case without outcome and
+    verdict: such a trial stays RUNNING in the study, and the next driver that may train issues it again.
+
+    Args:
+        study: Where the decisions are.
+        observer: Who is told.
+        expired: Whether the time of the search is up; then no new trial is issued.
+        allowed: Raises if this driver may drive the search no more; asked before a trial is issued.
+
+    Attributes:
+        same_failures: Why the search ended early, if trials kept failing in the same way; else empty.
+        broken: An error of the study or the observer. It is no trial's fault: it ends the search, and Tune, which
+            would make a trial's failure of it or wrap it, raises it from the next `suggest`.
+    """
+
+    def __init__(
+        self,
+        study: SearchStudy,
+        observer: SearchObserver,
+        *,
+        expired: Callable[[], bool] = lambda: False,
+        allowed: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self._study, self._observer, self._expired, self._allowed = study, observer, expired, allowed
+        self._interrupted = deque(study.interrupted())
+        self._live: dict[str, _LiveTrial] = {}
+        self._failure, self._failures = "", 0
+        self.same_failures = ""
+        self.broken: Exception | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial as Tune's configuration, or FINISHED; None while it depends on the trials under way."""
+        if self.broken is not None:
+            raise self.broken
+        if self.same_failures or self._expired():
+            return str(Searcher.FINISHED)
+        with self._search_ends_on_error():
+            self._allowed()
+            spec = self._next()
+            if spec is None:
+                return None if self._live else str(Searcher.FINISHED)
+            self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
+            self._observer.on_start(spec)
+        return {"spec": spec.model_dump(mode="json")}
+
+    def _next(self) -> TrialSpec | None:
+        while self._interrupted:
+            number = self._interrupted.popleft()
+            step = self._study.pruned_at(number)
+            if step is None:
+                return self._study.reissue(number)
+            # The last driver died between the verdict and the end that it means.
+            spec = self._study.row(number).spec
+            assert spec is not None
+            self._observer.on_start(spec)
+            self._end(_LiveTrial(spec, steps=step), _pruned(number, step))
+        return self._study.ask()
+
+    def receive(self, trial_id: str, result: Mapping[str, Any]) -> Verdict:
+        """Take the reports of a result; the scheduler, whom Tune asks first, passes every result on to here."""
+        with self._search_ends_on_error():
+            return self._take(self._live[trial_id], result)
+
+    def _take(self, live: _LiveTrial, result: Mapping[str, Any]) -> Verdict:
+        verdict: Verdict = "continue"
+        for line in result.get("reports", ()):
+            report = Report.from_json(line)
+            live.steps, live.heard_s = report.step, time.monotonic()
+            self._observer.on_report(live.spec, report)
+            if report.rung or (report.evaluated and report.step == self._study.full_steps):
+                verdict = self._judge(live, report)
+        return verdict
+
+    def _judge(self, live: _LiveTrial, report: Report) -> Verdict:
+        self._allowed()
+        number, step, metric = report.number, report.step, self._study.metric
+        if metric not in report.metrics:
+            live.end = TrialOutcome(number, State.DIVERGED, f"{metric} is not finite at step {step}")
+            return "prune"
+        verdict = self._study.judge(number, step, report.metrics[metric])
+        if verdict == "prune":
+            live.end = _pruned(number, step)
+        return verdict
+
+    def note_error(self, trial_id: str, text: str, *, lost: bool) -> None:
+        """Keep the exception of a slot that Tune is about to drop; `on_trial_complete` does not carry it."""
+        live = self._live.get(trial_id)
+        if live is not None:
+            fault = Fault.LOST if lost else Fault.TRIAL
+            live.error = TrialOutcome(live.spec.number, State.FAILED, headline_of_traceback(text), text, fault=fault)
+
+    def silences(self, longer_than_s: float) -> list[Silence]:
+        """Trials under way without a report for so long; safe to be called from another thread."""
+        now = time.monotonic()
+        every = [Silence(live.spec.number, live.steps, now - live.heard_s) for live in list(self._live.values())]
+        return [silence for silence in every if silence.seconds > longer_than_s]
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler has passed the result on to `receive`."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A trial has ended for Tune; record how, unless Tune stopped it of its own accord."""
+        live = self._live.pop(trial_id, None)
+        if live is None or self.broken is not None:
+            return
+        with self._search_ends_on_error():
+            if error:
+                live.end = live.error or TrialOutcome(live.spec.number, State.FAILED, SLOT_DIED)
+            elif live.end is None and result is not None:
+                # A result with `done` comes here directly; Tune does not show it to the scheduler.
+                self._take(live, result)
+                live.end = live.end or _outcome(result)
+            if live.end is not None:
+                self._end(live, live.end)
+
+    def _end(self, live: _LiveTrial, outcome: TrialOutcome) -> None:
+        if outcome.fault in _ENDS_THE_SEARCH:
+            raise _ENDS_THE_SEARCH[outcome.fault](outcome.reason)
+        if outcome.fault is Fault.LOST:
+            left = self._study.count_loss(outcome.number)
+            if left >= 0:
+                self._interrupted.appendleft(outcome.number)
+                self._observer.on_loss(live.spec, outcome.reason, left)
+                return
+            outcome = replace(outcome, reason=f"lost once too often: {outcome.reason}")
+        row = self._study.finish(outcome, live.steps)
+        self._count_failures(row)
+        self._observer.on_end(live.spec, row)
+
+    def _count_failures(self, row: TrialRow) -> None:
+        failure = "" if row.state is not State.FAILED else _without_numbers(row.stop_reason)
+        self._failures = self._failures + 1 if failure == self._failure else 1
+        self._failure = failure
+        if failure and self._failures >= SAME_FAILURES:
+            self.same_failures = f"{self._failures} trials in a row failed in the same way: {row.stop_reason}"
+
+    @contextmanager
+    def _search_ends_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.broken = error
+            raise
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study holds everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher to disk, and the study's URL may hold a password."""
+        return {}
+
+
+_ENDS_THE_SEARCH = {Fault.STORAGE: StorageError, Fault.INPUT: InputError}
+
+
+def headline_of_traceback(traceback: str) -> str:
+    """The line of a traceback that names the exception; in a text without one, the first sentence of its last line."""
+    lines = [line for line in traceback.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
+    if named:
+        return named[-1].strip()
+    return re.split(r"(?<=\.) ", lines[-1].strip())[0] if lines else SLOT_DIED
+
+
+def _without_numbers(reason: str) -> str:
+    """A reason without counts, sizes and addresses, which differ between two cases of the same failure."""
+    return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", reason)
+
+
+def _pruned(number: int, step: int) -> TrialOutcome:
+    return TrialOutcome(number, State.PRUNED, f"successive halving at step {step}")
+
+
+def _outcome(result: Mapping[str, Any]) -> TrialOutcome | None:
+    """The outcome inside a result, whose nested keys Tune has joined by a slash."""
+    own = {key: value for key, value in result.items() if key.partition("/")[0] == "outcome"}
+    outcome = unflatten_dict(own).get("outcome")
+    if outcome is None:
+        return None
+    return TrialOutcome(**{**outcome, "state": State(outcome["state"]), "fault": Fault(outcome["fault"])})

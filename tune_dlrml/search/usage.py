@@ -1,0 +1,157 @@
+"""What a search has taken so far, from its study and event logs alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tune_dlrml.config import ResourcesConfig, load_config
+from tune_dlrml.events import Event, EventLog, parsed
+from tune_dlrml.search.result import SearchPlace, SearchResult
+from tune_dlrml.study.history import TrialRow
+
+PARTS = ("training", "evaluation", "saving", "waiting", "answering", "starting", "other")
+"""What a trial's time goes into. `starting`: from being issued to the first report, which for a group's first trial is
+its start, load and reference pass; `waiting`: for the answers to reports."""
+BOOKS = ("evaluation", "saving", "waiting", "answering")
+"""What a trial that ended by itself has written down; training is in its reports."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What trials took together, those under way up to their last report.
+
+    Attributes:
+        trial_s: Time in which a worker group had a trial, summed over the trials and their attempts.
+        optimizer_steps: Steps, those that an attempt trained again not counted twice.
+        trained_tokens: Tokens of those steps.
+        cpu_hours: CPUs of the groups' workers times `trial_s`.
+        gpu_hours: GPUs of the groups' workers times `trial_s`.
+        shares: Of `trial_s`, by what it went into; empty before the first report.
+        reference_tokens: Tokens that the reference was run on; None where no report says.
+        reference_tokens_saved: Tokens that it was not run on, since their log-probs were known; None likewise.
+    """
+
+    trial_s: float
+    optimizer_steps: int
+    trained_tokens: int
+    cpu_hours: float
+    gpu_hours: float
+    shares: Mapping[str, float]
+    reference_tokens: int | None = None
+    reference_tokens_saved: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by their names."""
+        return asdict(self)
+
+
+def read_taken(result: SearchResult, place: SearchPlace) -> Taken:
+    """What a search has taken, whose study was read."""
+    folder = place.folder(result.name)
+    events = EventLog(folder)
+    resources = load_config(folder / "search.yaml").resources
+    return sum_up(result.rows, lambda number: list(_events(events, number)), resources)
+
+
+def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], resources: ResourcesConfig) -> Taken:
+    """The sums over all trials.
+
+    Args:
+        rows: The trials.
+        log_of: Events of a trial, in their order; those of one trial at a time are kept in memory.
+        resources: What a worker group takes.
+    """
+    spent = dict.fromkeys(PARTS, 0.0)
+    steps = tokens = 0
+    reference: dict[str, int] = {}
+    for row in rows:
+        log = log_of(row.number)
+        for part, seconds in _spent(row, log).items():
+            spent[part] += seconds
+        newest = _newest(log)
+        steps += max(row.steps, int(newest.get("step", 0)))
+        tokens += int(newest.get("tokens", 0))
+        for name in ("reference_tokens", "reference_tokens_saved"):
+            if name in newest:
+                reference[name] = reference.get(name, 0) + int(newest[name])
+    total = sum(spent.values())
+    worker_hours = resources.workers * total / 3600
+    return Taken(
+        trial_s=total,
+        optimizer_steps=steps,
+        trained_tokens=tokens,
+        cpu_hours=resources.cpus_per_worker * worker_hours,
+        gpu_hours=resources.gpus_per_worker * worker_hours,
+        shares={part: seconds / total for part, seconds in spent.items()} if total else {},
+        reference_tokens=reference.get("reference_tokens"),
+        reference_tokens_saved=reference.get("reference_tokens_saved"),
+    )
+
+
+@dataclass
+class _Clock:
+    """Walks through a log and puts the time between two events where it belongs."""
+
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    at_ms: int | None = None
+    step: int = 0
+    started: bool = False
+    saves: bool = False
+
+    def start(self, event: Event) -> None:
+        """What lay between an attempt's last report and the next attempt belongs to nobody."""
+        self.at_ms, self.started, self.saves = event["timestamp_ms"], False, False
+
+    def report(self, event: Event) -> None:
+        gap, metrics = self._until(event), event["metrics"]
+        trained = max(0, event["step"] - self.step) / metrics.get("steps_per_second", float("inf"))
+        training = min(gap, trained)
+        self.spent["training"] += training
+        evaluated = bool(event.get("evaluated")) and event["step"] > 0
+        rest = "evaluation" if evaluated else "saving" if self.saves else "waiting"
+        self.spent[rest if self.started else "starting"] += gap - training
+        self.step, self.started, self.saves = event["step"], True, evaluated
+
+    def end(self, event: Event) -> None:
+        self.spent["waiting" if self.started else "starting"] += self._until(event)
+        self.at_ms = None
+
+    def _until(self, event: Event) -> float:
+        """Seconds since the last event; never negative, though other machines' clocks differ."""
+        before = event["timestamp_ms"] if self.at_ms is None else self.at_ms
+        self.at_ms = max(before, event["timestamp_ms"])
+        return (self.at_ms - before) / 1000
+
+
+def _spent(row: TrialRow, log: Sequence[Event]) -> dict[str, float]:
+    """Seconds of a trial by what they went into.
+
+    A trial that ended by itself kept books. Of one that was stopped or is under way the times of its reports tell:
+    beside its training, what lies before an evaluated report is the evaluation, what lies behind it the checkpoint.
+    """
+    clock = _Clock()
+    for event in log:
+        if event["kind"] in ("start", "report", "end"):
+            getattr(clock, event["kind"])(event)
+    spent, books = clock.spent, row.attrs.get("seconds")
+    if not books:
+        return spent
+    known = {part: float(books.get(part, 0.0)) for part in BOOKS}
+    rest = sum(spent.values()) - spent["training"] - spent["starting"] - sum(known.values())
+    return spent | known | {"other": max(0.0, rest)}
+
+
+def _newest(log: Sequence[Event]) -> dict[str, float]:
+    """The newest value of every metric, and the step of the newest report."""
+    newest: dict[str, float] = {}
+    for event in log:
+        if event["kind"] == "report":
+            newest |= {**event["metrics"], "step": event["step"]}
+    return newest
+
+
+def _events(events: EventLog, number: int) -> Iterator[Event]:
+    offset = 0
+    while lines := events.read(number, offset):
+        yield from (event for line, _ in lines if (event := parsed(line)) is not None)
+        offset = lines[-1][1]

@@ -1,0 +1,169 @@
+"""What of a search's input is refused before a process starts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from tune_dlrml.config import AnyLoss, SearchConfig
+from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.data import check_dataset_reference, parse_dataset_reference
+from tune_dlrml.errors import InputError
+from tune_dlrml.models.loading import (
+    Reader,
+    check_loadable,
+    check_model_reference,
+    load_reader,
+    parse_model_reference,
+)
+from tune_dlrml.space import SearchSpace, loss_at
+from tune_dlrml.space_points import sampled
+from tune_dlrml.system.own_code import load_function
+from tune_dlrml.system.urls import without_password
+
+if TYPE_CHECKING:
+    from tune_dlrml.losses.validation import Observation
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+FUNCTION_EXPONENT = 3
+"""Base-2 logarithm of the points at which a user's function is tried, beside both ends of its box."""
+
+
+def check_references(config: SearchConfig) -> None:
+    """Refuse a model, a data set or a tracking store that cannot be; seconds, with or without a network.
+
+    Raises:
+        InputError: Naming the key, the reference and what it may be.
+    """
+    for subject, _, check in references(config):
+        try:
+            check()
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from None
+
+
+def references(config: SearchConfig) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """What a search names: its key, how it names it, and the check of it, which raises InputError."""
+    for section, text in config.dataset.references().items():
+        yield f"dataset.{section}", text, partial(_check_dataset, text, config)
+    yield "model", config.model, lambda: check_model_reference(parse_model_reference(config.model))
+    uri = config.tracking.mlflow
+    if uri is not None:
+        yield "tracking.mlflow", without_password(uri), partial(_check_tracking_uri, uri)
+
+
+def _check_dataset(text: str, config: SearchConfig) -> None:
+    check_dataset_reference(parse_dataset_reference(text), config.dataset)
+
+
+def check_model(config: SearchConfig) -> None:
+    """Refuse a model that cannot be trained; imports torch, where `check_references` looks only whether it is there.
+
+    Raises:
+        InputError: It is not there, or cannot be loaded as it must be.
+    """
+    reference = parse_model_reference(config.model)
+    check_model_reference(reference)
+    check_loadable(reference, config.training.attn_implementation)
+
+
+def reader_of_model(config: SearchConfig) -> Reader:
+    """What reads the model's texts, after the model itself was found to be one that can be trained; imports torch.
+
+    Raises:
+        InputError: The model cannot be loaded as it must be, or has no tokenizer.
+    """
+    try:
+        reference = parse_model_reference(config.model)
+        check_loadable(reference, config.training.attn_implementation)
+        return load_reader(reference)
+    except InputError as error:
+        raise InputError(f"model: {error}") from None
+
+
+def _check_tracking_uri(uri: str) -> None:
+    """Whether an MLflow store can be meant; whether it answers is another matter, since training does not wait for it.
+
+    Raises:
+        InputError: It is none of the forms that MLflow takes.
+    """
+    try:
+        parts = urlsplit(uri)
+        served = parts.scheme in ("http", "https")
+        legal = parts.scheme.partition("+")[0] in TRACKING_SCHEMES
+        legal = legal and not (served and (parts.hostname is None or parts.port == 0))
+    except ValueError:
+        legal = False
+    if not legal:
+        raise InputError(
+            "http(s)://host[:port] of a server, or the URL of a database such as sqlite:///file or postgresql://..., "
+            f"is needed, but got {without_password(uri)!r}"
+        )
+
+
+def examine_function(loss: CustomLoss) -> "list[Observation]":
+    """What is so about a user's function over its box: what should be otherwise at some point of it, or else at none.
+
+    Raises:
+        InputError: It cannot be trained with.
+    """
+    from tune_dlrml.losses.validation import examine_custom
+
+    found: dict[str, Observation] = {}
+    for point in _points_to_try(loss):
+        shown = ", ".join(
+            f"{key.removeprefix('params.')}={value:.3g}" for key, value in point.items() if _is_real(value)
+        )
+        at = f" (at {shown})" if shown else ""
+        try:
+            observations = examine_custom(cast(CustomLoss, loss_at(loss, point)))
+        except InputError as error:
+            raise InputError(f"{error}{at}") from None
+        for each in observations:
+            if each.level == "warning":
+                found.setdefault(f"{each.check}, {' '.join(each.text.split()[:2])}", replace(each, text=each.text + at))
+            else:
+                found.setdefault(f"{each.check}, ok, {each.text}", each)
+    troubled = {each.check for each in found.values() if each.level == "warning"}
+    return [each for each in found.values() if each.level == "warning" or each.check not in troubled]
+
+
+def _points_to_try(loss: CustomLoss) -> Iterator[dict[str, Any]]:
+    """Both ends of all domains at once, and a few points between."""
+    domains = loss.domains()
+    points = sampled(domains, FUNCTION_EXPONENT)
+    yield {key: domain.extremes()[0] for key, domain in domains.items()}
+    if domains:
+        yield {key: domain.extremes()[-1] for key, domain in domains.items()}
+        for row in zip(*(points[key].tolist() for key in domains), strict=True):
+            yield dict(zip(domains, row, strict=True))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]]:
+    """Try users' functions before a search, and tie the search to the files that hold them.
+
+    Returns:
+        The search with the hash of each file in its loss, and what a person should know of them.
+
+    Raises:
+        InputError: One cannot be trained with; naming its key.
+    """
+    losses: list[AnyLoss] = []
+    notes: list[str] = []
+    for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
+        given = config.space.losses[index]
+        if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
+            try:
+                given = given.model_copy(update={"file_sha256": load_function(given.function).sha256})
+                seen = examine_function(loss)
+            except InputError as error:
+                raise InputError(f"space.losses[{index}].function: {error}") from None
+            notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]
+        losses.append(given)
+    space = config.space.model_copy(update={"losses": losses})
+    return config.model_copy(update={"space": space}), tuple(notes)

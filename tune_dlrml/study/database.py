@@ -1,0 +1,215 @@
+"""The study's database: opened, reached and refused in the search's own words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through, and for its sessions
+import sqlalchemy.orm
+
+from tune_dlrml.errors import InputError, StorageError
+from tune_dlrml.system.urls import without_password
+
+BUSY_S = 60.0
+"""Seconds to wait for another process that holds the SQLite file."""
+FORM = "postgresql://user@host:5432/database"
+AGAIN = "free or mend it; the same command then goes on with the search"
+FULL_OR_READ_ONLY = ("is full", "readonly", "disk I/O error")
+"""What SQLite says of a disk."""
+OPENING = int.from_bytes(b"tunedlrm", "big")
+"""Number of the lock of who opens a database: eight letters, as PostgreSQL's locks have eight bytes."""
+DISK_FAULTS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO}
+
+
+def study_database(url: str) -> str:
+    """The URL of a study as SQLAlchemy takes it, with the driver that this project installs.
+
+    Raises:
+        InputError: It is no URL, or none of PostgreSQL.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise InputError(f"search.study_url: is no URL; give one such as {FORM}") from None
+    if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
+        raise InputError(
+            f"search.study_url: a PostgreSQL database is needed, such as {FORM}, but got {without_password(url)}; "
+            "without a study_url the study is SQLite in the search's folder, for searches on one machine"
+        )
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    plain, url = f"sqlite:///{file}", sqlalchemy.URL.create("sqlite", database=str(file))
+    if url.render_as_string() == plain:
+        return plain
+    # With the driver named, since MLflow makes the folders of what stands behind `sqlite:///`, escaped as it is.
+    return url.set(drivername="sqlite+pysqlite").render_as_string()
+
+
+def sqlite_file(url: str) -> Path:
+    """The file of a SQLite URL."""
+    return Path(sqlalchemy.make_url(url).database or "")
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a study lives in a file."""
+    return url.startswith("sqlite")
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """How SQLAlchemy connects: a file that is busy is waited for, a dead connection of PostgreSQL is noticed."""
+    if is_sqlite(url):
+        return {"connect_args": {"timeout": BUSY_S}}
+    ours = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    # The server's own, or the lock of a driver whose node lost its power would be held for hours.
+    theirs = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "options": theirs, **ours}}
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage behind a SQLAlchemy URL.
+
+    Raises:
+        InputError: It cannot be opened; the message shows the URL without its password.
+        StorageError: It is a file on a disk that is full or read-only.
+    """
+    try:
+        if is_sqlite(url):
+            _make_file(url)
+        with _one_at_a_time(url):
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        storage.remove_session()
+        sessions = sqlalchemy.orm.sessionmaker(bind=storage.engine, class_=_GatheringSession)
+        storage.scoped_session = sqlalchemy.orm.scoped_session(sessions)
+        return storage
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
+            raise StorageError(f"{sqlite_file(url)}: {_cause(error)}; {AGAIN}") from None
+        raise InputError(unreachable(url, error)) from None
+
+
+@contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Keep others of this project from opening a PostgreSQL database meanwhile.
+
+    Optuna looks whether its tables are there and makes them, and two that do so at once on a new database fail. A file
+    belongs to one search, whose driver is alone.
+    """
+    if is_sqlite(url):
+        yield
+        return
+    engine = sqlalchemy.create_engine(url, **engine_options(url))
+    try:
+        with engine.connect() as connection:  # the end of its transaction gives the lock back
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(OPENING)))
+            yield
+    finally:
+        engine.dispose()
+
+
+class _GatheringSession(sqlalchemy.orm.Session):
+    """A session that Optuna commits and closes with each of its calls, but not within `one_transaction`."""
+
+    gathers = False
+    torn = False
+
+    def commit(self) -> None:
+        """Within a transaction, make what was written visible to its later reads."""
+        if self.gathers:
+            self.flush()
+            self.expire_all()  # lists that were read before lack what was added since
+        else:
+            super().commit()
+
+    def rollback(self) -> None:
+        """As any session; a transaction that goes on has then lost what was written before."""
+        self.torn = self.gathers
+        super().rollback()
+
+    def close(self) -> None:
+        """As any session, once the transaction has ended."""
+        if not self.gathers:
+            super().close()
+
+
+@contextmanager
+def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
+    """Put all that this thread writes to a study meanwhile into it at once, on leaving, or nothing of it.
+
+    Optuna ends a transaction with each attribute, and each waits for the disk two or three times; a decision of a
+    search is four to six of them. Nothing is to be acted on before this is left. A storage without a database takes
+    every write by itself.
+
+    Raises:
+        StorageInternalError: Optuna ignored an error of the database that undid a part.
+    """
+    if not isinstance(storage, optuna.storages.RDBStorage):
+        yield
+        return
+    session = storage.scoped_session()
+    session.gathers, session.torn = True, False
+    try:
+        yield
+        if session.torn:
+            raise optuna.exceptions.StorageInternalError("another process wrote to the same trial")
+        session.gathers = False
+        session.commit()
+    except BaseException:
+        session.rollback()
+        raise
+    finally:
+        session.gathers = False
+        session.close()
+
+
+def unreachable(url: str, error: BaseException) -> str:
+    """What to say of a database that cannot be opened, without its password."""
+    return (
+        f"search.study_url: the study at {without_password(url)} cannot be opened: {_cause(error)}; the database must "
+        "exist and its password come from PGPASSFILE, PGPASSWORD or the URL"
+    )
+
+
+def _make_file(url: str) -> None:
+    """Make the tables of a new file aside: SQLite commits each by itself, and a torn set of them stays torn."""
+    file = sqlite_file(url)
+    if file.exists():
+        return
+    aside = file.with_name(f"{file.name}.partial")
+    aside.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(sqlite_url(aside), engine_kwargs=engine_options(url))
+    storage.remove_session()
+    storage.engine.dispose()
+    aside.rename(file)
+
+
+@contextmanager
+def faults_of_storage(place: str) -> Iterator[None]:
+    """Turn a disk or a database that does not take what a search writes into an answer to it.
+
+    Args:
+        place: The search's folder, for the message.
+
+    Raises:
+        StorageError: Saying what is at fault and that the search can go on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        raise StorageError(f"{error.filename or place}: cannot be written ({error.strerror}); {AGAIN}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StorageError(f"the study of {place} cannot be written ({_cause(error)}); {AGAIN}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What the database itself says, without the statement that it refused."""
+    while not getattr(error, "orig", None) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,0 +1,231 @@
+"""What a study tells about a search to those who only read it: status, tables, reports."""
+
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
+
+from tune_dlrml.config import SearchConfig
+from tune_dlrml.errors import InputError
+from tune_dlrml.records import State
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.database import is_sqlite, open_storage
+from tune_dlrml.system.urls import without_password
+
+DRIVER = "driver"
+"""Name of the attribute that says who runs the search, or ran it last."""
+DIVERGED = "diverged"
+"""Name of the constraint that a diverged trial breaks."""
+CODE = "code"
+"""Name of the attribute with the versions that the newest driver ran with."""
+SPENT = "spent_s"
+"""Name of the attribute with the time for which all drivers have trained the search."""
+LEAST_FOR_IMPORTANCE = 20
+"""Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
+SHUFFLES = 40
+"""How often values are dealt out anew to learn what importance chance alone gives."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much parameters decide whether a trial is among the best tenth (PED-ANOVA, arXiv 2304.10255).
+
+    Attributes:
+        step: Where the objectives were compared, the last step that enough trials reached.
+        trials: How many did.
+        shares: Of each parameter, summing to 1, largest first; empty where the trials do not differ.
+        chance: The share that a parameter without effect stays below in 95 % of shuffles of the objectives.
+    """
+
+    step: int
+    trials: int
+    shares: Mapping[str, float]
+    chance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as the study knows it.
+
+    Attributes:
+        stop_reason: Why it ended; empty while it runs.
+        spec: None only if its driver died before it was handed out.
+        value: The objective where it was last measured; always finite.
+        steps: Optimizer steps trained; for a running trial those of the last rung that it reached.
+        attempt: How often it was issued again.
+        attrs: The other user attributes, such as `exception`, `seconds` and what `set_attribute` wrote.
+    """
+
+    number: int
+    state: State
+    stop_reason: str
+    params: Mapping[str, Any]
+    spec: TrialSpec | None
+    value: float | None
+    steps: int
+    attempt: int
+    attrs: Mapping[str, Any]
+
+
+class StudyHistory:
+    """Read access to the study of one search."""
+
+    def __init__(self, study: optuna.Study, backend: optuna.storages.RDBStorage) -> None:
+        self._study = study
+        self._backend = backend
+
+    @classmethod
+    def open(cls, url: str, name: str) -> Self:
+        """The history of an existing search.
+
+        Raises:
+            InputError: There is no such study, or its storage cannot be reached.
+        """
+        missing = f"there is no search {name!r} in {without_password(url)}; `search` begins one"
+        file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
+        if file and not Path(file).exists():
+            raise InputError(missing)
+        backend = open_storage(url)
+        try:
+            study = optuna.load_study(study_name=name, storage=backend)
+        except KeyError:
+            raise InputError(missing) from None
+        history = cls.__new__(cls)
+        StudyHistory.__init__(history, study, backend)
+        return history
+
+    def close(self) -> None:
+        """Give the connections to the storage back."""
+        self._backend.remove_session()
+        self._backend.engine.dispose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the study's URL may hold a password, and Tune pickles what it is given."""
+        return {}
+
+    @property
+    def stored_config(self) -> SearchConfig:
+        """The search as it was begun or last resumed, but for `tracking`."""
+        return SearchConfig.model_validate(self._study.user_attrs["config"])
+
+    @property
+    def driver(self) -> Mapping[str, Any]:
+        """Host, pid and start of the newest driver; empty before the first."""
+        return dict(self._study.user_attrs.get(DRIVER, {}))
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds for which all drivers together have trained it."""
+        return float(self._study.user_attrs.get(SPENT, 0.0))
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values of the objective are better."""
+        return bool(self._study.direction == optuna.study.StudyDirection.MAXIMIZE)
+
+    @property
+    def stored_full_steps(self) -> int:
+        """Full budget of a trial in optimizer steps."""
+        return int(self._study.user_attrs["full_steps"])
+
+    @property
+    def data_hash(self) -> Mapping[str, str]:
+        """Content hashes of the data; empty where the driver gave none."""
+        return dict(self._study.user_attrs.get("data_hash", {}))
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """Versions that the newest driver ran with; empty where it wrote none down."""
+        return dict(self._study.user_attrs.get(CODE, {}))
+
+    def importance(self) -> Importance | None:
+        """What parameters decide at the last step that enough trials reached; None if there is no such step.
+
+        Complete trials alone would be few, and chosen by what is to be explained: all that reached a rung count.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        trials = [trial for trial in self._issued_trials() if trial.params]
+        finite = [step for trial in trials for step, value in trial.intermediate_values.items() if math.isfinite(value)]
+        step = max((step for step in {*finite} if finite.count(step) >= LEAST_FOR_IMPORTANCE), default=None)
+        if step is None:
+            return None
+        there = [trial for trial in trials if math.isfinite(trial.intermediate_values.get(step, math.nan))]
+        values = [trial.intermediate_values[step] for trial in there]
+        shares = _shares(there, values, self._study.direction)
+        dice, shuffled = random.Random(0), []
+        for _ in range(SHUFFLES if shares else 0):
+            dice.shuffle(values)
+            shuffled.append(_shares(there, values, self._study.direction))
+        chance = {name: sorted(one.get(name, 0.0) for one in shuffled)[int(0.95 * SHUFFLES)] for name in shares}
+        return Importance(step, len(there), shares, chance)
+
+    def rows(self) -> list[TrialRow]:
+        """All trials issued so far, in the order of their numbers."""
+        return [row_of(trial) for trial in self._issued_trials()]
+
+    def row(self, number: int) -> TrialRow:
+        """One trial."""
+        return row_of(self._issued_trials()[number])
+
+    def best(self) -> int | None:
+        """Number of the best complete trial, the earliest among equals."""
+        complete = [trial for trial in self._issued_trials() if trial.state == TrialState.COMPLETE]
+        sign = -1.0 if self.maximize else 1.0
+        best = min(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number), default=None)
+        return None if best is None else best.number
+
+    def _issued_trials(self) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != TrialState.WAITING]
+
+
+def row_of(trial: FrozenTrial) -> TrialRow:
+    """What Optuna's trial says in the search's own words."""
+    attrs = dict(trial.user_attrs)
+    stored = attrs.pop("spec", None)
+    spec = None if stored is None else TrialSpec.from_json(stored)
+    values = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
+    last = max(values, default=0)
+    return TrialRow(
+        number=trial.number,
+        state=_state(trial),
+        stop_reason=attrs.pop("stop_reason", ""),
+        params=dict(trial.params),
+        spec=spec,
+        value=values.get(last),
+        steps=attrs.pop("steps", last),
+        attempt=0 if spec is None else spec.attempt,
+        attrs=attrs,
+    )
+
+
+def _shares(
+    trials: Sequence[FrozenTrial], values: Sequence[float], direction: optuna.study.StudyDirection
+) -> dict[str, float]:
+    """Importance of each parameter, were these the trials' objectives; empty where no parameter has any."""
+    if len({*values}) < 2:
+        return {}
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
+    study.add_trials(
+        [
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+            for trial, value in zip(trials, values, strict=True)
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about parameters that few trials have; their `chance` is large
+        return dict(optuna.importance.get_param_importances(study))
+
+
+def _state(trial: FrozenTrial) -> State:
+    if trial.state == TrialState.PRUNED:
+        return State.DIVERGED if trial.constraints.get(DIVERGED, 0.0) > 0 else State.PRUNED
+    ends = {TrialState.RUNNING: State.RUNNING, TrialState.COMPLETE: State.COMPLETE, TrialState.FAIL: State.FAILED}
+    return ends[trial.state]

@@ -1,0 +1,324 @@
+"""The one place where the decisions of a search live: which trials, which of them go on, and how each ended."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import TrialState
+
+from tune_dlrml.config import SearchConfig
+from tune_dlrml.errors import InputError, NotFiniteError
+from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.space import Point, SearchSpace, TrialSpec
+from tune_dlrml.study.database import one_transaction, open_storage
+from tune_dlrml.study.halving import is_promoted, rung_steps
+from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, StudyHistory, TrialRow, row_of
+from tune_dlrml.study.resumable import refuse_differences
+from tune_dlrml.study.sampling import BranchSampler, draw
+
+SEARCH_ID = "search_id"
+"""Name of the study's attribute that says which folder belongs to it."""
+LOSSES = "losses"
+"""Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
+Verdict = Literal["continue", "prune"]
+
+
+@dataclass
+class _OpenTrial:
+    """A trial under way, with what the study holds of it: this process is the study's only writer.
+
+    `earlier_attrs` are the names of rungs and constraints that an earlier driver left behind.
+    """
+
+    trial: optuna.Trial
+    values: dict[int, float] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    earlier_attrs: frozenset[str] = frozenset()
+
+
+class SearchStudy(StudyHistory):
+    """A search as an Optuna study, begun or resumed.
+
+    Every decision is in the study before it is acted on. A driver that dies leaves trials RUNNING: they are
+    `interrupted` at the next start and keep their number when they are issued again.
+
+    Args:
+        config: The search; its name is the study's.
+        space: The points that it explores.
+        url: SQLAlchemy URL of the study's storage.
+        full_steps: Full budget of a trial in optimizer steps.
+        hashes: Of the data's content (`data_hash`) and of its tokens (`token_hash`), by section; like the settings,
+            they must be the same when the search is resumed.
+
+    Raises:
+        InputError: The storage cannot be opened, or the study was begun with other settings.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: SearchSpace,
+        url: str,
+        full_steps: int,
+        hashes: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        backend = open_storage(url)
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=backend,
+            direction="maximize" if config.search.mode == "max" else "minimize",
+            sampler=BranchSampler(space, config.search, 0),
+            pruner=_pruner(config),
+            load_if_exists=True,
+        )
+        super().__init__(study, backend)
+        self.config, self.space, self.full_steps = config, space, full_steps
+        self.metric = config.search.metric
+        self.rungs = rung_steps(config.search.scheduler, full_steps)
+        self._adopt_settings(hashes or {})
+        self._lay_out()
+        trials = study.get_trials(deepcopy=False)
+        self._issued = sum(trial.state != TrialState.WAITING for trial in trials)
+        self._enqueued = len(trials) > self._issued
+        self._under_way = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
+        self._open_trials: dict[int, _OpenTrial] = {}
+
+    def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
+        """Refuse settings other than those of an earlier driver, and write down those that are new."""
+        # Without `tracking`: the address of a server may hold a password.
+        new: dict[str, Any] = {
+            "full_steps": self.full_steps,
+            "config": self.config.model_dump(mode="json", exclude={"tracking"}),
+        } | {name: dict(each) for name, each in hashes.items()}
+        old = self._study.user_attrs
+        refuse_differences(self.config.name, old, new)
+        for key, value in new.items():
+            if key not in old or old[key] != value:
+                self._study.set_user_attr(key, value)
+
+    def sign(self, host: str, pid: int, since: str, code: Mapping[str, str]) -> None:
+        """Write down who drives the search, for the message to a second driver, and by which code, for reports."""
+        self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
+        self._study.set_user_attr(CODE, dict(code))
+
+    def keep_time(self, spent_s: float) -> None:
+        """Write down for how long all drivers together have trained the search."""
+        self._study.set_user_attr(SPENT, spent_s)
+
+    def belong_to(self, folder: Path, identity: str) -> None:
+        """Tie the study to the folder of its search, with the first driver; the logs and checkpoints are there.
+
+        Raises:
+            InputError: They are those of another search.
+        """
+        known = self._study.user_attrs.get(SEARCH_ID)
+        if known is None and (self.rows() or any(folder.glob("trials/*"))):
+            known = "none"
+        if known is None:
+            self._study.set_user_attr(SEARCH_ID, identity)
+        elif known != identity:
+            raise InputError(
+                f"the study of search {self.config.name!r} and the trials in {folder} are not of one search; give the "
+                "--storage and the --study-url that it was begun with, or another --name"
+            )
+
+    def _lay_out(self) -> None:
+        """Number the trials that need no sampler: the baseline and, for a grid, its points."""
+        search = self.config.search
+        self._baseline = self.space.baseline_spec(0)
+        point = self.space.baseline_point()
+        self._fixed: dict[int, Point] = {} if point is None else {0: point}
+        if search.sampler == "grid":
+            first = 0 if self._baseline is None else 1
+            points = [other for other in self.space.grid() if other != point]
+            self._fixed |= dict(enumerate(points, start=first))
+            total = first + len(points)
+            self.num_trials = total if search.num_trials is None else min(search.num_trials, total)
+        else:
+            assert search.num_trials is not None  # config: only a grid ends by itself
+            self.num_trials = search.num_trials
+
+    def ask(self) -> TrialSpec | None:
+        """Issue the next trial; None when all have been."""
+        if self._issued >= self.num_trials:
+            return None
+        point = self._fixed.get(self._issued)
+        if point is not None and not self._enqueued:
+            self._study.enqueue_trial(dict(point))
+        trial = self._study.ask()
+        self._issued, self._enqueued = trial.number + 1, False
+        self._open_trials[trial.number] = _OpenTrial(trial)
+        self._under_way.add(trial.number)
+        return self._resolve(trial)
+
+    def _resolve(self, trial: optuna.Trial) -> TrialSpec:
+        if trial.number == 0 and self._baseline is not None and 0 not in self._fixed:
+            spec = self._baseline
+        else:
+            others_run = len(self._under_way) > 1
+            self._study.sampler = BranchSampler(self.space, self.config.search, trial.number, others_run=others_run)
+            spec = self.space.spec(trial.number, draw(trial, self.space))
+        return self._store(trial, spec)
+
+    def _store(self, trial: optuna.Trial, spec: TrialSpec) -> TrialSpec:
+        trial.set_user_attr("spec", spec.model_dump(mode="json"))
+        return spec
+
+    def interrupted(self) -> list[int]:
+        """Trials that an earlier driver left under way, in the order of their numbers."""
+        return sorted(self._under_way - self._open_trials.keys())
+
+    def reissue(self, number: int) -> TrialSpec:
+        """Issue a trial that is under way once more: same number and point, attempt + 1.
+
+        A trial whose driver died while its point was drawn has not been issued before, and is so now.
+        """
+        trial = self._open(number).trial
+        stored = trial.user_attrs.get("spec")
+        if stored is None:
+            return self._resolve(trial)
+        spec = TrialSpec.from_json(stored)
+        return self._store(trial, spec.model_copy(update={"attempt": spec.attempt + 1}))
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Keep the objective of a trial at a rung or at the full budget; the first value at a step stands.
+
+        Raises:
+            NotFiniteError: `value` is no finite number.
+            ValueError: `step` is neither a rung nor the full budget.
+        """
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"an objective must be finite, but {self.metric} of trial {number} is {value} at step {step}; "
+                "a trial without a finite objective has diverged"
+            )
+        if not self.is_rung(step) and step != self.full_steps:
+            raise ValueError(f"objectives are recorded at steps {[*self.rungs, self.full_steps]}, but got step {step}")
+        known = self._open(number)
+        if step not in known.values:
+            known.trial.report(value, step)
+            known.values[step] = value
+
+    def judge(self, number: int, step: int, value: float) -> Verdict:
+        """Record an objective and give the verdict on it, as `record` and `verdict` do, in one transaction."""
+        with one_transaction(self._backend):
+            self.record(number, step, value)
+            return self.verdict(number, step)
+
+    def steps_reached(self, number: int) -> int:
+        """The last step at which a trial under way has an objective; 0 before the first."""
+        return max(self._open(number).values, default=0)
+
+    def is_rung(self, step: int) -> bool:
+        """Whether trials wait for a verdict at this step."""
+        return step in self.rungs
+
+    def verdict(self, number: int, step: int) -> Verdict:
+        """Whether a trial goes on after a rung, once its value there is recorded.
+
+        The verdict is written before it is returned, and asked again, the same one is returned. A trial that reached
+        the full budget is never pruned.
+        """
+        known = self._open(number)
+        key = str(step)
+        if not self.is_rung(step):
+            return "continue"
+        if key not in known.verdicts:
+            known.verdicts[key] = "continue" if self._passes(known, step) else "prune"
+            known.trial.set_user_attr("verdicts", known.verdicts)
+        return known.verdicts[key]
+
+    def _passes(self, known: _OpenTrial, step: int) -> bool:
+        judged = f"completed_rung_{self.rungs.index(step)}"
+        if judged not in known.earlier_attrs:
+            return not known.trial.should_prune()
+        # The pruner has recorded the rung, and so would answer no more, but its driver died before the verdict.
+        attrs = [trial.system_attrs for trial in self._study.get_trials(deepcopy=False)]
+        recorded = [float(own[judged]) for own in attrs if judged in own]
+        scheduler = self.config.search.scheduler
+        assert scheduler is not None
+        return is_promoted(known.values[step], recorded, scheduler.reduction_factor, maximize=self.maximize)
+
+    def pruned_at(self, number: int) -> int | None:
+        """Step of a recorded verdict that ends the trial; None if there is none."""
+        verdicts = self._open(number).verdicts
+        return next((int(step) for step, verdict in verdicts.items() if verdict == "prune"), None)
+
+    def set_attribute(self, number: int, key: str, value: Any) -> None:
+        """Keep a JSON value with a trial under way; a trial that has ended takes no more."""
+        self._open(number).trial.set_user_attr(key, value)
+
+    def count_loss(self, number: int) -> int:
+        """Count that a trial lost its workers; how often it may still do so, -1 if this time was once too often.
+
+        Only this counts against `search.max_failures`: the death of a driver does not.
+        """
+        known = self._open(number).trial
+        losses = int(known.user_attrs.get(LOSSES, 0)) + 1
+        known.set_user_attr(LOSSES, losses)
+        return max(-1, self.config.search.max_failures - losses)
+
+    def finish(self, outcome: TrialOutcome, steps: int) -> TrialRow:
+        """End a trial, `steps` optimizer steps after its start.
+
+        Diverged trials are told to the sampler as pruned and infeasible, so that it avoids where they lie; told as
+        failed, it would learn nothing from them.
+
+        Raises:
+            ValueError: The trial is to be COMPLETE, but has no value at the full budget.
+        """
+        known = self._open(outcome.number)
+        value = known.values.get(self.full_steps)
+        if outcome.state is State.COMPLETE and value is None:
+            raise ValueError(
+                f"a complete trial has {self.metric} at step {self.full_steps}, but trial {outcome.number} has none"
+            )
+        complete = outcome.state is State.COMPLETE
+        with one_transaction(self._backend):
+            self._describe_end(known, outcome, steps)
+            told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
+        del self._open_trials[outcome.number]
+        self._under_way.remove(outcome.number)
+        return row_of(told)
+
+    def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
+        attrs: dict[str, Any] = {"stop_reason": outcome.reason, "steps": steps}
+        attrs |= {"seconds": dict(outcome.seconds)} if outcome.seconds else {}
+        attrs |= {"exception": outcome.exception} if outcome.exception else {}
+        for key, value in attrs.items():
+            known.trial.set_user_attr(key, value)
+        if DIVERGED not in known.earlier_attrs:
+            known.trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
+
+    def _open(self, number: int) -> _OpenTrial:
+        """A trial under way, fetched from the study if an earlier driver issued it."""
+        if number not in self._open_trials:
+            frozen = self._study.get_trials(deepcopy=False)[number]
+            self._open_trials[number] = _OpenTrial(
+                optuna.Trial(self._study, frozen._trial_id),  # the one way to reopen a trial
+                values=dict(frozen.intermediate_values),
+                verdicts=dict(frozen.user_attrs.get("verdicts", {})),
+                earlier_attrs=frozenset(frozen.system_attrs) | frozenset(frozen.constraints),
+            )
+        return self._open_trials[number]
+
+
+_TOLD = {
+    State.COMPLETE: TrialState.COMPLETE,
+    State.PRUNED: TrialState.PRUNED,
+    State.DIVERGED: TrialState.PRUNED,
+    State.FAILED: TrialState.FAIL,
+}
+
+
+def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
+    scheduler = config.search.scheduler
+    if scheduler is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=scheduler.grace_period, reduction_factor=scheduler.reduction_factor
+    )

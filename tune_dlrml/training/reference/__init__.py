@@ -1,0 +1,1 @@
+"""Log-probs of the frozen reference: computed once, kept on disk."""

@@ -1,0 +1,342 @@
+"""What a person sees: the progress of a search and its table. Renders for a rich console; prints nothing by itself."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tune_dlrml.evaluation.judges.jury import Grading
+from tune_dlrml.records import Report, State
+from tune_dlrml.search.usage import Taken
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+
+if TYPE_CHECKING:
+    from tune_dlrml.doctor.cost import Bill, Span
+
+STYLE = {
+    State.COMPLETE: "green",
+    State.PRUNED: "dim",
+    State.DIVERGED: "yellow",
+    State.FAILED: "red",
+    State.RUNNING: "cyan",
+}
+_HIDDEN = {
+    *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
+    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256"),
+}
+_HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
+"""Of a parameter that is learnt."""
+
+
+class ProgressView:
+    """Tells of a search while it runs: a line when a trial starts, is evaluated and ends, and a bar on a terminal.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._num_trials = self._full_steps = self._done = self._ended = 0
+        self._began, self._first_end = time.monotonic(), 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._total = self._progress.add_task("trials", total=None)
+        self._tasks: dict[int, TaskID] = {}
+        self._how_told = False
+
+    def __enter__(self) -> "ProgressView":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
+        """The search is open: how many trials it has, how many have ended before, the full budget in steps."""
+        self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
+        self._ended, self._first_end = 0, 0.0
+        self._progress.update(self._total, total=num_trials, completed=done)
+        resumed = f", {done} of them ended before" if done else ""
+        begins = "; starting Ray and the first worker group" if done < num_trials else ""
+        self._say(f"{num_trials} trials of at most {full_steps} steps{resumed}{begins}")
+
+    def on_start(self, spec: TrialSpec) -> None:
+        """A line with the trial's parameters."""
+        again = f" (attempt {spec.attempt + 1})" if spec.attempt else ""
+        self._say(f"trial {spec.number:>3} {spec.branch}{again}: {parameters(spec)}")
+        self._tasks[spec.number] = self._progress.add_task(f"trial {spec.number} steps", total=self._full_steps)
+
+    def on_report(self, spec: TrialSpec, report: Report) -> None:
+        """The bar for every report, a line for an evaluated one."""
+        if spec.number in self._tasks:
+            self._progress.update(self._tasks[spec.number], completed=report.step)
+        if report.step == 0 and not self._how_told:
+            self._how_told = True
+            self._say(how_computed(report.metrics))
+        if report.evaluated and report.step > 0:
+            where = "rung" if report.rung else "step"
+            numbers = report.metrics
+            self._say(
+                f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: accuracy "
+                f"{numbers['eval_accuracy']:.3f} +- {numbers['eval_accuracy_se']:.3f}, margin "
+                f"{numbers['eval_margin']:+.2f} nats, KL {numbers['eval_kl']:.3f}"
+            )
+
+    def on_notice(self, text: str) -> None:
+        """A line with something that a person should know."""
+        self._say(f"[yellow]{escape(text)}[/]")
+
+    def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
+        """A line that a trial starts again, and why."""
+        self._remove_task(spec.number)
+        self.on_notice(f"trial {spec.number} lost its workers and goes on in new ones ({left} more times): {reason}")
+
+    def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
+        """A line with the trial's end and the time left."""
+        self._ended += 1
+        self._remove_task(spec.number)
+        self._progress.update(self._total, completed=self._done + self._ended)
+        end = f"[{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}"
+        self._say(f"trial {spec.number:>3} {end}{self._ahead()}")
+
+    def on_judged(self, number: int, grading: Grading) -> None:
+        """A line for what each judge says."""
+        for score in grading.scores:
+            self._say(f"trial {number:>3} judged: {score_text(score.as_json())}")
+
+    def _remove_task(self, number: int) -> None:
+        task = self._tasks.pop(number, None)
+        if task is not None:
+            self._progress.remove_task(task)
+
+    def _ahead(self) -> str:
+        """What is left; its time is told once two trials have ended, since the first also waits for the group."""
+        now, left = time.monotonic(), self._num_trials - self._done - self._ended
+        self._first_end = self._first_end or now
+        if not left:
+            return ""
+        if self._ended == 1:
+            return f"; {left} to go"
+        return f"; {left} to go, about {duration((now - self._first_end) / (self._ended - 1) * left)}"
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dim]{duration(time.monotonic() - self._began):>6}[/] {text}", highlight=False)
+
+
+def how_computed(facts: Mapping[str, float]) -> str:
+    """How the first trial's group computes, by what it decided or was told; see `Resident.facts`."""
+    prompts = "once for both completions" if facts.get("shared_prompt") else "with each completion"
+    checkpointing = "on" if facts.get("gradient_checkpointing") else "off"
+    need = f" (a batch's activations take {facts['activation_gib']:.2g} GiB)" if "activation_gib" in facts else ""
+    return f"prompts are computed {prompts}, gradient checkpointing is {checkpointing}{need}"
+
+
+def score_text(score: Mapping[str, Any]) -> str:
+    """A judged score with its interval and, always, its judge."""
+    if score["score"] is None:
+        return escape(f"no score by {score['judge']}: {score['missing']}")
+    low, high = score["interval"] or (score["score"], score["score"])
+    unscored = f", {score['unscored']} turns unscored" if score["unscored"] else ""
+    text = f"{score['score']:.2f} ({low:.2f} to {high:.2f}) of 10 on {score['questions']} questions by {score['judge']}"
+    return escape(text + unscored)
+
+
+def judged_table(judged: Mapping[int, Mapping[str, Any]]) -> Table:
+    """The examined trials, ranked by their first judge; intervals that overlap are no ranking."""
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in (
+        "#",
+        "judge",
+        "score",
+        "95 % interval",
+        "turn 1",
+        "turn 2",
+        "above the baseline",
+        "won",
+        "unscored",
+    ):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "judge" else "right")
+    for number, said in judged.items():
+        above = {each["judge"]: each for each in said["differences"]}
+        won = {each["judge"]: each["win_rate_adjusted"] for each in said["pairs"]}
+        for score in said["scores"]:
+            judge = score["judge"]
+            turns = [_or_dash(score["turns"].get(turn)) for turn in ("1", "2")]
+            table.add_row(
+                str(number),
+                escape(judge),
+                _or_dash(score["score"]),
+                _interval(score),
+                *turns,
+                f"{above[judge]['score']:+.2f} ({_interval(above[judge])})" if _has_score(above.get(judge)) else "-",
+                f"{won[judge]:.0%}" if won.get(judge) is not None else "-",
+                str(score["unscored"]),
+            )
+    return table
+
+
+def _has_score(said: Mapping[str, Any] | None) -> bool:
+    return said is not None and said["score"] is not None
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return "-" if score["interval"] is None else "{:.2f} to {:.2f}".format(*score["interval"])
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+def parameters(spec: TrialSpec) -> str:
+    """The settings that tell a trial from the others."""
+    told = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
+    shown = {key: value for key, value in told.items() if not key.endswith(_HIDDEN_ENDS)}
+    return ", ".join(f"{key} {number(value)}" for key, value in shown.items())
+
+
+def number(value: object) -> str:
+    """A value in at most four significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], best: int | None) -> Table:
+    """All trials of a search, the best one marked."""
+    table = Table(header_style="bold", row_styles=["", "on grey7"], pad_edge=False)
+    for heading in ("#", "loss", "parameters", "state", "stop reason"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "#" else "left")
+    for heading in ("accuracy", "margin", "KL", "non-finite", "trapped", "c"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        own = metrics.get(row.number, {})
+        table.add_row(
+            f"{row.number}*" if row.number == best else str(row.number),
+            "" if row.spec is None else row.spec.branch,
+            "" if row.spec is None else parameters(row.spec),
+            f"[{STYLE[row.state]}]{row.state}[/]",
+            escape(row.stop_reason),
+            _accuracy(own),
+            _shown(own, "eval_margin", "+.2f"),
+            _shown(own, "eval_kl", ".3f"),
+            _shown(own, "nonfinite_grad_fraction", ".0%"),
+            _shown(own, "eval_trap_fraction", ".0%"),
+            _shown(own, "c", ".3g"),
+            style="bold" if row.number == best else None,
+        )
+    return table
+
+
+def _accuracy(metrics: Mapping[str, float]) -> str:
+    if "eval_margin_se" not in metrics:
+        return "-"
+    return f"{metrics['eval_accuracy']:.3f} +- {metrics['eval_accuracy_se']:.3f}"
+
+
+def _shown(metrics: Mapping[str, float], name: str, form: str) -> str:
+    return format(metrics[name], form) if name in metrics else "-"
+
+
+def bill_table(bill: "Bill") -> Table:
+    """What a search will take, item by item, each as it was measured and as it adds up."""
+    one = bill.measured
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("", "one takes", "how many", "together"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    median, least, most = bill.step_s
+    step = f"{short_time(median)} ({short_time(least)} to {short_time(most)})"
+    saved = f"{short_time(one.checkpoint_s)}, {size(one.checkpoint_bytes)}"
+    per_token = f"{short_time(1000 * one.reference_s_per_token)} per 1,000 tokens"
+    table.add_row("loading", short_time(one.load_s), "each worker group", "")
+    table.add_row("reference pass", per_token, f"{bill.reference_tokens:,} tokens", duration(bill.reference_s))
+    for name, each, count, total in (
+        ("optimizer steps", step, bill.optimizer_steps, bill.training_s),
+        ("held-out evaluations", short_time(one.evaluation_s), bill.evaluations, bill.evaluations_s),
+        ("checkpoints", saved, bill.checkpoints, bill.checkpoints_s),
+    ):
+        table.add_row(name, each, _count(count), duration(total.mean))
+    table.add_row(
+        "beside them, each trial", short_time(one.trial_s), str(bill.trials), duration(bill.trials * one.trial_s)
+    )
+    return table
+
+
+def bill_lines(bill: "Bill") -> list[str]:
+    """What a search will take in all."""
+    measured, wall = bill.measured, bill.wall_s
+    rungs = f"rungs at {', '.join(map(str, bill.rungs))}" if bill.rungs else "none is stopped early"
+    takes = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
+    takes += f"; {duration(bill.most_wall_s)} if no trial is stopped early)" if bill.rungs else ")"
+    rates = ", ".join(f"{rate / 1e12:.2g} TFLOP/s in {dtype}" for dtype, rate in measured.matrix_rates.items())
+    hours, unit = (bill.gpu_hours, "GPU-hours") if bill.gpu_hours.mean else (bill.cpu_hours, "CPU-hours")
+    memory = f"{size(bill.memory_bytes)} of memory"
+    memory += f" and {size(bill.gpu_memory_bytes)} of GPU memory" if bill.gpu_memory_bytes else ""
+    lines = [
+        f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {bill.trials} trials of "
+        f"at most {bill.full_steps} steps, {rungs}",
+        f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
+        f"{_millions(bill.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(bill.disk_bytes)} of "
+        "checkpoints",
+    ]
+    if bill.confirmation is not None:
+        after = bill.confirmation
+        hours = after.gpu_hours if unit == "GPU-hours" else after.cpu_hours
+        lines.append(
+            f"search.confirm will then train {after.trials} times {after.full_steps} steps, or fewer: about "
+            f"{duration(after.wall_s.mean)}, {number(hours.mean)} {unit}"
+        )
+    return lines
+
+
+def taken_line(taken: Taken) -> str:
+    """What a search has taken so far."""
+    hours = f"{number(taken.gpu_hours)} GPU-hours" if taken.gpu_hours else f"{number(taken.cpu_hours)} CPU-hours"
+    text = (
+        f"taken: {duration(taken.trial_s)} of trials, {hours}, {taken.optimizer_steps:,} optimizer steps, "
+        f"{_millions(taken.trained_tokens)} tokens trained"
+    )
+    if taken.reference_tokens is not None:
+        text += f", {_millions(taken.reference_tokens)} run through the reference"
+    if taken.reference_tokens_saved:
+        text += f" and {_millions(taken.reference_tokens_saved)} saved there"
+    shares = [f"{share:.0%} {part}" for part, share in taken.shares.items() if share >= 0.005]
+    return text + (f"; {', '.join(shares)}" if shares else "")
+
+
+def short_time(seconds: float) -> str:
+    """Seconds as a person says them, also where they are few."""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _count(span: "Span") -> str:
+    return f"{span.mean:,.0f} ({span.low:,.0f} to {span.high:,.0f})" if span.low < span.high else f"{span.mean:,.0f}"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count:,.0f}"
