@@ -109,7 +109,7 @@ def test_doctor_draws_the_box_of_each_loss(told, tmp_path):
     space = space_of(tmp_path, [{"name": "dlrml", **box}, {"name": "dpo"}])
     code, out, _ = told("doctor", space, "--json")
     document = json.loads(out)
-    boxes = {box["branch"]: box for box in document["boxes"]}
+    boxes = {box["branch"]: box for box in document["loss_boxes"]}
     assert code == 0
     assert boxes["dlrml"]["uphill"] == pytest.approx(0.86, abs=0.005)
     assert boxes["dpo"]["uphill"] == boxes["dpo"]["trapped"] == 0

@@ -12,7 +12,7 @@ import toy
 import toy_training
 
 from tune_dlrml.cli import doctor as command
-from tune_dlrml.cli.main import BILL_KEYS, main
+from tune_dlrml.cli.main import COST_KEYS, main
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.doctor.measure import measure_search, refuse_other_machine, timed_trial
@@ -74,14 +74,14 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
 
     monkeypatch.setattr(Resident, "load", keep)
     threads = torch.get_num_threads()
-    bill = measure_search(config, SearchPlace(tmp_path / "runs"), steps=3)
-    assert len(bill.measured.step_s) == 2
-    assert all(seconds > 0 for seconds in (*bill.measured.step_s, bill.measured.load_s, bill.measured.evaluation_s))
-    assert bill.measured.train_pairs == 40
-    assert all(1e8 < bill.measured.matrix_rates[dtype] < 1e16 for dtype in ("float32", "bfloat16"))
-    assert bill.measured.checkpoint_bytes > 0 and bill.measured.memory_bytes > 0
-    assert bill.rungs == (4, 8) and bill.trials == 6
-    assert 6 * 4 <= bill.optimizer_steps.low <= bill.optimizer_steps.high <= 6 * 16 == bill.most_optimizer_steps
+    cost = measure_search(config, SearchPlace(tmp_path / "runs"), steps=3)
+    assert len(cost.measured.step_s) == 2
+    assert all(seconds > 0 for seconds in (*cost.measured.step_s, cost.measured.load_s, cost.measured.evaluation_s))
+    assert cost.measured.train_pairs == 40
+    assert all(1e8 < cost.measured.matrix_rates[dtype] < 1e16 for dtype in ("float32", "bfloat16"))
+    assert cost.measured.checkpoint_bytes > 0 and cost.measured.memory_bytes > 0
+    assert cost.rungs == (4, 8) and cost.trials == 6
+    assert 6 * 4 <= cost.optimizer_steps.low <= cost.optimizer_steps.high <= 6 * 16 == cost.most_optimizer_steps
     assert not (tmp_path / "runs").exists() and not list(temporary.iterdir())
     assert torch.get_num_threads() == threads
     untouched = load(config.model, toy_training.pairs(config.model, 4, 4), config.training).model.state_dict()
@@ -93,9 +93,9 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
 def test_the_bill_is_in_the_document_beside_the_findings(doctor: Callable[..., tuple[int, Document]]) -> None:
     code, told = doctor("--measure", "--measure-steps", "2")
     assert code == 0
-    assert told["bill"].keys() >= {"wall_s", "cpu_hours", "gpu_hours", "memory_bytes", "reference_s", "disk_bytes"}
-    assert told["bill"]["wall_s"]["low"] <= told["bill"]["wall_s"]["mean"] <= told["bill"]["wall_s"]["high"]
-    assert set(told["bill"]) | set(told["bill"]["measured"]) <= set(BILL_KEYS.replace(",", " ").split())
+    assert told["cost"].keys() >= {"wall_s", "cpu_hours", "gpu_hours", "memory_bytes", "reference_s", "disk_bytes"}
+    assert told["cost"]["wall_s"]["low"] <= told["cost"]["wall_s"]["mean"] <= told["cost"]["wall_s"]["high"]
+    assert set(told["cost"]) | set(told["cost"]["measured"]) <= set(COST_KEYS.replace(",", " ").split())
     assert {finding["level"] for finding in told["findings"]} <= {"ok", "warning"}
 
 
@@ -104,7 +104,7 @@ def test_without_the_option_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr(Resident, "load", lambda *_: pytest.fail("a model was loaded"))
     code, told = doctor()
-    assert code == 0 and "bill" not in told
+    assert code == 0 and "cost" not in told
 
 
 def test_an_error_among_the_findings_keeps_it_from_measuring(
@@ -112,7 +112,7 @@ def test_an_error_among_the_findings_keeps_it_from_measuring(
 ) -> None:
     monkeypatch.setattr(Resident, "load", lambda *_: pytest.fail("a model was loaded"))
     code, told = doctor("--measure", "--set", "resources.cpus_per_worker=4096")
-    assert code == 2 and told["bill"] is None
+    assert code == 2 and told["cost"] is None
 
 
 def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
@@ -123,7 +123,7 @@ def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
     monkeypatch.setattr(command, "_findings", lambda *_: iter(()))
     code, told = doctor("--measure", "--set", "resources.gpus_per_worker=1")
     (finding,) = [each for each in told["findings"] if each["level"] == "error"]
-    assert code == 2 and told["bill"] is None
+    assert code == 2 and told["cost"] is None
     for words in ("resources.gpus_per_worker", "1 GPUs", "0 here", "doctor --measure", "job"):
         assert words in finding["text"]
 

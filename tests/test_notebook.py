@@ -61,17 +61,7 @@ def test_a_search_that_is_not_there_is_said_to_be_so(search, tmp_path):
 
 def test_a_mistake_in_a_mapping_is_told_as_in_a_file(tmp_path):
     with pytest.raises(InputError, match="learning_rat"):
-        tune_dlrml.search({"name": "x", "model": "m", "training": {"learning_rat": 1}}, storage=tmp_path)
-
-
-def test_the_package_of_the_search_can_be_called_and_still_be_imported_from():
-    import pickle
-
-    from tune_dlrml.search.result import SearchPlace
-
-    assert callable(tune_dlrml.search) and tune_dlrml.search.result.SearchPlace is SearchPlace
-    assert pickle.loads(pickle.dumps(tune_dlrml.search)) is tune_dlrml.search
-    assert not hasattr(tune_dlrml, "surch")
+        tune_dlrml.run_search({"name": "x", "model": "m", "training": {"learning_rat": 1}}, storage=tmp_path)
 
 
 def test_losses_are_listed_built_and_looked_at_by_name():
@@ -88,7 +78,7 @@ PROGRAM = """
 import json, sys
 import tune_dlrml
 if __name__ == "__main__":
-    found = tune_dlrml.search(json.loads(sys.argv[1]), storage="runs")
+    found = tune_dlrml.run_search(json.loads(sys.argv[1]), storage="runs")
     confirmed = found.confirmed
     print("@", json.dumps([list(found.trials["state"]), found.best, confirmed and confirmed.as_json()]))
 """

@@ -114,7 +114,7 @@ class Search:
         return {name: drawing.figure for name, drawing in drawings.items() if drawing.figure is not None}
 
 
-def search(
+def run_search(
     config: Config,
     *,
     storage: str | Path = STORAGE,
@@ -137,18 +137,18 @@ def search(
         InputError: The input is at fault: what, and what is allowed.
         StorageError: A disk or the study's database does not take what the search writes.
     """
-    from tune_dlrml.search.driver import run_search
+    from tune_dlrml.search import driver
     from tune_dlrml.search.preparation import prepare
 
     reach_directly()
     place, resolved = SearchPlace(Path(storage), ray_address, study_url).of(_config(config))
     prepared = prepare(resolved, place, judge_key)
     if view is not None:
-        return Search(run_search(prepared, view), place)
+        return Search(driver.run_search(prepared, view), place)
     with ProgressView(reading_console()) as lines:
         for note in prepared.notes:
             lines.on_notice(note)
-        return Search(run_search(prepared, lines), place)
+        return Search(driver.run_search(prepared, lines), place)
 
 
 def load(name: str, *, storage: str | Path = STORAGE, study_url: str | None = None) -> Search:

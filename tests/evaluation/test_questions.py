@@ -15,8 +15,8 @@ import pytest
 from tune_dlrml import builtin
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.json_lines import LINE_LIMIT, LINES_LIMIT
-from tune_dlrml.evaluation.mt_bench.questions import is_guided, load_questions
 from tune_dlrml.evaluation.mt_bench import questions as module
+from tune_dlrml.evaluation.mt_bench.questions import is_guided, load_questions
 from tune_dlrml.evaluation.records import Question
 
 FASTCHAT = Path(__file__).parents[3] / "shared" / "data" / "mt_bench"

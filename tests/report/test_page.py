@@ -202,11 +202,11 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
 
 def test_judged_scores_stand_beside_the_ranking(make_search, nothing_drawn):
     search = make_search(LOSSES, num_trials=2, scheduler=None).run(lambda _: Fate())
-    (search.folder / "ranking.json").write_text(json.dumps({"examination": "abc", "judges": ["openai:x<y"]}))
+    (search.folder / "ranking.json").write_text(json.dumps({"questionnaire": "abc", "judges": ["openai:x<y"]}))
     for number, score in enumerate((4.0, 6.5)):
         own = {"judge": "openai:x<y", "score": score, "interval": [score - 0.5, score + 0.5]}
         above = {"judge": "openai:x<y", "score": 2.5, "interval": [2.0, 3.0]}
-        judged = {"examination": "abc", "scores": [own], "differences": [above] * number, "pairs": []}
+        judged = {"questionnaire": "abc", "scores": [own], "differences": [above] * number, "pairs": []}
         (search.folder / "trials" / str(number) / "judged.json").write_text(json.dumps(judged))
     files, _ = written(search)
     text = files.page.read_text(encoding="utf-8")

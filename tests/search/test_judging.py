@@ -12,7 +12,7 @@ from tune_dlrml.errors import JudgeEndedError
 from tune_dlrml.evaluation.judges import prompts as judge_prompts
 from tune_dlrml.evaluation.judges.jury import Grading, Jury, _metric_name
 from tune_dlrml.evaluation.judges.replies import ReplyCache
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judgement, Question
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
@@ -43,8 +43,8 @@ class Judge:
 
 
 @pytest.fixture
-def examination() -> Examination:
-    return Examination(QUESTIONS, max_new_tokens=8, batch_size=1, seed=0)
+def questionnaire() -> Questionnaire:
+    return Questionnaire(QUESTIONS, max_new_tokens=8, batch_size=1, seed=0)
 
 
 @pytest.fixture
@@ -68,21 +68,23 @@ def events(tmp_path) -> EventLog:
     return EventLog(tmp_path / "search")
 
 
-def answered(events: EventLog, examination: Examination, number: int, digit: int) -> None:
+def answered(events: EventLog, questionnaire: Questionnaire, number: int, digit: int) -> None:
     folder = events.path(number).parent
     folder.mkdir(parents=True, exist_ok=True)
     given = [Answers(question.id, (f"answer {digit}", f"answer {digit}")) for question in QUESTIONS]
-    examination.keep(folder, [given])
+    questionnaire.keep(folder, [given])
 
 
-def judging(events: EventLog, examination: Examination, jury: Jury, **options: Any) -> tuple[Judging, dict[str, list]]:
+def judging(
+    events: EventLog, questionnaire: Questionnaire, jury: Jury, **options: Any
+) -> tuple[Judging, dict[str, list]]:
     told: dict[str, list] = {"judged": [], "notices": []}
 
     def on_judged(number: int, grading: Grading) -> None:
         told["judged"].append(number)
 
     made = Judging(
-        examination, jury, events, on_judged=on_judged, on_notice=told["notices"].append, **{"baseline": 0, **options}
+        questionnaire, jury, events, on_judged=on_judged, on_notice=told["notices"].append, **{"baseline": 0, **options}
     )
     return made, told
 
@@ -98,10 +100,10 @@ def submit_all(made: Judging, numbers: list[int]) -> Any:
     return made.finish()
 
 
-def test_a_trial_is_judged_once_and_its_event_says_what_it_came_to(events, examination, jury_of, judge):
-    answered(events, examination, 0, 7)
+def test_a_trial_is_judged_once_and_its_event_says_what_it_came_to(events, questionnaire, jury_of, judge):
+    answered(events, questionnaire, 0, 7)
     for expected in ([0], []):
-        made, told = judging(events, examination, jury_of())
+        made, told = judging(events, questionnaire, jury_of())
         assert submit_all(made, [0, 0]) is None
         assert told["judged"] == expected
     (event,) = judged_events(events, 0)
@@ -111,29 +113,29 @@ def test_a_trial_is_judged_once_and_its_event_says_what_it_came_to(events, exami
     assert all((events.path(0).parent / name).exists() for name in event["artifacts"])
 
 
-def test_a_trial_without_answers_is_passed_over(events, examination, jury_of):
+def test_a_trial_without_answers_is_passed_over(events, questionnaire, jury_of):
     events.path(3).parent.mkdir(parents=True)
-    made, told = judging(events, examination, jury_of())
+    made, told = judging(events, questionnaire, jury_of())
     assert submit_all(made, [3]) is None
     assert told == {"judged": [], "notices": []}
 
 
-def test_other_judge_prompts_judge_anew(events, examination, jury_of, judge):
-    answered(events, examination, 0, 7)
-    submit_all(judging(events, examination, jury_of())[0], [0])
+def test_other_judge_prompts_judge_anew(events, questionnaire, jury_of, judge):
+    answered(events, questionnaire, 0, 7)
+    submit_all(judging(events, questionnaire, jury_of())[0], [0])
     prompts = judge_prompts.load_judge_prompts()
     other = {name: judge_prompts.JudgePrompt(name, "Be strict.", prompt.template) for name, prompt in prompts.items()}
-    made, told = judging(events, examination, jury_of(prompts=other))
+    made, told = judging(events, questionnaire, jury_of(prompts=other))
     assert submit_all(made, [0]) is None
     assert told["judged"] == [0] and len(judge.asked) == 8
 
 
-def test_a_baseline_that_ends_later_is_compared_with_once_it_is_there(events, examination, jury_of):
-    answered(events, examination, 1, 8)
+def test_a_baseline_that_ends_later_is_compared_with_once_it_is_there(events, questionnaire, jury_of):
+    answered(events, questionnaire, 1, 8)
     jury = jury_of(pairwise=True)
-    submit_all(judging(events, examination, jury)[0], [1])
-    answered(events, examination, 0, 5)
-    made, told = judging(events, examination, jury_of(pairwise=True))
+    submit_all(judging(events, questionnaire, jury)[0], [1])
+    answered(events, questionnaire, 0, 5)
+    made, told = judging(events, questionnaire, jury_of(pairwise=True))
     assert submit_all(made, [0, 1]) is None
     assert told["judged"] == [0, 1]
     said = json.loads((events.path(1).parent / JUDGED).read_text())
@@ -141,43 +143,43 @@ def test_a_baseline_that_ends_later_is_compared_with_once_it_is_there(events, ex
     assert said["pairs"][0]["ties"] == 4  # a judge that always prefers what is shown first decides nothing
 
 
-def test_a_judge_that_is_away_is_asked_again_with_the_next_trial_and_at_the_end(events, examination, jury_of, judge):
+def test_a_judge_that_is_away_is_asked_again_with_the_next_trial_and_at_the_end(events, questionnaire, jury_of, judge):
     for number in (0, 1):
-        answered(events, examination, number, 6)
+        answered(events, questionnaire, number, 6)
     judge.away = True
-    made, told = judging(events, examination, jury_of())
+    made, told = judging(events, questionnaire, jury_of())
     assert isinstance(submit_all(made, [0, 1]), JudgeEndedError)
     assert told["judged"] == []
     assert told["notices"] == ["judging waits, training goes on: openai:digits is away"]
     judge.away = False
-    made, told = judging(events, examination, jury_of())
+    made, told = judging(events, questionnaire, jury_of())
     assert submit_all(made, [0, 1]) is None
     assert told["judged"] == [0, 1]
 
 
-def test_a_driver_that_died_behind_the_event_leaves_no_second_one(events, examination, jury_of):
-    answered(events, examination, 0, 7)
-    submit_all(judging(events, examination, jury_of())[0], [0])
+def test_a_driver_that_died_behind_the_event_leaves_no_second_one(events, questionnaire, jury_of):
+    answered(events, questionnaire, 0, 7)
+    submit_all(judging(events, questionnaire, jury_of())[0], [0])
     (events.path(0).parent / JUDGED).unlink()
-    made, told = judging(events, examination, jury_of())
+    made, told = judging(events, questionnaire, jury_of())
     assert submit_all(made, [0]) is None
     assert told["judged"] == [0] and len(judged_events(events, 0)) == 1
 
 
-def test_trials_are_ranked_by_the_first_judge_among_those_that_were_asked_the_same(events, examination, jury_of):
+def test_trials_are_ranked_by_the_first_judge_among_those_that_were_asked_the_same(events, questionnaire, jury_of):
     for number, digit in ((0, 3), (1, 9), (2, 6)):
-        answered(events, examination, number, digit)
-    submit_all(judging(events, examination, jury_of())[0], [0, 1, 2])
-    other = Examination(QUESTIONS[:1], max_new_tokens=8, batch_size=1, seed=0)
+        answered(events, questionnaire, number, digit)
+    submit_all(judging(events, questionnaire, jury_of())[0], [0, 1, 2])
+    other = Questionnaire(QUESTIONS[:1], max_new_tokens=8, batch_size=1, seed=0)
     answered(events, other, 4, 9)
     submit_all(judging(events, other, jury_of())[0], [4])
-    ranking = {"examination": examination.fingerprint, "judges": ["openai:digits"]}
+    ranking = {"questionnaire": questionnaire.fingerprint, "judges": ["openai:digits"]}
     (events.folder / RANKING).write_text(json.dumps(ranking))
     assert list(read_judged(events, [0, 1, 2, 3, 4])) == [1, 2, 0]
 
 
 @pytest.fixture
-def evaluation_of(events, examination, jury_of, judge):
+def evaluation_of(events, questionnaire, jury_of, judge):
     """The evaluation of a search of three complete trials, of which number 2 is the best."""
 
     def made(when: str) -> Evaluation:
@@ -185,7 +187,7 @@ def evaluation_of(events, examination, jury_of, judge):
         rows = [SimpleNamespace(number=n, state=State.COMPLETE, value=float(n), steps=8, attrs={}) for n in range(3)]
         prepared = SimpleNamespace(
             config=SimpleNamespace(evaluation=config, search=SimpleNamespace(baseline=object())),
-            examination=examination,
+            questionnaire=questionnaire,
             jury=jury_of(),
         )
         return Evaluation(prepared, SimpleNamespace(rows=lambda: rows, maximize=True), events)
@@ -193,17 +195,17 @@ def evaluation_of(events, examination, jury_of, judge):
     return made
 
 
-def test_the_best_and_the_baseline_are_examined_at_the_end(evaluation_of, events, examination):
+def test_the_best_and_the_baseline_are_examined_at_the_end(evaluation_of, events, questionnaire):
     evaluation = evaluation_of("best")
     assert [row.number for row in evaluation.unanswered()] == [2, 0]
-    answered(events, examination, 2, 9)
+    answered(events, questionnaire, 2, 9)
     assert [row.number for row in evaluation.unanswered()] == [0]
 
 
 @pytest.mark.parametrize("when", ["best", "final_rung"])
-def test_answers_that_an_earlier_driver_left_are_judged(evaluation_of, events, examination, judge, when):
+def test_answers_that_an_earlier_driver_left_are_judged(evaluation_of, events, questionnaire, judge, when):
     for number in range(3):
-        answered(events, examination, number, 5 + number)
+        answered(events, questionnaire, number, 5 + number)
     evaluation = evaluation_of(when)
     assert evaluation.left()
     judge.away = True
@@ -217,15 +219,15 @@ def test_answers_that_an_earlier_driver_left_are_judged(evaluation_of, events, e
     assert list(read_judged(events, [0, 1, 2])) == ([2, 0] if when == "best" else [2, 1, 0])
 
 
-def test_what_is_asked_when_the_search_ends_is_kept_and_nothing_more_is_asked(events, examination, jury_of, judge):
-    answered(events, examination, 0, 5)
+def test_what_is_asked_when_the_search_ends_is_kept_and_nothing_more_is_asked(events, questionnaire, jury_of, judge):
+    answered(events, questionnaire, 0, 5)
     jury = jury_of()
     judge.when_asked = jury.stop
-    made, told = judging(events, examination, jury)
+    made, told = judging(events, questionnaire, jury)
     assert "was stopped" in str(submit_all(made, [0]))
     assert (len(judge.asked), told["judged"]) == (1, [])
     judge.when_asked = lambda: None
-    made, told = judging(events, examination, jury_of())
+    made, told = judging(events, questionnaire, jury_of())
     assert submit_all(made, [0]) is None
     assert (len(judge.asked), told["judged"]) == (4, [0])
 

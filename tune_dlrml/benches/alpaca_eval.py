@@ -34,7 +34,7 @@ from tune_dlrml.evaluation.judges.jury import judge_endpoint
 from tune_dlrml.evaluation.judges.local import LocalJudge
 from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.evaluation.judges.resigning import Resigning
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Judge, Judgement
 from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 
@@ -95,7 +95,7 @@ def compared(
     with _comparer(config, key) as judge:
         theirs = read_outputs(baseline)[: config.limit]
         out.mkdir(parents=True, exist_ok=True)
-        asked = Examination(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)
+        asked = Questionnaire(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)
         answered = answers_of(subject, asked, out)
         ours = [
             Output(instruction=their.instruction, output=given.turns[0], generator=subject.name)

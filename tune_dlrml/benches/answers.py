@@ -1,4 +1,4 @@
-"""A model's answers to an examination, and the files that keep them so that none is made or paid for twice."""
+"""A model's answers to an questionnaire, and the files that keep them so that none is made or paid for twice."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from tune_dlrml.benches.subject import Loaded, Served, Subject
 from tune_dlrml.errors import StorageError
 from tune_dlrml.evaluation.endpoint.client import Endpoint
 from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Answers
 
 
@@ -36,7 +36,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def answers_of(subject: Subject, examination: Examination, folder: Path) -> Answered:
+def answers_of(subject: Subject, questionnaire: Questionnaire, folder: Path) -> Answered:
     """A model's answers, made as far as the folder does not hold them.
 
     They are in `answers-<fingerprint>.jsonl`, in FastChat's format; other weights, questions, lengths and seeds have
@@ -48,14 +48,14 @@ def answers_of(subject: Subject, examination: Examination, folder: Path) -> Answ
         JudgeEndedError: The endpoint may not be asked any more, or is away.
         StorageError: A reply cannot be kept.
     """
-    made_from = fingerprint(subject.identity(), examination.fingerprint)
+    made_from = fingerprint(subject.identity(), questionnaire.fingerprint)
     path = folder / f"answers-{made_from}.jsonl"
     if isinstance(subject, Served):
-        answered = _served(subject, examination, folder / f"replies-{made_from}.jsonl")
+        answered = _served(subject, questionnaire, folder / f"replies-{made_from}.jsonl")
     elif path.exists():
         return Answered(read_answers(path))
     else:
-        answered = _loaded(subject, examination)
+        answered = _loaded(subject, questionnaire)
     write_answers(path, answered.answers, subject.name)
     return answered
 
@@ -96,25 +96,25 @@ class KeptTexts(UserDict[str, str]):
             self.data[key] = text
 
 
-def _served(subject: Served, examination: Examination, replies: Path) -> Answered:
+def _served(subject: Served, questionnaire: Questionnaire, replies: Path) -> Answered:
     from tune_dlrml.evaluation.engines.generate import EndpointEngine
 
-    settings = replace(subject.settings, concurrency=examination.batch_size)
+    settings = replace(subject.settings, concurrency=questionnaire.batch_size)
     with closing(Endpoint(settings)) as endpoint:
         engine = EndpointEngine(
             endpoint,
-            max_new_tokens=examination.max_new_tokens,
-            concurrency=examination.batch_size,
+            max_new_tokens=questionnaire.max_new_tokens,
+            concurrency=questionnaire.batch_size,
             name=subject.name,
             kept=KeptTexts(replies),
         )
-        answers = answer(examination.questions, engine, seed=examination.seed)
+        answers = answer(questionnaire.questions, engine, seed=questionnaire.seed)
     return Answered(answers, engine.unanswered)
 
 
-def _loaded(subject: Loaded, examination: Examination) -> Answered:
-    engine = subject.engine(max_new_tokens=examination.max_new_tokens, batch_size=examination.batch_size)
-    return Answered(answer(examination.questions, engine, seed=examination.seed))
+def _loaded(subject: Loaded, questionnaire: Questionnaire) -> Answered:
+    engine = subject.engine(max_new_tokens=questionnaire.max_new_tokens, batch_size=questionnaire.batch_size)
+    return Answered(answer(questionnaire.questions, engine, seed=questionnaire.seed))
 
 
 def _key_and_text(line: bytes) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from tune_dlrml.benches.answers import answers_of
 from tune_dlrml.benches.subject import Subject
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.evaluation.judges.jury import Grading, Jury
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.mt_bench.radar import radar
 from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.system.files import replace_file
@@ -52,13 +52,13 @@ def mt_bench(
         # Also at an interrupt: without it the process would stay for as long as requests are under way.
         stack.callback(jury.close)
         stack.callback(jury.stop)
-        examination = Examination.of(config)
+        questionnaire = Questionnaire.of(config)
         out.mkdir(parents=True, exist_ok=True)
-        answered = answers_of(subject, examination, out)
-        grading = jury.grade(examination.questions, answered.answers, on_judgement=on_judgement)
+        answered = answers_of(subject, questionnaire, out)
+        grading = jury.grade(questionnaire.questions, answered.answers, on_judgement=on_judgement)
     lines = "".join(json.dumps(judgement.as_json()) + "\n" for judgement in grading.ratings)
     replace_file(out / "judgements.jsonl", lines)
-    replace_file(out / "mt_bench.json", json.dumps(grading.table(examination.questions, answered.answers)))
+    replace_file(out / "mt_bench.json", json.dumps(grading.table(questionnaire.questions, answered.answers)))
     for index, score in enumerate(grading.scores):
         radar({subject.name: score.categories}, judge=score.judge).savefig(out / f"mt_bench_{index}.png")
     return _document(subject.name, grading, answered.unanswered)

@@ -18,11 +18,11 @@ Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and
 MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
 BAR = 12
 """Characters of a bar that is full."""
-BILL_KEYS = """
+COST_KEYS = """
 The JSON document has `findings` and, for each loss that could be looked at, in
-`boxes` the shares of its box that start uphill, have a trap or an unbounded
+`loss_boxes` the shares of its box that start uphill, have a trap or an unbounded
 slope, overflow as published, or are not finite as the search computes them.
-With --measure the JSON document has a `bill`, null if nothing was measured:
+With --measure the JSON document has a `cost`, null if nothing was measured:
 
 \b
 trials, full_steps, rungs        of the search
@@ -72,11 +72,11 @@ def doctor(
     for finding in itertools.chain([Finding("config", "ok", str(space))], _findings(config, study_url)):
         found.append(finding)
         _print_finding(out, finding)
-    _print_boxes(out, [finding.box for finding in found if finding.box is not None])
-    bill = None
+    _print_loss_boxes(out, [finding.loss_box for finding in found if finding.loss_box is not None])
+    cost = None
     if measure and all(finding.level != "error" for finding in found):
         try:
-            bill = _measure(out, config, study_url, measure_steps)
+            cost = _measure(out, config, study_url, measure_steps)
         except InputError as error:
             found.append(Finding("measure", "error", str(error)))
             _print_finding(out, found[-1])
@@ -84,8 +84,8 @@ def doctor(
         out.print("nothing was measured: the errors come first", highlight=False)
     if as_json:
         findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
-        boxes = {"boxes": [finding.box.as_json() for finding in found if finding.box is not None]}
-        print_json(findings | boxes | ({"bill": bill} if measure else {}))
+        loss_boxes = {"loss_boxes": [finding.loss_box.as_json() for finding in found if finding.loss_box is not None]}
+        print_json(findings | loss_boxes | ({"cost": cost} if measure else {}))
     raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
 
 
@@ -95,43 +95,43 @@ def _print_finding(out: Console, finding: Any) -> None:
     out.print(text, highlight=False, soft_wrap=True)
 
 
-def _print_boxes(out: Console, boxes: list[Any]) -> None:
-    """The search box of each loss as bars: how much of it nobody wants."""
+def _print_loss_boxes(out: Console, loss_boxes: list[Any]) -> None:
+    """The search box of each loss as bars: which share of it has a bad shape."""
     from rich.bar import Bar
     from rich.table import Table
 
     from tune_dlrml.doctor.loss_box import percent
 
-    if not boxes:
+    if not loss_boxes:
         return
     shares = {"starts uphill": "uphill", "has a trap": "trapped", "unbounded slope": "unbounded"}
-    last = f"overflows as published, +-{boxes[0].limit:g} nats"
+    last = f"overflows as published, +-{loss_boxes[0].limit:g} nats"
     table = Table("share of the box", *shares, last, header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for box in boxes:
+    for loss_box in loss_boxes:
         cells = [Table.grid(padding=(0, 1, 0, 0)) for _ in (*shares, last)]
         for cell, key in zip(cells, (*shares.values(), "overflowing"), strict=True):
-            share = getattr(box, key)
+            share = getattr(loss_box, key)
             cell.add_column(width=BAR)
             cell.add_row(Bar(1.0, 0, share, width=BAR, color="yellow", bgcolor="default"), percent(share))
-        table.add_row(box.branch, *cells)
+        table.add_row(loss_box.branch, *cells)
     out.print()
     out.print(table)
 
 
 def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
-    """The bill of a search as JSON, shown as well."""
+    """The estimated cost of a search as JSON, shown as well."""
     from tune_dlrml.doctor.measure import measure_search, notes
     from tune_dlrml.search.result import SearchPlace
-    from tune_dlrml.views.search import bill_lines, bill_table
+    from tune_dlrml.views.search import cost_lines, cost_table
 
     place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     out.print(f"training {steps} steps of the baseline", highlight=False)
-    bill = measure_search(config, place, steps=steps)
-    left_out = notes(bill, config)
-    out.print(bill_table(bill))
-    for line in [*bill_lines(bill), *left_out]:
+    cost = measure_search(config, place, steps=steps)
+    left_out = notes(cost, config)
+    out.print(cost_table(cost))
+    for line in [*cost_lines(cost), *left_out]:
         out.print(escape(line), highlight=False, soft_wrap=True)
-    return bill.as_json() | {"left_out": left_out}
+    return cost.as_json() | {"left_out": left_out}
 
 
 def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:

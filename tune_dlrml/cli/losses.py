@@ -10,7 +10,7 @@ from tune_dlrml.cli.options import AsJson, Settings, console, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tune_dlrml.losses.profile import Portrait, Sides
+    from tune_dlrml.losses.profile import Profile, Sides
 
 losses_app = typer.Typer(help="The preference losses that a search can explore.", invoke_without_command=True)
 SHOW_KEYS = """
@@ -78,9 +78,9 @@ def show(
     from tune_dlrml.system.imports import importing
 
     with importing():
-        from tune_dlrml.losses.profile import portrait
+        from tune_dlrml.losses.profile import profile
 
-    seen = portrait(config)
+    seen = profile(config)
     picture = out if out is not None or as_json else Path(f"{name}.png")
     if picture is not None:
         from tune_dlrml.report.loss_picture import write_picture
@@ -94,7 +94,7 @@ def show(
     reader.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(seen: "Portrait") -> "Table":
+def _table(seen: "Profile") -> "Table":
     """What the picture cannot say in numbers."""
     from rich.table import Table
 
@@ -128,7 +128,7 @@ def _table(seen: "Portrait") -> "Table":
     return table
 
 
-def _start(seen: "Portrait") -> str:
+def _start(seen: "Profile") -> str:
     value = f"loss {seen.geometry.value_at_zero:.4f} nats"
     if seen.geometry.starts == "wrong":
         return f"{value}; starts wrong: the slope is positive, so the first steps lower the margin"

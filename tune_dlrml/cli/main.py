@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tune_dlrml.cli.doctor import BILL_KEYS, doctor
+from tune_dlrml.cli.doctor import COST_KEYS, doctor
 from tune_dlrml.cli.evaluate import evaluate
 from tune_dlrml.cli.export import export
 from tune_dlrml.cli.losses import losses_app
@@ -50,15 +50,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(losses_app, name="losses")
-app.command(epilog=BILL_KEYS)(doctor)
+app.command(epilog=COST_KEYS)(doctor)
 app.command()(evaluate)
 app.command()(export)
 app.command()(report)
 
 Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]
-TAKEN_KEYS = """
-The JSON document has `taken`:
+USAGE_KEYS = """
+The JSON document has `usage`:
 
 \b
 trial_s                          time in which worker groups had trials, summed
@@ -98,8 +98,8 @@ def search(
             raise InputError(f"{space}: {error}") from None
         from tune_dlrml.search.confirm.verdicts import read_confirmation
         from tune_dlrml.search.driver import run_search
-        from tune_dlrml.search.usage import read_taken
-        from tune_dlrml.views.search import ProgressView, duration, taken_line, trials_table
+        from tune_dlrml.search.usage import read_usage
+        from tune_dlrml.views.search import ProgressView, duration, trials_table, usage_line
 
     out = console(as_json)
     with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
@@ -107,14 +107,14 @@ def search(
             _log.warning("%s", note)  # the terminal's words are gone with it, the log's are not
             view.on_notice(note)
         result = run_search(prepared, view)
-    taken, confirmation = read_taken(result, place), read_confirmation(result.name, place)
+    usage, confirmation = read_usage(result, place), read_confirmation(result.name, place)
     if as_json:
         ended = {"interrupted": result.interrupted, "out_of_time": result.out_of_time}
-        print_json(_search_document(result, taken, confirmation) | ended)
+        print_json(_search_document(result, usage, confirmation) | ended)
     else:
         out.print(trials_table(result.rows, result.metrics, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
-        out.print(taken_line(taken), highlight=False, soft_wrap=True)
+        out.print(usage_line(usage), highlight=False, soft_wrap=True)
         _print_best(out, result)
         _print_confirmation(out, confirmation)
         out.print(
@@ -125,29 +125,29 @@ def search(
     _exit_as(result)
 
 
-@app.command(epilog=TAKEN_KEYS)
+@app.command(epilog=USAGE_KEYS)
 def status(
     name: Annotated[str, typer.Argument(help="Name of the search.")],
     storage: Storage = DEFAULT_STORAGE,
     study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where a search stands and what it has taken, from its study and event logs alone; it may be running."""
+    """Say where a search stands and what it has used, from its study and event logs alone; it may be running."""
     from tune_dlrml.search.confirm.verdicts import read_confirmation
     from tune_dlrml.search.result import SearchPlace, read_search
-    from tune_dlrml.search.usage import read_taken
-    from tune_dlrml.views.search import taken_line, trials_table
+    from tune_dlrml.search.usage import read_usage
+    from tune_dlrml.views.search import trials_table, usage_line
 
     place = SearchPlace(storage, study=study_url)
     result = read_search(name, place)
-    taken, confirmation = read_taken(result, place), read_confirmation(name, place)
+    usage, confirmation = read_usage(result, place), read_confirmation(name, place)
     if as_json:
-        print_json(_search_document(result, taken, confirmation))
+        print_json(_search_document(result, usage, confirmation))
         return
     out = console(False)
     out.print(trials_table(result.rows, result.metrics, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
-    out.print(taken_line(taken), highlight=False, soft_wrap=True)
+    out.print(usage_line(usage), highlight=False, soft_wrap=True)
     _print_best(out, result)
     _print_confirmation(out, confirmation)
     out.print(
@@ -201,13 +201,13 @@ def _print_confirmation(out: Console, confirmation: Any) -> None:
         out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def _search_document(result: Any, taken: Any, confirmation: Any) -> dict[str, Any]:
+def _search_document(result: Any, usage: Any, confirmation: Any) -> dict[str, Any]:
     return {
         "name": result.name,
         "best": result.best,
         "mlflow": result.mlflow_uri,
         "spent_s": result.spent_s,
-        "taken": taken.as_json(),
+        "usage": usage.as_json(),
         "confirmed": None if confirmation is None else confirmation.as_json(),
         "shared_prompt": next(
             (bool(of["shared_prompt"]) for of in result.metrics.values() if "shared_prompt" in of), None

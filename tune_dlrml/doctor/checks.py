@@ -8,10 +8,10 @@ from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.data import Section, select_pairs
 from tune_dlrml.doctor.finding import Finding
-from tune_dlrml.doctor.loss_box import box_of
+from tune_dlrml.doctor.loss_box import loss_box_of
 from tune_dlrml.errors import InputError
 from tune_dlrml.models.loading import load_reader, parse_model_reference
-from tune_dlrml.search.validity import check_model, examine_function, references
+from tune_dlrml.search.validity import check_model, references, try_function
 from tune_dlrml.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -
     key = f"space.losses[{index}].function"
     try:
         if isinstance(loss, CustomLoss):
-            yield from _told_of_function(key, examine_function(loss))
-        box = box_of(label, loss, config.divergence.margin_limit)
+            yield from _told_of_function(key, try_function(loss))
+        loss_box = loss_box_of(label, loss, config.divergence.margin_limit)
     except InputError as error:
         yield Finding(key, "error", str(error))
         return
-    yield Finding(f"space.losses: {label}", "ok" if box.sound else "warning", box.sentence(), box)
+    yield Finding(f"space.losses: {label}", "ok" if loss_box.sound else "warning", loss_box.sentence(), loss_box)
 
 
 def _told_of_function(key: str, seen: "list[Observation]") -> Iterator[Finding]:

@@ -46,7 +46,7 @@ class Taking:
 
 
 @dataclass(frozen=True)
-class Bill:
+class Cost:
     """What a search will take.
 
     Attributes:
@@ -98,7 +98,7 @@ class Bill:
     memory_bytes: int
     gpu_memory_bytes: int
     disk_bytes: int
-    confirmation: "Bill | None" = None
+    confirmation: "Cost | None" = None
 
     @property
     def step_s(self) -> tuple[float, float, float]:
@@ -111,8 +111,8 @@ class Bill:
         return asdict(self) | {"step_s": dict(zip(("median", "low", "high"), self.step_s, strict=True))}
 
 
-def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, seed: int = 0) -> Bill:
-    """The bill of a search; equal arguments give equal bills.
+def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, *, seed: int = 0) -> Cost:
+    """The cost of a search, estimated; equal arguments give equal estimates.
 
     Args:
         measured: What one worker took with the settings that the file gives outside the space.
@@ -143,7 +143,7 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
     kept = complete.high + resources.concurrent_trials * (config.checkpoint.save_total_limit + 1)
     hours = over(rates.worker_hours)
     tokens_per_step = measured.tokens_per_step * mean_batch * resources.workers
-    return Bill(
+    return Cost(
         trials=trials,
         full_steps=full_steps,
         rungs=rungs,
@@ -170,8 +170,8 @@ def make_bill(measured: Measurement, config: SearchConfig, full_steps: int, *, s
     )
 
 
-def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) -> Bill:
-    return make_bill(measured, config.model_copy(update={"search": confirm_settings(config)}), full_steps)
+def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) -> Cost:
+    return estimate_cost(measured, config.model_copy(update={"search": confirm_settings(config)}), full_steps)
 
 
 @dataclass(frozen=True)

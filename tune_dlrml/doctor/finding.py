@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tune_dlrml.doctor.loss_box import Box
+from tune_dlrml.doctor.loss_box import LossBox
 
 Level = Literal["ok", "warning", "error"]
 
@@ -15,7 +15,7 @@ class Finding:
     subject: str
     level: Level
     text: str
-    box: Box | None = None
+    loss_box: LossBox | None = None
 
     def as_json(self) -> dict[str, str]:
         """What it is about, how bad that is, and what was found."""

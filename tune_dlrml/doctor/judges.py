@@ -8,7 +8,7 @@ from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings
 from tune_dlrml.evaluation.judges.jury import read_key
 from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, load_judge_prompts
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 
 PROBE_S = 20.0
@@ -27,7 +27,7 @@ def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator
     if config is None or config.when == "never":
         return
     try:
-        asked = Examination.of(config).questions
+        asked = Questionnaire.of(config).questions
         load_judge_prompts(config.judge_prompts, needed=SINGLE + (PAIR if config.pairwise else ()))
         yield Finding("evaluation.questions", "ok", f"{len(asked)} questions of {config.questions}")
         key = key if config.judge_key_file is None else read_key(config.judge_key_file)

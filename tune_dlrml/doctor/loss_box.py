@@ -30,7 +30,7 @@ LARGEST_EXPONENT = math.log(float(np.finfo(np.float32).max))
 
 
 @dataclass(frozen=True)
-class Box:
+class LossBox:
     """Shares of one branch's box, each within [0, 1].
 
     Attributes:
@@ -95,7 +95,7 @@ def percent(share: float) -> str:
     return "over 99 %" if 0.995 <= share < 1 else f"{share:.0%}".replace("%", " %")
 
 
-def box_of(branch: str, loss: AnyLoss, limit: float) -> Box:
+def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
     """Look at one branch of a search.
 
     Args:
@@ -107,12 +107,14 @@ def box_of(branch: str, loss: AnyLoss, limit: float) -> Box:
         InputError: It is a custom loss whose function cannot be called.
     """
     if isinstance(loss, (DiscopopLoss, DlrmlLoss)):
-        return _mixing_box(branch, loss, limit, sampled(loss.domains(), EXPONENT))
+        return _mixing_loss_box(branch, loss, limit, sampled(loss.domains(), EXPONENT))
     sought = isinstance(loss, (AqlLoss, AqflLoss, CustomLoss))
-    return _numeric_box(branch, loss, limit, sampled(loss.domains(), EXPONENT_SOUGHT if sought else EXPONENT_BUILT))
+    return _numeric_loss_box(
+        branch, loss, limit, sampled(loss.domains(), EXPONENT_SOUGHT if sought else EXPONENT_BUILT)
+    )
 
 
-def _mixing_box(branch: str, loss: DiscopopLoss | DlrmlLoss, limit: float, points: Points) -> Box:
+def _mixing_loss_box(branch: str, loss: DiscopopLoss | DlrmlLoss, limit: float, points: Points) -> LossBox:
     """That of DiscoPOP and dLRML, by their c and by where exp(-z) overflows."""
     count = len(next(iter(points.values())))
     c, beta_kl = shape_numbers(loss, points)
@@ -126,7 +128,7 @@ def _mixing_box(branch: str, loss: DiscopopLoss | DlrmlLoss, limit: float, point
         return float(np.broadcast_to(these, (count,)).mean())
 
     advice = tuple(_mixing_advice(loss, c, beta_kl, limit, share(nonfinite & (numerics == "published")) > 0))
-    return Box(
+    return LossBox(
         branch=branch,
         points=count,
         uphill=share(c > WRONG_START_C),
@@ -195,7 +197,7 @@ def _safe_range(loss: DiscopopLoss | DlrmlLoss) -> str:
     return f"{mix}/(tau * beta_kl) within {low:g}..{high:.4g}, or search c"
 
 
-def _numeric_box(branch: str, loss: AnyLoss, limit: float, points: Points) -> Box:
+def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) -> LossBox:
     """That of any loss, built and evaluated at every point."""
     from tune_dlrml.losses.profile import overflows_within
     from tune_dlrml.losses.registry import build_loss
@@ -217,7 +219,7 @@ def _numeric_box(branch: str, loss: AnyLoss, limit: float, points: Points) -> Bo
         )
     uphill, trapped, unbounded, nonfinite = (float(column.mean()) for column in np.array(found, dtype=float).T)
     faults = [[row[0] or row[1] for row in found], [row[3] for row in found]]
-    return Box(
+    return LossBox(
         branch=branch,
         points=len(drawn),
         uphill=uphill,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from tune_dlrml.cluster.cluster import local_capacity
 from tune_dlrml.config import DpoLoss, ResourcesConfig, SearchConfig
 from tune_dlrml.config.schema import BaselineConfig
-from tune_dlrml.doctor.cost import Bill, make_bill
+from tune_dlrml.doctor.cost import Cost, estimate_cost
 from tune_dlrml.errors import InputError
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import prepare
@@ -16,11 +16,11 @@ WORTH_IT = 1.5
 """How much faster the other precision's products must be to be spoken of: half of a step is something else."""
 
 
-def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Bill:
-    """Time a few steps of the search's baseline here, without Ray, and make the bill of the whole search.
+def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Cost:
+    """Time a few steps of the search's baseline here, without Ray, and estimate the cost of the whole search.
 
     Args:
-        config: The search; its `evaluation` is left out of the bill.
+        config: The search; its `evaluation` is left out of the estimate.
         place: Where it would live; nothing is written there.
         steps: Optimizer steps to train, of which the first is not counted.
 
@@ -34,7 +34,7 @@ def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> B
     measured = measure_worker(
         str(parse_model_reference(config.model)), prepared.pairs, timed_trial(config), config.resources, steps=steps
     )
-    return make_bill(measured, config, prepared.steps)
+    return estimate_cost(measured, config, prepared.steps)
 
 
 def timed_trial(config: SearchConfig) -> TrialSpec:
@@ -73,14 +73,14 @@ def _precision(matrix_rates: Mapping[str, float], *, bf16: bool) -> list[str]:
     return []
 
 
-def notes(bill: Bill, config: SearchConfig) -> list[str]:
-    """What the bill leaves out, or had to assume; a sentence each."""
+def notes(cost: Cost, config: SearchConfig) -> list[str]:
+    """What the estimate leaves out, or had to assume; a sentence each."""
     found = ["Ray's start (10 to 30 s) and the time between trials in which a group waits for the study are not in it"]
-    found += _precision(bill.measured.matrix_rates, bf16=config.training.bf16)
-    if bill.rungs:
+    found += _precision(cost.measured.matrix_rates, bf16=config.training.bf16)
+    if cost.rungs:
         found.append(
             f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "
-            f"all learn the task, they all go on, up to {bill.most_optimizer_steps:,} optimizer steps"
+            f"all learn the task, they all go on, up to {cost.most_optimizer_steps:,} optimizer steps"
         )
     if config.resources.workers > 1:
         found.append(
@@ -91,16 +91,16 @@ def notes(bill: Bill, config: SearchConfig) -> list[str]:
         found.append("the answers of finished trials and the judges are not in it")
     if config.training.warm_up is not None:
         found.append(f"the warm-up of {config.training.warm_up.steps} steps before the search is not in it")
-    if bill.confirmation is not None and config.dataset.test is not None:
+    if cost.confirmation is not None and config.dataset.test is not None:
         found.append("confirming trials are judged on dataset.test; their evaluation was timed on dataset.eval")
-    if config.search.time_budget_s is not None and config.search.time_budget_s < bill.wall_s.high:
+    if config.search.time_budget_s is not None and config.search.time_budget_s < cost.wall_s.high:
         found.append(
             f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case, all runs of "
             "the same command together"
         )
-    if bill.measured.longest_share < 0.9:
+    if cost.measured.longest_share < 0.9:
         found.append(
-            f"the longest pair that was timed has {bill.measured.longest_share:.0%} of the tokens of the longest of "
+            f"the longest pair that was timed has {cost.measured.longest_share:.0%} of the tokens of the longest of "
             "all, which needs more memory; --measure-steps takes more of them"
         )
     return found

@@ -55,7 +55,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class Profile:
     """A loss at one value of each of its fields.
 
     Attributes:
@@ -122,7 +122,7 @@ def _finite(numbers: tuple[float, ...]) -> list[float | None]:
     return [number if math.isfinite(number) else None for number in numbers]
 
 
-def portrait(config: AnyLoss) -> Portrait:
+def profile(config: AnyLoss) -> Profile:
     """How the loss that `config` describes looks; every field of it is one value.
 
     Raises:
@@ -139,7 +139,7 @@ def portrait(config: AnyLoss) -> Portrait:
         overflow[name] = {"stable": _sides(loss, dtype, _is_infinite), "published": None}
         if "published" in losses:
             overflow[name]["published"] = _sides(losses["published"], dtype, _is_infinite)
-    return Portrait(
+    return Profile(
         loss=config,
         beta_kl=loss.beta_kl,
         geometry=geometry,

@@ -56,7 +56,7 @@ class Observation:
     text: str
 
 
-def examine_custom(config: CustomLoss) -> list[Observation]:
+def validate_custom(config: CustomLoss) -> list[Observation]:
     """Look at a user's loss at one point of its space.
 
     Raises:

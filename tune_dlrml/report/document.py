@@ -40,7 +40,7 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
             "by_end": {end: asdict(spent) for end, spent in by_end(data).items()},
             "by_rung": [asdict(stage) for stage in stages(data)],
         },
-        "taken": data.taken.as_json(),
+        "usage": data.usage.as_json(),
     }
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.profile import SHOWN_Z, Portrait, curve_of
+from tune_dlrml.losses.profile import SHOWN_Z, Profile, curve_of
 from tune_dlrml.report.style import COLOURS, WIDTH, styled
 
 POINTS = 401
@@ -23,7 +23,7 @@ DPI = 150
 _LOSS, _OTHER, _TRAP = COLOURS[0], "#777777", "#F6DDCC"
 
 
-def loss_figure(seen: Portrait) -> Figure:
+def loss_figure(seen: Profile) -> Figure:
     """The picture; a loss with a trap has a second column that shows it from near."""
     halves = [SHOWN_Z / seen.beta_kl]
     marks = [point for point in (seen.geometry.trap, seen.geometry.barrier) if point is not None]
@@ -40,7 +40,7 @@ def loss_figure(seen: Portrait) -> Figure:
     return figure
 
 
-def write_picture(seen: Portrait, path: Path) -> None:
+def write_picture(seen: Profile, path: Path) -> None:
     """Write the picture as a PNG, whatever the path ends with.
 
     Raises:
@@ -56,7 +56,7 @@ def write_picture(seen: Portrait, path: Path) -> None:
         raise InputError(f"{path}: the picture cannot be written ({error.strerror}); give another --out") from None
 
 
-def _title(seen: Portrait) -> str:
+def _title(seen: Profile) -> str:
     settings = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in seen.settings.items()
@@ -66,7 +66,7 @@ def _title(seen: Portrait) -> str:
     return f"{seen.loss.name}: {settings}{c}"
 
 
-def _draw(value: Axes, slope: Axes, seen: Portrait, half: float, *, close: bool) -> None:
+def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) -> None:
     xs = [half * (2 * at / (POINTS - 1) - 1) for at in range(POINTS)]
     values, slopes = curve_of(seen.loss, xs)
     others = [_dpo(seen.beta_kl * x) for x in xs]
@@ -107,13 +107,13 @@ def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> Non
     axes.set_ylim(low - pad, high + pad)
 
 
-def _shade_trap(axes: Axes, seen: Portrait, half: float) -> None:
+def _shade_trap(axes: Axes, seen: Profile, half: float) -> None:
     barrier = seen.geometry.barrier_margin(seen.beta_kl)
     if barrier is not None:
         axes.axvspan(-half, barrier, color=_TRAP, zorder=0, linewidth=0, label="pairs here are pulled into the trap")
 
 
-def _mark_trap(axes: Axes, seen: Portrait, *, close: bool) -> None:
+def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
     """Trap and barrier where there is room to tell them apart."""
     for name, point, marker, below in (
         ("trap", seen.geometry.trap, "v", True),
@@ -136,7 +136,7 @@ def _mark_trap(axes: Axes, seen: Portrait, *, close: bool) -> None:
         )
 
 
-def _mark_start(axes: Axes, zero: float, seen: Portrait, half: float) -> None:
+def _mark_start(axes: Axes, zero: float, seen: Profile, half: float) -> None:
     """Margin 0, where every pair begins, and which way descent takes it."""
     wrong = seen.geometry.starts == "wrong"
     axes.annotate(

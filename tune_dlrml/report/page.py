@@ -77,9 +77,9 @@ def _notes(data: SearchData) -> list[str]:
 
 
 def _facts(data: SearchData) -> dict[str, str]:
-    config, taken = data.config, data.taken
+    config, usage = data.config, data.usage
     states = [str(trial.state) for trial in data.trials]
-    hours = f"{taken.gpu_hours:.3g} GPU-hours" if taken.gpu_hours else f"{taken.cpu_hours:.3g} CPU-hours"
+    hours = f"{usage.gpu_hours:.3g} GPU-hours" if usage.gpu_hours else f"{usage.cpu_hours:.3g} CPU-hours"
     pairs = {key: _pairs(data, f"{key}_pairs") for key in ("train", "eval")}
     facts = {"model": config.model}
     for key, reference in config.dataset.references().items():
@@ -94,7 +94,7 @@ def _facts(data: SearchData) -> dict[str, str]:
         "budget of a trial": f"{data.full_steps:,} optimizer steps, {rungs}",
         "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
-        "taken": f"{taken.optimizer_steps:,} steps, {taken.trained_tokens:,} tokens, {hours}",
+        "usage": f"{usage.optimizer_steps:,} steps, {usage.trained_tokens:,} tokens, {hours}",
         "code": ", ".join(told(data.code))
         or f"not written down by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
     }

@@ -12,7 +12,7 @@ from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.events import Event, EventLog, as_report, parsed
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.result import SearchPlace, read_search
-from tune_dlrml.search.usage import Taken, read_taken
+from tune_dlrml.search.usage import Usage, read_usage
 from tune_dlrml.study.halving import rung_steps
 from tune_dlrml.study.history import Importance, StudyHistory, TrialRow
 
@@ -141,7 +141,7 @@ class SearchData:
     best: int | None
     full_steps: int
     rungs: tuple[int, ...]
-    taken: Taken
+    usage: Usage
     importance: Importance | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     data_hash: Mapping[str, str] = field(default_factory=dict)
@@ -204,7 +204,7 @@ def read_data(name: str, place: SearchPlace) -> SearchData:
         best=result.best,
         full_steps=full_steps,
         rungs=rung_steps(config.search.scheduler, full_steps),
-        taken=read_taken(result, place),
+        usage=read_usage(result, place),
         importance=importance,
         code=code,
         data_hash=data_hash,

@@ -148,7 +148,7 @@ def _work(
             _tune(searcher, _group(prepared, study), config, clock)
     clock.stop()
     if not _trains(study, clock):
-        evaluation.examine()
+        evaluation.ask()
 
 
 def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
@@ -164,7 +164,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
             workers=config.resources.workers,
             divergence=config.divergence,
             checkpoint=config.checkpoint,
-            examination=prepared.examination if _examines_all(config) else None,
+            questionnaire=prepared.questionnaire if _asks_all(config) else None,
         ),
         resources=config.resources,
         storage=group_storage(folder),
@@ -173,7 +173,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
     )
 
 
-def _examines_all(config: SearchConfig) -> bool:
+def _asks_all(config: SearchConfig) -> bool:
     return config.evaluation is not None and config.evaluation.when == "final_rung"
 
 

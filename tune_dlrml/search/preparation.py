@@ -12,7 +12,7 @@ from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.judges.jury import Jury, read_key
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
@@ -28,7 +28,7 @@ class PreparedSearch:
         notes: What a person must be told of the rows, a sentence each.
         found: What is so about the tokens of the rows; it is in the notes, too.
         data_hash: Content hash of the rows that are trained on, and of those that are held out.
-        examination: What trials are asked; None if they are not.
+        questionnaire: What trials are asked; None if they are not.
         jury: Who judges their answers.
     """
 
@@ -39,7 +39,7 @@ class PreparedSearch:
     notes: tuple[str, ...] = ()
     found: tuple[Found, ...] = ()
     data_hash: Mapping[str, str] = field(default_factory=dict)
-    examination: Examination | None = None
+    questionnaire: Questionnaire | None = None
     jury: Jury | None = None
 
 
@@ -68,12 +68,12 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
 def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
     """As `prepare`, of a confirmation, too."""
     check_references(config)
-    examination, jury = _evaluation(config, place, judge_key)
+    questionnaire, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
     selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
-    if examination is not None:
-        _check_room(examination, config.model)
+    if questionnaire is not None:
+        _check_room(questionnaire, config.model)
     pairs = selection.pairs()
     steps = config.training.steps(len(pairs.train), config.resources.workers)
     scheduler = config.search.scheduler
@@ -92,13 +92,13 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
         notes=(*selection.notes, *told),
         found=selection.found,
         data_hash=selection.data_hash(),
-        examination=examination,
+        questionnaire=questionnaire,
         jury=jury,
     )
 
 
-def _check_room(examination: Examination, model: str) -> None:
-    positions, longest = context_length(parse_model_reference(model)), examination.max_new_tokens
+def _check_room(questionnaire: Questionnaire, model: str) -> None:
+    positions, longest = context_length(parse_model_reference(model)), questionnaire.max_new_tokens
     if positions is not None and longest >= positions:
         raise InputError(
             f"evaluation.max_new_tokens: a question and its answer must fit the model's {positions} positions, but got "
@@ -108,9 +108,9 @@ def _check_room(examination: Examination, model: str) -> None:
 
 def _evaluation(
     config: SearchConfig, place: SearchPlace, judge_key: str | None
-) -> tuple[Examination | None, Jury | None]:
+) -> tuple[Questionnaire | None, Jury | None]:
     section = config.evaluation
     if section is None or section.when == "never":
         return None, None
     key = judge_key if section.judge_key_file is None else read_key(section.judge_key_file)
-    return Examination.of(section), Jury.of(section, place.replies, key)
+    return Questionnaire.of(section), Jury.of(section, place.replies, key)

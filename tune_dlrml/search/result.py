@@ -23,7 +23,7 @@ REPLIES = "replies.jsonl"
 JUDGED = "judged.json"
 """File of a trial with what its judged answers come to."""
 RANKING = "ranking.json"
-"""File of a search with the examination and the judges by which its trials are ranked."""
+"""File of a search with the questionnaire and the judges by which its trials are ranked."""
 EVALUATIONS = "evaluations"
 """Folder of what was examined outside a search."""
 WARM_UP = "warm-up"
@@ -172,7 +172,7 @@ def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, dict[str,
     for number in numbers:
         path = events.path(number).parent / JUDGED
         known = json.loads(path.read_bytes()) if path.exists() else {}
-        if known.get("examination") == wanted["examination"]:
+        if known.get("questionnaire") == wanted.get("questionnaire"):
             found[number] = {name: known[name] for name in ("scores", "differences", "pairs")}
 
     def rank(number: int) -> tuple[float, int]:

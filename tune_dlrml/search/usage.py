@@ -1,4 +1,4 @@
-"""What a search has taken so far, from its study and event logs alone."""
+"""The resources that a search has used so far, from its study and event logs alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,8 +17,8 @@ BOOKS = ("evaluation", "saving", "waiting", "answering")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What trials took together, those under way up to their last report.
+class Usage:
+    """Resource usage of all trials together, those under way up to their last report.
 
     Attributes:
         trial_s: Time in which a worker group had a trial, summed over the trials and their attempts.
@@ -45,15 +45,15 @@ class Taken:
         return asdict(self)
 
 
-def read_taken(result: SearchResult, place: SearchPlace) -> Taken:
-    """What a search has taken, whose study was read."""
+def read_usage(result: SearchResult, place: SearchPlace) -> Usage:
+    """The resource usage of a search whose study was read."""
     folder = place.folder(result.name)
     events = EventLog(folder)
     resources = load_config(folder / "search.yaml").resources
     return sum_up(result.rows, lambda number: list(_events(events, number)), resources)
 
 
-def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], resources: ResourcesConfig) -> Taken:
+def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], resources: ResourcesConfig) -> Usage:
     """The sums over all trials.
 
     Args:
@@ -76,7 +76,7 @@ def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], r
                 reference[name] = reference.get(name, 0) + int(newest[name])
     total = sum(spent.values())
     worker_hours = resources.workers * total / 3600
-    return Taken(
+    return Usage(
         trial_s=total,
         optimizer_steps=steps,
         trained_tokens=tokens,

@@ -102,13 +102,13 @@ def _check_tracking_uri(uri: str) -> None:
         )
 
 
-def examine_function(loss: CustomLoss) -> "list[Observation]":
+def try_function(loss: CustomLoss) -> "list[Observation]":
     """What is so about a user's function over its box: what should be otherwise at some point of it, or else at none.
 
     Raises:
         InputError: It cannot be trained with.
     """
-    from tune_dlrml.losses.validation import examine_custom
+    from tune_dlrml.losses.validation import validate_custom
 
     found: dict[str, Observation] = {}
     for point in _points_to_try(loss):
@@ -117,7 +117,7 @@ def examine_function(loss: CustomLoss) -> "list[Observation]":
         )
         at = f" (at {shown})" if shown else ""
         try:
-            observations = examine_custom(cast(CustomLoss, loss_at(loss, point)))
+            observations = validate_custom(cast(CustomLoss, loss_at(loss, point)))
         except InputError as error:
             raise InputError(f"{error}{at}") from None
         for each in observations:
@@ -160,7 +160,7 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
         if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
             try:
                 given = given.model_copy(update={"file_sha256": load_function(given.function).sha256})
-                seen = examine_function(loss)
+                seen = try_function(loss)
             except InputError as error:
                 raise InputError(f"space.losses[{index}].function: {error}") from None
             notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]

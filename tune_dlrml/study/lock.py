@@ -128,11 +128,11 @@ def _database_session(url: str, name: str) -> Iterator[sqlalchemy.Connection]:
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_without_pool(engine_options(url)))
     try:
         session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        taken = session.execute(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(key))).scalar()
+        locked = session.execute(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(key))).scalar()
     except sqlalchemy.exc.OperationalError as error:
         raise StorageError(unreachable(url, error)) from None
     try:
-        if not taken:
+        if not locked:
             raise _refusal(url, name)
         yield session
     finally:

@@ -9,7 +9,7 @@ from tune_dlrml.config import CheckpointConfig, DivergenceConfig, ResourcesConfi
 from tune_dlrml.data import Pairs
 
 
-class Examination(Protocol):
+class Questionnaire(Protocol):
     """What a trial is asked once it has used up its budget."""
 
     def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> Any:
@@ -29,7 +29,7 @@ class TrialPlan:
         workers: Ranks of the group.
         divergence: When a trial has diverged.
         checkpoint: When a trial is saved, and how many of its checkpoints are kept.
-        examination: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
+        questionnaire: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class TrialPlan:
     workers: int
     divergence: DivergenceConfig
     checkpoint: CheckpointConfig
-    examination: Examination | None = None
+    questionnaire: Questionnaire | None = None
 
 
 @dataclass(frozen=True)

@@ -238,22 +238,22 @@ class _Run:
             on_rank_zero(lambda: replace_file(path, json.dumps(self.resident.held_out.margins)))
 
     def _examine(self) -> None:
-        examination = self.plan.examination
-        if examination is None:
+        questionnaire = self.plan.questionnaire
+        if questionnaire is None:
             return
         began, folder = self.clock(), self.attempt.path.parent
         rank, world = rank_and_world()
         try:
             with computing(self.policy, self.resident.training):
                 shares = from_all(
-                    lambda: examination.answer(self.policy, self.resident.tokenizer, rank=rank, world=world)
+                    lambda: questionnaire.answer(self.policy, self.resident.tokenizer, rank=rank, world=world)
                 )
         except Exception:
             # The trial is complete by its metric all the same; its driver asks it again, from its checkpoint.
             _log.exception("trial %d has no answers", self.spec.number)
             return
         with storing(folder):
-            on_rank_zero(lambda: examination.keep(folder, shares))
+            on_rank_zero(lambda: questionnaire.keep(folder, shares))
         self.seconds["answering"] = self.clock() - began
 
     def _evaluate(self) -> dict[str, float]:

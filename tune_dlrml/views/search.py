@@ -11,12 +11,12 @@ from rich.table import Table
 
 from tune_dlrml.evaluation.judges.jury import Grading
 from tune_dlrml.records import Report, State
-from tune_dlrml.search.usage import Taken
+from tune_dlrml.search.usage import Usage
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
 
 if TYPE_CHECKING:
-    from tune_dlrml.doctor.cost import Bill, Span
+    from tune_dlrml.doctor.cost import Cost, Span
 
 STYLE = {
     State.COMPLETE: "green",
@@ -255,49 +255,49 @@ def _shown(metrics: Mapping[str, float], name: str, form: str) -> str:
     return format(metrics[name], form) if name in metrics else "-"
 
 
-def bill_table(bill: "Bill") -> Table:
+def cost_table(cost: "Cost") -> Table:
     """What a search will take, item by item, each as it was measured and as it adds up."""
-    one = bill.measured
+    one = cost.measured
     table = Table(header_style="bold", pad_edge=False)
     for heading in ("", "one takes", "how many", "together"):
         table.add_column(heading, justify="left" if not heading else "right")
-    median, least, most = bill.step_s
+    median, least, most = cost.step_s
     step = f"{short_time(median)} ({short_time(least)} to {short_time(most)})"
     saved = f"{short_time(one.checkpoint_s)}, {size(one.checkpoint_bytes)}"
     per_token = f"{short_time(1000 * one.reference_s_per_token)} per 1,000 tokens"
     table.add_row("loading", short_time(one.load_s), "each worker group", "")
-    table.add_row("reference pass", per_token, f"{bill.reference_tokens:,} tokens", duration(bill.reference_s))
+    table.add_row("reference pass", per_token, f"{cost.reference_tokens:,} tokens", duration(cost.reference_s))
     for name, each, count, total in (
-        ("optimizer steps", step, bill.optimizer_steps, bill.training_s),
-        ("held-out evaluations", short_time(one.evaluation_s), bill.evaluations, bill.evaluations_s),
-        ("checkpoints", saved, bill.checkpoints, bill.checkpoints_s),
+        ("optimizer steps", step, cost.optimizer_steps, cost.training_s),
+        ("held-out evaluations", short_time(one.evaluation_s), cost.evaluations, cost.evaluations_s),
+        ("checkpoints", saved, cost.checkpoints, cost.checkpoints_s),
     ):
         table.add_row(name, each, _count(count), duration(total.mean))
     table.add_row(
-        "beside them, each trial", short_time(one.trial_s), str(bill.trials), duration(bill.trials * one.trial_s)
+        "beside them, each trial", short_time(one.trial_s), str(cost.trials), duration(cost.trials * one.trial_s)
     )
     return table
 
 
-def bill_lines(bill: "Bill") -> list[str]:
+def cost_lines(cost: "Cost") -> list[str]:
     """What a search will take in all."""
-    measured, wall = bill.measured, bill.wall_s
-    rungs = f"rungs at {', '.join(map(str, bill.rungs))}" if bill.rungs else "none is stopped early"
+    measured, wall = cost.measured, cost.wall_s
+    rungs = f"rungs at {', '.join(map(str, cost.rungs))}" if cost.rungs else "none is stopped early"
     takes = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
-    takes += f"; {duration(bill.most_wall_s)} if no trial is stopped early)" if bill.rungs else ")"
+    takes += f"; {duration(cost.most_wall_s)} if no trial is stopped early)" if cost.rungs else ")"
     rates = ", ".join(f"{rate / 1e12:.2g} TFLOP/s in {dtype}" for dtype, rate in measured.matrix_rates.items())
-    hours, unit = (bill.gpu_hours, "GPU-hours") if bill.gpu_hours.mean else (bill.cpu_hours, "CPU-hours")
-    memory = f"{size(bill.memory_bytes)} of memory"
-    memory += f" and {size(bill.gpu_memory_bytes)} of GPU memory" if bill.gpu_memory_bytes else ""
+    hours, unit = (cost.gpu_hours, "GPU-hours") if cost.gpu_hours.mean else (cost.cpu_hours, "CPU-hours")
+    memory = f"{size(cost.memory_bytes)} of memory"
+    memory += f" and {size(cost.gpu_memory_bytes)} of GPU memory" if cost.gpu_memory_bytes else ""
     lines = [
-        f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {bill.trials} trials of "
-        f"at most {bill.full_steps} steps, {rungs}",
+        f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {cost.trials} trials of "
+        f"at most {cost.full_steps} steps, {rungs}",
         f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
-        f"{_millions(bill.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(bill.disk_bytes)} of "
+        f"{_millions(cost.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(cost.disk_bytes)} of "
         "checkpoints",
     ]
-    if bill.confirmation is not None:
-        after = bill.confirmation
+    if cost.confirmation is not None:
+        after = cost.confirmation
         hours = after.gpu_hours if unit == "GPU-hours" else after.cpu_hours
         lines.append(
             f"search.confirm will then train {after.trials} times {after.full_steps} steps, or fewer: about "
@@ -306,18 +306,18 @@ def bill_lines(bill: "Bill") -> list[str]:
     return lines
 
 
-def taken_line(taken: Taken) -> str:
-    """What a search has taken so far."""
-    hours = f"{number(taken.gpu_hours)} GPU-hours" if taken.gpu_hours else f"{number(taken.cpu_hours)} CPU-hours"
+def usage_line(usage: Usage) -> str:
+    """What a search has used so far."""
+    hours = f"{number(usage.gpu_hours)} GPU-hours" if usage.gpu_hours else f"{number(usage.cpu_hours)} CPU-hours"
     text = (
-        f"taken: {duration(taken.trial_s)} of trials, {hours}, {taken.optimizer_steps:,} optimizer steps, "
-        f"{_millions(taken.trained_tokens)} tokens trained"
+        f"taken: {duration(usage.trial_s)} of trials, {hours}, {usage.optimizer_steps:,} optimizer steps, "
+        f"{_millions(usage.trained_tokens)} tokens trained"
     )
-    if taken.reference_tokens is not None:
-        text += f", {_millions(taken.reference_tokens)} run through the reference"
-    if taken.reference_tokens_saved:
-        text += f" and {_millions(taken.reference_tokens_saved)} saved there"
-    shares = [f"{share:.0%} {part}" for part, share in taken.shares.items() if share >= 0.005]
+    if usage.reference_tokens is not None:
+        text += f", {_millions(usage.reference_tokens)} run through the reference"
+    if usage.reference_tokens_saved:
+        text += f" and {_millions(usage.reference_tokens_saved)} saved there"
+    shares = [f"{share:.0%} {part}" for part, share in usage.shares.items() if share >= 0.005]
     return text + (f"; {', '.join(shares)}" if shares else "")
 
 

@@ -14,7 +14,7 @@ from tune_dlrml.evaluation.records import Answers, Question
 
 
 @dataclass(frozen=True)
-class Examination:
+class Questionnaire:
     """Questions, and how they are answered. Light enough to travel to every worker.
 
     Attributes:
@@ -30,8 +30,8 @@ class Examination:
     seed: int
 
     @classmethod
-    def of(cls, config: EvaluationConfig) -> "Examination":
-        """The examination that a search's `evaluation` section describes.
+    def of(cls, config: EvaluationConfig) -> "Questionnaire":
+        """The questionnaire that a search's `evaluation` section describes.
 
         Raises:
             InputError: The questions cannot be read.

@@ -11,13 +11,13 @@ from ray.exceptions import RayError, RayTaskError
 from tune_dlrml.cluster.cluster import waited_for
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
 from tune_dlrml.errors import InputError, StorageError, UnansweredError
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.training.checkpoint import newest_checkpoint
 
 
-def examine_finalists(
+def ask_finalists(
     trials: Mapping[int, TrainingConfig],
-    examination: Examination,
+    questionnaire: Questionnaire,
     *,
     model: str,
     folder: Path,
@@ -31,7 +31,7 @@ def examine_finalists(
 
     Args:
         trials: Settings of each trial, by its number, in the order in which they are asked.
-        examination: What they are asked.
+        questionnaire: What they are asked.
         model: Reference of the base model.
         folder: With a folder for each trial.
         resources: What one worker takes; each of these trials takes one.
@@ -42,13 +42,13 @@ def examine_finalists(
         UnansweredError: Naming the trials that could not answer, and why.
         StorageError: The disk does not take the answers.
     """
-    ask = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_examine)
+    ask = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_answer)
     waiting, under_way = deque(trials.items()), dict[ray.ObjectRef, int]()
     faults: dict[int, str] = {}
     while waiting or under_way:
         while waiting and len(under_way) < resources.concurrent_trials:
             number, training = waiting.popleft()
-            asked = ask.remote(model, folder / str(number), training, examination, resources.cpus_per_worker)
+            asked = ask.remote(model, folder / str(number), training, questionnaire, resources.cpus_per_worker)
             under_way[asked] = number
         ended, _ = ray.wait([*under_way], num_returns=1, timeout=resources.silence_s)
         if not ended:
@@ -77,7 +77,7 @@ def _reason(error: RayError) -> str:
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
 
 
-def _examine(model: str, folder: Path, training: TrainingConfig, examination: Examination, threads: int) -> float:
+def _answer(model: str, folder: Path, training: TrainingConfig, questionnaire: Questionnaire, threads: int) -> float:
     """In a process of the cluster: load a trial's policy, ask it, write its answers down; the seconds that it took."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
@@ -90,6 +90,6 @@ def _examine(model: str, folder: Path, training: TrainingConfig, examination: Ex
     policy, tokenizer = load_policy(model, checkpoint.path, training, threads=threads)
     began = time.monotonic()
     with computing(policy, training):
-        share = examination.answer(policy, tokenizer, rank=0, world=1)
-    examination.keep(folder, [share])
+        share = questionnaire.answer(policy, tokenizer, rank=0, world=1)
+    questionnaire.keep(folder, [share])
     return time.monotonic() - began

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.errors import TuneDlrmlError, UnansweredError
 from tune_dlrml.evaluation.judges.jury import Grading, Jury
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
-from tune_dlrml.search.judging.late_answers import examine_finalists
+from tune_dlrml.search.judging.late_answers import ask_finalists
 from tune_dlrml.search.judging.thread import Judging, Submission, is_judged
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import RANKING
@@ -42,10 +42,10 @@ class Evaluation:
         parts = self._parts()
         if parts is None:
             return False
-        config, examination, jury = parts
-        compared = self._has_answered(BASELINE, examination) and self._compares()
+        config, questionnaire, jury = parts
+        compared = self._has_answered(BASELINE, questionnaire) and self._compares()
         return not all(
-            is_judged(self._trials / str(row.number), examination, jury, compared=compared and row.number != BASELINE)
+            is_judged(self._trials / str(row.number), questionnaire, jury, compared=compared and row.number != BASELINE)
             for row in self._finalists(config, ended=True)
         )
 
@@ -59,12 +59,12 @@ class Evaluation:
         parts = self._parts()
         if parts is None:
             return
-        config, examination, jury = parts
+        config, questionnaire, jury = parts
         self._tell = on_notice
-        ranking = {"examination": examination.fingerprint, "judges": jury.names}
+        ranking = {"questionnaire": questionnaire.fingerprint, "judges": jury.names}
         replace_file(self._events.folder / RANKING, json.dumps(ranking))
         self._judging = Judging(
-            examination,
+            questionnaire,
             jury,
             self._events,
             on_judged=on_judged,
@@ -85,10 +85,10 @@ class Evaluation:
         parts = self._parts()
         if parts is None:
             return []
-        config, examination, _ = parts
-        return [row for row in self._finalists(config, ended=True) if not self._has_answered(row.number, examination)]
+        config, questionnaire, _ = parts
+        return [row for row in self._finalists(config, ended=True) if not self._has_answered(row.number, questionnaire)]
 
-    def examine(self) -> None:
+    def ask(self) -> None:
         """Have those answer from the models that they ended with; needs a Ray cluster."""
         parts, rows, judging = self._parts(), {row.number: row for row in self.unanswered()}, self._judging
         if parts is None or not rows or judging is None:
@@ -96,7 +96,7 @@ class Evaluation:
         config = self._prepared.config
         self._tell(f"examining {len(rows)} trials from the models that they ended with")
         try:
-            examine_finalists(
+            ask_finalists(
                 {row.number: config.training if row.spec is None else row.spec.training for row in rows.values()},
                 parts[1],
                 model=self._prepared.place.model(config),
@@ -113,8 +113,8 @@ class Evaluation:
         parts = self._parts()
         if parts is None or self._judging is None:
             return None
-        config, examination, _ = parts
-        if config.pairwise and not self._has_answered(BASELINE, examination):
+        config, questionnaire, _ = parts
+        if config.pairwise and not self._has_answered(BASELINE, questionnaire):
             self._tell(f"nothing is compared with the DPO baseline: trial {BASELINE} did not use up its budget")
         for row in self._finalists(config, ended=True):  # once more, since the baseline may have ended after others
             self.on_end(row)
@@ -125,15 +125,16 @@ class Evaluation:
         if self._judging is not None:
             self._judging.leave()
 
-    def _parts(self) -> tuple[EvaluationConfig, Examination, Jury] | None:
-        config, examination, jury = self._prepared.config.evaluation, self._prepared.examination, self._prepared.jury
-        return None if config is None or examination is None or jury is None else (config, examination, jury)
+    def _parts(self) -> tuple[EvaluationConfig, Questionnaire, Jury] | None:
+        prepared = self._prepared
+        config, questionnaire, jury = prepared.config.evaluation, prepared.questionnaire, prepared.jury
+        return None if config is None or questionnaire is None or jury is None else (config, questionnaire, jury)
 
     def _compares(self) -> bool:
         return self._prepared.config.search.baseline is not None
 
-    def _has_answered(self, number: int, examination: Examination) -> bool:
-        return examination.path(self._trials / str(number)).exists()
+    def _has_answered(self, number: int, questionnaire: Questionnaire) -> bool:
+        return questionnaire.path(self._trials / str(number)).exists()
 
     def _finalists(self, config: EvaluationConfig, *, ended: bool) -> list[TrialRow]:
         """Trials that are examined, the best first: all complete ones or, once the search has ended, the best.

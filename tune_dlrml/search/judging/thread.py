@@ -11,7 +11,7 @@ from typing import Any
 
 from tune_dlrml.errors import TuneDlrmlError
 from tune_dlrml.evaluation.judges.jury import Grading, Jury
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Answers, Judgement
 from tune_dlrml.events import EventLog
 from tune_dlrml.search.result import JUDGED
@@ -47,7 +47,7 @@ class Judging:
     what waits is tried again with the next submission, and at the end.
 
     Args:
-        examination: What the trials were asked.
+        questionnaire: What the trials were asked.
         jury: Who judges.
         events: The event logs of the search.
         on_judged: Told what judges say of a trial; it and `on_notice` are called from the judging thread.
@@ -57,7 +57,7 @@ class Judging:
 
     def __init__(
         self,
-        examination: Examination,
+        questionnaire: Questionnaire,
         jury: Jury,
         events: EventLog,
         *,
@@ -65,7 +65,7 @@ class Judging:
         on_notice: Callable[[str], None],
         baseline: int | None = None,
     ) -> None:
-        self._examination, self._jury, self._events = examination, jury, events
+        self._questionnaire, self._jury, self._events = questionnaire, jury, events
         self._on_judged, self._on_notice, self._baseline = on_judged, on_notice, baseline
         self._submitted: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._error: Exception | None = None
@@ -99,7 +99,7 @@ class Judging:
     def is_judged(self, number: int) -> bool:
         """Whether a trial has been judged, and compared with the baseline if there are its answers."""
         compared = self._others(number) is not None
-        return is_judged(self._events.path(number).parent, self._examination, self._jury, compared=compared)
+        return is_judged(self._events.path(number).parent, self._questionnaire, self._jury, compared=compared)
 
     def _work(self) -> None:
         waiting: deque[Submission] = deque()
@@ -124,10 +124,10 @@ class Judging:
     def _judge(self, submission: Submission) -> None:
         number = submission.number
         folder = self._events.path(number).parent
-        answers = self._examination.answers(folder)
+        answers = self._questionnaire.answers(folder)
         if answers is None or self.is_judged(number):
             return
-        questions = self._examination.questions
+        questions = self._questionnaire.questions
         grading = self._jury.grade(questions, answers, baseline=self._others(number))
         tables = {TABLE: grading.table(questions, answers)}
         if grading.comparisons:
@@ -141,22 +141,22 @@ class Judging:
             metrics["answering_s"] = submission.answering_s
         if self._events.judgement(number) != metrics:  # else the last driver died behind this line
             self._events.judged(number, submission.steps, metrics, files)
-        replace_file(folder / JUDGED, json.dumps(_summary(grading, self._examination, self._jury)), durable=True)
+        replace_file(folder / JUDGED, json.dumps(_summary(grading, self._questionnaire, self._jury)), durable=True)
         self._on_judged(number, grading)
 
     def _others(self, number: int) -> list[Answers] | None:
         """The baseline's answers; None for the baseline itself, and where it gave none."""
         if self._baseline is None or number == self._baseline:
             return None
-        return self._examination.answers(self._events.path(self._baseline).parent)
+        return self._questionnaire.answers(self._events.path(self._baseline).parent)
 
 
-def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: bool) -> bool:
-    """Whether all of this jury was heard on a trial's answers to this examination.
+def is_judged(folder: Path, questionnaire: Questionnaire, jury: Jury, *, compared: bool) -> bool:
+    """Whether all of this jury was heard on a trial's answers to this questionnaire.
 
     Args:
         folder: The trial's.
-        examination: What it was asked.
+        questionnaire: What it was asked.
         jury: Who judges, and how.
         compared: Whether there is a baseline that it is to be compared with.
     """
@@ -164,7 +164,7 @@ def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: b
         return False
     known: Mapping[str, Any] = json.loads((folder / JUDGED).read_bytes())
     return bool(
-        known["examination"] == examination.fingerprint
+        known.get("questionnaire") == questionnaire.fingerprint
         and known["jury"] == jury.fingerprint
         and known["whole"]
         and {score["judge"] for score in known["scores"]}.issuperset(jury.names)
@@ -172,9 +172,9 @@ def is_judged(folder: Path, examination: Examination, jury: Jury, *, compared: b
     )
 
 
-def _summary(grading: Grading, examination: Examination, jury: Jury) -> dict[str, Any]:
+def _summary(grading: Grading, questionnaire: Questionnaire, jury: Jury) -> dict[str, Any]:
     return {
-        "examination": examination.fingerprint,
+        "questionnaire": questionnaire.fingerprint,
         "jury": jury.fingerprint,
         "whole": grading.whole,
         "scores": [score.as_json() for score in grading.scores],

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from toy_training import DPO, Recorder, plan, settings
 
 from tune_dlrml.errors import StorageError
-from tune_dlrml.evaluation.mt_bench.questionnaire import Examination
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Question
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.training.checkpoint import newest_checkpoint
@@ -23,7 +23,7 @@ STEPS = 8
 
 
 class Asked:
-    """An examination that notes when it comes, and what it finds in the trial's folder then."""
+    """An questionnaire that notes when it comes, and what it finds in the trial's folder then."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,8 +48,8 @@ class Full(Asked):
         raise OSError(28, "No space left on device", str(folder))
 
 
-def trained(resident: Resident, folder: Path, examination: Any, save_steps: int = 4) -> TrialOutcome | None:
-    budget = replace(plan(STEPS, save_steps=save_steps), examination=examination)
+def trained(resident: Resident, folder: Path, questionnaire: Any, save_steps: int = 4) -> TrialOutcome | None:
+    budget = replace(plan(STEPS, save_steps=save_steps), questionnaire=questionnaire)
     return train_trial(resident, toy_training.spec(DPO, settings()), budget, Recorder(), folder=folder)
 
 
@@ -66,9 +66,9 @@ def test_a_trial_is_asked_once_at_its_full_budget_before_its_last_checkpoint_is_
 
 
 def test_the_weights_are_those_of_a_trial_that_nobody_asked(lora_resident, tmp_path):
-    examination = Examination(QUESTIONS, max_new_tokens=4, batch_size=2, seed=0)
+    questionnaire = Questionnaire(QUESTIONS, max_new_tokens=4, batch_size=2, seed=0)
     weights = []
-    for name, asked in (("asked", examination), ("left", None)):
+    for name, asked in (("asked", questionnaire), ("left", None)):
         folder = tmp_path / name
         trained(lora_resident, folder, asked)
         newest = newest_checkpoint(folder)
@@ -76,7 +76,7 @@ def test_the_weights_are_those_of_a_trial_that_nobody_asked(lora_resident, tmp_p
         weights.append(load_file(newest.path / "adapter_model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert [len(answers.turns) for answers in examination.answers(tmp_path / "asked") or []] == [2, 2]
+    assert [len(answers.turns) for answers in questionnaire.answers(tmp_path / "asked") or []] == [2, 2]
 
 
 def test_a_trial_that_cannot_answer_is_complete_by_its_metric_all_the_same(lora_resident, tmp_path, caplog):
@@ -94,7 +94,7 @@ def test_a_full_disk_is_no_trials_fault(lora_resident, tmp_path):
 
 
 def test_answers_to_other_questions_are_no_answers_to_these(tmp_path):
-    asked = Examination(QUESTIONS, max_new_tokens=4, batch_size=2, seed=0)
+    asked = Questionnaire(QUESTIONS, max_new_tokens=4, batch_size=2, seed=0)
     tmp_path.joinpath(asked.path(tmp_path).name).write_text("")
     for other in (replace(asked, questions=QUESTIONS[:1]), replace(asked, max_new_tokens=5), replace(asked, seed=1)):
         assert other.answers(tmp_path) is None

@@ -13,7 +13,7 @@ from tune_dlrml.doctor.cost import (
     Span,
     Taking,
     draw_values,
-    make_bill,
+    estimate_cost,
     makespan,
     number_of_trials,
     relative_batch_sizes,
@@ -26,7 +26,7 @@ from tune_dlrml.search.usage import sum_up
 from tune_dlrml.study.history import TrialRow
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.training.measure import Measurement
-from tune_dlrml.views.search import bill_lines, bill_table, taken_line
+from tune_dlrml.views.search import cost_lines, cost_table, usage_line
 
 Config = Callable[..., SearchConfig]
 Open = Callable[..., SearchStudy]
@@ -136,53 +136,53 @@ def test_without_a_scheduler_a_bill_is_plain_arithmetic(config_with: Config) -> 
         training={"per_device_train_batch_size": 1},
         checkpoint={"save_steps": 5, "save_total_limit": 2},
     )
-    bill = make_bill(MEASURED, config, 6)
+    cost = estimate_cost(MEASURED, config, 6)
     # A trial: 0.5 s, 6 steps of 2 s, half of an evaluation on each of two workers, checkpoints at 5 and 6.
     trial_s = 0.5 + 12 + 3 + 2
     # 6 steps of 2 x 1 pairs see 12 of the 20; two workers share the reference pass.
     reference_s = (100 + 12 * 5) * 0.01 / 2
-    assert bill.optimizer_steps == Span(18, 18, 18)
-    assert (bill.evaluations.mean, bill.checkpoints.mean, bill.most_optimizer_steps) == (3, 6, 18)
-    assert (bill.training_s.mean, bill.evaluations_s.mean, bill.checkpoints_s.mean) == (3 * 12, 3 * 3, 3 * 2)
-    assert bill.trained_tokens.mean == 18 * 30 * 2
-    assert (bill.reference_tokens, bill.reference_s) == (160, pytest.approx(reference_s))
-    assert bill.wall_s.mean == pytest.approx(7 + reference_s + 2 * trial_s) == pytest.approx(bill.most_wall_s)
-    assert bill.cpu_hours.mean == pytest.approx(2 * 4 * (3 * trial_s + 2 * 7 + reference_s) / 3600)
-    assert bill.gpu_hours.mean == 0
-    assert bill.memory_bytes == 4 * 10**6
-    assert bill.disk_bytes == 1000 * (3 + 2 * 3)
+    assert cost.optimizer_steps == Span(18, 18, 18)
+    assert (cost.evaluations.mean, cost.checkpoints.mean, cost.most_optimizer_steps) == (3, 6, 18)
+    assert (cost.training_s.mean, cost.evaluations_s.mean, cost.checkpoints_s.mean) == (3 * 12, 3 * 3, 3 * 2)
+    assert cost.trained_tokens.mean == 18 * 30 * 2
+    assert (cost.reference_tokens, cost.reference_s) == (160, pytest.approx(reference_s))
+    assert cost.wall_s.mean == pytest.approx(7 + reference_s + 2 * trial_s) == pytest.approx(cost.most_wall_s)
+    assert cost.cpu_hours.mean == pytest.approx(2 * 4 * (3 * trial_s + 2 * 7 + reference_s) / 3600)
+    assert cost.gpu_hours.mean == 0
+    assert cost.memory_bytes == 4 * 10**6
+    assert cost.disk_bytes == 1000 * (3 + 2 * 3)
 
 
 def test_successive_halving_makes_a_bill_smaller_and_the_same_bill_each_time(config_with: Config) -> None:
     config = config_with(num_trials=24, scheduler={"grace_period": 5, "reduction_factor": 2})
     measured = replace(MEASURED, step_s=(1.8, 2.0, 2.2))
-    bill = make_bill(measured, config, 40)
-    assert bill == make_bill(measured, config, 40)
-    assert bill.rungs == (5, 10, 20)
-    assert 24 * 5 <= bill.optimizer_steps.low < bill.optimizer_steps.mean < bill.optimizer_steps.high < 24 * 40
-    assert bill.wall_s.low < bill.wall_s.mean < bill.wall_s.high < bill.most_wall_s
-    assert bill.as_json()["step_s"] == {"median": 2.0, "low": 1.8, "high": 2.2}
+    cost = estimate_cost(measured, config, 40)
+    assert cost == estimate_cost(measured, config, 40)
+    assert cost.rungs == (5, 10, 20)
+    assert 24 * 5 <= cost.optimizer_steps.low < cost.optimizer_steps.mean < cost.optimizer_steps.high < 24 * 40
+    assert cost.wall_s.low < cost.wall_s.mean < cost.wall_s.high < cost.most_wall_s
+    assert cost.as_json()["step_s"] == {"median": 2.0, "low": 1.8, "high": 2.2}
 
 
 def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
-    once = make_bill(MEASURED, config_with(num_trials=4, scheduler=None), 6)
+    once = estimate_cost(MEASURED, config_with(num_trials=4, scheduler=None), 6)
     config = with_(config_with(num_trials=4, scheduler=None), resources={"trials_per_group": 2})
-    assert make_bill(MEASURED, config, 6).wall_s.mean == pytest.approx(once.wall_s.mean + 7)
+    assert estimate_cost(MEASURED, config, 6).wall_s.mean == pytest.approx(once.wall_s.mean + 7)
 
 
 def test_confirming_trials_are_a_bill_of_their_own(config_with: Config) -> None:
     plain = config_with(num_trials=4, scheduler={"grace_period": 2, "reduction_factor": 2})
     config = with_(plain, search={"confirm": {"top": 2, "seeds": 3}})
-    bill = make_bill(MEASURED, config, 6)
-    assert replace(bill, confirmation=None) == make_bill(MEASURED, plain, 6)
-    after = bill.confirmation
+    cost = estimate_cost(MEASURED, config, 6)
+    assert replace(cost, confirmation=None) == estimate_cost(MEASURED, plain, 6)
+    after = cost.confirmation
     assert after is not None
     assert (after.trials, after.rungs, after.optimizer_steps) == (9, (), Span(54, 54, 54))
     # 7 s of loading, the reference pass, and 9 x (0.5 + 12 + 6 + 1) s.
     assert after.wall_s.mean == pytest.approx(7 + after.reference_s + 9 * 19.5)
-    (told,) = (line for line in bill_lines(bill) if "search.confirm" in line)
+    (told,) = (line for line in cost_lines(cost) if "search.confirm" in line)
     assert "9 times 6 steps, or fewer: about 3:0" in told
-    assert bill.as_json()["confirmation"]["trials"] == 9
+    assert cost.as_json()["confirmation"]["trials"] == 9
 
 
 def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
@@ -194,8 +194,8 @@ def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
         dataset={"test": "test.jsonl"},
     )
     evaluation = EvaluationConfig(when="final_rung", judges=["openai:gpt-4o"])
-    bill = make_bill(replace(MEASURED, longest_share=0.5), config, 40)
-    told = " ".join(notes(bill, config.model_copy(update={"evaluation": evaluation})))
+    cost = estimate_cost(replace(MEASURED, longest_share=0.5), config, 40)
+    told = " ".join(notes(cost, config.model_copy(update={"evaluation": evaluation})))
     for words in (
         "Ray's start",
         "without ties",
@@ -208,7 +208,7 @@ def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
     ):
         assert words in told
     plain = config_with(num_trials=4, scheduler=None)
-    assert len(notes(make_bill(MEASURED, plain, 40), plain)) == 1
+    assert len(notes(estimate_cost(MEASURED, plain, 40), plain)) == 1
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_precision_that_this_machine_is_slow_in_is_told(
 ) -> None:
     config = with_(config_with(num_trials=4, scheduler=None), training={"bf16": bf16})
     measured = replace(MEASURED, matrix_rates={"float32": 2e11, "bfloat16": rate})
-    found = [note for note in notes(make_bill(measured, config, 40), config) if "bfloat16" in note]
+    found = [note for note in notes(estimate_cost(measured, config, 40), config) if "bfloat16" in note]
     assert [told in note for note in found] == ([] if told is None else [True])
 
 
@@ -260,66 +260,66 @@ PRUNED = [
 
 
 def test_what_a_trial_wrote_down_itself_is_taken_from_there() -> None:
-    taken = sum_up([row(0, State.COMPLETE, 8, seconds=SECONDS)], {0: COMPLETE}.__getitem__, ResourcesConfig())
+    usage = sum_up([row(0, State.COMPLETE, 8, seconds=SECONDS)], {0: COMPLETE}.__getitem__, ResourcesConfig())
     # 30 s: 10 until the first report, 8 of training, 11 in its own books, and 1 that is in none.
     expected = {"starting": 10, "training": 8, "evaluation": 5, "saving": 2, "waiting": 1, "answering": 3, "other": 1}
-    assert taken.trial_s == pytest.approx(30)
-    assert taken.shares == pytest.approx({part: seconds / 30 for part, seconds in expected.items()})
-    assert (taken.optimizer_steps, taken.trained_tokens) == (8, 80)
-    assert (taken.reference_tokens, taken.reference_tokens_saved) == (700, 300)
+    assert usage.trial_s == pytest.approx(30)
+    assert usage.shares == pytest.approx({part: seconds / 30 for part, seconds in expected.items()})
+    assert (usage.optimizer_steps, usage.trained_tokens) == (8, 80)
+    assert (usage.reference_tokens, usage.reference_tokens_saved) == (700, 300)
 
 
 def test_what_a_stopped_trial_took_is_told_by_the_times_of_its_reports() -> None:
-    taken = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig())
+    usage = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig())
     expected = {"starting": 1, "training": 9, "evaluation": 6, "saving": 2, "waiting": 2, "answering": 0, "other": 0}
-    assert taken.trial_s == pytest.approx(20)
-    assert taken.shares == pytest.approx({part: seconds / 20 for part, seconds in expected.items()})
-    assert taken.reference_tokens is None
+    assert usage.trial_s == pytest.approx(20)
+    assert usage.shares == pytest.approx({part: seconds / 20 for part, seconds in expected.items()})
+    assert usage.reference_tokens is None
 
 
 def test_a_person_reads_what_was_taken_in_one_line() -> None:
-    taken = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig(cpus_per_worker=18))
-    assert taken_line(taken) == (
+    usage = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig(cpus_per_worker=18))
+    assert usage_line(usage) == (
         "taken: 20 s of trials, 0.1 CPU-hours, 8 optimizer steps, 80 tokens trained; "
         "45% training, 30% evaluation, 10% saving, 10% waiting, 5% starting"
     )
 
 
 def test_a_bill_is_shown_item_by_item_and_in_all(config_with: Config) -> None:
-    bill = make_bill(MEASURED, config_with(num_trials=3, scheduler=None), 6)
+    cost = estimate_cost(MEASURED, config_with(num_trials=3, scheduler=None), 6)
     console = Console(file=io.StringIO(), width=120)
-    console.print(bill_table(bill))
+    console.print(cost_table(cost))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for item in ("loading", "reference pass", "optimizer steps", "held-out evaluations", "checkpoints", "1 kB"):
         assert item in shown
     # 7 s of loading, 2 s of 200 tokens through the reference, and 3 x (0.5 + 12 + 6 + 1) s.
-    assert "about 1:08 min" in " ".join(bill_lines(bill))
+    assert "about 1:08 min" in " ".join(cost_lines(cost))
 
 
 def test_trials_add_up_to_hours_of_all_that_their_groups_hold() -> None:
     rows = [row(0, State.COMPLETE, 8, seconds=SECONDS), row(1, State.PRUNED, 8)]
     resources = ResourcesConfig(workers=2, cpus_per_worker=3, gpus_per_worker=0.5, concurrent_trials=2)
-    taken = sum_up(rows, {0: COMPLETE, 1: PRUNED}.__getitem__, resources)
-    assert taken.cpu_hours == pytest.approx(2 * 3 * 50 / 3600)
-    assert taken.gpu_hours == pytest.approx(2 * 0.5 * 50 / 3600)
-    assert (taken.optimizer_steps, taken.trained_tokens) == (16, 160)
-    assert sum(taken.shares.values()) == pytest.approx(1)
+    usage = sum_up(rows, {0: COMPLETE, 1: PRUNED}.__getitem__, resources)
+    assert usage.cpu_hours == pytest.approx(2 * 3 * 50 / 3600)
+    assert usage.gpu_hours == pytest.approx(2 * 0.5 * 50 / 3600)
+    assert (usage.optimizer_steps, usage.trained_tokens) == (16, 160)
+    assert sum(usage.shares.values()) == pytest.approx(1)
 
 
 def test_the_time_between_two_attempts_counts_for_nobody() -> None:
     resumed = [*PRUNED[:3], start(1000), report(1004, 6, tokens=60, steps_per_second=1.0)]
-    taken = sum_up([row(0, State.RUNNING, 4)], {0: resumed}.__getitem__, ResourcesConfig())
-    assert taken.trial_s == pytest.approx(9 + 4)
-    assert (taken.optimizer_steps, taken.trained_tokens) == (6, 60)
+    usage = sum_up([row(0, State.RUNNING, 4)], {0: resumed}.__getitem__, ResourcesConfig())
+    assert usage.trial_s == pytest.approx(9 + 4)
+    assert (usage.optimizer_steps, usage.trained_tokens) == (6, 60)
 
 
 def test_clocks_that_disagree_make_no_time_negative() -> None:
     odd = [start(100), report(90, 0, evaluated=True), report(101, 2, steps_per_second=4.0), end(99)]
-    taken = sum_up([row(0, State.PRUNED, 2)], {0: odd}.__getitem__, ResourcesConfig())
-    assert taken.trial_s == pytest.approx(1)
-    assert min(taken.shares.values()) >= 0
+    usage = sum_up([row(0, State.PRUNED, 2)], {0: odd}.__getitem__, ResourcesConfig())
+    assert usage.trial_s == pytest.approx(1)
+    assert min(usage.shares.values()) >= 0
 
 
 def test_a_search_without_a_report_has_taken_nothing_yet() -> None:
-    taken = sum_up([row(0, State.RUNNING, 0)], {0: [start(5)]}.__getitem__, ResourcesConfig())
-    assert (taken.trial_s, taken.shares, taken.optimizer_steps) == (0, {}, 0)
+    usage = sum_up([row(0, State.RUNNING, 0)], {0: [start(5)]}.__getitem__, ResourcesConfig())
+    assert (usage.trial_s, usage.shares, usage.optimizer_steps) == (0, {}, 0)

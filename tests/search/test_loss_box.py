@@ -7,7 +7,7 @@ import pytest
 
 from tune_dlrml.config import Choice, Range
 from tune_dlrml.config.losses import AqlLoss, CellLoss, DiscopopLoss, DlrmlLoss, DpoLoss, HingeLoss, LearnableBetaMix
-from tune_dlrml.doctor.loss_box import box_of, percent
+from tune_dlrml.doctor.loss_box import loss_box_of, percent
 from tune_dlrml.losses.profile import overflows_within
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.space import loss_at
@@ -37,7 +37,7 @@ def share_above(c: float, tau: float = 0.05) -> float:
 
 @pytest.fixture(scope="module")
 def published_box():
-    return box_of("dlrml", dlrml(beta_kl=BETA_KL, beta_mix=BETA_MIX), 500.0)
+    return loss_box_of("dlrml", dlrml(beta_kl=BETA_KL, beta_mix=BETA_MIX), 500.0)
 
 
 def test_86_percent_of_the_usual_box_starts_uphill(published_box):
@@ -75,14 +75,14 @@ def test_the_parameters_to_change_are_named_with_their_range(published_box):
     ],
 )
 def test_advice_is_in_the_words_of_the_file(loss, says):
-    assert says in "; ".join(box_of("some", loss, 500.0).advice)
+    assert says in "; ".join(loss_box_of("some", loss, 500.0).advice)
 
 
 def test_a_search_over_the_safe_band_is_sound():
-    box = box_of("dlrml_c", dlrml(beta_kl=BETA_KL, c={"log_uniform": [1, 9.1]}), 500.0)
-    assert box.sound
-    assert box.advice == ()
-    assert box.sentence() == "all of its box starts downhill, with a bounded slope and no trap"
+    loss_box = loss_box_of("dlrml_c", dlrml(beta_kl=BETA_KL, c={"log_uniform": [1, 9.1]}), 500.0)
+    assert loss_box.sound
+    assert loss_box.advice == ()
+    assert loss_box.sentence() == "all of its box starts downhill, with a bounded slope and no trap"
 
 
 def test_the_closed_form_agrees_with_the_loss_itself():
@@ -92,36 +92,36 @@ def test_the_closed_form_agrees_with_the_loss_itself():
     built = [build_loss(loss_at(space, row)) for row in rows]
     uphill = np.mean([loss.geometry().starts == "wrong" for loss in built])
     overflowing = np.mean([overflows_within(loss, 500.0, 201) for loss in built])
-    box = box_of("dlrml", space, 500.0)
-    assert box.uphill == pytest.approx(uphill, abs=0.03)
-    assert box.nonfinite == box.overflowing == pytest.approx(overflowing, abs=0.03)
+    loss_box = loss_box_of("dlrml", space, 500.0)
+    assert loss_box.uphill == pytest.approx(uphill, abs=0.03)
+    assert loss_box.nonfinite == loss_box.overflowing == pytest.approx(overflowing, abs=0.03)
 
 
 @pytest.mark.parametrize("beta", [0.1, {"log_uniform": [0.01, 0.5]}])
 @pytest.mark.parametrize("kind", [DpoLoss, HingeLoss])
 def test_a_monotone_bounded_loss_is_sound_everywhere(kind, beta):
-    assert box_of("some", kind.model_validate({"beta": beta}), 500.0).sound
+    assert loss_box_of("some", kind.model_validate({"beta": beta}), 500.0).sound
 
 
 def test_what_overflows_is_told_with_the_range_to_keep():
-    box = box_of("cell", CellLoss.model_validate({"beta": {"log_uniform": [0.01, 0.5]}}), 500.0)
-    assert box.unbounded == 1
-    assert box.nonfinite == pytest.approx(math.log(0.5 / (88.7228 / 500)) / math.log(50), abs=0.02)
-    (advice,) = box.advice
+    loss_box = loss_box_of("cell", CellLoss.model_validate({"beta": {"log_uniform": [0.01, 0.5]}}), 500.0)
+    assert loss_box.unbounded == 1
+    assert loss_box.nonfinite == pytest.approx(math.log(0.5 / (88.7228 / 500)) / math.log(50), abs=0.02)
+    (advice,) = loss_box.advice
     assert advice.startswith("keep beta up to 0.17")
 
 
 def test_aql_starts_uphill_below_a_tau_of_0_1047():
-    box = box_of("aql", AqlLoss.model_validate({"beta": 0.05, "tau": {"log_uniform": [0.02, 0.5]}}), 500.0)
-    assert box.uphill == pytest.approx(math.log(0.1047 / 0.02) / math.log(25), abs=0.03)
-    assert box.advice[0].startswith("keep tau from 0.10")
+    loss_box = loss_box_of("aql", AqlLoss.model_validate({"beta": 0.05, "tau": {"log_uniform": [0.02, 0.5]}}), 500.0)
+    assert loss_box.uphill == pytest.approx(math.log(0.1047 / 0.02) / math.log(25), abs=0.03)
+    assert loss_box.advice[0].startswith("keep tau from 0.10")
 
 
 def test_choices_alone_are_looked_at_one_by_one():
     points = sampled({"a": Choice(values=(1, 2)), "b": Choice(values=("x", "y", "z"))}, 12)
     assert {key: len(column) for key, column in points.items()} == {"a": 6, "b": 6}
-    box = box_of("dlrml", dlrml(c={"choice": [4, 20, 40, 5]}), 500.0)
-    assert (box.points, box.uphill) == (4, 0.5)
+    loss_box = loss_box_of("dlrml", dlrml(c={"choice": [4, 20, 40, 5]}), 500.0)
+    assert (loss_box.points, loss_box.uphill) == (4, 0.5)
 
 
 def test_points_spread_evenly_on_the_scale_of_each_domain():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tune_dlrml.config.losses import CellLoss, DiscopopLoss, DlrmlLoss, DpoLoss, KtoLoss, LearnableBetaMix
-from tune_dlrml.losses.profile import overflows_within, portrait
+from tune_dlrml.losses.profile import overflows_within, profile
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.report.loss_picture import loss_figure
 
@@ -19,7 +19,7 @@ LONGEST = 709.78
 @pytest.fixture(scope="module")
 def published_default():
     """DLRML as published, beta_kl 0.05 and beta_mix 0.2 at tau 0.05: c = 80."""
-    return portrait(DlrmlLoss(beta_kl=0.05, beta_mix=0.2, tau=0.05)).as_json()
+    return profile(DlrmlLoss(beta_kl=0.05, beta_mix=0.2, tau=0.05)).as_json()
 
 
 def test_the_document_has_the_numbers_of_the_design(published_default):
@@ -34,7 +34,7 @@ def test_the_document_has_the_numbers_of_the_design(published_default):
 
 
 def test_discopop_at_0_05_has_its_trap_and_barrier_at_known_margins():
-    document = portrait(DiscopopLoss(beta=0.05)).as_json()
+    document = profile(DiscopopLoss(beta=0.05)).as_json()
     assert document["trap"]["margin"] == pytest.approx(-2.37, abs=0.005)
     assert document["barrier"]["margin"] == pytest.approx(1.44, abs=0.005)
 
@@ -56,26 +56,26 @@ def test_where_both_forms_are_finite_they_agree_to_rounding(published_default):
 
 
 def test_below_c_1_the_true_value_overflows_too():
-    document = portrait(DlrmlLoss(beta_kl=0.1, c=0.5)).as_json()
+    document = profile(DlrmlLoss(beta_kl=0.1, c=0.5)).as_json()
     assert document["bounded"] is False
     # m * exp(-z) is exp((1 - c) * |z|) for z far below 0.
     assert document["overflow"]["float32"]["stable"]["below"] == pytest.approx(-LIMIT / 0.05, rel=1e-3)
 
 
 def test_a_loss_without_mixing_has_neither_c_nor_a_published_form():
-    document = portrait(DpoLoss(beta=0.1)).as_json()
+    document = profile(DpoLoss(beta=0.1)).as_json()
     assert document["c"] is document["safe_c"] is document["published"] is document["trap"] is None
     assert document["starts"] == "right"
     assert document["overflow"]["float32"] == {"stable": {"below": None, "above": None}, "published": None}
 
 
 def test_cell_overflows_where_its_exponential_does():
-    below = portrait(CellLoss(beta=0.05)).as_json()["overflow"]["float32"]["stable"]["below"]
+    below = profile(CellLoss(beta=0.05)).as_json()["overflow"]["float32"]["stable"]["below"]
     assert below == pytest.approx(-LIMIT / 0.05, rel=0.01)
 
 
 def test_the_curve_is_the_loss_over_the_margin():
-    curve = portrait(DpoLoss(beta=0.1)).as_json()["curve"]
+    curve = profile(DpoLoss(beta=0.1)).as_json()["curve"]
     assert len(curve["margin"]) == len(curve["value"]) == len(curve["slope"])
     assert (min(curve["margin"]), max(curve["margin"])) == (pytest.approx(-60), pytest.approx(60))
     for margin, value, slope in zip(*curve.values(), strict=True):
@@ -85,11 +85,11 @@ def test_the_curve_is_the_loss_over_the_margin():
 
 def test_a_learnt_mixing_is_drawn_as_it_starts():
     learnt = DlrmlLoss(beta_kl=0.05, beta_mix=LearnableBetaMix(c_init=4.0))
-    assert portrait(learnt).as_json()["c"] == pytest.approx(4)
+    assert profile(learnt).as_json()["c"] == pytest.approx(4)
 
 
 def test_a_batch_coupled_loss_says_so():
-    assert portrait(KtoLoss()).as_json()["batch_coupled"] is True
+    assert profile(KtoLoss()).as_json()["batch_coupled"] is True
 
 
 @pytest.mark.parametrize(("beta_kl", "overflows"), [(0.17, False), (0.18, True)])
@@ -102,7 +102,7 @@ def test_the_published_form_overflows_within_500_nats_above_a_beta_kl_of_0_177(b
 
 @pytest.mark.parametrize(("loss", "columns"), [(DiscopopLoss(), 2), (DpoLoss(), 1)])
 def test_a_trap_has_a_close_up_in_the_picture(loss, columns):
-    axes = loss_figure(portrait(loss)).axes
+    axes = loss_figure(profile(loss)).axes
     assert len(axes) == 2 * columns
     assert axes[0].get_ylabel() == "loss of a pair, nats"
     told = [text.get_text() for each in axes for text in each.texts]
