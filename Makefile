@@ -18,22 +18,22 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp  ## Speed against a naive program, into tests/benchmarks/results; ONLY=handover,limit chooses. Takes hours.
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
+bench: .venv/dev.stamp  ## Speed against a naive program, into benchmarks/results/latest.json; ONLY=handover,limit chooses. Takes hours.
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 
 gpu: .venv/dev.stamp  ## Speed, memory and repeatability on a GPU; ONLY="chip trials" chooses. Eight minutes on an H200.
 	$(BIN)/python tests/gpu/run.py $(if $(ONLY),--only $(ONLY))
 
 judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, ended in the middle and resumed.
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/judged_search.py
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.judged_search
 
 frontier: .venv/dev.stamp  ## Reward against KL of three losses at four strengths and three seeds. Takes hours.
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/frontier.py
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.frontier
 
 stability: .venv/dev.stamp  ## Which settings of dLRML and DiscoPOP fail on the toy, and how, over three seeds.
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/stability.py
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.stability
 
-faults: .venv/dev.stamp  ## Kill and starve searches in every way; ONLY=driver,worker and SEED=1 choose. Takes long.
+faults: .venv/dev.stamp  ## Kill and starve searches in every way, into faults/results/latest.json; ONLY=driver,worker and SEED=1 choose. Takes long.
 	PYTHONPATH=tests $(BIN)/python -m faults.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the same seed.

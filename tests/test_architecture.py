@@ -1,11 +1,11 @@
 """Imports go down, each vendor has one place, and only the command line reads arguments and the environment."""
 
 import ast
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tune_dlrml"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -53,7 +53,10 @@ VENDORS = {
     ),
 }
 
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def place(path):
@@ -64,34 +67,44 @@ def part(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imported(path):
     """Dotted names of all modules that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names = []
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{place(path)}:{node.lineno}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def test_every_part_of_the_package_has_a_layer():
     assert {part(path) for path in FILES} - {"__init__", "__main__"} <= set(RANK)
 
 
-@every_file
-def test_imports_go_down_only(path):
-    if place(path) in SCRIPTS or part(path) == "__main__":
-        return
-    own = [name.split(".")[1] for name in imported(path) if name.startswith("tune_dlrml.")]
-    upward = {name for name in own if name != part(path) and RANK[name] >= RANK.get(part(path), 0)}
-    assert not upward, f"{place(path)} imports {upward}, which is not below it"
+def test_imports_are_absolute():
+    nodes = [(path, node) for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    assert [f"{place(path)}:{node.lineno}" for path, node in nodes if node.level] == []
 
 
-@every_file
-def test_a_vendor_is_imported_in_its_place_only(path):
-    for name in imported(path):
-        allowed = VENDORS.get(name.partition(".")[0])
-        assert allowed is None or place(path).startswith(allowed), f"{place(path)} imports {name}; allowed: {allowed}"
+def test_imports_go_down_only():
+    upward = []
+    for path in FILES:
+        own = {name.split(".")[1] for name in imported(path) if name.startswith("tune_dlrml.")} - {part(path)}
+        if place(path) not in SCRIPTS and part(path) != "__main__":
+            upward += [f"{place(path)} imports {name}" for name in own if RANK[name] >= RANK.get(part(path), 0)]
+    assert upward == []
+
+
+def test_a_vendor_is_imported_in_its_place_only():
+    misplaced = []
+    for path in FILES:
+        for name in imported(path):
+            allowed = VENDORS.get(name.partition(".")[0])
+            if allowed is not None and not place(path).startswith(allowed):
+                misplaced.append(f"{place(path)} imports {name}; allowed: {allowed}")
+    assert misplaced == []
 
 
 def test_no_part_imports_a_script():
@@ -99,33 +112,40 @@ def test_no_part_imports_a_script():
     assert not [place(path) for path in FILES if names & set(imported(path))]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "config",
-        "space",
-        "records",
-        "data",
-        "models.checkpoints",
-        "models.loading",
-        "losses.geometry",
-        "losses.shape",
-        "losses.discovered_geometry",
-        "training.checkpoint",
-        "training.reference.cache",
-    ],
-)
-def test_checking_a_search_needs_no_heavy_library(module):
-    heavy = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]
-    program = f"import sys, tune_dlrml.{module}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+HEAVY = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]
+LIGHT = [
+    "config",
+    "space",
+    "records",
+    "data",
+    "models.checkpoints",
+    "models.loading",
+    "losses.geometry",
+    "losses.shape",
+    "losses.discovered_geometry",
+    "training.checkpoint",
+    "training.reference.cache",
+]
+"""What the check of a search imports."""
+WHAT_EACH_IMPORTS = f"""
+import importlib, json, sys
+known, new = set(), {{}}
+for name in {LIGHT}:
+    importlib.import_module("tune_dlrml." + name)
+    new[name] = [each for each in {HEAVY} if each in sys.modules and each not in known]
+    known.update(new[name])
+print(json.dumps(new))
+"""
 
 
-def parents(tree):
-    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+def test_checking_a_search_needs_no_heavy_library():
+    command = [sys.executable, "-c", WHAT_EACH_IMPORTS]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {name: [] for name in LIGHT}
+
+
+def parents(root):
+    return {child: node for node in ast.walk(root) for child in ast.iter_child_nodes(node)}
 
 
 def is_written(node, parent_of):
@@ -138,9 +158,8 @@ def is_written(node, parent_of):
 
 
 def reads_of_arguments_and_environment(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    parent_of = parents(tree)
-    for node in ast.walk(tree):
+    parent_of = parents(tree(path))
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module in ("os", "sys"):
             yield from (alias.name for alias in node.names if alias.name in ("environ", "getenv", "argv"))
         if not isinstance(node, ast.Attribute) or ast.unparse(node) not in ("os.environ", "os.getenv", "sys.argv"):
@@ -150,11 +169,10 @@ def reads_of_arguments_and_environment(path):
             yield f"{ast.unparse(node)} in line {node.lineno}"
 
 
-@every_file
-def test_only_the_command_line_reads_arguments_and_the_environment(path):
+def test_only_the_command_line_reads_arguments_and_the_environment():
     # Where the environment of a search's processes is made, it is added to, and put back afterwards.
-    if part(path) != "cli" and place(path) != "cluster/environment.py":
-        assert list(reads_of_arguments_and_environment(path)) == []
+    others = [path for path in FILES if part(path) != "cli" and place(path) != "cluster/environment.py"]
+    assert [f"{place(path)}: {read}" for path in others for read in reads_of_arguments_and_environment(path)] == []
 
 
 def test_what_counts_as_reading_the_environment(tmp_path, monkeypatch):
@@ -178,10 +196,7 @@ def test_what_counts_as_reading_the_environment(tmp_path, monkeypatch):
     assert sorted(lines) == [6, 7, 8, 9, 10]
 
 
-@every_file
-def test_consoles_are_made_in_one_place(path):
-    made = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    names = [node.func.id for node in made if isinstance(node.func, ast.Name)]
-    assert "Console" not in names or place(path) == "system/streams.py", (
-        "reading_console leaves `:m:` in a name as it is"
-    )
+def test_consoles_are_made_in_one_place():
+    nodes = [(path, node.func) for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    makers = {place(path) for path, called in nodes if isinstance(called, ast.Name) and called.id == "Console"}
+    assert makers == {"system/streams.py"}, "reading_console leaves `:m:` in a name as it is"

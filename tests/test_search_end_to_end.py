@@ -8,8 +8,8 @@ import mlflow
 import pytest
 import toy
 from command_line import called, ended, started, without
-from faults.leftovers import check_nothing_is_left, short_folder
 
+from faults.leftovers import check_nothing_is_left, short_folder
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow

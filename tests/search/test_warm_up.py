@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import toy
 from command_line import ended, started, without
-from faults.leftovers import short_folder
 
+from faults.leftovers import short_folder
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ A failure is injected at the first write, at the second, and so on, until a run 
 and once as a disk that stays full until the driver ends. After it a new driver goes on in the same folder. Then the
 study must be that of an undisturbed search, and every event that was acknowledged in its log and in MLflow once.
 
-Run: PYTHONPATH=tests python tests/faults/state_layer.py [--short]
+Run: PYTHONPATH=tests python -m faults.state_layer [--short]
 """
 
 import argparse
@@ -21,7 +21,6 @@ from unittest import mock
 
 from faults.injection import Writes
 from faults.memory_mlflow import MemoryMlflow
-
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from cluster.services import free_ports
+
 from faults.toy_search import PROGRESS_S, Failure, ToySearch, ended_afterwards, generator, require, row, wait_for
 
 OF_THE_CLUSTER = {"_AutoscalingCoordinatorActor"}

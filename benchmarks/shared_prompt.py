@@ -1,6 +1,6 @@
 """One optimizer step with packed pairs against one of TRL's own trainer, at four ratios of prompt to completion.
 
-Run: PYTHONPATH=tests python tests/benchmarks/shared_prompt.py [--pairs 4] [--tokens 160] [--steps 5] [--repeats 2]
+Run: PYTHONPATH=tests python -m benchmarks.shared_prompt [--pairs 4] [--tokens 160] [--steps 5] [--repeats 2]
 [--float32]
 
 Both sides train the same LoRA on the embedded model, on the same random token ids, with their reference log-probs
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.results import RESULTS, Row, Spread, header, interleaved, record
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
+from benchmarks.results import RESULTS, Row, Spread, header, interleaved, record
 from tune_dlrml.config import DpoLoss, LoraSettings, TrainingConfig
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference

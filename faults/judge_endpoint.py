@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.endpoint_server import EMPTY, LATE, NO_CHOICES, Act, EndpointServer, fails, reset, says, truncated
-from faults.toy_search import generator, row
 
+from faults.toy_search import generator, row
 from tune_dlrml.evaluation.endpoint.client import TRIES, Endpoint, EndpointSettings
 from tune_dlrml.evaluation.judges.endpoint import EndpointJudge
 from tune_dlrml.evaluation.judges.replies import MAX_RUNS, CachedJudge, ReplyCache, UnfinishedError, judge_all

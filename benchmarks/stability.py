@@ -1,6 +1,6 @@
 """Which settings of dLRML and DiscoPOP fail, and how: beta_kl x beta_mix, and beta, with both numerics, on the toy.
 
-Run: PYTHONPATH=tests python tests/benchmarks/stability.py [--out FOLDER] [--seeds 0 1 2] [--steps 40]
+Run: PYTHONPATH=tests python -m benchmarks.stability [--out FOLDER] [--seeds 0 1 2] [--steps 40]
 
 One grid search for each training seed; run again, it goes on where it was. A run has failed if a step was not finite,
 if more than half of the held-out pairs are trapped at its end, or if its held-out accuracy at the end is below one
@@ -153,7 +153,7 @@ def show(runs: list[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/stability"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stability"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()

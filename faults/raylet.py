@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import psutil
 from cluster.services import PROJECT, Cluster, lacking
+
 from faults.toy_search import (
     PROGRESS_S,
     SIZE,

@@ -1,14 +1,13 @@
 """Run the benchmarks of speed, one after another, and show all results. Takes hours on two cores.
 
-Run: make bench, or PYTHONPATH=tests python tests/benchmarks/run.py [--only sweep_toy,handover] [--repeats N]
+Run: make bench, or PYTHONPATH=tests python -m benchmarks.run [--only sweep_toy,handover] [--repeats N]
 
-Each bench is a script of its own that leaves its rows in results/latest.json, so one that fails or is left out costs
+Each bench is a program of its own that leaves its rows in results/latest.json, so one that fails or is left out costs
 the others nothing: their newest rows stay. The machine should have nothing else to do. `--repeats` goes to the benches
 that can measure more often; the others repeat by themselves.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -17,32 +16,30 @@ from pathlib import Path
 
 from benchmarks.results import RESULTS, latest, show
 
-FOLDER = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Bench:
-    """One script and how it is called."""
+    """One module and how it is called."""
 
-    script: str
+    module: str
     arguments: tuple[str, ...] = ()
     repeats: bool = False
 
     def command(self, results: Path, repeats: int | None) -> list[str]:
         more = [] if repeats is None or not self.repeats else ["--repeats", str(repeats)]
-        return [sys.executable, str(FOLDER / self.script), *self.arguments, "--results", str(results), *more]
+        return [sys.executable, "-m", f"benchmarks.{self.module}", *self.arguments, "--results", str(results), *more]
 
 
 BENCHES = {
-    "handover": Bench("handover.py"),
-    "reference_tokens": Bench("reference_tokens.py"),
-    "noop": Bench("noop.py"),
-    "mlflow_share": Bench("mlflow_share.py"),
-    "shared_prompt": Bench("shared_prompt.py", repeats=True),
-    "limit": Bench("limit.py", repeats=True),
-    "sweep_toy": Bench("sweep.py", ("--only", "sweep_toy"), repeats=True),
-    "sweep_smollm2": Bench("sweep.py", ("--only", "sweep_smollm2"), repeats=True),
-    "tokens_to_target": Bench("tokens_to_target.py"),
+    "handover": Bench("handover"),
+    "reference_tokens": Bench("reference_tokens"),
+    "noop": Bench("noop"),
+    "mlflow_share": Bench("mlflow_share"),
+    "shared_prompt": Bench("shared_prompt", repeats=True),
+    "limit": Bench("limit", repeats=True),
+    "sweep_toy": Bench("sweep", ("--only", "sweep_toy"), repeats=True),
+    "sweep_smollm2": Bench("sweep", ("--only", "sweep_smollm2"), repeats=True),
+    "tokens_to_target": Bench("tokens_to_target"),
 }
 """The shortest first."""
 
@@ -62,12 +59,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     failed = []
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
     for name in arguments.only:
         print(f"\n{name}", flush=True)
         began = time.monotonic()
         command = BENCHES[name].command(arguments.results, arguments.repeats)
-        if subprocess.run(command, env=environment).returncode != 0:
+        if subprocess.run(command).returncode != 0:
             failed.append(name)
         print(f"{name} took {(time.monotonic() - began) / 60:.1f} min", flush=True)
     print(f"\nThe newest of every figure, in {arguments.results / 'latest.json'} and latest.png beside it")

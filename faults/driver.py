@@ -22,7 +22,6 @@ from faults.toy_search import (
     undisturbed,
     wait_for,
 )
-
 from tune_dlrml.records import State
 from tune_dlrml.training.checkpoint import newest_checkpoint
 

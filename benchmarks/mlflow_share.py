@@ -1,6 +1,6 @@
 """What share of the quickstart's wall time goes to MLflow.
 
-Run: PYTHONPATH=tests python tests/benchmarks/mlflow_share.py [--trials N] [--space search_spaces/quickstart.yaml]
+Run: PYTHONPATH=tests python -m benchmarks.mlflow_share [--trials N] [--space search_spaces/quickstart.yaml]
 
 Runs the search in this process and counts two things:
 
@@ -33,7 +33,7 @@ from unittest import mock
 from benchmarks.results import RESULTS, Row, header, record
 
 GOAL = 0.02
-SPACE = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+SPACE = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
 WAITS = ("__init__", "describe_search", "notify", "run_id", "close", "leave")
 """Methods of the tracker that the driver calls."""
 NOTE = "note of the run's id"

@@ -1,6 +1,6 @@
 """A search on the embedded model against a bare PyTorch loop that does nothing else: what this project adds.
 
-Run: PYTHONPATH=tests python tests/benchmarks/limit.py [--trials 4] [--steps 10] [--repeats 1]
+Run: PYTHONPATH=tests python -m benchmarks.limit [--trials 4] [--steps 10] [--repeats 1]
 [--pairs ../shared/data/prefs]
 
 Ours is `tune-dlrml search` without successive halving, so that both sides do the same optimizer steps and held-out
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
+
 from benchmarks.results import RESULTS, Row, Spread, cpus, header, interleaved, record
 from benchmarks.sides import run_ours, working_folder
 from benchmarks.sweep import PAIRS, Size, smollm2_document
-from peft import get_peft_model
-
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.config.loading import parse_config
 from tune_dlrml.data import select_pairs

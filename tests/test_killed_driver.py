@@ -1,8 +1,9 @@
-"""A short run of tests/faults/driver.py and leftovers.py: a search whose driver is killed twice and started again."""
+"""A short run of faults/driver.py and leftovers.py: a search whose driver is killed twice and started again."""
 
 import random
 
 import pytest
+
 from faults import driver, leftovers
 from faults.toy_search import PROGRESS_S, ToySearch, check_ended, check_mlflow, ended_afterwards, wait_for
 

@@ -1,6 +1,6 @@
 """Reward against KL of DPO, DiscoPOP and dLRML at several strengths and seeds, on the embedded model.
 
-Run: PYTHONPATH=tests python tests/benchmarks/frontier.py [--out FOLDER] [--seeds 0 1 2] [--samples 2]
+Run: PYTHONPATH=tests python -m benchmarks.frontier [--out FOLDER] [--seeds 0 1 2] [--samples 2]
 [--limit 64] [--set training.max_steps=40]
 
 Searches search_spaces/imdb-small.yaml once for each training seed, samples from the base model and every complete
@@ -23,7 +23,7 @@ from tune_dlrml.evaluation.frontier.rewards import VADER, load_reward
 from tune_dlrml.pareto import pareto_front
 from tune_dlrml.system.files import replace_file
 
-SPACE = Path(__file__).parents[2] / "search_spaces" / "imdb-small.yaml"
+SPACE = Path(__file__).parents[1] / "search_spaces" / "imdb-small.yaml"
 
 
 def command(*arguments: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def table(points: dict[Setting, list[FrontierPoint]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/frontier"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frontier"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
     parser.add_argument("--samples", type=int, default=2, help="completions of each prompt")
     parser.add_argument("--limit", type=int, default=64, help="prompts")

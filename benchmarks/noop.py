@@ -1,6 +1,6 @@
 """What the search loop itself takes: trials per second, and memory of its driver, when no trial does anything.
 
-Run: PYTHONPATH=tests python tests/benchmarks/noop.py [--trials 1000] [--profile FILE]
+Run: PYTHONPATH=tests python -m benchmarks.noop [--trials 1000] [--profile FILE]
 
 Everything is real (driver, Tuner, slot, worker group of one worker, mailbox, searcher, scheduler, study in SQLite,
 event logs, MLflow) but for the trial: its worker loads no model and reports, without training, what a trial reports at
@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 import toy
+
 from benchmarks.results import RESULTS, Row, header, record
 
 TRIALS = 1000

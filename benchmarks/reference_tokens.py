@@ -1,6 +1,6 @@
 """How many tokens a search runs through the reference, against one pass over the rows that it uses.
 
-Run: PYTHONPATH=tests python tests/benchmarks/reference_tokens.py [--trials 16] [--trials-per-group 8]
+Run: PYTHONPATH=tests python -m benchmarks.reference_tokens [--trials 16] [--trials-per-group 8]
 
 A search of the toy over beta, learning rate and LoRA rank, and behind it a second one of another name and seed in the
 same storage folder. The worker group is replaced after `trials-per-group` trials, so that a group starts in each search
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import toy
-from benchmarks.results import RESULTS, Row, header, record
 
+from benchmarks.results import RESULTS, Row, header, record
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 GOAL = 1.0

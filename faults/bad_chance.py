@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from faults.bad_cases import SPACE, Case, Files, changed, document, files, jsonl, outermost, rows
-
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 

@@ -1,4 +1,4 @@
-"""Every fault run, one after another: a table, and tests/faults/results/latest.json. Exit 1 unless all went well.
+"""Every fault run, one after another: a table, and faults/results/latest.json. Exit 1 unless all went well.
 
 Run: make faults, or with `ONLY=driver,worker` some of them and with `SEED=1` other moments.
 """
@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from faults import bad_input, disk, driver, judge_endpoint, leftovers, processes, raylet, state_layer, tracking_server
 from rich.console import Console
 from rich.table import Table
+
+from faults import bad_input, disk, driver, judge_endpoint, leftovers, processes, raylet, state_layer, tracking_server
 
 FAULTS = {
     "bad_input": bad_input.run,
