@@ -2,7 +2,6 @@
 
 import math
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +9,14 @@ from evaluation.endpoint_server import EndpointServer, says
 
 from tune_dlrml.evaluation.alpaca_eval.annotations import Annotation, win_rate
 from tune_dlrml.evaluation.alpaca_eval.weighted_comparison import (
-    EndpointComparer,
-    LocalComparer,
+    Comparer,
     annotated,
     comparisons,
     shown_preference,
 )
 from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings, NoReplyError
 from tune_dlrml.evaluation.endpoint.completion import Completion
+from tune_dlrml.evaluation.judges.endpoint import EndpointJudge
 from tune_dlrml.evaluation.judges.local import LocalJudge
 from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.evaluation.records import Judgement
@@ -53,6 +52,10 @@ class FakeEndpoint:
         )
 
 
+def compared_by(endpoint):
+    return Comparer(EndpointJudge(endpoint))
+
+
 def judged(judge, annotations, seed=0, concurrency=2):
     asked = [comparison.inquiry for comparison in comparisons(annotations, seed=seed)]
     judgements = judge_all(asked, judge, concurrency=concurrency)
@@ -62,7 +65,7 @@ def judged(judge, annotations, seed=0, concurrency=2):
 def test_both_orders_are_shown_and_the_preference_is_that_of_the_outputs():
     switched = [comparison.switched for comparison in comparisons(ANNOTATIONS, seed=0)]
     assert 10 < sum(switched) < 30
-    rows = judged(EndpointComparer(FakeEndpoint()), ANNOTATIONS)
+    rows = judged(compared_by(FakeEndpoint()), ANNOTATIONS)
     assert [row.preference for row in rows] == pytest.approx([1.8] * 40)
     assert {row.annotator for row in rows} == {"openai:fake"}
     assert win_rate(rows).win_rate == pytest.approx(80)
@@ -85,7 +88,7 @@ def test_a_judge_is_shown_both_outputs_and_the_instruction_as_they_are():
 
 def test_one_token_with_its_log_probs_is_asked_for():
     endpoint = FakeEndpoint()
-    judged(EndpointComparer(endpoint), ANNOTATIONS[:1])
+    judged(compared_by(endpoint), ANNOTATIONS[:1])
     ((_, settings),) = endpoint.requests
     assert settings == {"temperature": 1.0, "max_tokens": 1, "top_logprobs": 20, "seed": 0}
 
@@ -96,7 +99,7 @@ def test_log_probs_come_over_http():
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     with EndpointServer.scripted([reply]) as server:
         endpoint = Endpoint(EndpointSettings("m", url=server.url))
-        found = EndpointComparer(endpoint).ask(comparison.inquiry)
+        found = compared_by(endpoint).ask(comparison.inquiry)
         endpoint.close()
     assert (found.verdict, found.words, found.calls) == (pytest.approx(1.25), "A", 1)
 
@@ -104,14 +107,14 @@ def test_log_probs_come_over_http():
 def test_what_has_a_preference_is_neither_asked_nor_renamed():
     done = Annotation("question", "a", "a", "baseline", "model", "earlier judge", 1.5)
     assert comparisons([done], seed=0) == []
-    assert judged(EndpointComparer(FakeEndpoint()), [done, ANNOTATIONS[0]])[0] == done
+    assert judged(compared_by(FakeEndpoint()), [done, ANNOTATIONS[0]])[0] == done
 
 
 def test_nothing_is_asked_twice_over_a_cache(tmp_path):
     endpoint = FakeEndpoint()
-    judge = CachedJudge(EndpointComparer(endpoint), ReplyCache(tmp_path / "replies.jsonl"))
+    judge = CachedJudge(compared_by(endpoint), ReplyCache(tmp_path / "replies.jsonl"))
     first = judged(judge, ANNOTATIONS)
-    again = CachedJudge(EndpointComparer(endpoint), ReplyCache(tmp_path / "replies.jsonl"))
+    again = CachedJudge(compared_by(endpoint), ReplyCache(tmp_path / "replies.jsonl"))
     assert judged(again, ANNOTATIONS) == first
     assert len(endpoint.requests) == len(ANNOTATIONS)
 
@@ -137,13 +140,13 @@ def test_a_preference_is_the_share_of_b_in_the_probability_of_both(log_probs, pr
     ("reply", "words", "calls", "heard"),
     [
         (Completion("A", None), "the endpoint gave no log-probs; it said 'A'", 1, True),
-        (Completion("I", {"I": -0.1}, calls=2), "the endpoint gave no log-prob of A or of B; it said 'I'", 2, True),
+        (Completion("I", {"I": -0.1}, calls=2), "the judge gave no log-prob of A or of B; it said 'I'", 2, True),
         (NoReplyError("no reply in 8 requests", 8), "no reply in 8 requests", 8, False),
         (NoReplyError("too long", 1, final=True), "too long", 1, True),
     ],
 )
 def test_without_log_probs_a_comparison_is_unscored(reply, words, calls, heard):
-    judge = EndpointComparer(FakeEndpoint(reply))
+    judge = compared_by(FakeEndpoint(reply))
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     key = comparison.inquiry.key("openai:fake")
     assert judge.ask(comparison.inquiry) == Judgement("openai:fake", key, 0, 1, None, words, calls, heard)
@@ -153,7 +156,7 @@ def test_without_log_probs_a_comparison_is_unscored(reply, words, calls, heard):
 
 def test_judgements_that_another_judge_made_fill_nothing():
     asked = [comparison.inquiry for comparison in comparisons(ANNOTATIONS, seed=0)]
-    judgements = judge_all(asked, EndpointComparer(FakeEndpoint()), concurrency=1)
+    judgements = judge_all(asked, compared_by(FakeEndpoint()), concurrency=1)
     assert all(row.preference is None for row in annotated(ANNOTATIONS, judgements, judge="another", seed=0))
 
 
@@ -162,7 +165,7 @@ def test_a_model_in_this_process_compares_by_its_next_token(toy_model):
     model, tokenizer = load_model(reference, dtype=torch.float32), load_tokenizer(reference)
     # The whole inquiry must fit, so that the model's own forward over it is the expectation.
     model.config.max_position_embeddings = 4096
-    judge = LocalComparer(LocalJudge(str(toy_model), model, tokenizer))
+    judge = Comparer(LocalJudge(str(toy_model), model, tokenizer))
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
     found = judge.ask(comparison.inquiry)
 
@@ -174,10 +177,9 @@ def test_a_model_in_this_process_compares_by_its_next_token(toy_model):
     assert found.verdict == pytest.approx(1 + 1 / (1 + math.exp(a - b)), abs=1e-5)
 
 
-def test_a_model_whose_numbers_are_not_finite_says_nothing():
-    judge = LocalComparer(
-        SimpleNamespace(name="local:m:logits", identity="local:m", log_probs=lambda *_: [math.nan, -1.0])
-    )
+def test_a_model_whose_numbers_are_not_finite_says_nothing(toy_model, monkeypatch):
+    judge = LocalJudge(str(toy_model))
+    monkeypatch.setattr(judge, "log_probs", lambda *_: [math.nan, -1.0])
     (comparison,) = comparisons(ANNOTATIONS[:1], seed=0)
-    found = judge.ask(comparison.inquiry)
+    found = Comparer(judge).ask(comparison.inquiry)
     assert (found.verdict, found.words) == (None, "the model's log-probs are not finite")

@@ -41,6 +41,9 @@ class Judge:
         verdict = float(digit) if inquiry.kind == "rating" else "A"
         return Judgement(self.name, inquiry.key(self.name), inquiry.question_id, inquiry.turn, verdict, "words", 1)
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def questionnaire() -> Questionnaire:

@@ -1,7 +1,7 @@
 """AlpacaEval for one model: from a file of annotations, or by a comparison of its answers with a baseline's."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,12 @@ from tune_dlrml.evaluation.alpaca_eval.annotations import (
 )
 from tune_dlrml.evaluation.alpaca_eval.length_controlled import length_controlled_win_rate
 from tune_dlrml.evaluation.alpaca_eval.side_files import load_side_files
-from tune_dlrml.evaluation.alpaca_eval.weighted_comparison import (
-    EndpointComparer,
-    LocalComparer,
-    annotated,
-    comparisons,
-)
-from tune_dlrml.evaluation.judges.jury import judge_endpoint
-from tune_dlrml.evaluation.judges.local import LocalJudge
+from tune_dlrml.evaluation.alpaca_eval.weighted_comparison import Comparer, annotated, comparisons
+from tune_dlrml.evaluation.judges.judge import NamedJudge, make_judge
 from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.evaluation.judges.resigning import Resigning
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
-from tune_dlrml.evaluation.records import Judge, Judgement
-from tune_dlrml.models.loading import check_model_reference, parse_model_reference
+from tune_dlrml.evaluation.records import Judgement
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def compared(
         JudgeEndedError: The judge, or the model's endpoint, ended early; what was said is kept, and the same command
             goes on.
     """
-    with _comparer(config, key) as judge:
+    with closing(_only_judge(config, key)) as judge:  # also at an interrupt: requests under way take minutes
         theirs = read_outputs(baseline)[: config.limit]
         out.mkdir(parents=True, exist_ok=True)
         asked = Questionnaire(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)
@@ -102,7 +95,7 @@ def compared(
             for their, given in zip(theirs, answered.answers, strict=True)
         ]
         write_outputs(out / "model_outputs.json", ours)
-        asked_judge = Resigning(judge)
+        asked_judge = Resigning(Comparer(judge))
         pairs = paired(theirs, ours, annotator=judge.name)
         said = judge_all(
             [comparison.inquiry for comparison in comparisons(pairs, seed=config.seed)],
@@ -146,18 +139,9 @@ def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int)
     }
 
 
-@contextmanager
-def _comparer(config: EvaluationConfig, key: str | None) -> Iterator[Judge]:
-    """The judge; its endpoint is closed behind it, also at an interrupt, since requests under way take minutes."""
+def _only_judge(config: EvaluationConfig, key: str | None) -> NamedJudge:
     if len(config.judges) > 1:
         raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
-    kind, _, model = config.judges[0].partition(":")
-    if kind == "local":
-        from tune_dlrml.evaluation.engines.policy import own_device
+    from tune_dlrml.evaluation.engines.policy import own_device
 
-        reference = parse_model_reference(model)
-        check_model_reference(reference)
-        yield LocalComparer(LocalJudge(str(reference), device=own_device()))
-        return
-    with closing(judge_endpoint(model, config, key)) as endpoint:
-        yield EndpointComparer(endpoint)
+    return make_judge(config.judges[0], config, key=key, device=own_device())

@@ -19,9 +19,9 @@ from tune_dlrml.benches.subject import (
 )
 from tune_dlrml.config import EvaluationConfig, JudgeLimits
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings, read_key
 from tune_dlrml.evaluation.frontier.points import Sampling
-from tune_dlrml.evaluation.judges.jury import read_key
+from tune_dlrml.evaluation.judges.registry import is_remote
 from tune_dlrml.evaluation.records import Judgement
 from tune_dlrml.search.result import SearchPlace
 
@@ -103,7 +103,7 @@ class Request:
         settings = EndpointSettings(
             model=self.model.removeprefix(ENDPOINT),
             url=self.model_url,
-            key=self._key(self.model_key_file, [self.model]),
+            key=self._key(self.model_key_file, needed=True),
             timeout_s=self.limits.timeout_s,
             deadline_s=self.limits.deadline_s,
             max_calls=self.limits.max_calls,
@@ -124,7 +124,7 @@ class Request:
 
     def judge_key(self) -> str | None:
         """For the judges' endpoint."""
-        return self._key(self.judge_key_file, self.judges)
+        return self._key(self.judge_key_file, needed=any(map(is_remote, self.judges)))
 
     def evaluation(self) -> EvaluationConfig:
         """What a search would have as its `evaluation` section.
@@ -151,10 +151,10 @@ class Request:
             limits=self.limits,
         )
 
-    def _key(self, file: Path | None, models: list[str] | tuple[str, ...]) -> str | None:
+    def _key(self, file: Path | None, *, needed: bool) -> str | None:
         if file is not None:
             return read_key(str(file))
-        return self.environment_key if any(model.startswith(ENDPOINT) for model in models) else None
+        return self.environment_key if needed else None
 
 
 def examine(request: Request, on_judgement: Callable[[Judgement], None]) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, PlainValidator, model_validator
 
 from tune_dlrml.config.domains import Frozen, law
-
-JUDGE_FORMS = "`openai:<model>` of an OpenAI-compatible endpoint or `local:<model reference>`"
+from tune_dlrml.evaluation.judges.registry import JUDGES, is_remote, judge_kind
 
 
 def _judge(value: Any) -> Any:
-    kind, _, model = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in ("openai", "local") or not model.strip():
-        raise law(f"a judge is {JUDGE_FORMS}, but got {value!r}")
+    if judge_kind(value) is None:
+        raise law(f"a judge is {' or '.join(kind.form for kind in JUDGES.values())}, but got {value!r}")
     return value
 
 
@@ -86,6 +84,7 @@ class EvaluationConfig(Frozen):
                 "key comes from judge_key_file or OPENAI_API_KEY",
                 key="judge_url",
             )
-        if self.judge_url is not None and not any(name.startswith("openai:") for name in self.judges):
-            raise law("only a judge `openai:<model>` has an endpoint, and there is none in judges", key="judge_url")
+        if self.judge_url is not None and not any(map(is_remote, self.judges)):
+            forms = " or ".join(kind.form for kind in JUDGES.values() if kind.remote)
+            raise law(f"only a judge {forms} has a judge_url, and there is none in judges", key="judge_url")
         return self

@@ -1,20 +1,18 @@
 """Whether the judges of a search can be asked, before any trial is trained for them."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
-from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.config import EvaluationConfig, JudgeLimits
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.errors import InputError, TuneDlrmlError
-from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings
-from tune_dlrml.evaluation.judges.jury import read_key
+from tune_dlrml.evaluation.endpoint.settings import read_key
+from tune_dlrml.evaluation.judges.judge import make_judge
 from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, load_judge_prompts
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
-from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 
 PROBE_S = 20.0
 """Seconds for an endpoint to say a word."""
-PROBE_TOKENS = 16
-"""The least that some endpoints take."""
 
 
 def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator[Finding]:
@@ -44,20 +42,7 @@ def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator
 
 
 def _answers(name: str, config: EvaluationConfig, key: str | None) -> str:
-    """What a judge answers to a first word.
-
-    Raises:
-        InputError: It is not there, or refuses its key, address or model.
-        TuneDlrmlError: It does not answer at the moment.
-    """
-    kind, _, model = name.partition(":")
-    if kind == "local":
-        check_model_reference(parse_model_reference(model))
-        return "is there"
-    settings = EndpointSettings(model=model, url=config.judge_url, key=key, timeout_s=PROBE_S, deadline_s=PROBE_S)
-    endpoint = Endpoint(settings)
-    try:
-        endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=PROBE_TOKENS)
-    finally:
-        endpoint.close()
-    return f"answers at {settings.address}"
+    """What a judge answers to a first word; see `NamedJudge.first_word`."""
+    soon = config.model_copy(update={"limits": JudgeLimits(timeout_s=PROBE_S, deadline_s=PROBE_S)})
+    with closing(make_judge(name, soon, key=key)) as judge:
+        return judge.first_word()

@@ -11,7 +11,8 @@ from tune_dlrml.cluster.cluster import check_resources, local_capacity
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.judges.jury import Jury, read_key
+from tune_dlrml.evaluation.endpoint.settings import read_key
+from tune_dlrml.evaluation.judges.jury import Jury
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace

@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 from scipy.special import expit, logsumexp
 
 from tune_dlrml.evaluation.alpaca_eval.annotations import Annotation
-from tune_dlrml.evaluation.endpoint.client import Endpoint, NoReplyError
 from tune_dlrml.evaluation.engines.prompting import content_seeds
-from tune_dlrml.evaluation.judges.local import LocalJudge
+from tune_dlrml.evaluation.judges.judge import NamedJudge
 from tune_dlrml.evaluation.records import Inquiry, Judgement
 
 PROMPT = "weighted-comparison-v1"
 NAMES = ("A", "B")
 """Names of the outputs in the order in which they are shown: one token each for every common tokenizer."""
-TOP_LOGPROBS = 20
-"""As many as OpenAI gives: the name that is less likely must be among them, or it counts as impossible."""
 
 SYSTEM = (
     "You compare answers of AI models. You judge as a careful person would who asked the question, and you name the "
@@ -110,75 +107,34 @@ def shown_preference(log_probs: Mapping[str, float]) -> float | None:
     return 1 + float(expit(second - first))
 
 
-class EndpointComparer:
-    """A judge of comparisons behind an endpoint that gives log-probs.
-
-    Each inquiry is one completion: asked again, the same model gives the same log-probs.
+class Comparer:
+    """A judge of comparisons, by the log-probs of both names right behind the inquiry.
 
     Args:
-        endpoint: With its caps and retries.
+        judge: Who is asked.
 
     Attributes:
-        name: `openai:<model>`.
-        identity: The name and the endpoint's address.
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.name, self.identity = endpoint.name, endpoint.identity
-        self._endpoint = endpoint
-
-    def ask(self, inquiry: Inquiry) -> Judgement:
-        """The preference in the order shown, as verdict.
-
-        Raises:
-            JudgeEndedError: See `Endpoint.complete`.
-            InputError: See `Endpoint.complete`.
-        """
-        try:
-            # Temperature 1, since some servers give the log-probs of what they sample from.
-            completion = self._endpoint.complete(
-                inquiry.messages, temperature=1.0, max_tokens=1, top_logprobs=TOP_LOGPROBS, seed=0
-            )
-        except NoReplyError as error:
-            return Judgement.of(self.name, inquiry, None, str(error), calls=error.calls, heard=error.final)
-        usable = not completion.refused and (completion.finished or completion.at_limit)
-        preference = shown_preference(completion.first_token_logprobs or {}) if usable else None
-        words = completion.text
-        if not usable:
-            words = f"the endpoint refused or ended its reply by `{completion.ended_by}`; it said {words!r}"
-        elif preference is None:
-            lack = "log-probs" if completion.first_token_logprobs is None else "log-prob of A or of B"
-            words = f"the endpoint gave no {lack}; it said {words!r}"
-        return Judgement.of(self.name, inquiry, preference, words, calls=completion.calls)
-
-
-class LocalComparer:
-    """A judge of comparisons that runs in this process: the log-probs of both names right behind the inquiry.
-
-    Args:
-        judge: Holds the model.
-
-    Attributes:
-        name: `local:<model reference>:logits`.
+        name: The judge's.
         identity: The judge's.
     """
 
-    def __init__(self, judge: LocalJudge) -> None:
+    def __init__(self, judge: NamedJudge) -> None:
         self.name, self.identity = judge.name, judge.identity
         self._judge = judge
 
     def ask(self, inquiry: Inquiry) -> Judgement:
-        """The preference in the order shown, as verdict; None where the model's numbers are not finite.
+        """The preference in the order shown, as verdict; None where the judge gives no log-prob of a name.
 
         Raises:
-            InputError: See `LocalJudge.log_probs`.
+            JudgeEndedError: See `NamedJudge.next_token`.
+            InputError: See `NamedJudge.next_token`.
         """
-        log_probs = self._judge.log_probs(inquiry.messages, "", NAMES)
-        if not all(map(math.isfinite, log_probs)):
-            return Judgement.of(self.name, inquiry, None, "the model's log-probs are not finite", calls=1)
-        named = dict(zip(NAMES, log_probs, strict=True))
-        words = f"log-probs {', '.join(f'{name}: {value:.4f}' for name, value in named.items())}"
-        return Judgement.of(self.name, inquiry, shown_preference(named), words, calls=1)
+        said = self._judge.next_token(inquiry.messages, NAMES)
+        preference = None if said.log_probs is None else shown_preference(said.log_probs)
+        words = said.words
+        if said.log_probs is not None and preference is None:
+            words = f"the judge gave no log-prob of A or of B; it said {words!r}"
+        return Judgement.of(self.name, inquiry, preference, words, calls=said.calls, heard=said.heard)
 
 
 def _comparison(index: int, annotation: Annotation, seed: int) -> Comparison:

@@ -1,6 +1,7 @@
 """Where an OpenAI-compatible endpoint is, and how much of it may be used."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.system.urls import without_password
@@ -52,3 +53,18 @@ class EndpointSettings:
     def address(self) -> str:
         """The URL, fit to be shown."""
         return without_password(self.url or OPENAI_URL)
+
+
+def read_key(path: str) -> str:
+    """The key of an endpoint from its file.
+
+    Raises:
+        InputError: The file cannot be read, or holds no key.
+    """
+    try:
+        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the key of an endpoint must be readable there, but {error}") from None
+    if not key or len(key.split()) > 1:
+        raise InputError(f"{path}: one key and nothing else is needed, but got {len(key.split())} words")
+    return key

@@ -1,14 +1,23 @@
 """A judge behind an endpoint."""
 
-from tune_dlrml.evaluation.endpoint.client import Endpoint, NoReplyError
+from collections.abc import Sequence
+from typing import Self
+
+from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings, NoReplyError
 from tune_dlrml.evaluation.endpoint.completion import Completion
+from tune_dlrml.evaluation.judges.judge import NextToken
 from tune_dlrml.evaluation.judges.rating import pair_verdict, rating
-from tune_dlrml.evaluation.records import Inquiry, Judgement, Verdict
+from tune_dlrml.evaluation.records import Inquiry, Judgement, Message, Verdict
 
 TRIES = 3
 """Replies that a judge may give to one inquiry until one holds a verdict."""
 TEMPERATURE_AGAIN = 0.7
 """At temperature 0 a judge would say the same again."""
+TOP_LOGPROBS = 20
+"""As many as OpenAI gives: a token that is not among them counts as impossible."""
+FIRST_WORD_TOKENS = 16
+"""The least that some endpoints take."""
 
 
 class EndpointJudge:
@@ -31,6 +40,50 @@ class EndpointJudge:
         self._endpoint = endpoint
         self._max_tokens = max_tokens
         self._seed = seed
+
+    @classmethod
+    def of(cls, model: str, config: EvaluationConfig, *, key: str | None, device: str) -> Self:
+        """See `NamedJudge.of`."""
+        limits = config.limits
+        settings = EndpointSettings(
+            model=model,
+            url=config.judge_url,
+            key=key,
+            timeout_s=limits.timeout_s,
+            deadline_s=limits.deadline_s,
+            concurrency=limits.concurrency,
+            max_calls=limits.max_calls,
+            max_tokens=limits.max_tokens,
+        )
+        return cls(Endpoint(settings), max_tokens=config.judge_max_tokens)
+
+    def first_word(self) -> str:
+        """See `NamedJudge.first_word`."""
+        self._endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=FIRST_WORD_TOKENS)
+        return f"answers at {self._endpoint.settings.address}"
+
+    def close(self) -> None:
+        """See `NamedJudge.close`."""
+        self._endpoint.close()
+
+    def next_token(self, messages: Sequence[Message], tokens: Sequence[str]) -> NextToken:
+        """The log-probs of the likeliest tokens, by one completion: asked again, the same model gives the same ones.
+
+        Raises:
+            JudgeEndedError: See `Endpoint.complete`.
+            InputError: See `Endpoint.complete`.
+        """
+        try:
+            # Temperature 1, since some servers give the log-probs of what they sample from.
+            reply = self._endpoint.complete(messages, temperature=1.0, max_tokens=1, top_logprobs=TOP_LOGPROBS, seed=0)
+        except NoReplyError as error:
+            return NextToken(None, str(error), error.calls, heard=error.final)
+        if reply.refused or not (reply.finished or reply.at_limit):
+            words = f"the endpoint refused or ended its reply by `{reply.ended_by}`; it said {reply.text!r}"
+            return NextToken(None, words, reply.calls)
+        if reply.first_token_logprobs is None:
+            return NextToken(None, f"the endpoint gave no log-probs; it said {reply.text!r}", reply.calls)
+        return NextToken(reply.first_token_logprobs, reply.text, reply.calls)
 
     def ask(self, inquiry: Inquiry) -> Judgement:
         """The judgement of one inquiry, unscored where no reply holds a verdict; see `Judge.ask`.

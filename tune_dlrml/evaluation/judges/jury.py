@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tune_dlrml.config import EvaluationConfig
-from tune_dlrml.errors import InputError, JudgeEndedError
+from tune_dlrml.errors import JudgeEndedError
+from tune_dlrml.evaluation.judges.judge import NamedJudge, make_judge
 from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, JudgePrompts, load_judge_prompts
 from tune_dlrml.evaluation.judges.replies import CachedJudge, ReplyCache, judge_all
 from tune_dlrml.evaluation.judges.resigning import Resigning
@@ -27,10 +28,6 @@ from tune_dlrml.evaluation.mt_bench.scores import (
     score,
 )
 from tune_dlrml.evaluation.records import Answers, Inquiry, Judge, Judgement, Question
-from tune_dlrml.models.loading import check_model_reference, parse_model_reference
-
-if TYPE_CHECKING:
-    from tune_dlrml.evaluation.endpoint.client import Endpoint
 
 NAME_LENGTH = 100
 """Characters of a judge or a category in the name of a metric."""
@@ -124,21 +121,19 @@ class Jury:
         concurrency: Inquiries to one judge at the same time.
         seed: Of the intervals.
         pairwise: Whether answers are compared with the baseline's one by one, too.
-        endpoints: Where judges are, to be closed by `close`.
     """
 
     def __init__(
         self,
-        judges: Sequence[Judge],
+        judges: Sequence[NamedJudge],
         prompts: JudgePrompts,
         replies: ReplyCache,
         *,
         concurrency: int,
         seed: int,
         pairwise: bool = False,
-        endpoints: Sequence["Endpoint"] = (),
     ) -> None:
-        self._over, self._endpoints = threading.Event(), endpoints
+        self._over, self._named = threading.Event(), judges
         self._asked = [Resigning(_Stoppable(judge, self._over)) for judge in judges]
         self._judges = [CachedJudge(judge, replies) for judge in self._asked]
         self._prompts, self._concurrency, self._seed, self._pairwise = prompts, concurrency, seed, pairwise
@@ -157,31 +152,13 @@ class Jury:
             InputError: Prompts, a local judge's model or an endpoint's address are at fault.
         """
         prompts = load_judge_prompts(config.judge_prompts, needed=SINGLE + (PAIR if config.pairwise else ()))
-        judges: list[Judge] = []
-        endpoints: list[Endpoint] = []
-        for name in config.judges:
-            kind, _, model = name.partition(":")
-            if kind == "local":
-                reference = parse_model_reference(model)
-                check_model_reference(reference)
-                from tune_dlrml.evaluation.judges.local import LocalJudge  # torch, where judges are elsewhere or none
-
-                judges.append(LocalJudge(str(reference), device=device))
-            else:
-                from tune_dlrml.evaluation.judges.endpoint import (
-                    EndpointJudge,  # openai, where no judge is behind an endpoint
-                )
-
-                endpoints.append(judge_endpoint(model, config, key))
-                judges.append(EndpointJudge(endpoints[-1], max_tokens=config.judge_max_tokens))
         return cls(
-            judges,
+            [make_judge(name, config, key=key, device=device) for name in config.judges],
             prompts,
             ReplyCache(replies),
             concurrency=config.limits.concurrency,
             seed=config.seed,
             pairwise=config.pairwise,
-            endpoints=endpoints,
         )
 
     @property
@@ -245,8 +222,8 @@ class Jury:
 
     def close(self) -> None:
         """Give the connections up, and with them what is under way."""
-        for endpoint in self._endpoints:
-            endpoint.close()
+        for judge in self._named:
+            judge.close()
 
 
 class _Stoppable:
@@ -261,43 +238,6 @@ class _Stoppable:
         if self._over.is_set():
             raise JudgeEndedError(f"{self.name} was stopped; the same command goes on with what is still to be judged")
         return self._judge.ask(inquiry)
-
-
-def read_key(path: str) -> str:
-    """The key of an endpoint from its file.
-
-    Raises:
-        InputError: The file cannot be read, or holds no key.
-    """
-    try:
-        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the key of a judge's endpoint must be readable there, but {error}") from None
-    if not key or len(key.split()) > 1:
-        raise InputError(f"{path}: one key and nothing else is needed, but got {len(key.split())} words")
-    return key
-
-
-def judge_endpoint(model: str, config: EvaluationConfig, key: str | None) -> "Endpoint":
-    """Where a judge `openai:<model>` is, within its limits.
-
-    Raises:
-        InputError: Its address or its key cannot be used.
-    """
-    from tune_dlrml.evaluation.endpoint.client import Endpoint, EndpointSettings
-
-    limits = config.limits
-    settings = EndpointSettings(
-        model=model,
-        url=config.judge_url,
-        key=key,
-        timeout_s=limits.timeout_s,
-        deadline_s=limits.deadline_s,
-        concurrency=limits.concurrency,
-        max_calls=limits.max_calls,
-        max_tokens=limits.max_tokens,
-    )
-    return Endpoint(settings)
 
 
 def _with_interval(name: str, value: float | None, interval: Interval | None) -> dict[str, float | None]:

@@ -13,14 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.evaluation.engines.prompting import Prompts
+from tune_dlrml.evaluation.judges.judge import NextToken
 from tune_dlrml.evaluation.records import Inquiry, Judgement, Message, Verdict
-from tune_dlrml.models.loading import ModelReference, load_model, load_tokenizer, parse_model_reference
+from tune_dlrml.models.loading import (
+    ModelReference,
+    check_model_reference,
+    load_model,
+    load_tokenizer,
+    parse_model_reference,
+)
 
 RATINGS = tuple(range(1, 11))
 RATING_OPENING, PAIR_OPENING = "Rating: [[", "[["
@@ -79,6 +88,20 @@ class LocalJudge:
         # One model, one forward at a time; and a tokenizer changes its settings while it works.
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(cls, model: str, config: EvaluationConfig, *, key: str | None, device: str) -> Self:
+        """See `NamedJudge.of`."""
+        reference = parse_model_reference(model)
+        check_model_reference(reference)
+        return cls(str(reference), device=device)
+
+    def first_word(self) -> str:
+        """See `NamedJudge.first_word`; the model is not loaded for it."""
+        return "is there"
+
+    def close(self) -> None:
+        """There is no connection to be given up."""
+
     @property
     def truncated(self) -> int:
         """How many prompts were longer than the model's context, and lost their beginning."""
@@ -101,6 +124,14 @@ class LocalJudge:
         mass = sum(map(math.exp, log_probs))
         words = f"probabilities {table}; {mass:.2g} of all text begins with one"
         return Judgement.of(self.name, inquiry, verdict, words, calls=1)
+
+    def next_token(self, messages: Sequence[Message], tokens: Sequence[str]) -> NextToken:
+        """See `NamedJudge.next_token`; no log-probs where the model's numbers are not finite."""
+        log_probs = self.log_probs(messages, "", tokens)
+        if not all(map(math.isfinite, log_probs)):
+            return NextToken(None, "the model's log-probs are not finite")
+        named = dict(zip(tokens, log_probs, strict=True))
+        return NextToken(named, f"log-probs {', '.join(f'{name}: {value:.4f}' for name, value in named.items())}")
 
     def log_probs(self, messages: Sequence[Message], opening: str, strings: Sequence[str]) -> list[float]:
         """Log-prob of each string behind the chat and the opening of the reply, summed over its tokens, in nats."""
