@@ -14,7 +14,7 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 
 LAYERS = [
     {"errors", "evaluation.judges.registry"},
-    {"system", "pareto"},
+    {"system", "pareto", "metrics"},
     {"records", "builtin", "models"},
     {"config"},
     {"space"},

@@ -9,9 +9,6 @@ from typing import Any, Self
 MARGINS = "margins.json"
 """File of a trial with the margin of every held-out pair at its end, in nats, in the same order for all trials."""
 
-MARGIN_QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in (0, 5, 25, 50, 75, 95, 100)}
-"""Where the held-out margins lie, by the name of the metric, so that a report can lay them over the loss."""
-
 
 class State(StrEnum):
     """Where a trial stands: under way, or one of its four ends."""

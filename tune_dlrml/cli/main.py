@@ -238,6 +238,7 @@ def _ends(rows: Any) -> str:
 
 
 def _print_best(out: Console, result: Any) -> None:
+    from tune_dlrml.metrics import METRICS
     from tune_dlrml.views.search import judged_table, parameters
 
     if result.judged:
@@ -248,7 +249,7 @@ def _print_best(out: Console, result: Any) -> None:
         out.print("no trial is complete, so there is no best one")
         return
     metrics = result.metrics.get(best.number, {})
-    error = metrics.get("eval_accuracy_se", 0.0)
+    error = metrics.get(METRICS[result.metric].error, 0.0)
     out.print(
         f"best: trial {best.number} ({best.spec.branch}: {parameters(best.spec)}), {best.value:.3f} with a standard "
         f"error of {error:.3f}; trials closer than about two of them are not told apart",

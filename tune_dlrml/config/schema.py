@@ -20,6 +20,7 @@ from tune_dlrml.config.training import (
     Schedule,
     TrainingConfig,
 )
+from tune_dlrml.metrics import Objective
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -81,7 +82,7 @@ class SearchSettings(Frozen):
     """
 
     num_trials: Natural | None = None
-    metric: Literal["eval_accuracy", "eval_margin"] = "eval_accuracy"
+    metric: Objective = "eval_accuracy"
     mode: Literal["max", "min"] = "max"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     n_startup_trials: NotNegativeInt = 10
@@ -92,6 +93,11 @@ class SearchSettings(Frozen):
     scheduler: SchedulerConfig | None = SchedulerConfig()
     baseline: BaselineConfig | None = BaselineConfig()
     confirm: ConfirmConfig | None = None
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values of the metric are better."""
+        return self.mode == "max"
 
 
 class LoraSpace(Frozen):

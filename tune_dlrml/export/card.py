@@ -14,18 +14,10 @@ from tune_dlrml.export.script import BASE, load_hint
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.system.code_state import told
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
-NUMBERS = {
-    "eval_accuracy": ("held-out preference accuracy", "eval_accuracy_se", ""),
-    "eval_margin": ("held-out margin", "eval_margin_se", "nats"),
-    "eval_kl": ("KL to the base model on the chosen completions", None, "nats a completion"),
-    "eval_trap_fraction": ("held-out pairs below the barrier of the loss", None, "share"),
-    "train_sft_loss": ("scoring rule on the chosen answers, of the last report", None, ""),
-    "train_loss": ("training loss of the last report", None, "nats"),
-}
-"""Metric: what it is, the metric with its standard error, its unit."""
 
 
 def model_card(
@@ -122,11 +114,11 @@ def geometry_sentences(shape: Geometry, metrics: Mapping[str, float]) -> str:
 
 def _numbers(trial: TrainedTrial) -> str:
     rows = []
-    for name, (meaning, error, unit) in NUMBERS.items():
-        if name in trial.metrics:
-            spread = trial.metrics.get(error or "")
+    for name, metric in METRICS.items():
+        if metric.on_card and name in trial.metrics:
+            spread = trial.metrics.get(metric.error)
             shown = "" if spread is None else f"{spread:.4f}"
-            rows.append((f"`{name}`", f"{trial.metrics[name]:.4f}", shown, unit, meaning))
+            rows.append((f"`{name}`", f"{trial.metrics[name]:.4f}", shown, metric.unit, metric.meaning))
     return _table(("metric", "value", "standard error", "unit", "what it is"), rows)
 
 

@@ -1,20 +1,16 @@
 """What every confirmed setting came to over its seeds, the baseline among them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.figures.margins import geometry_of
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST
 from tune_dlrml.search.confirm.paired import paired_difference
-from tune_dlrml.search.confirm.verdicts import UNTRAINED, in_means
-
-ANY = (-math.inf, math.inf)
-RANGES = {"eval_accuracy": (0.0, 1.0), "eval_kl": (0.0, math.inf), "eval_trap_fraction": (0.0, 1.0)}
-"""What a metric can be, and so what its interval ends at."""
+from tune_dlrml.search.confirm.verdicts import in_means
 
 
 @dataclass(frozen=True)
@@ -75,23 +71,21 @@ def _numbers(runs: Sequence[TrialData], metric: str) -> list[float]:
 def _untrained(trial: TrialData, metric: str) -> float | None:
     """A metric of the reference under a trial's loss: at margin 0 every pair lies below a barrier above 0."""
     if metric != "eval_trap_fraction":
-        return UNTRAINED[metric]
+        return METRICS[metric].untrained
     geometry = geometry_of(trial)
     return float(geometry is not None and geometry.barrier is not None and geometry.barrier.z > 0)
 
 
 def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm | None:
     """None where no training has ended with a number."""
-    numbers = _numbers(runs, metric)
-    objective = _mean(numbers, *RANGES.get(metric, ANY))
-    kl, trapped = (_mean(_numbers(runs, name), *RANGES[name]) for name in ("eval_kl", "eval_trap_fraction"))
+    objective, kl, trapped = (_mean(runs, name) for name in (metric, "eval_kl", "eval_trap_fraction"))
     if objective is None:
         return None
     return Arm(
         trial=None if of_search is None else of_search.number,
         loss="default DPO" if of_search is None else of_search.branch,
         parameters={} if of_search is None else of_search.settings,
-        seeds=len(numbers),
+        seeds=len(_numbers(runs, metric)),
         diverged=sum(trial.state is State.DIVERGED for trial in runs),
         objective=objective,
         kl=kl,
@@ -99,9 +93,11 @@ def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) ->
     )
 
 
-def _mean(values: Sequence[float], least: float, most: float) -> Mean | None:
+def _mean(runs: Sequence[TrialData], metric: str) -> Mean | None:
+    values = _numbers(runs, metric)
     if not values:
         return None
     against_zero = paired_difference(values, [0.0] * len(values))
     low, high = against_zero.low, against_zero.high
-    return Mean(against_zero.mean, None if low is None else max(low, least), None if high is None else min(high, most))
+    ends = (low, high) if low is None or high is None else METRICS[metric].within(low, high)
+    return Mean(against_zero.mean, *ends)

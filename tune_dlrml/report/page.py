@@ -7,10 +7,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.arms import Arm
 from tune_dlrml.report.diverging import LEVEL, Split, splits
-from tune_dlrml.report.ranking import Ranked, ranking, text, verdict, words
+from tune_dlrml.report.ranking import Ranked, ranking, text, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
@@ -41,8 +42,8 @@ def render(
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
         arms=[vars(arm) | {"parameters_told": _told(arm.parameters)} for arm in trained],
-        metric_words=words(data.metric),
-        metric_unit=", nats" if data.metric == "eval_margin" else "",
+        metric_words=METRICS[data.metric].words,
+        metric_unit="" if METRICS[data.metric].counts_pairs else f", {METRICS[data.metric].unit}",
         ranking=_lines(ranked[:MOST_LINES]),
         others=_lines(ranked[MOST_LINES:]),
         judged=_judged(data, ranked),
@@ -92,7 +93,7 @@ def _facts(data: SearchData) -> dict[str, str]:
     facts |= {
         "trials": f"{len(states)} ({', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states)) or 'none yet'})",
         "budget of a trial": f"{data.full_steps:,} optimizer steps, {rungs}",
-        "objective": f"{words(data.metric)} ({data.metric}), {config.search.mode}",
+        "objective": f"{METRICS[data.metric].words} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "usage": f"{usage.optimizer_steps:,} steps, {usage.trained_tokens:,} tokens, {hours}",
         "code": ", ".join(told(data.code))

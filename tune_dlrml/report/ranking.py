@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import BASELINE, SearchData, TrialData, finite
 from tune_dlrml.search.confirm.finalists import finalists
@@ -115,19 +116,18 @@ def standard_error(data: SearchData, trial: TrialData) -> float | None:
     Where every pair came out alike the sample shows no spread: then it is a third of the 95 % bound that the rule of
     three gives, 3 / pairs.
     """
-    error = trial.last.get(f"{data.metric}_se")
+    error = trial.last.get(METRICS[data.metric].error)
     pairs = trial.newest.get("eval_pairs", 0)
-    if error == 0 and data.metric == "eval_accuracy" and pairs:
+    if error == 0 and pairs and METRICS[data.metric].counts_pairs:
         return 3 / pairs / Z
     return finite(error)
 
 
 def interval(data: SearchData, value: float | None, error: float | None) -> tuple[float | None, float | None]:
-    """The 95 % interval of an objective; an accuracy lies between 0 and 1."""
+    """The 95 % interval of an objective, within what it can be."""
     if value is None or error is None:
         return None, None
-    low, high = value - Z * error, value + Z * error
-    return (max(0.0, low), min(1.0, high)) if data.metric == "eval_accuracy" else (low, high)
+    return METRICS[data.metric].within(value - Z * error, value + Z * error)
 
 
 def difference(data: SearchData, one: TrialData, other: TrialData) -> tuple[float, float] | None:
@@ -179,7 +179,7 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     errors = [line.error for line in complete if line.error is not None]
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
     told = [each for each in confirmed if each.trial == best.trial]
-    answer = f"{_name(best)} has the best {words(data.metric)} of {_trials(len(complete))}: {_value(best)}."
+    answer = f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(len(complete))}: {_value(best)}."
     is_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
     if told:
         answer += f" {_confirmed(data, told[0])}"
@@ -267,13 +267,8 @@ def _confirmed(data: SearchData, told: Confirmed) -> str:
     says = {"better": "it is better than", "worse": "it is worse than", "cannot tell": "it cannot be told apart from"}
     return (
         f"Trained again with {told.seeds} new seeds {says[told.verdict]} the baseline: mean difference "
-        f"{told.mean_difference:+.3f}{between} in {words(data.metric)}."
+        f"{told.mean_difference:+.3f}{between} in {METRICS[data.metric].words}."
     )
-
-
-def words(metric: str) -> str:
-    """A metric as a person says it."""
-    return {"eval_accuracy": "held-out accuracy", "eval_margin": "held-out margin"}.get(metric, metric)
 
 
 def text(value: object) -> str:

@@ -155,7 +155,7 @@ class SearchData:
     @property
     def maximize(self) -> bool:
         """Whether larger values of it are better."""
-        return self.config.search.mode == "max"
+        return self.config.search.maximize
 
     @cached_property
     def branches(self) -> tuple[str, ...]:

@@ -128,6 +128,7 @@ class SearchResult:
 
     Attributes:
         rows: All trials.
+        metric: What the search is decided by.
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
         runs: MLflow's run, by trial; none while MLflow has not heard of the trial.
@@ -144,6 +145,7 @@ class SearchResult:
 
     name: str
     rows: tuple[TrialRow, ...]
+    metric: str
     best: int | None
     metrics: Mapping[int, Mapping[str, float]]
     runs: Mapping[int, str | None]
@@ -199,6 +201,7 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     result = SearchResult(
         name=name,
         rows=rows,
+        metric=config.search.metric,
         best=history.best(),
         metrics={row.number: events.last_metrics(row.number) for row in rows},
         runs={row.number: run_of(events, row.number, store) for row in rows},

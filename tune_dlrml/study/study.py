@@ -70,7 +70,7 @@ class SearchStudy(StudyHistory):
         study = optuna.create_study(
             study_name=config.name,
             storage=backend,
-            direction="maximize" if config.search.mode == "max" else "minimize",
+            direction="maximize" if config.search.maximize else "minimize",
             sampler=BranchSampler(space, config.search, 0),
             pruner=_pruner(config),
             load_if_exists=True,

@@ -28,7 +28,7 @@ ROLE_TAG = "tune_dlrml.role"
 TRIAL_TAG = "tune_dlrml.trial"
 _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
-_NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by `eval_accuracy` and `eval_kl`."
+_NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by their `eval_` metrics."
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 """Answers about the data itself. MLflow calls a bad request also what its database refuses while it is read-only."""
 _STATUS = {

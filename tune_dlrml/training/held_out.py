@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
-from tune_dlrml.records import MARGIN_QUANTILES
+from tune_dlrml.metrics import MARGIN_QUANTILES, UNTRAINED
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import pair_log_probs
 from tune_dlrml.training.pairs.form import CompletionBatch, PairForm, completion_batches
@@ -59,8 +59,7 @@ class HeldOut:
 
     def untrained(self) -> dict[str, float]:
         """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
-        known = {"eval_accuracy": 0.5, "eval_accuracy_se": 0.0, "eval_margin": 0.0, "eval_kl": 0.0}
-        return known | dict.fromkeys(MARGIN_QUANTILES, 0.0)
+        return dict(UNTRAINED)
 
     def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry) -> dict[str, float]:
         """Held-out numbers of the policy; accuracy counts a tie one half, margins and KL are in nats.

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from tune_dlrml.evaluation.judges.jury import Grading
+from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.usage import Usage
 from tune_dlrml.space import TrialSpec
@@ -31,6 +32,8 @@ _HIDDEN = {
 }
 _HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
 """Of a parameter that is learnt."""
+_MEASURED = {name for name, metric in METRICS.items() if metric.reported == "evaluation" and metric.untrained is None}
+"""What an evaluation alone reports, and step 0 does not."""
 
 
 class ProgressView:
@@ -88,12 +91,8 @@ class ProgressView:
             self._say(how_computed(report.metrics))
         if report.evaluated and report.step > 0:
             where = "rung" if report.rung else "step"
-            numbers = report.metrics
-            self._say(
-                f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: accuracy "
-                f"{numbers['eval_accuracy']:.3f} +- {numbers['eval_accuracy_se']:.3f}, margin "
-                f"{numbers['eval_margin']:+.2f} nats, KL {numbers['eval_kl']:.3f}"
-            )
+            said = (_filled(metric.line, metric, report.metrics) for metric in METRICS.values() if metric.line)
+            self._say(f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: {', '.join(said)}")
 
     def on_notice(self, text: str) -> None:
         """A line with something that a person should know."""
@@ -224,35 +223,27 @@ def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, fl
     table = Table(header_style="bold", row_styles=["", "on grey7"], pad_edge=False)
     for heading in ("#", "loss", "parameters", "state", "stop reason"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "#" else "left")
-    for heading in ("accuracy", "margin", "KL", "non-finite", "trapped", "c"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    shown = [metric for metric in METRICS.values() if metric.heading]
+    for metric in shown:
+        table.add_column(metric.heading, justify="right", no_wrap=True)
     for row in rows:
         own = metrics.get(row.number, {})
+        evaluated = bool(_MEASURED & own.keys())
         table.add_row(
             f"{row.number}*" if row.number == best else str(row.number),
             "" if row.spec is None else row.spec.branch,
             "" if row.spec is None else parameters(row.spec),
             f"[{STYLE[row.state]}]{row.state}[/]",
             escape(row.stop_reason),
-            _accuracy(own),
-            _shown(own, "eval_margin", "+.2f"),
-            _shown(own, "eval_kl", ".3f"),
-            _shown(own, "nonfinite_grad_fraction", ".0%"),
-            _shown(own, "eval_trap_fraction", ".0%"),
-            _shown(own, "c", ".3g"),
+            *(_filled(m.form, m, own) if evaluated or m.reported != "evaluation" else "-" for m in shown),
             style="bold" if row.number == best else None,
         )
     return table
 
 
-def _accuracy(metrics: Mapping[str, float]) -> str:
-    if "eval_margin_se" not in metrics:
-        return "-"
-    return f"{metrics['eval_accuracy']:.3f} +- {metrics['eval_accuracy_se']:.3f}"
-
-
-def _shown(metrics: Mapping[str, float], name: str, form: str) -> str:
-    return format(metrics[name], form) if name in metrics else "-"
+def _filled(form: str, metric: Metric, own: Mapping[str, float]) -> str:
+    """A number of a trial, and its standard error, in a form."""
+    return form.format(own[metric.name], own.get(metric.error)) if metric.name in own else "-"
 
 
 def cost_table(cost: "Cost") -> Table:

@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tune_dlrml.losses.geometry import MONOTONE_C, WRONG_START_C
+from tune_dlrml.metrics import METRICS, find_metric
 from tune_dlrml.records import State
-from tune_dlrml.report.ranking import words
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import DASHES, WIDTH, Drawing, log_scale, looks, panels, styled, thinned, whole_steps
 
 C_LINES = ((1.0, "c = 1"), (MONOTONE_C, "c = 9.11"), (WRONG_START_C, "c = 9.78"))
 """Where the slope gets bounded, the trap appears, and the start turns uphill."""
-LEARNT_UNITS = {"c": "c = beta_mix / (tau · beta_kl), no unit", "beta_mix": "beta_mix, per nat"}
 _ENDS = {
     State.DIVERGED: ("X", "#D55E00", "diverged"),
     State.PRUNED: ("o", "white", "pruned"),
@@ -38,7 +37,8 @@ def columns(count: int) -> int:
 
 def held_out_curves(data: SearchData) -> Drawing:
     """The objective where it was measured, one panel a loss."""
-    title = f"Learning curves: {words(data.metric)} by loss"
+    metric = METRICS[data.metric]
+    title = f"Learning curves: {metric.words} by loss"
     curves = {trial.number: _evaluated(trial, data.metric) for trial in data.trials}
     if not any(len(points) > 1 for points in curves.values()):
         return Drawing("learning_curves", title, "No trial has been evaluated after its start yet.")
@@ -46,9 +46,9 @@ def held_out_curves(data: SearchData) -> Drawing:
         figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
         for axes, branch in zip(grid, data.branches, strict=True):
             _draw_panel(axes, data, branch, curves)
-            if data.metric == "eval_accuracy":
-                axes.axhline(0.5, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
-        _label(grid, _with_unit(data.metric))
+            if metric.untrained is not None:
+                axes.axhline(metric.untrained, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
+        _label(grid, f"{metric.words},\n{metric.unit}")
         figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
     text = (
         "Each line is a trial, measured at every rung and at the full budget; the best complete one is drawn bold, and "
@@ -139,7 +139,8 @@ def _draw_learnt(axes: Axes, trials: Sequence[TrialData], metric: str, data: Sea
     elif min(values) > 0 and max(values) > 5 * min(values):
         log_scale(axes, "y", values)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(LEARNT_UNITS.get(metric, f"{metric.removeprefix('params.')}, unit of the user's loss"))
+    known = find_metric(metric)
+    axes.set_ylabel(metric if known is None else f"{known.words}, {known.unit}")
     whole_steps(axes)
 
 
@@ -218,8 +219,3 @@ def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         total += value - (points[at - width][1] if at >= width else 0.0)
         sums.append((step, total / min(at + 1, width)))
     return sums
-
-
-def _with_unit(metric: str) -> str:
-    units = {"eval_accuracy": "held-out accuracy,\nshare of pairs", "eval_margin": "held-out margin, nats"}
-    return units.get(metric, metric)

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tune_dlrml.losses.geometry import MONOTONE_C
+from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.pareto import pareto_front
 from tune_dlrml.records import State
 from tune_dlrml.report.figures.curves import C_LINES
-from tune_dlrml.report.ranking import Z, words
+from tune_dlrml.report.ranking import Z
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, log_scale, looks, scale_of, shade, styled
 
@@ -49,7 +50,7 @@ def stability_map(data: SearchData) -> Drawing:
             axes.set_ylabel("beta_kl, per nat")
             axes.tick_params(labelleft=True)  # a shared axis is labelled on the outermost picture alone
         bar = figure.colorbar(colours, ax=axes, pad=0.02)
-        bar.set_label(f"{words(data.metric)} at the last evaluation")
+        bar.set_label(f"{METRICS[data.metric].words} at the last evaluation")
         figure.legend(handles=_fates(data.trials), loc="outside lower center", ncols=6)
     text = (
         f"beta_mix is c · tau · beta_kl with tau = {data.tau:g}, so that losses given by c and learnt ones (at their "
@@ -174,13 +175,14 @@ def _fates(trials: Sequence[TrialData]) -> list[Line2D]:
 def frontier(data: SearchData) -> Drawing:
     """Objective, and judged score where there is one, against KL."""
     judges = list(dict.fromkeys(score["judge"] for t in data.trials if t.judged for score in t.judged["scores"]))
-    name = words(data.metric) + (" and judged score" if judges else "")
+    metric = METRICS[data.metric]
+    name = metric.words + (" and judged score" if judges else "")
     title = f"{name[0].upper()}{name[1:]} against KL"
     there = [trial for trial in data.trials if "eval_kl" in trial.last and data.metric in trial.last]
     if not there:
         return Drawing("kl_frontier", title, "No trial has been evaluated after its start yet.")
     heights: list[tuple[str, Callable[[TrialData], tuple[float, float, float] | None], bool]] = [
-        (_unit(data.metric), lambda trial: _objective(trial, data.metric), data.maximize)
+        (f"{metric.words}, {metric.unit}", lambda trial: _objective(trial, metric), data.maximize)
     ]
     heights += [(f"mean rating of 10\n{judge}", _rating(judge), True) for judge in judges[:1]]
     with styled():
@@ -249,12 +251,9 @@ def _draw_frontier(
     _scale_kl(axes, max((kl for kl, _ in places.values()), default=1.0))
 
 
-def _objective(trial: TrialData, metric: str) -> tuple[float, float, float] | None:
-    value, half = trial.last.get(metric), Z * trial.last.get(f"{metric}_se", 0.0)
-    if value is None:
-        return None
-    low, high = value - half, value + half
-    return (value, max(0.0, low), min(1.0, high)) if metric == "eval_accuracy" else (value, low, high)
+def _objective(trial: TrialData, metric: Metric) -> tuple[float, float, float] | None:
+    value, half = trial.last.get(metric.name), Z * trial.last.get(metric.error, 0.0)
+    return None if value is None else (value, *metric.within(value - half, value + half))
 
 
 def _rating(judge: str) -> Callable[[TrialData], tuple[float, float, float] | None]:
@@ -281,9 +280,3 @@ def _scale_kl(axes: Axes, largest: float) -> None:
     ticks = [step * 10.0**power for power in range(decade - 1, decade + 1) for step in (1, 2, 5)]
     axes.set_xticks([0, *(tick for tick in ticks if largest / 40 < tick <= largest * 1.05)])
     axes.xaxis.set_major_formatter("{x:g}")
-
-
-def _unit(metric: str) -> str:
-    return {"eval_accuracy": "held-out accuracy, share of pairs", "eval_margin": "held-out margin, nats"}.get(
-        metric, metric
-    )

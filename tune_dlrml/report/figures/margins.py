@@ -10,8 +10,7 @@ from tune_dlrml.config import AnyLoss, DpoLoss
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.drawn import curve_and_geometry
 from tune_dlrml.losses.geometry import Geometry, dlrml_value, learned_geometry
-from tune_dlrml.records import MARGIN_QUANTILES
-from tune_dlrml.report.ranking import words
+from tune_dlrml.metrics import MARGIN_QUANTILES, METRICS
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, looks, styled
 
@@ -96,7 +95,7 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
     axes.set_xlabel("margin of a held-out pair, nats")
     trapped = last.get("eval_trap_fraction", 0.0)
     told = f"\n{trapped:.0%} of pairs below the barrier" if marks else "\nno trap" if curve is not None else ""
-    value = f"{words(data.metric)} {last[data.metric]:.3f}"
+    value = f"{METRICS[data.metric].words} {last[data.metric]:.3f}"
     axes.set_title(f"{role}: trial {trial.number}, {trial.branch}\n{value}{told}", loc="left")
 
 

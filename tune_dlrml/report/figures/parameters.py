@@ -10,9 +10,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.ranking import text as short
-from tune_dlrml.report.ranking import words
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, scale_of, shade, styled
 from tune_dlrml.space import TRAINING
@@ -21,13 +21,6 @@ from tune_dlrml.study.history import LEAST_FOR_IMPORTANCE
 MOST_AXES = 11
 NONE_AT = -0.12
 """Height of trials that do not have a parameter, below its axis."""
-_UNITS = {
-    "beta_kl": "per nat",
-    "c": "no unit",
-    "learning_rate": "no unit",
-    "eval_accuracy": "share of pairs",
-    "eval_margin": "nats",
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ def parallel_coordinates(data: SearchData) -> Drawing:
         for trial in known:
             _draw_line(axes, trial, [*varied, last], results, colours, best=trial.number == data.best)
         _draw_axes(axes, [*varied, last])
-        figure.colorbar(colours, ax=axes, pad=0.02).set_label(f"{words(data.metric)} at the last evaluation")
+        figure.colorbar(colours, ax=axes, pad=0.02).set_label(f"{METRICS[data.metric].words} at the last evaluation")
         handles = [Line2D([], [], color="#333333", linewidth=2.8, label="best complete trial")]
         if any(trial.state in (State.DIVERGED, State.FAILED) for trial in known):
             handles.append(Line2D([], [], color="#D55E00", linestyle="--", label="diverged or failed"))
@@ -164,7 +157,8 @@ def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
                 color="#555555",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
             )
-    labels = [f"{c.name}\n{_UNITS[c.name]}" if c.name in _UNITS else c.name for c in columns]
+    units = {"beta_kl": "per nat"} | {name: metric.unit for name, metric in METRICS.items()}
+    labels = [f"{c.name}\n{units[c.name]}" if c.name in units else c.name for c in columns]
     axes.set_xticks(range(len(columns)), labels)
     axes.set_yticks([])
     axes.set_xlim(-0.55, len(columns) - 0.9)
@@ -217,7 +211,7 @@ def importance(data: SearchData) -> Drawing:
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.1)
-        axes.set_xlabel(f"share of importance for {words(data.metric)}, no unit")
+        axes.set_xlabel(f"share of importance for {METRICS[data.metric].words}, no unit")
         figure.legend(loc="outside lower center")
     above = [short(name.removeprefix(f"{TRAINING}.")) for name in names if found.shares[name] > found.chance[name]]
     text = (

@@ -51,7 +51,7 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
     complete one it is DPO as it is by default. None where nothing is complete, or nothing is to be confirmed.
     """
     confirm = config.search.confirm
-    sign = -1.0 if config.search.mode == "max" else 1.0
+    sign = -1.0 if config.search.maximize else 1.0
     complete = [row for row in rows if row.state is State.COMPLETE and row.spec is not None and row.value is not None]
     ranked = sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))
     if confirm is None or not ranked:

@@ -13,14 +13,12 @@ from typing import Any
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig, load_config
 from tune_dlrml.errors import InputError
+from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import MARGINS, State
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, finalists, identity, seeds_of
 from tune_dlrml.search.confirm.paired import Difference, Verdict, crossed_difference, holm, paired_difference, verdict
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.study.history import StudyHistory, TrialRow
-
-UNTRAINED = {"eval_accuracy": 0.5, "eval_margin": 0.0, "eval_kl": 0.0}
-"""What a training that diverged leaves to be used: the reference, which ranks no pair and is at no distance."""
 
 
 def in_means(state: State, measured: float | None, untrained: float | None) -> float | None:
@@ -144,7 +142,7 @@ def compare(
         return None
     candidates, baseline = chosen
     metric, seeds = config.search.metric, seeds_of(config)
-    ended = {identity(row.spec): _outcome(row, metric, folder) for row in confirming if row.spec is not None}
+    ended = {identity(row.spec): _outcome(row, METRICS[metric], folder) for row in confirming if row.spec is not None}
     both = [[_both(ended, each.trial, baseline.trial, seed) for seed in seeds] for each in candidates]
     judged = [[pair for pair in per_seed if pair is not None] for per_seed in both]
     differences = [_difference(pairs) for pairs in judged]
@@ -163,7 +161,7 @@ def compare(
             low=difference.low,
             high=difference.high,
             p=p,
-            verdict=verdict(difference.mean, p, maximize=config.search.mode == "max"),
+            verdict=verdict(difference.mean, p, maximize=config.search.maximize),
         )
         for each, pairs, difference, p in zip(candidates, judged, differences, raised, strict=True)
     )
@@ -171,14 +169,12 @@ def compare(
     return Confirmation(baseline.trial, metric, data, len(seeds), confirmed)
 
 
-def _outcome(row: TrialRow, metric: str, folder: Path | None) -> _Outcome:
-    value = in_means(row.state, row.value, UNTRAINED[metric])
+def _outcome(row: TrialRow, metric: Metric, folder: Path | None) -> _Outcome:
+    value = in_means(row.state, row.value, metric.untrained)
     path = None if folder is None else folder / "trials" / str(row.number) / MARGINS
-    if row.state is not State.COMPLETE or path is None or not path.exists():
+    if row.state is not State.COMPLETE or metric.of_pair is None or path is None or not path.exists():
         return _Outcome(row.state, value, None)
-    margins = [float(margin) for margin in json.loads(path.read_bytes())]
-    right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-    return _Outcome(row.state, value, tuple(right if metric == "eval_accuracy" else margins))
+    return _Outcome(row.state, value, tuple(metric.of_pair(margin) for margin in json.loads(path.read_bytes())))
 
 
 def _both(ended: Mapping[Any, _Outcome], ours: int, theirs: int, seed: int) -> tuple[_Outcome, _Outcome] | None:

@@ -1,0 +1,260 @@
+"""Every number that a trial reports: what it is, its unit, its range, which way is better. Nothing else lists metrics.
+
+Names of held-out numbers begin with `eval_`, those of the training pairs with `train_`. Whoever computes a metric says
+its name; everybody else looks here.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Literal
+
+PAIRS = "share of pairs"
+COMPLETION = "nats a completion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of a trial.
+
+    Attributes:
+        name: In reports, tables and MLflow; `{...}` in it stands for any text.
+        words: What a person calls it, on an axis and in a sentence.
+        meaning: What it is, in one sentence.
+        unit: Of its values.
+        reported: With a held-out `evaluation`, as a mean over the optimizer `steps` since the last report, once at the
+            `start` of a trial, or in the `judgement` of its answers.
+        least: Smallest value that it can have.
+        most: Largest one.
+        better: Which values are; None where neither is.
+        untrained: That of the reference itself, which every trial has at step 0 and a diverged one in means over seeds;
+            None where it has none, or one that depends on the loss.
+        objective: Whether a search may be decided by it. It then has `better`, `untrained` and, as `<name>_se`, its
+            standard error over the held-out pairs.
+        of_pair: Of one held-out pair by its margin, where the metric is the mean of that; None where it is no mean.
+        heading: Of its column in the table of trials; empty if it has none.
+        form: Of a value there, and of its standard error.
+        line: What is said of it while a search runs, likewise; empty if nothing is.
+        on_card: Whether the card of an exported model has it.
+    """
+
+    name: str
+    words: str
+    meaning: str
+    unit: str
+    reported: Literal["evaluation", "steps", "start", "judgement"]
+    least: float = -math.inf
+    most: float = math.inf
+    better: Literal["higher", "lower"] | None = None
+    untrained: float | None = None
+    objective: bool = False
+    of_pair: Callable[[float], float] | None = None
+    heading: str = ""
+    form: str = "{:.3g}"
+    line: str = ""
+    on_card: bool = False
+
+    @property
+    def error(self) -> str:
+        """Name of its standard error, a metric of its own where it is known."""
+        return f"{self.name}_se"
+
+    @property
+    def counts_pairs(self) -> bool:
+        """Whether it is a share of pairs, so that where it is 0 or 1 their spread is 0 too."""
+        return self.unit == PAIRS
+
+    def within(self, low: float, high: float) -> tuple[float, float]:
+        """An interval without what the metric cannot be."""
+        return max(self.least, low), min(self.most, high)
+
+
+def _right(margin: float) -> float:
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
+def _interval(metric: Metric) -> tuple[Metric, ...]:
+    """A metric of judges, and the ends of its 95 % interval over the questions."""
+    ends = (
+        replace(
+            metric,
+            name=f"{metric.name}_{end}",
+            words=f"{metric.words}, {end} end",
+            meaning=f"The {end} end of the 95 % interval of `{metric.name}` over the questions.",
+        )
+        for end in ("low", "high")
+    )
+    return metric, *ends
+
+
+MARGIN_QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in (0, 5, 25, 50, 75, 95, 100)}
+"""Where the held-out margins lie, by the name of the metric, so that a report can lay them over the loss."""
+
+_of_evaluation = partial(Metric, reported="evaluation")
+_of_steps = partial(Metric, reported="steps")
+_of_start = partial(Metric, reported="start", least=0)
+_of_rating = partial(Metric, reported="judgement", unit="points of 10", least=1, most=10, better="higher")
+
+# fmt: off
+_EVALUATION = (
+    _of_evaluation(
+        name="eval_accuracy", words="held-out accuracy", unit=PAIRS, least=0, most=1, better="higher",
+        meaning="Held-out pairs with a margin above 0, which the policy tells apart better than the reference; a tie "
+        "counts one half.",
+        untrained=0.5, objective=True, of_pair=_right,
+        heading="accuracy", form="{:.3f} +- {:.3f}", line="accuracy {:.3f} +- {:.3f}", on_card=True),
+    _of_evaluation(
+        name="eval_accuracy_se", words="standard error of the held-out accuracy", unit=PAIRS, least=0,
+        meaning="Standard error of `eval_accuracy` over the held-out pairs.", untrained=0.0),
+    _of_evaluation(
+        name="eval_margin", words="held-out margin", unit="nats", better="higher",
+        meaning="Mean margin of the held-out pairs: log-ratio of policy to reference, chosen minus rejected.",
+        untrained=0.0, objective=True, of_pair=float,
+        heading="margin", form="{:+.2f}", line="margin {:+.2f} nats", on_card=True),
+    _of_evaluation(
+        name="eval_margin_se", words="standard error of the held-out margin", unit="nats", least=0,
+        meaning="Standard error of `eval_margin` over the held-out pairs."),
+    _of_evaluation(
+        name="eval_kl", words="KL to the reference", unit=COMPLETION, least=0, better="lower",
+        meaning="KL(policy || reference), exact over the vocabulary, on the chosen completions of the first held-out "
+        "pairs, summed over a completion.",
+        untrained=0.0, heading="KL", form="{:.3f}", line="KL {:.3f}", on_card=True),
+    *(_of_evaluation(
+        name=name, words=f"{share:.0%} quantile of the held-out margins", unit="nats",
+        meaning=f"Margin that {share:.0%} of the held-out pairs do not exceed.", untrained=0.0)
+      for name, share in MARGIN_QUANTILES.items()),
+    _of_evaluation(
+        name="eval_trap_fraction", words="trapped pairs", unit=PAIRS, least=0, most=1, better="lower",
+        meaning="Held-out pairs below the barrier of the loss, from where descent leads into its trap; 0 without one.",
+        heading="trapped", form="{:.0%}", on_card=True),
+    _of_evaluation(
+        name="eval_chosen_logps", words="held-out log-probability, chosen", unit=COMPLETION, most=0,
+        meaning="Mean log-probability of the chosen held-out completions under the policy."),
+    _of_evaluation(
+        name="eval_rejected_logps", words="held-out log-probability, rejected", unit=COMPLETION, most=0,
+        meaning="Mean log-probability of the rejected held-out completions under the policy."),
+)
+
+_STEPS = (
+    _of_steps(
+        name="train_loss", words="training loss", unit="nats", better="lower",
+        meaning="Mean preference loss of the pairs trained on; values of different losses do not compare.",
+        on_card=True),
+    _of_steps(
+        name="train_sft_loss", words="scoring rule", unit="that of the rule", better="lower",
+        meaning="Mean scoring rule on the chosen answers trained on, without its weight.", on_card=True),
+    _of_steps(
+        name="train_accuracy", words="training accuracy", unit=PAIRS, least=0, most=1, better="higher",
+        meaning="Pairs trained on that had a margin above 0; a tie counts one half."),
+    _of_steps(
+        name="train_margin", words="training margin", unit="nats", better="higher",
+        meaning="Mean margin of the pairs trained on."),
+    _of_steps(
+        name="train_chosen_logps", words="training log-probability, chosen", unit=COMPLETION, most=0,
+        meaning="Mean log-probability of the chosen completions trained on under the policy."),
+    _of_steps(
+        name="train_rejected_logps", words="training log-probability, rejected", unit=COMPLETION, most=0,
+        meaning="Mean log-probability of the rejected completions trained on under the policy."),
+    _of_steps(
+        name="grad_norm", words="gradient norm", unit="no unit", least=0,
+        meaning="Mean L2 norm of the gradient before clipping."),
+    _of_steps(
+        name="nonfinite_loss_fraction", words="losses that are not finite", unit=PAIRS, least=0, most=1, better="lower",
+        meaning="Pairs trained on whose loss is not finite."),
+    _of_steps(
+        name="nonfinite_grad_fraction", words="gradient that is not finite", unit="share of its entries",
+        least=0, most=1, better="lower",
+        meaning="Entries of the gradient, before clipping, that are not finite.",
+        heading="non-finite", form="{:.0%}"),
+    _of_steps(
+        name="learning_rate", words="learning rate", unit="no unit", least=0,
+        meaning="Learning rate of the newest step."),
+    _of_steps(
+        name="tokens", words="trained tokens", unit="tokens", least=0,
+        meaning="Tokens of prompts and completions trained on since the start, padding left out."),
+    _of_steps(
+        name="steps_per_second", words="speed", unit="steps a second", least=0,
+        meaning="Optimizer steps a second, without evaluations and checkpoints."),
+    _of_steps(
+        name="c", words="c = beta_mix / (tau · beta_kl)", unit="no unit",
+        meaning="Shape number of a loss with mixing; of a learnt one its present value.", heading="c"),
+    _of_steps(
+        name="beta_mix", words="beta_mix", unit="per nat",
+        meaning="Mixing strength of a loss with mixing; of a learnt one its present value."),
+    _of_steps(
+        name="params.{parameter}", words="{parameter}", unit="unit of the user's loss",
+        meaning="Present value of the parameter that a loss of the user's own learns."),
+)
+
+_START = (
+    _of_start(name="train_pairs", words="training pairs", unit="pairs", meaning="Pairs that can be trained on."),
+    _of_start(name="eval_pairs", words="held-out pairs", unit="pairs", meaning="Pairs that an evaluation measures."),
+    _of_start(
+        name="shared_prompt", words="shared prompt", unit="1 or 0", most=1,
+        meaning="Whether a prompt is computed once for both completions."),
+    _of_start(
+        name="gradient_checkpointing", words="gradient checkpointing", unit="1 or 0", most=1,
+        meaning="Whether activations are computed again in the backward pass."),
+    _of_start(
+        name="activation_gib", words="activations", unit="GiB",
+        meaning="What the largest micro-batch needs for its backward pass without gradient checkpointing."),
+    _of_start(
+        name="reference_tokens", words="reference tokens", unit="tokens",
+        meaning="Tokens that ran through the reference since the group's last trial began."),
+    _of_start(
+        name="reference_tokens_saved", words="reference tokens saved", unit="tokens",
+        meaning="Tokens of one pass over the trial's pairs that the reference was spared."),
+)
+
+_JUDGEMENT = (
+    _of_rating(
+        name="mt_bench/{judge}/category/{category}", words="{category} by {judge}",
+        meaning="Mean rating by a judge of the answers to the questions of a category."),
+    _of_rating(
+        name="mt_bench/{judge}/turn_{turn}", words="turn {turn} by {judge}",
+        meaning="Mean rating by a judge of the answers of a turn."),
+    *_interval(_of_rating(
+        name="mt_bench/{judge}/score", words="score by {judge}",
+        meaning="Mean rating by a judge over all questions and turns.")),
+    *_interval(_of_rating(
+        name="mt_bench/{judge}/above_baseline", words="above the baseline by {judge}", least=-9, most=9,
+        meaning="By how much a judge rates the answers higher than the baseline's.")),
+    *_interval(_of_rating(
+        name="mt_bench/{judge}/win_rate_adjusted", words="won by {judge}", unit="share of answers", least=0, most=1,
+        meaning="Answers that a judge prefers to the baseline's; a tie counts one half.")),
+    Metric(
+        name="mt_bench/{judge}/unscored", words="unscored by {judge}", unit="turns", reported="judgement",
+        least=0, better="lower", meaning="Turns to which a judge gave no rating."),
+    Metric(
+        name="answering_s", words="answering", unit="seconds", reported="judgement", least=0,
+        meaning="Time that the trial took to answer the questions."),
+)
+# fmt: on
+
+METRICS = {metric.name: metric for metric in (*_EVALUATION, *_STEPS, *_START, *_JUDGEMENT)}
+"""All metrics by their names; of two that could be meant by a text, the first one is."""
+UNTRAINED = {name: metric.untrained for name, metric in METRICS.items() if metric.untrained is not None}
+"""The numbers of the reference itself, known without a forward pass."""
+
+if TYPE_CHECKING:
+    Objective = str
+else:
+    Objective = Literal[tuple(name for name, metric in METRICS.items() if metric.objective)]
+"""Names of the metrics that a search may be decided by."""
+
+
+@cache
+def find_metric(name: str) -> Metric | None:
+    """The metric of a name, with its words filled in where it is one of many; None if there is none."""
+    if name in METRICS:
+        return METRICS[name]
+    for metric in METRICS.values():
+        if "{" in metric.name and (found := _pattern(metric.name).fullmatch(name)):
+            return replace(metric, name=name, words=metric.words.format(**found.groupdict()))
+    return None
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(name)))
