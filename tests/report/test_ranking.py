@@ -3,8 +3,10 @@ import random
 from statistics import mean
 
 import pytest
-from made_search import LOSSES, Fate, confirmed
+from made_search import LOSSES, PAIRS, Fate, confirmed
+from typer.testing import CliRunner
 
+from tune_dlrml.cli.main import app
 from tune_dlrml.report.ranking import baseline_of, luck_of_the_best, ranking, verdict
 
 DLRML = [{"name": "dlrml", "beta_kl": {"log_uniform": [0.01, 0.5]}, "c": 5.0}]
@@ -121,3 +123,11 @@ def test_the_luck_of_the_best_is_the_expected_maximum_of_normal_noise(count):
     simulated = mean(max(dice.gauss(0, 0.06) for _ in range(count)) for _ in range(4000))
     assert luck_of_the_best([0.06] * count) == pytest.approx(simulated, rel=0.08)
     assert luck_of_the_best([0.06]) == 0.0
+
+
+@pytest.mark.parametrize("metric", ["eval_accuracy", "eval_margin"])
+def test_status_says_the_standard_error_of_the_metric_that_decides(make_search, metric):
+    search = make_search(LOSSES, num_trials=1, metric=metric).run(lambda _: Fate(0.8, margin=2.0))
+    told = CliRunner().invoke(app, ["status", search.config.name, "--storage", str(search.place.storage)])
+    error = {"eval_accuracy": (0.8 * 0.2 / PAIRS) ** 0.5, "eval_margin": 0.1}[metric]
+    assert f"with a standard error of {error:.3f}" in told.output
