@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tune_dlrml.builtin import question
 from tune_dlrml.config import Domain, Range, load_config, to_yaml
 from tune_dlrml.config.domains import Choice
 from tune_dlrml.data import parse_dataset_reference
+from tune_dlrml.errors import InputError
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
 
@@ -47,6 +49,18 @@ def test_a_file_is_named_as_its_search(path):
 def test_a_file_begins_with_the_question_it_answers(path):
     first, *_ = path.read_text().splitlines()
     assert first.startswith("# ")
+    assert "?" in first
+    assert question(path) in first
+
+
+@every_file
+def test_a_file_is_built_in_by_its_name(path):
+    assert load_config(Path(f"builtin:{path.stem}")) == load_config(path)
+
+
+def test_a_built_in_search_that_is_none_is_told_with_the_nearest():
+    with pytest.raises(InputError, match=r"'quikstart'; did you mean quickstart\?"):
+        load_config(Path("builtin:quikstart"))
 
 
 @every_file

@@ -1,4 +1,4 @@
-"""What comes with the package: preference pairs to train on, and questions in two turns with prompts to judge by.
+"""What comes with the package: preference pairs to train on, questions in two turns with prompts to judge by, searches.
 
 The pairs are the IMDb sentiment experiment of the DiscoPOP paper, in small: `sentiment_train` (256 pairs) and
 `sentiment_eval` (64 pairs, other prompts), one JSON object a line in TRL's conversational format (`prompt`, `chosen`,
@@ -20,14 +20,20 @@ categories, written for models of any size, so that the first eight cover every 
 right answers to those of math, reasoning and coding (`mt_bench_references`); and what a judge is told
 (`mt_bench_prompts`). All three are in FastChat's file formats. A score on them is no score on MT-Bench's own questions.
 
+The searches are the files of `search_spaces/` in the repository, each of which begins with the question it answers.
+
 Licence: Apache-2.0, as the rest of the project. All prompts, questions and references were written for it; the
 completions were sampled from SmolLM2-135M-Instruct, which is under Apache-2.0.
 """
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
 from tune_dlrml.errors import InputError
+
+PREFIX = "builtin:"
+"""Before the name of what comes with the package, where a file could be named as well."""
 
 MIN_GAP = 0.4
 NAMES = ("sentiment_train", "sentiment_eval")
@@ -43,3 +49,24 @@ def path(name: str) -> Path:
 def mt_bench(part: Literal["questions", "references", "prompts"]) -> Path:
     """A JSON Lines file of the built-in questions."""
     return Path(__file__).parent / f"mt_bench_{part}.jsonl"
+
+
+def search_spaces() -> dict[str, Path]:
+    """The search-space files by the names of their searches."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))}
+
+
+def search_space(name: str) -> Path:
+    """A built-in search-space file."""
+    known = search_spaces()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"There is no built-in search {name!r}; {meant}Built-in are: {', '.join(known)}.")
+    return known[name]
+
+
+def question(space: Path) -> str:
+    """The question that a search-space file answers, out of its first line."""
+    first = space.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").partition("?")[0] + "?"

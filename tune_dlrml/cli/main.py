@@ -30,6 +30,7 @@ from tune_dlrml.cli.options import (
     print_json,
 )
 from tune_dlrml.cli.report import report
+from tune_dlrml.cli.spaces import schema, spaces
 from tune_dlrml.cluster.environment import reach_directly
 from tune_dlrml.config import load_config
 from tune_dlrml.errors import InputError, TuneDlrmlError
@@ -54,6 +55,8 @@ app.command(epilog=COST_KEYS)(doctor)
 app.command()(evaluate)
 app.command()(export)
 app.command()(report)
+app.command()(spaces)
+app.command()(schema)
 
 Name = Annotated[str | None, typer.Option("--name", help="Name of the search, instead of the file's.")]
 Trials = Annotated[int | None, typer.Option("--num-trials", help="Number of trials, instead of the file's.")]

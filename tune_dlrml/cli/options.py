@@ -14,7 +14,10 @@ WITHOUT_TERMINAL = 180
 """Width of what is printed into a file or a pipe."""
 DEFAULT_STORAGE = Path("runs")
 
-SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Search-space file.")]
+SpaceFile = Annotated[
+    Path,
+    typer.Argument(metavar="SPACE.yaml", help="Search-space file, or builtin:<name>."),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a dotted key, such as search.num_trials=8.")
 ]

@@ -19,20 +19,21 @@ from tune_dlrml.config.losses import (
     PadllLoss,
     PflLoss,
 )
-from tune_dlrml.config.rows import ColumnsConfig, MessagesConfig, RowsConfig
+from tune_dlrml.config.rows import ColumnsConfig, DatasetConfig, MessagesConfig, RowsConfig
 from tune_dlrml.config.schema import (
     CONFIRM_SUFFIX,
     NAME_LENGTH,
     NAME_PATTERN,
+    SearchConfig,
+    SpaceConfig,
+)
+from tune_dlrml.config.settings import (
     CheckpointConfig,
     ConfirmConfig,
-    DatasetConfig,
     DivergenceConfig,
     ResourcesConfig,
     SchedulerConfig,
-    SearchConfig,
     SearchSettings,
-    SpaceConfig,
 )
 from tune_dlrml.config.sft import ScoringRule, SftTerm, WarmUp
 from tune_dlrml.config.training import LoraSettings, TrainingConfig

@@ -5,7 +5,16 @@ import keyword
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from tune_dlrml.config.domains import (
     NUMBER_REMEDY,
@@ -31,19 +40,22 @@ def _reference(value: str) -> str:
     return value
 
 
-FunctionReference = Annotated[str, AfterValidator(_reference)]
+FunctionReference = Annotated[
+    str, AfterValidator(_reference), WithJsonSchema({"type": "string", "pattern": rf"^{_REFERENCE.pattern}$"})
+]
 
 
 class LearnableParam(Frozen):
-    """A parameter trained beside the policy, at its own constant learning rate and without weight decay.
-
-    With `bounds` it is low + (high - low) * sigmoid(theta); without them it is theta itself, free to wander.
-    """
+    """A parameter trained beside the policy, at its own constant learning rate and without weight decay."""
 
     learnable: Literal[True] = True
+    """Says that it is trained."""
     init: Annotated[Number, Searchable(float)]
+    """Where it starts."""
     learning_rate: Annotated[Number, Searchable(Annotated[float, Field(gt=0)])] = 1e-2
+    """Its constant learning rate."""
     bounds: Annotated[tuple[Finite, Finite], Field(strict=False)] | None = None
+    """It is low + (high - low) * sigmoid(theta); null is theta itself, free to wander."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +81,9 @@ class LearnableParam(Frozen):
 
 Scalar = bool | int | float | str
 Param = Scalar | Range | Choice | LearnableParam
-_PLAIN: TypeAdapter[Any] = TypeAdapter(Annotated[Scalar | Range | Choice, Searchable(Scalar)])
+_Plain = Annotated[Scalar | Range | Choice, Searchable(Scalar)]
+_ParamInFile = LearnableParam | _Plain
+_PLAIN: TypeAdapter[Any] = TypeAdapter(_Plain)
 
 
 def _param(value: Any) -> Any:
@@ -88,7 +102,9 @@ class CustomParams(Frozen):
     """Parameters of a user's function by their names: values, domains, and at most one that is learnt."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Any, PlainValidator(_param)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[Any, PlainValidator(_param, json_schema_input_type=_ParamInFile)]] = Field(
+        init=False
+    )
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

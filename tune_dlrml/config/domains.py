@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 Scalar = float | int | str | bool | None
@@ -206,6 +206,11 @@ class Searchable:
             self._validate, serialization=core_schema.plain_serializer_function_ser_schema(as_yaml)
         )
 
+    def __get_pydantic_json_schema__(self, _: Any, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        inner = self._adapter.json_schema()
+        domain = _domain_schema(inner)
+        return domain if self._domain_only else {"anyOf": [inner, domain]}
+
     def _validate(self, value: Any) -> Any:
         if isinstance(value, dict):
             value = parse_domain(value)
@@ -226,6 +231,29 @@ class Searchable:
             if first["type"] == "int_type" and isinstance(given, Range):
                 hint = " (int_uniform and log_int_uniform draw whole numbers)"
             raise law(f"{first['msg'][0].lower()}{first['msg'][1:]}, but got {_shown(as_yaml(given))}{hint}") from None
+
+
+def _domain_schema(inner: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of the mappings that `parse_domain` takes for a field whose values have the schema `inner`."""
+    number = {key: value for key, value in inner.items() if key != "anyOf"}
+    kinds = tuple(kind for kind in KINDS[:-1] if "int" in kind) if inner.get("type") == "integer" else KINDS[:-1]
+    if inner.get("type") not in ("integer", "number") and "anyOf" not in inner:
+        kinds = ()
+    ends = {
+        kind: {
+            "type": "array",
+            "items": number
+            | {"type": "integer" if "int" in kind else "number"}
+            | ({"exclusiveMinimum": 0} if "log" in kind else {}),
+            "minItems": 2,
+            "maxItems": 2,
+        }
+        for kind in kinds
+    }
+    choice = {"choice": {"type": "array", "items": inner, "minItems": 1, "uniqueItems": True}}
+    points = {"num": {"type": "integer", "minimum": 2, "description": "Points of a grid."}} if kinds else {}
+    one_of = [{"required": [kind]} for kind in kinds] + [{"required": ["choice"], "not": {"required": ["num"]}}]
+    return {"type": "object", "properties": ends | choice | points, "additionalProperties": False, "oneOf": one_of}
 
 
 def as_yaml(value: Any) -> Any:

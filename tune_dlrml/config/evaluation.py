@@ -25,54 +25,63 @@ def _is_plain(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not secretive
 
 
-JudgeName = Annotated[str, PlainValidator(_judge)]
+JudgeName = Annotated[
+    str, PlainValidator(_judge, json_schema_input_type=Annotated[str, Field(pattern=f"^({'|'.join(JUDGES)}):.*[^ ]")])
+]
 Text = Annotated[str, Field(min_length=1)]
 Natural = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class JudgeLimits(Frozen):
-    """What one run of a command may spend on each judge behind an endpoint.
-
-    `concurrency` requests are under way at once, each for at most `timeout_s` seconds; none is sent later than
-    `deadline_s` seconds after the first. `max_calls` counts every request that is sent, repeated ones too, `max_tokens`
-    the tokens of prompts and replies as the endpoint counts them.
-    """
+    """What one run of a command may spend on each judge behind an endpoint."""
 
     concurrency: Natural = 4
+    """Requests under way at once."""
     timeout_s: Seconds = 120
+    """Seconds that one request may take."""
     deadline_s: Seconds = 604_800
+    """Seconds from the first request to the last."""
     max_calls: Natural = 20_000
+    """Requests that are sent, repeated ones too."""
     max_tokens: Natural = 50_000_000
+    """Tokens of prompts and replies, as the endpoint counts them."""
 
 
 class EvaluationConfig(Frozen):
-    """MT-Bench in the loop: which trials answer its questions, how, and who judges.
-
-    `when: final_rung` examines every trial that uses up its budget, while others train; `best` the `best` ones by the
-    search's metric at its end; `never` none. `questions`, `references` and `judge_prompts` are `builtin:mt-bench` or
-    files in FastChat's formats; `limit` takes the first questions only. Answers have at most `max_new_tokens` tokens
-    and are drawn from `seed`. `pairwise` has each trial's answers compared with those of the DPO baseline as well.
-
-    A judge behind an endpoint replies in at most `judge_max_tokens` tokens, its thoughts included. The key of an
-    endpoint is in `judge_key_file` and is read by the driver alone.
-    """
+    """MT-Bench in the loop: which trials answer its questions, how, and who judges."""
 
     when: Literal["never", "final_rung", "best"] = "final_rung"
+    """`final_rung` examines every trial that uses up its budget, while others train; `best` the
+    `best` ones by the search's metric at its end; `never` none."""
     best: Natural = 3
+    """Trials that are examined under `when: best`."""
     questions: Text = "builtin:mt-bench"
+    """`builtin:mt-bench` or a file in FastChat's format."""
     references: Text | None = None
+    """Right answers in FastChat's format; null takes those that belong to the questions."""
     judge_prompts: Text = "builtin:mt-bench"
+    """What a judge is told: `builtin:mt-bench` or a file in FastChat's format."""
     limit: Natural | None = None
+    """Takes the first questions only."""
     max_new_tokens: Natural = 1024
+    """Longest answer in tokens."""
     batch_size: Natural = 8
+    """Answers that a model writes at a time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of sampled answers."""
     pairwise: bool = False
+    """Has each trial's answers compared with those of the DPO baseline as well."""
     judges: Annotated[list[JudgeName], Field(min_length=1)]
+    """Kind and model of each, such as `openai:gpt-4o` or `local:org/model`."""
     judge_url: Text | None = None
+    """Endpoint of the judges that have one: http(s)://host[:port][/path] and nothing else."""
     judge_key_file: Text | None = None
+    """Holds the endpoint's key, which the driver alone reads; else OPENAI_API_KEY."""
     judge_max_tokens: Natural = 2048
+    """Longest reply of a judge behind an endpoint in tokens, its thoughts included."""
     limits: JudgeLimits = JudgeLimits()
+    """What each judge behind an endpoint may spend."""
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tune_dlrml import builtin
 from tune_dlrml.config.domains import overlay
 from tune_dlrml.config.messages import message_of, moved
 from tune_dlrml.config.schema import SearchConfig
@@ -23,13 +24,15 @@ def load_config(path: Path, overrides: list[str] | None = None, **changes: Any) 
     """The search that a file describes.
 
     Args:
-        path: A YAML file.
+        path: A YAML file, or `builtin:<name>`.
         overrides: `dotted.key=value` as given to `--set`; the value is read as YAML.
         **changes: Top-level keys set by other options of the command line, each by the option of its name.
 
     Raises:
         InputError: Naming file and line (or the option), key, value and what is allowed.
     """
+    if str(path).startswith(builtin.PREFIX):
+        path = builtin.search_space(str(path).removeprefix(builtin.PREFIX))
     document, places = _read(path)
     for override in overrides or []:
         key, value = parse_override(override, document)

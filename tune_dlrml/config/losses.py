@@ -21,15 +21,15 @@ TAU = 0.05
 
 
 class Loss(Frozen):
-    """What all losses share.
-
-    `label` names the branch in parameter names and tables; it defaults to the loss's name, with a number behind it
-    where two branches would otherwise share it. `sft` adds a scoring rule on the chosen answer's tokens.
-    """
+    """What all losses share."""
 
     name: str
+    """Which loss it is."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)] | None = None
+    """Name of the branch in parameter names and tables; by default that of the loss, with a number behind it where
+    two branches would otherwise share it."""
     sft: Annotated[SftTerm | None, Field(exclude_if=lambda term: term is None)] = None
+    """Adds a scoring rule on the chosen answer's tokens."""
 
     def default_label(self) -> str:
         """Name of the branch if the file gives none: the form of the loss, and the rule of its SFT term."""
@@ -53,6 +53,7 @@ class DpoLoss(Loss):
 
     name: Literal["dpo"] = "dpo"
     beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
 
 
 class HingeLoss(Loss):
@@ -60,31 +61,32 @@ class HingeLoss(Loss):
 
     name: Literal["hinge"] = "hinge"
     beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
 
 
 class IpoLoss(Loss):
-    """Identity preference optimization (arXiv 2310.12036, equation 17).
-
-    `length_normalized` divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum
-    form of the DiscoPOP paper.
-    """
+    """Identity preference optimization (arXiv 2310.12036, equation 17)."""
 
     name: Literal["ipo"] = "ipo"
     beta: SearchedPositive = 0.1
+    """Strength per nat: the margin is drawn to 1 / (2 * beta)."""
     length_normalized: SearchedFlag = False
+    """Divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum form
+    of the DiscoPOP paper."""
 
 
 class KtoLoss(Loss):
-    """KTO in its pair form, with the KL of each half estimated from the batch (arXiv 2402.01306, equation 7).
-
-    `kl_gradient` lets the gradient through these estimates, as TRL's `kto_pair` and DiscoPOP do.
-    """
+    """KTO in its pair form, with the KL of each half estimated from the batch (arXiv 2402.01306, equation 7)."""
 
     name: Literal["kto"] = "kto"
     beta: SearchedPositive = 0.1
+    """Strength per nat of each log-ratio."""
     desirable_weight: SearchedPositive = 1.0
+    """Of the chosen half."""
     undesirable_weight: SearchedPositive = 1.0
+    """Of the rejected half."""
     kl_gradient: SearchedFlag = True
+    """Lets the gradient through the batch's estimates of KL, as TRL's `kto_pair` and DiscoPOP do."""
 
 
 class DiscopopLoss(Loss):
@@ -92,22 +94,29 @@ class DiscopopLoss(Loss):
 
     name: Literal["discopop"] = "discopop"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     tau: SearchedPositive = TAU
+    """Temperature of the mixing coefficient. The shape number is c = 1 / tau."""
     numerics: SearchedNumerics = "stable"
+    """`stable` is evaluated in log space; `published` is 0 * inf = NaN far out."""
 
 
 class LearnableBetaMix(Frozen):
     """A beta_mix trained beside the policy, at its own constant learning rate and without weight decay.
 
-    The start is given as `init` in units of beta_mix or as the shape number `c_init`. With `c_bounds` the parameter
-    is c = low + (high - low) * sigmoid(theta); with `c_bounds: null` it is the raw scalar, as published.
+    Exactly one of `init` and `c_init` is given.
     """
 
     learnable: Literal[True] = True
+    """Says that it is trained."""
     init: SearchedPositive | None = None
+    """Where it starts, in units of beta_mix; this or c_init is given."""
     c_init: SearchedPositive | None = None
+    """Where it starts, as the shape number c."""
     learning_rate: SearchedPositive = 1e-2
+    """Its constant learning rate."""
     c_bounds: Annotated[tuple[StrictPositive, StrictPositive], Field(strict=False)] | None = (1.0, 9.1)
+    """The parameter is c = low + (high - low) * sigmoid(theta); null is the raw scalar, as published."""
 
     @model_validator(mode="after")
     def _one_start_inside_the_bounds(self) -> Self:
@@ -139,12 +148,19 @@ class DlrmlLoss(Loss):
 
     name: Literal["dlrml"] = "dlrml"
     beta_kl: SearchedPositive = 0.05
+    """Strength per nat: z = beta_kl * margin."""
     c: SearchedPositive | None = None
+    """Shape number beta_mix / (tau * beta_kl): bounded slope and no trap for 1 <= c <= 9.109."""
     beta_mix: Annotated[
-        LearnableBetaMix | float | Range | Choice | None, PlainValidator(_beta_mix), PlainSerializer(_plain)
+        LearnableBetaMix | float | Range | Choice | None,
+        PlainValidator(_beta_mix, json_schema_input_type=LearnableBetaMix | SearchedPositive | None),
+        PlainSerializer(_plain),
     ] = None
+    """Strength inside the mixing coefficient: a value, a domain, or learnable."""
     tau: SearchedPositive = TAU
+    """Temperature of the mixing coefficient."""
     numerics: SearchedNumerics = "stable"
+    """`stable` is evaluated in log space; `published` is 0 * inf = NaN far out."""
 
     @model_validator(mode="after")
     def _one_way_to_mix(self) -> Self:
@@ -193,8 +209,11 @@ class DbaqlLoss(Loss):
 
     name: Literal["dbaql"] = "dbaql"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     tau: SearchedPositive = TAU
+    """Temperature of the mixing coefficient."""
     temperature: SearchedPositive = 0.9
+    """Flattens the logistic part and steepens the exponential one."""
 
 
 class AqlLoss(Loss):
@@ -202,9 +221,13 @@ class AqlLoss(Loss):
 
     name: Literal["aql"] = "aql"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     tau: SearchedPositive = TAU
+    """Temperature of the mixing coefficient."""
     quantile: SearchedNumber = 0.5
+    """Where the moving quantile starts."""
     quantile_rate: SearchedShare = 0.01
+    """How far it moves towards the batch's."""
 
 
 class PadllLoss(Loss):
@@ -212,8 +235,11 @@ class PadllLoss(Loss):
 
     name: Literal["padll"] = "padll"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     decay: SearchedPositive = 0.9
+    """Scales the loss of every pair."""
     mismatch_penalty: SearchedShare = 0.5
+    """Share that is taken off the loss of pairs that are ranked wrong."""
 
 
 class AqflLoss(Loss):
@@ -221,9 +247,13 @@ class AqflLoss(Loss):
 
     name: Literal["aqfl"] = "aqfl"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     tau: SearchedPositive = TAU
+    """Temperature of the mixing coefficient."""
     quantile_rate: SearchedShare = 0.05
+    """Weight of the batch's mean in the adaptive quantile."""
     distance_scale: SearchedPositive = 0.1
+    """How fast the mixing coefficient rises with the distance from that quantile."""
 
 
 class CellLoss(Loss):
@@ -231,7 +261,9 @@ class CellLoss(Loss):
 
     name: Literal["cell"] = "cell"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     alpha: SearchedShare = 0.5
+    """Share of the exponential part."""
 
 
 class PflLoss(Loss):
@@ -239,21 +271,22 @@ class PflLoss(Loss):
 
     name: Literal["pfl"] = "pfl"
     beta: SearchedPositive = 0.05
+    """Strength per nat: z = beta * margin."""
     focus_scale: SearchedPositive = 2.0
+    """Weight of pairs that the policy ranks wrong; those that it ranks right are divided by it."""
 
 
 class CustomLoss(Loss):
-    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair.
-
-    `function` is package.module:function, importable where the search starts and on its workers; the folder that the
-    search is started in counts. One of `params` may be learnt. `file_sha256` is that of the function's file: the search
-    fills it in, and then goes on with that file only.
-    """
+    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair."""
 
     name: Literal["custom"] = "custom"
     function: FunctionReference
+    """package.module:function, importable where the search starts and on its workers; the folder that the search
+    is started in counts."""
     params: CustomParams = CustomParams()
+    """Its arguments by name: values, domains, and at most one that is learnt."""
     file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
+    """Of the function's file: the search fills it in, and then goes on with that file only."""
 
     def form(self) -> str:
         """The name of the function."""

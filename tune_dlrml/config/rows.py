@@ -8,20 +8,24 @@ from pydantic import Field, model_validator
 from tune_dlrml.config.domains import Frozen, law
 
 Name = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class ColumnsConfig(Frozen):
     """Columns that hold the parts of a pair.
 
-    `prompt: prompt` is looked for where rows give it; another name is needed in every row; null takes the start that
-    chosen and rejected share, whatever columns there are. `system` puts a system message in front: texts are then turns
-    of a conversation, the prompt the user's and the answers the assistant's.
+    With `system`, texts are turns of a conversation, the prompt the user's and the answers the assistant's.
     """
 
     prompt: Name | None = "prompt"
+    """`prompt` is looked for where rows give it; another name is needed in every row; null takes the start that chosen
+    and rejected share, whatever columns there are."""
     system: Name | None = None
+    """Of a system message that is put in front."""
     chosen: Name = "chosen"
+    """Of the preferred answer."""
     rejected: Name = "rejected"
+    """Of the other one."""
 
     def names(self) -> tuple[str, ...]:
         """The columns that are read."""
@@ -39,8 +43,11 @@ class MessagesConfig(Frozen):
     """Fields that hold role and content of a message, and what roles are called in the chat template."""
 
     role: Name = "role"
+    """Field of the role."""
     content: Name = "content"
+    """Field of the text."""
     roles: dict[Name, Name] = Field(default_factory=dict)
+    """From a role of the rows to the one that the chat template knows, such as {human: user, gpt: assistant}."""
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -50,16 +57,40 @@ class MessagesConfig(Frozen):
 
 
 class RowsConfig(Frozen):
-    """How rows are read, whatever file they come from.
-
-    - `columns` and `messages`: names other than TRL's.
-    - `prompt_in_answers`, where both answers begin with the prompt, which would be trained on twice: refused, stripped
-      from the answers or kept.
-    - `bad_rows`, which are no preference pairs, which the chat template refuses or whose tokens nothing can be learnt
-      from: refused with the first of them, or dropped.
-    """
+    """How rows are read, whatever file they come from."""
 
     columns: ColumnsConfig = ColumnsConfig()
+    """Columns with names other than TRL's."""
     messages: MessagesConfig = MessagesConfig()
+    """Fields and roles of messages with names other than TRL's."""
     prompt_in_answers: Literal["refuse", "strip", "keep"] = "refuse"
+    """What is done where both answers begin with the prompt, which would then be trained on twice."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
+    """What is done about rows that are no pairs, that the chat template refuses or that nothing can be learnt from."""
+
+
+class DatasetConfig(RowsConfig):
+    """References to preference pairs: files, folders or globs of them, a hub id or `builtin:`, each with `#split[a:b]`.
+
+    Whatever is dropped or truncated is counted and told before a search starts.
+    """
+
+    train: Text
+    """Pairs to train on."""
+    eval: Text
+    """Held-out pairs that every rung is decided by."""
+    test: Text | None = None
+    """Held-out pairs that the final verdict alone touches."""
+    shared_prompts: Literal["drop", "refuse", "keep"] = "drop"
+    """What is done about held-out rows whose prompt is trained on."""
+    long_pairs: Literal["truncate", "drop", "refuse"] = "truncate"
+    """What is done about pairs of more than training.max_length tokens; truncated as training.truncation_mode says.
+
+    A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL, and so is one whose
+    completions are then the same.
+    """
+
+    def references(self) -> dict[str, str]:
+        """The references that are given, by their key."""
+        given = {"train": self.train, "eval": self.eval, "test": self.test}
+        return {key: reference for key, reference in given.items() if reference is not None}

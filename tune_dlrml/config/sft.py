@@ -18,17 +18,17 @@ SearchedBelowOne = Annotated[float | Range | Choice, Searchable(BelowOne)]
 
 
 class ScoringRule(Frozen):
-    """A strictly proper scoring rule of the next token (arXiv 2405.18906); the loss is minus the score.
-
-    `alpha` belongs to alpha_power and pseudo_spherical. `smoothing` moves that share of the target from the label to
-    the whole vocabulary; rules other than the logarithmic then also score, logarithmically, the tokens whose
-    probability is below the smoothed target's floor, unless `masked_logarithmic` is false.
-    """
+    """A strictly proper scoring rule of the next token (arXiv 2405.18906); the loss is minus the score."""
 
     rule: RuleName = "logarithmic"
+    """Brier is alpha_power at alpha 2, spherical is pseudo_spherical at 2."""
     alpha: SearchedAboveOne | None = None
+    """Of alpha_power and pseudo_spherical, and of no other rule."""
     smoothing: SearchedBelowOne = 0.0
+    """Share of the target that moves from the label to the whole vocabulary."""
     masked_logarithmic: bool = True
+    """With smoothing, rules other than the logarithmic also score, logarithmically, the
+    tokens whose probability is below the smoothed target's floor."""
 
     @model_validator(mode="after")
     def _alpha_where_it_counts(self) -> Self:
@@ -46,13 +46,16 @@ class SftTerm(ScoringRule):
     """A scoring rule on the chosen answer, mean over its tokens, added to the preference loss with `weight`."""
 
     weight: SearchedPositive = 1.0
+    """Of the term beside the preference loss."""
 
 
 class WarmUp(ScoringRule):
     """Plain fine-tuning on the chosen answers, once, before the trials of a search, which all start from its result."""
 
     steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps."""
     learning_rate: Positive
+    """Their learning rate."""
 
     @model_validator(mode="after")
     def _the_same_for_all_trials(self) -> Self:

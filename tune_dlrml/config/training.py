@@ -29,54 +29,85 @@ def _target_modules(value: Any) -> Any:
     return value
 
 
+TargetModules = Annotated[str | list[str], PlainValidator(_target_modules, json_schema_input_type=str | list[str])]
+
+
 class LoraSettings(Frozen):
     """Low-rank adapters, in PEFT's names."""
 
     r: Natural = 16
+    """Rank."""
     lora_alpha: Positive = 32
+    """Scale: the adapter's output is multiplied by lora_alpha / r."""
     lora_dropout: BelowOne = 0.0
-    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    """Dropout before the adapter; needs `disable_dropout: false`."""
+    target_modules: Annotated[
+        str | list[str], PlainValidator(_target_modules, json_schema_input_type=str | list[str])
+    ] = "all-linear"
+    """`all-linear`, a regular expression, or a list of module names."""
     use_rslora: bool = False
+    """Divides lora_alpha by the root of r instead of by r."""
 
 
 class TrainingConfig(Frozen):
     """One trial's training, in TRL's and transformers' names and with their defaults unless said here.
 
-    `max_steps` or `num_train_epochs` fixes the full budget of a trial in optimizer steps. Without `lora` all weights
-    are trained. `bf16` computes in bfloat16; under LoRA the frozen base is also kept in it. `logging_steps` is the
-    number of optimizer steps that one report averages over.
-
-    `shared_prompt` computes a prompt once for both completions of its pair; `auto` does so where the model allows it
-    and prompts are long enough. `gradient_checkpointing` computes activations twice to save memory; `auto` does so
-    where those of the largest batch, measured, would not fit. `warm_up` fine-tunes the model once, before the first
-    trial, on the chosen answers; all trials, and their reference, start from its result.
+    Exactly one of `max_steps` and `num_train_epochs` is given.
     """
 
     learning_rate: Positive = 1e-6
+    """Peak learning rate."""
     lr_scheduler_type: Schedule = "linear"
+    """Its course over the full budget of a trial."""
     warmup_steps: NotNegative = 0
+    """Optimizer steps until the peak; below 1 it is a share of the full budget."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"] = "adamw_torch"
+    """The optimizer."""
     weight_decay: NotNegative = 0.0
+    """Of matrices alone, as in transformers."""
     adam_beta1: BelowOne = 0.9
+    """Decay of AdamW's first moment."""
     adam_beta2: BelowOne = 0.999
+    """Decay of its second moment."""
     adam_epsilon: Positive = 1e-8
+    """Added to the root of the second moment."""
     max_grad_norm: NotNegative = 1.0
+    """Norm that gradients are clipped to; 0 clips none."""
     per_device_train_batch_size: Natural = 8
+    """Pairs that a worker trains on at once."""
     per_device_eval_batch_size: Natural = 8
+    """Held-out pairs that a worker looks at at once."""
     gradient_accumulation_steps: Natural = 1
+    """Batches an optimizer step."""
     gradient_checkpointing: Auto = "auto"
+    """Computes activations twice to save memory; `auto` does so where those of the
+    largest batch, measured, would not fit."""
     shared_prompt: Auto = "auto"
+    """Computes a prompt once for both completions of its pair; `auto` does so where the model
+    allows it and prompts are long enough."""
     max_length: Annotated[int, Field(ge=2)] | None = 1024
+    """Tokens of prompt and completion together; null cuts nothing."""
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    """Which end of a longer pair is kept."""
     max_steps: Natural | None = None
+    """Full budget of a trial in optimizer steps; this or num_train_epochs is given."""
     num_train_epochs: Positive | None = None
+    """Full budget of a trial in passes over the pairs."""
     bf16: bool = True
+    """Computes in bfloat16; under LoRA the frozen base is also kept in it."""
     disable_dropout: bool = True
+    """Switches the model's dropout off, as in TRL's DPO."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    """What computes attention."""
     logging_steps: Natural = 1
+    """Optimizer steps that one report averages over."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of weights, order of pairs and dropout; confirmation trains under others."""
     lora: LoraSettings | None = None
+    """Low-rank adapters; without it all weights are trained."""
     warm_up: Annotated[WarmUp | None, Field(exclude_if=lambda value: value is None)] = None
+    """Fine-tunes the model once, before the first trial, on the chosen answers; all trials, and
+    their reference, start from its result."""
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

@@ -1,0 +1,136 @@
+"""Sections of a search-space file beside data, training and space: how it is searched, run, saved and shown."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tune_dlrml.config.domains import Frozen, law
+from tune_dlrml.config.training import Natural, NotNegative, NotNegativeInt, Positive
+from tune_dlrml.metrics import Objective
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class SchedulerConfig(Frozen):
+    """Asynchronous successive halving over optimizer steps, up to the full budget of a trial."""
+
+    grace_period: Natural = 25
+    """Optimizer steps of the first rung; no trial is pruned before it."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    """One trial in so many passes a rung, and the next rung has so many times the steps."""
+
+
+class BaselineConfig(Frozen):
+    """The plain DPO of trial 0, against which every other trial is read."""
+
+    beta: Positive = 0.1
+    """Strength of its loss; its training settings are those of `training`."""
+
+
+class ConfirmConfig(Frozen):
+    """The `top` best trials and the best DPO, each trained again under `seeds` new seeds once the search has ended."""
+
+    top: Natural = 3
+    """Trials that are trained again, the best ones by the search's metric."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """New seeds for each of them."""
+
+
+class SearchSettings(Frozen):
+    """How the space is explored, by how many trials and for how long."""
+
+    num_trials: Natural | None = None
+    """Trials of the search, the baseline among them; null takes every point of a grid."""
+    metric: Objective = "eval_accuracy"
+    """Held-out number that decides; both can be compared between losses."""
+    mode: Literal["max", "min"] = "max"
+    """Whether larger or smaller values of it are better."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Where the next trial comes from: Optuna's TPE, chance, or every point of a grid (`num` in every range)."""
+    n_startup_trials: NotNegativeInt = 10
+    """Trials drawn by chance before TPE models anything."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the sampler; the same seed draws the same trials, given the same results."""
+    time_budget_s: Positive | None = None
+    """Wall time in seconds that all runs of the command together may train, with Ray's start and a warm-up.
+
+    Trials under way then stop, and go on where a larger budget is given.
+    """
+    max_failures: NotNegativeInt = 3
+    """How often a trial whose worker, slot or node died goes on from its last checkpoint."""
+    study_url: Text | None = None
+    """Database of the study; null is SQLite in the search's folder. A password in it is used and not written down."""
+    scheduler: SchedulerConfig | None = SchedulerConfig()
+    """Which trials are stopped early; null prunes none."""
+    baseline: BaselineConfig | None = BaselineConfig()
+    """Plain DPO as trial 0; null leaves it out."""
+    confirm: ConfirmConfig | None = None
+    """Trains the best again under new seeds, beyond num_trials and time_budget_s, also after the search has ended."""
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values of the metric are better."""
+        return self.mode == "max"
+
+
+class DivergenceConfig(Frozen):
+    """When a trial has diverged; judged at every optimizer step over the last `window` of them."""
+
+    nonfinite_fraction: Share = 0.05
+    """More than this share of the window's steps were non-finite."""
+    window: Natural = 20
+    """Optimizer steps that are looked back on."""
+    nonfinite_step: Literal["skip", "apply"] = "skip"
+    """Whether a non-finite gradient is skipped on every rank or applied as TRL does."""
+    loss_factor: Annotated[float, Field(gt=1)] = 20.0
+    """The mean loss of the window exceeds this many times the loss at margin 0."""
+    margin_limit: Positive = 500.0
+    """The mean margin of a step exceeds this on either side, in nats."""
+
+
+class ResourcesConfig(Frozen):
+    """What one worker group takes, how many run at once, and how long to wait for it."""
+
+    workers: Natural = 1
+    """Processes that train one trial together (DDP)."""
+    cpus_per_worker: Natural = 1
+    """CPUs of each, and the threads that it computes with."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each: a share of one, or a whole number."""
+    concurrent_trials: Natural = 1
+    """Worker groups that train at once, a trial each."""
+    wait_s: NotNegative = 60
+    """Seconds to wait for nodes that are still to come."""
+    silence_s: Positive = 120
+    """Seconds without a report after which a trial is told of, with what its group may be waiting for."""
+    trials_per_group: Natural | None = None
+    """Trials after which a group is started anew; null keeps it for the whole search."""
+
+    @model_validator(mode="after")
+    def _ray_shares_one_gpu_only(self) -> Self:
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            raise law(f"a share of one GPU or a whole number of them is needed, but got {gpus}", key="gpus_per_worker")
+        return self
+
+
+class CheckpointConfig(Frozen):
+    """When a trial is saved so that it can go on after a fault, and how many of its checkpoints are kept.
+
+    A trial is saved behind every rung that it passes, every `save_steps` optimizer steps between them, and at its end.
+    """
+
+    save_steps: Natural = 50
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: Natural = 2
+    """Checkpoints of a trial that are kept, the newest ones."""
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow keeps its runs."""
+
+    mlflow: Text | None = None
+    """Tracking URI; null is <storage>/mlflow.db."""
+    experiment: Text = "tune_dlrml"
+    """Name of the experiment there."""
