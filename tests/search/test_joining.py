@@ -1,7 +1,10 @@
 """Which cluster is joined, and where one of this machine's own keeps its token."""
 
+import gc
 import socket
+import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -145,3 +148,17 @@ def test_ray_leaves_the_workers_as_they_are_where_the_driver_was_started_by_uv_r
     with joining.own_cluster(tmp_path):
         pass
     assert seen == [{}]
+
+
+def test_what_lies_in_cycles_is_freed_before_ray_is_left_and_nothing_meanwhile(monkeypatch):
+    class Handle:
+        pass
+
+    handle = Handle()
+    handle.own = handle
+    freed, seen = [], []
+    weakref.finalize(handle, lambda: freed.append(threading.current_thread()))
+    monkeypatch.setattr("ray.shutdown", lambda: seen.append((list(freed), gc.isenabled())))
+    del handle
+    joining.leave_ray()
+    assert seen == [([threading.main_thread()], False)] and gc.isenabled()

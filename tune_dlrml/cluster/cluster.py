@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.state.exception import RayStateApiException
 
 from tune_dlrml.cluster.environment import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, changed_environment, reach_directly
-from tune_dlrml.cluster.joining import joined, own_cluster
+from tune_dlrml.cluster.joining import joined, leave_ray, own_cluster
 from tune_dlrml.cluster.placement import free_dead_placement_groups
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError, headline
@@ -53,7 +53,7 @@ def ray_cluster(
             reach_directly(ray.util.get_node_ip_address())
             stack.enter_context(own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **options))
         else:
-            stack.callback(ray.shutdown)
+            stack.callback(leave_ray)
             context = joined(address, **options)
             stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
             reach_directly(*_hosts(context))

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import ray
-
 from tune_dlrml.cluster.cluster import (
     alive_nodes,
     check_resources,
@@ -11,7 +9,7 @@ from tune_dlrml.cluster.cluster import (
     local_capacity,
     refuse_sqlite_on_a_cluster,
 )
-from tune_dlrml.cluster.joining import joined
+from tune_dlrml.cluster.joining import joined, leave_ray
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.doctor.exposure import examine_dashboard
 from tune_dlrml.doctor.finding import Finding
@@ -32,7 +30,7 @@ def examine_cluster(resources: ResourcesConfig, address: str | None, *, sqlite: 
         else:
             context = joined(address, log_to_driver=False, logging_level="ERROR")
             nodes = alive_nodes()
-            ray.shutdown()
+            leave_ray()
             if context.address_info["webui_url"]:
                 yield examine_dashboard(context.address_info["webui_url"])
             check_resources(resources, nodes, "the Ray cluster")
