@@ -192,12 +192,13 @@ class Bench:
         from tune_dlrml.config import parse_config
         from tune_dlrml.search.tune.scheduler import StudyScheduler
         from tune_dlrml.search.tune.searcher import StudySearcher
-        from tune_dlrml.space import SearchSpace, TrialSpec
+        from tune_dlrml.space import TrialSpec
+        from tune_dlrml.study.proposer import proposer_of
         from tune_dlrml.study.study import SearchStudy
 
         parts = self._document | {"name": name, "search": self._document["search"] | settings}
         config = parse_config(parts, source="benchmark")
-        study = SearchStudy(config, SearchSpace(config), f"sqlite:///{self._folder / name}.db", self._steps)
+        study = SearchStudy(config, proposer_of(config), f"sqlite:///{self._folder / name}.db", self._steps)
         found = Search(self._steps)
         searcher = StudySearcher(study, Books(found))
         scheduler = StudyScheduler(searcher)

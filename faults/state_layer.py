@@ -24,8 +24,9 @@ from faults.memory_mlflow import MemoryMlflow
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
-from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.outbox import Outbox, untracked
@@ -81,7 +82,7 @@ class World:
 
     def open_study(self) -> SearchStudy:
         config = self.config()
-        return SearchStudy(config, SearchSpace(config), f"sqlite:///{self.folder}/study.db", STEPS)
+        return SearchStudy(config, proposer_of(config), f"sqlite:///{self.folder}/study.db", STEPS)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / str(number)

@@ -12,7 +12,8 @@ from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report import SearchData, read_data
 from tune_dlrml.search.confirm.verdicts import Confirmed, Verdict
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 
 FULL_STEPS, PAIRS = 40, 64
@@ -53,7 +54,7 @@ class MadeSearch:
         (self.folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
         self.study = SearchStudy(
             config,
-            SearchSpace(config),
+            proposer_of(config),
             self.place.study_url(config.name),
             FULL_STEPS,
             {"data_hash": {"train": "ab" * 32}},

@@ -35,7 +35,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 VENDORS = {
     "ray": ("cluster/", "search/", "doctor/cluster.py", "doctor/measure.py", "training/worker.py"),
-    "optuna": ("study/", "search/confirm/study.py"),
+    "optuna": ("study/",),
     "trl": ("training/arguments.py", "training/pairs/batches.py", "training/trainer.py"),
     "mlflow": ("tracking/",),
     "pandas": ("notebook.py",),

@@ -70,6 +70,11 @@ class SearchSpace:
         own = {f"{branch}.{key}": domain for key, domain in self.branches[branch].domains().items()}
         return own | self.shared
 
+    def common(self) -> dict[str, Domain]:
+        """Parameters that every trial has, the choice of its branch among them."""
+        choice = self.choice_of_branch()
+        return self.domains(next(iter(self.branches))) if choice is None else {BRANCH: choice, **self.shared}
+
     def choice_of_branch(self) -> Choice | None:
         """Domain of the parameter `loss`; None where there is one branch only and nothing to choose."""
         return Choice(values=tuple(self.branches)) if len(self.branches) > 1 else None

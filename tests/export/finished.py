@@ -12,7 +12,7 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.space import SearchSpace
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
@@ -66,7 +66,7 @@ def finished_search(
     (root / "search.yaml").write_text(to_yaml(config))
     pairs = prepared.pairs
     hashes = {"data_hash": prepared.data_hash}
-    study = SearchStudy(config, SearchSpace(config), search.place.study_url(config.name), STEPS, hashes)
+    study = SearchStudy(config, proposer_of(config), search.place.study_url(config.name), STEPS, hashes)
     if config.training.warm_up is not None:
         warm_up(config.model, pairs.train, config.training, search.place.warm_up(config.name), workers=1, threads=1)
     events, resident = EventLog(root), Resident.load(search.place.model(config), pairs, config.training)

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy
 
 from tune_dlrml.config import SearchConfig, parse_config
-from tune_dlrml.space import SearchSpace
 from tune_dlrml.study.history import open_storage
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 
 FOUR_BRANCHES = [
@@ -69,7 +69,7 @@ def open_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     )
 
     def open_(config: SearchConfig, url: str = f"sqlite:///{tmp_path}/study.db", **options: Any) -> SearchStudy:
-        study = SearchStudy(config, SearchSpace(config), url, **{"full_steps": 40} | options)
+        study = SearchStudy(config, proposer_of(config), url, **{"full_steps": 40} | options)
         opened.append(study)
         return study
 

@@ -114,12 +114,12 @@ import sys, time
 from pathlib import Path
 from tune_dlrml.search import clock
 from tune_dlrml.search.clock import SearchClock
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.config import load_config
-from tune_dlrml.space import SearchSpace
 clock.TICK_S = 0.05
 config = load_config(Path(sys.argv[1]))
-study = SearchStudy(config, SearchSpace(config), sys.argv[2], 40)
+study = SearchStudy(config, proposer_of(config), sys.argv[2], 40)
 with SearchClock(study, None).running():
     print("runs", flush=True)
     time.sleep(600)

@@ -18,7 +18,7 @@ from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.reading import read_data
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST, SEED, finalists
-from tune_dlrml.search.confirm.study import ConfirmSearch, ConfirmStudy, confirm_config, confirmation_of, open_study
+from tune_dlrml.search.confirm.prepared import ConfirmSearch, confirm_config, confirmation_of
 from tune_dlrml.search.confirm.verdicts import compare, read_confirmation
 from tune_dlrml.search.preparation import PreparedSearch, prepare
 from tune_dlrml.search.result import SearchPlace, read_search
@@ -70,22 +70,20 @@ def searched(tmp_path: Path, toy_model: Path) -> Iterator[tuple[PreparedSearch, 
     folder.mkdir(parents=True)
     (folder / "search.yaml").write_text(to_yaml(config))
     prepared = prepare(config, place)
-    study = open_study(prepared)
+    study = prepared.open_study()
     values = {0: 0.6, 1: 0.8, 2: 0.4, 3: 0.9, 4: 0.7}
     rows = run_all(study, lambda spec: values[spec.number])
     study.close()
-    assert type(study) is SearchStudy
     yield prepared, rows
 
 
-def confirming(prepared: PreparedSearch, rows: list[TrialRow]) -> tuple[ConfirmSearch, ConfirmStudy]:
+def confirming(prepared: PreparedSearch, rows: list[TrialRow]) -> tuple[ConfirmSearch, SearchStudy]:
     again = confirmation_of(prepared, rows)
     assert again is not None
     folder = again.place.folder(again.config.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.yaml").write_text(to_yaml(again.config))
-    study = open_study(again)
-    assert isinstance(study, ConfirmStudy)
+    study = again.open_study()
     return again, study
 
 
@@ -112,7 +110,7 @@ def test_it_is_outside_the_search(searched):
     run_all(study, lambda spec: 0.5)
     assert study.config.name == "toy/confirm"
     assert again.place.folder(again.config.name) == prepared.place.folder("toy") / "confirm"
-    main = open_study(prepared)
+    main = prepared.open_study()
     assert len(main.rows()) == 5 and main.ask() is None
     main.close()
     written = load_config(again.place.folder(again.config.name) / "search.yaml")

@@ -13,10 +13,10 @@ from cluster.services import PROJECT, Cluster, lacking
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, StorageError
-from tune_dlrml.space import SearchSpace
 from tune_dlrml.study import lock as lock_module
 from tune_dlrml.study.database import study_database
 from tune_dlrml.study.lock import only_driver
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 
 HOLDER = """
@@ -65,7 +65,7 @@ def url(request: Any, tmp_path: Path) -> str:
 @pytest.fixture
 def signed(url: str, config_with: Callable[..., SearchConfig]) -> Iterator[SearchStudy]:
     config = config_with()
-    study = SearchStudy(config, SearchSpace(config), url, full_steps=40)
+    study = SearchStudy(config, proposer_of(config), url, full_steps=40)
     study.sign("node-7", 4711, "2026-11-25T10:00:00+00:00", {})
     yield study
     study.close()
@@ -128,13 +128,13 @@ def test_a_study_in_postgresql_is_resumed_as_one_in_a_file_is(
     postgres: str, config_with: Callable[..., SearchConfig]
 ) -> None:
     config = config_with(sampler="random").model_copy(update={"name": "resumed"})
-    first = SearchStudy(config, SearchSpace(config), postgres, full_steps=40)
+    first = SearchStudy(config, proposer_of(config), postgres, full_steps=40)
     issued = first.ask()
     assert issued is not None
     first.record(issued.number, 5, 0.75)
     assert first.verdict(issued.number, 5) == "continue"
     first.close()
-    second = SearchStudy(config, SearchSpace(config), postgres, full_steps=40)
+    second = SearchStudy(config, proposer_of(config), postgres, full_steps=40)
     assert second.interrupted() == [issued.number]
     again = second.reissue(issued.number)
     assert (again.params, again.attempt) == (issued.params, 1)

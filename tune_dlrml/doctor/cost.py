@@ -17,8 +17,8 @@ from typing import Any
 from tune_dlrml.config import Domain, Range, ResourcesConfig, SearchConfig
 from tune_dlrml.config.losses import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
-from tune_dlrml.space import SearchSpace
 from tune_dlrml.study.halving import is_promoted, rung_steps
+from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.training.measure import Measurement
 
 SIMULATED = 300
@@ -267,13 +267,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 def number_of_trials(config: SearchConfig) -> int:
     """Trials of a whole search, the baseline and every point of a grid included."""
-    if config.search.sampler != "grid":
-        assert config.search.num_trials is not None  # config: only a grid ends by itself
-        return config.search.num_trials
-    space = SearchSpace(config)
-    baseline = space.baseline_point()
-    total = sum(point != baseline for point in space.grid()) + (space.baseline_spec(0) is not None)
-    return total if config.search.num_trials is None else min(total, config.search.num_trials)
+    return proposer_of(config).total([])
 
 
 def relative_batch_sizes(config: SearchConfig) -> tuple[float, float]:

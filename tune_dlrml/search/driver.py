@@ -20,7 +20,7 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
 from tune_dlrml.search.books import Books, SearchView, reconcile
 from tune_dlrml.search.clock import SearchClock, TimeIsUp
-from tune_dlrml.search.confirm.study import confirmation_of, open_study
+from tune_dlrml.search.confirm.prepared import confirmation_of
 from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
@@ -84,7 +84,7 @@ def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: Path) -> SearchResult:
     began, config, place = time.monotonic(), prepared.config, prepared.place
     steps, folder = prepared.steps, place.folder(config.name)
-    study = open_study(prepared)
+    study = prepared.open_study()
     study.belong_to(folder, search_id(folder))
     code = code_state()
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)

@@ -17,6 +17,8 @@ from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
+from tune_dlrml.study.proposer import Proposer, proposer_of
+from tune_dlrml.study.study import SearchStudy
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ class PreparedSearch:
     data_hash: Mapping[str, str] = field(default_factory=dict)
     questionnaire: Questionnaire | None = None
     jury: Jury | None = None
+
+    def proposer(self) -> Proposer:
+        """Where its trials come from."""
+        return proposer_of(self.config)
+
+    def open_study(self) -> SearchStudy:
+        """Its study, begun or resumed.
+
+        Raises:
+            InputError: The storage cannot be opened, or the study was begun with other settings.
+        """
+        hashes = {
+            "data_hash": self.data_hash,
+            "token_hash": {"train": self.pairs.train.sha256(), "eval": self.pairs.eval.sha256()},
+        }
+        return SearchStudy(self.config, self.proposer(), self.place.study_url(self.config.name), self.steps, hashes)
 
 
 def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:

@@ -12,7 +12,6 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State
 from tune_dlrml.space import TrialSpec
@@ -111,9 +110,9 @@ class StudyHistory:
         return {}
 
     @property
-    def stored_config(self) -> SearchConfig:
-        """The search as it was begun or last resumed, but for `tracking`."""
-        return SearchConfig.model_validate(self._study.user_attrs["config"])
+    def optuna_study(self) -> optuna.Study:
+        """The study itself, for samplers."""
+        return self._study
 
     @property
     def driver(self) -> Mapping[str, Any]:

@@ -1,13 +1,96 @@
-"""Draw the point of a trial: a function of the study's content, the search's seed and the trial's number alone."""
+"""Draw the values of a trial: a function of the study's content, the search's seed and the trial's number alone."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
 from tune_dlrml.config import Choice, Domain, SearchSettings
-from tune_dlrml.space import BRANCH, Point, SearchSpace
+
+
+class Draw:
+    """Draws the values of one trial, without a memory of other trials but the study.
+
+    Each joint draw, and each parameter that is drawn alone, has a seed of its own, so that a draw that was interrupted
+    can be repeated by another process.
+
+    Args:
+        study: It has the trial under way.
+        number: The trial.
+        settings: Seed, and number of trials before the model is used.
+    """
+
+    def __init__(self, study: optuna.Study, number: int, settings: SearchSettings) -> None:
+        trials = study.get_trials(deepcopy=False)
+        self._study, self._trial, self._settings = study, trials[number], settings
+        self._others_run = any(trial.state == TrialState.RUNNING for trial in trials if trial.number != number)
+
+    def alone(self, name: str, domain: Domain) -> Any:
+        """A value of one parameter, uniform on the scale of its domain."""
+        kind = distribution(domain)
+        if kind.single():
+            return domain.extremes()[0]
+        sampler = optuna.samplers.RandomSampler(seed=self._seed(name))
+        return sampler.sample_independent(self._study, self._trial, name, kind)
+
+    def jointly(self, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
+        """Values of parameters that always occur together, by TPE; nothing while there are too few trials to model.
+
+        Args:
+            group: Name of the group; the seed follows from it.
+            domains: Of the group. A parameter with one value alone is not drawn.
+        """
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self._settings.n_startup_trials,
+            seed=self._seed(group),
+            multivariate=True,
+            constant_liar=self._others_run,  # if no trial is under way, the same point comes out faster without
+        )
+        kinds = {name: distribution(domain) for name, domain in sorted(domains.items())}
+        free = {name: kind for name, kind in kinds.items() if not kind.single()}
+        drawn: dict[str, Any] = sampler.sample_relative(self._study, self._trial, free)
+        return drawn
+
+    def _seed(self, part: str) -> int:
+        return derived_seed(self._settings.seed, self._trial.number, part)
+
+
+class Given(optuna.samplers.BaseSampler):  # type: ignore[misc]  # mypy skips optuna, see pyproject.toml
+    """Hands out values that are known: how a point is recorded in a study.
+
+    Args:
+        values: By parameter.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        """Nothing is drawn."""
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        """Nothing is drawn."""
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        """The value that is known."""
+        return self._values[param_name]
+
+
+def record(trial: optuna.Trial, values: Mapping[str, Any], domains: Mapping[str, Domain]) -> None:
+    """Make values that are known the parameters of a trial."""
+    trial.study.sampler = Given(values)
+    for name, domain in domains.items():
+        if isinstance(domain, Choice):
+            trial.suggest_categorical(name, domain.values)
+        elif domain.integer:
+            trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
+        else:
+            trial.suggest_float(name, domain.low, domain.high, log=domain.log)
 
 
 def derived_seed(seed: int, number: int, part: str) -> int:
@@ -16,92 +99,8 @@ def derived_seed(seed: int, number: int, part: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-class BranchSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # mypy skips optuna, see pyproject.toml
-    """Draws the parameters of one trial, without a memory of other trials but the study.
-
-    Parameters that always occur together are drawn jointly: the branch with the shared ones, then those of the chosen
-    branch. It is what TPESampler(group=True) infers from all past trials at each draw; but the space knows it, and
-    the other branches need not be drawn. Each joint draw, and at start-up each parameter, has a seed of its own, so
-    that a draw that was interrupted can be finished by another process.
-
-    Args:
-        space: The branches.
-        settings: Kind of sampler, seed, and number of trials before the model is used.
-        number: The trial.
-        others_run: Whether other trials are under way, whose points are then avoided; if none is, the same point comes
-            out faster without.
-    """
-
-    def __init__(self, space: SearchSpace, settings: SearchSettings, number: int, *, others_run: bool = False) -> None:
-        self._space, self._settings, self._number, self._others_run = space, settings, number, others_run
-        self._joint: dict[str, dict[str, Any]] = {}
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        """Nothing beforehand: which parameters a trial has is known once its branch is drawn."""
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        """Nothing, see `infer_relative_search_space`."""
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        """The value of one parameter, drawn together with those that belong to it."""
-        group = self._group(param_name)
-        if group not in self._joint:
-            self._joint[group] = self._draw_jointly(study, trial, group)
-        if param_name in self._joint[group]:
-            return self._joint[group][param_name]
-        alone = optuna.samplers.RandomSampler(seed=self._seed(param_name))
-        return alone.sample_independent(study, trial, param_name, param_distribution)
-
-    def _draw_jointly(self, study: Any, trial: Any, group: str) -> dict[str, Any]:
-        """Empty with another sampler than TPE, and while there are too few trials to model."""
-        if self._settings.sampler != "tpe":
-            return {}
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=self._settings.n_startup_trials,
-            seed=self._seed(group),
-            multivariate=True,
-            constant_liar=self._others_run,
-        )
-        joint: dict[str, Any] = sampler.sample_relative(study, trial, self._distributions(group))
-        return joint
-
-    def _group(self, name: str) -> str:
-        alone = self._space.choice_of_branch() is None
-        return "" if alone or name == BRANCH or name in self._space.shared else name.partition(".")[0]
-
-    def _distributions(self, group: str) -> dict[str, BaseDistribution]:
-        choice = self._space.choice_of_branch()
-        branch = group or next(iter(self._space.branches))
-        domains = self._space.domains(branch) | ({} if choice is None else {BRANCH: choice})
-        distributions = {name: _distribution(domain) for name, domain in sorted(domains.items())}
-        return {name: d for name, d in distributions.items() if self._group(name) == group and not d.single()}
-
-    def _seed(self, part: str) -> int:
-        return derived_seed(self._settings.seed, self._number, part)
-
-
-def draw(trial: optuna.Trial, space: SearchSpace) -> Point:
-    """The point of a trial by the study's sampler, written to the study one by one; what is written is kept."""
-    point: dict[str, Any] = {}
-    choice = space.choice_of_branch()
-    if choice is not None:
-        point[BRANCH] = _suggest(trial, BRANCH, choice)
-    for name, domain in space.domains(space.branch_of(point)).items():
-        point[name] = _suggest(trial, name, domain)
-    return point
-
-
-def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
-    if isinstance(domain, Choice):
-        return trial.suggest_categorical(name, domain.values)
-    if domain.integer:
-        return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
-    return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-
-
-def _distribution(domain: Domain) -> BaseDistribution:
+def distribution(domain: Domain) -> BaseDistribution:
+    """A domain as Optuna has it."""
     if isinstance(domain, Choice):
         return CategoricalDistribution(domain.values)
     if domain.integer:

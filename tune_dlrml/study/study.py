@@ -1,4 +1,4 @@
-"""The one place where the decisions of a search live: which trials, which of them go on, and how each ended."""
+"""The one place where the decisions of a search are recorded: its trials, which of them go on, how each ended."""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +12,13 @@ from optuna.trial import TrialState
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
-from tune_dlrml.space import Point, SearchSpace, TrialSpec
+from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.halving import is_promoted, rung_steps
 from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, StudyHistory, TrialRow, row_of
+from tune_dlrml.study.proposer import Proposer
 from tune_dlrml.study.resumable import refuse_differences
-from tune_dlrml.study.sampling import BranchSampler, draw
+from tune_dlrml.study.sampling import Given, record
 
 SEARCH_ID = "search_id"
 """Name of the study's attribute that says which folder belongs to it."""
@@ -47,7 +48,7 @@ class SearchStudy(StudyHistory):
 
     Args:
         config: The search; its name is the study's.
-        space: The points that it explores.
+        proposer: Says what each of its trials is.
         url: SQLAlchemy URL of the study's storage.
         full_steps: Full budget of a trial in optimizer steps.
         hashes: Of the data's content (`data_hash`) and of its tokens (`token_hash`), by section; like the settings,
@@ -60,7 +61,7 @@ class SearchStudy(StudyHistory):
     def __init__(
         self,
         config: SearchConfig,
-        space: SearchSpace,
+        proposer: Proposer,
         url: str,
         full_steps: int,
         hashes: Mapping[str, Mapping[str, str]] | None = None,
@@ -71,20 +72,20 @@ class SearchStudy(StudyHistory):
             study_name=config.name,
             storage=backend,
             direction="maximize" if config.search.maximize else "minimize",
-            sampler=BranchSampler(space, config.search, 0),
+            sampler=Given({}),
             pruner=_pruner(config),
             load_if_exists=True,
         )
         super().__init__(study, backend)
-        self.config, self.space, self.full_steps = config, space, full_steps
+        self.config, self.full_steps = config, full_steps
+        self._proposer = proposer
         self.metric = config.search.metric
         self.rungs = rung_steps(config.search.scheduler, full_steps)
         self._adopt_settings(hashes or {})
-        self._lay_out()
-        trials = study.get_trials(deepcopy=False)
-        self._issued = sum(trial.state != TrialState.WAITING for trial in trials)
-        self._enqueued = len(trials) > self._issued
-        self._under_way = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
+        rows = self.rows()
+        self.num_trials = proposer.total(rows)
+        self._issued = len(rows)
+        self._under_way = {row.number for row in rows if row.state is State.RUNNING}
         self._open_trials: dict[int, _OpenTrial] = {}
 
     def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
@@ -126,43 +127,21 @@ class SearchStudy(StudyHistory):
                 "--storage and the --study-url that it was begun with, or another --name"
             )
 
-    def _lay_out(self) -> None:
-        """Number the trials that need no sampler: the baseline and, for a grid, its points."""
-        search = self.config.search
-        self._baseline = self.space.baseline_spec(0)
-        point = self.space.baseline_point()
-        self._fixed: dict[int, Point] = {} if point is None else {0: point}
-        if search.sampler == "grid":
-            first = 0 if self._baseline is None else 1
-            points = [other for other in self.space.grid() if other != point]
-            self._fixed |= dict(enumerate(points, start=first))
-            total = first + len(points)
-            self.num_trials = total if search.num_trials is None else min(search.num_trials, total)
-        else:
-            assert search.num_trials is not None  # config: only a grid ends by itself
-            self.num_trials = search.num_trials
-
     def ask(self) -> TrialSpec | None:
         """Issue the next trial; None when all have been."""
         if self._issued >= self.num_trials:
             return None
-        point = self._fixed.get(self._issued)
-        if point is not None and not self._enqueued:
-            self._study.enqueue_trial(dict(point))
         trial = self._study.ask()
-        self._issued, self._enqueued = trial.number + 1, False
+        self._issued = trial.number + 1
         self._open_trials[trial.number] = _OpenTrial(trial)
         self._under_way.add(trial.number)
-        return self._resolve(trial)
+        return self._record_proposal(trial)
 
-    def _resolve(self, trial: optuna.Trial) -> TrialSpec:
-        if trial.number == 0 and self._baseline is not None and 0 not in self._fixed:
-            spec = self._baseline
-        else:
-            others_run = len(self._under_way) > 1
-            self._study.sampler = BranchSampler(self.space, self.config.search, trial.number, others_run=others_run)
-            spec = self.space.spec(trial.number, draw(trial, self.space))
-        return self._store(trial, spec)
+    def _record_proposal(self, trial: optuna.Trial) -> TrialSpec:
+        proposal = self._proposer.propose(self, trial.number)
+        with one_transaction(self._backend):
+            record(trial, proposal.spec.params, proposal.domains)
+            return self._store(trial, proposal.spec)
 
     def _store(self, trial: optuna.Trial, spec: TrialSpec) -> TrialSpec:
         trial.set_user_attr("spec", spec.model_dump(mode="json"))
@@ -175,12 +154,12 @@ class SearchStudy(StudyHistory):
     def reissue(self, number: int) -> TrialSpec:
         """Issue a trial that is under way once more: same number and point, attempt + 1.
 
-        A trial whose driver died while its point was drawn has not been issued before, and is so now.
+        A trial whose driver died before it was recorded what it is has not been issued before, and is so now.
         """
         trial = self._open(number).trial
         stored = trial.user_attrs.get("spec")
         if stored is None:
-            return self._resolve(trial)
+            return self._record_proposal(trial)
         spec = TrialSpec.from_json(stored)
         return self._store(trial, spec.model_copy(update={"attempt": spec.attempt + 1}))
 

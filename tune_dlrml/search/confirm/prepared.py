@@ -11,18 +11,14 @@ trained, and nothing twice.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import count
-from typing import Any
-
-import optuna
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
-from tune_dlrml.search.confirm.finalists import Finalist, confirm_settings, finalists, identity, seeds_of
+from tune_dlrml.search.confirm.finalists import Finalist, confirm_settings, finalists, seeds_of
 from tune_dlrml.search.preparation import PreparedSearch, prepare_any
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
-from tune_dlrml.study.study import SearchStudy
+from tune_dlrml.study.proposer import Proposer, WantedTrials
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,10 @@ class ConfirmSearch(PreparedSearch):
     """
 
     wanted: tuple[TrialSpec, ...] = ()
+
+    def proposer(self) -> Proposer:
+        """The trials themselves, without a sampler's choice."""
+        return WantedTrials(self.wanted)
 
 
 def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> ConfirmSearch | None:
@@ -53,51 +53,6 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
     again = prepare_any(confirm_config(config, prepared.place), prepared.place)
     own = {field.name: getattr(again, field.name) for field in fields(PreparedSearch)}
     return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)))
-
-
-def open_study(prepared: PreparedSearch) -> SearchStudy:
-    """The study of a search, or that of its confirmation."""
-    config, pairs = prepared.config, prepared.pairs
-    hashes = {
-        "data_hash": prepared.data_hash,
-        "token_hash": {"train": pairs.train.sha256(), "eval": pairs.eval.sha256()},
-    }
-    url, steps = prepared.place.study_url(config.name), prepared.steps
-    if isinstance(prepared, ConfirmSearch):
-        return ConfirmStudy(prepared.wanted, config, SearchSpace(config), url, steps, hashes)
-    return SearchStudy(config, SearchSpace(config), url, steps, hashes)
-
-
-class ConfirmStudy(SearchStudy):
-    """A study whose trials are all known beforehand, and that no sampler and no pruner touches.
-
-    Args:
-        wanted: The trials; those that were issued before keep their numbers, also where they are no longer wanted.
-        config: See `SearchStudy`, as the other arguments.
-    """
-
-    def __init__(self, wanted: Sequence[TrialSpec], config: SearchConfig, *args: Any) -> None:
-        self._wanted = wanted
-        super().__init__(config, *args)
-
-    def _lay_out(self) -> None:
-        self._baseline, self._fixed = None, {}
-        rows = self.rows()
-        issued = {row.number: row.spec for row in rows if row.spec is not None}
-        known = {identity(spec) for spec in issued.values()}
-        missing = iter([spec for spec in self._wanted if identity(spec) not in known])
-        self._specs = dict(issued)
-        for number in count():
-            if number in self._specs:
-                continue
-            spec = next(missing, None)  # also for a number whose driver died before it was told what it is
-            if spec is None:
-                break
-            self._specs[number] = spec.model_copy(update={"number": number})
-        self.num_trials = max(len(self._specs), len(rows))
-
-    def _resolve(self, trial: optuna.Trial) -> TrialSpec:
-        return self._store(trial, self._specs[trial.number])
 
 
 def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
