@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint bench gpu judged frontier stability faults pairs clean
+.PHONY: quickstart test lint docs bench gpu judged frontier stability faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -17,6 +17,9 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs.stamp  ## The site, with the reference made from the code, into build/site.
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/dev.stamp  ## Speed against a naive program, into benchmarks/results/latest.json; ONLY=handover,limit chooses. Takes hours.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
@@ -51,6 +54,10 @@ pairs: .venv/dev.stamp  ## Make the built-in preference pairs anew, from the sam
 
 .venv/dev.stamp: .venv/run.stamp
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs.stamp: .venv/run.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:  ## Remove what make made; searches stay in runs/.

@@ -1,4 +1,4 @@
-"""The README's recipes for public sets read rows of their schemas, made up here, into the right prompt and answers."""
+"""The recipes for public sets read rows of their schemas, made up here, into the right prompt and answers."""
 
 import json
 import re
@@ -10,13 +10,13 @@ from tune_dlrml.config import DatasetConfig
 from tune_dlrml.config.yaml_text import parse_yaml
 from tune_dlrml.data import load_section, parse_dataset_reference
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guide" / "data.md"
 
 
 def recipes():
-    text = README.read_text(encoding="utf-8").partition("| set | `dataset:` |")[2].partition("\n\n")[0]
+    text = PAGE.read_text(encoding="utf-8").partition("| set | `dataset:` |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| ([\w./-]+).*? \| `(\{.*\})` \|$", text, flags=re.MULTILINE)
-    return {name: DatasetConfig.model_validate(parse_yaml(recipe, "README")[0]) for name, recipe in rows}
+    return {name: DatasetConfig.model_validate(parse_yaml(recipe, PAGE.name)[0]) for name, recipe in rows}
 
 
 def said(role, text):
@@ -119,7 +119,7 @@ MADE = {
 }
 
 
-def test_the_readme_has_ten_recipes():
+def test_the_page_has_ten_recipes():
     assert recipes().keys() == MADE.keys()
     assert len(MADE) == 10
 
