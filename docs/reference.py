@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -229,15 +230,11 @@ def spaces() -> Iterator[str]:
 
 
 def function_of(name: str) -> Any:
-    """The function of that name below `losses/`; None of one that is the user's."""
+    """The function of a loss below `losses/`, of tensors with a pair a row; None of one that is the user's."""
     package = tune_dlrml.losses
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         found = getattr(importlib.import_module(module.name), name, None)
-        if (
-            inspect.isfunction(found)
-            and found.__module__ == module.name
-            and "margin_B" in (found.__doc__ or "") + str(inspect.signature(found))
-        ):
+        if inspect.isfunction(found) and found.__module__ == module.name and "_B" in str(inspect.signature(found)):
             return found
     return None
 
@@ -265,14 +262,9 @@ def summary(of: Profile | None) -> str:
 
 
 def paper(entry: Mapping[str, Any]) -> str:
-    """Its source, with a link if it is on arXiv."""
-    words = entry.get("source") or entry["description"]
-    number = words.partition("arXiv ")[2][:10]
-    return (
-        f"[arXiv {number}](https://arxiv.org/abs/{number})"
-        if number
-        else text(entry.get("source") or ("yours" if entry["name"] == "custom" else "this project"))
-    )
+    """Its source, with a link to arXiv."""
+    words = entry.get("source") or ("yours" if entry["name"] == "custom" else entry["description"])
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text(words))
 
 
 main()
