@@ -39,7 +39,7 @@ def run(name: str, *, seed: int, kills: int = 10) -> dict[str, Any]:
         with ended_afterwards(driver):
             try:
                 for _ in range(kills):
-                    _kill(search, driver, TITLES[name], rng)
+                    kill_one(search, driver, TITLES[name], rng)
                 require(driver.wait(900) == 0, f"the search ended with exit code {driver.returncode}: {search.said()}")
                 check_ended(search)
                 points = check_mlflow(search)
@@ -53,7 +53,7 @@ def run(name: str, *, seed: int, kills: int = 10) -> dict[str, Any]:
     return row(name, kills, failures, f"12 trials, {losses} losses counted, {points} metric points in MLflow once each")
 
 
-def _kill(search: ToySearch, driver: subprocess.Popen[str], titles: tuple[str, ...], rng: random.Random) -> None:
+def kill_one(search: ToySearch, driver: subprocess.Popen[str], titles: tuple[str, ...], rng: random.Random) -> None:
     wait_for(lambda: search.processes(titles), PROGRESS_S, f"a {titles[0]}", driver)
     before = search.progress()  # what the last victim had said is in by now
     wait_for(lambda: search.progress() > before, PROGRESS_S, "progress after a kill", driver)

@@ -14,7 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from faults import bad_input, disk, driver, judge_endpoint, leftovers, processes, raylet, state_layer, tracking_server
+from faults import (
+    bad_input,
+    disk,
+    driver,
+    judge_endpoint,
+    leftovers,
+    processes,
+    raylet,
+    sharded,
+    state_layer,
+    tracking_server,
+)
 
 FAULTS = {
     "bad_input": bad_input.run,
@@ -24,6 +35,7 @@ FAULTS = {
     "worker": partial(processes.run, "worker"),
     "slot": partial(processes.run, "slot"),
     "mailbox": partial(processes.run, "mailbox"),
+    "sharded": sharded.run,
     "raylet": raylet.run,
     "mlflow": tracking_server.run,
     "leftovers": leftovers.run,

@@ -40,7 +40,15 @@ def require(condition: object, text: str) -> None:
 class ToySearch:
     """One search of the toy in a folder of its own, with rungs that really prune: its objective is a margin."""
 
-    def __init__(self, folder: Path, *, trials: int = 12, steps: int = 240, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trials: int = 12,
+        steps: int = 240,
+        resources: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "said.txt").touch()
         self.folder = folder
@@ -53,6 +61,7 @@ class ToySearch:
         )
         document["training"] |= {"max_steps": steps}
         document["checkpoint"] = {"save_steps": 20}
+        document["resources"] = resources or {}
         document["search"] = {
             "num_trials": trials,
             "n_startup_trials": 4,

@@ -30,7 +30,7 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
-def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
+def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0, tied: bool = False) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -49,7 +49,8 @@ def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(fast),
+        vocab_size=-(-len(fast) // 8) * 8 if tied else len(fast),
+        tie_word_embeddings=tied,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,

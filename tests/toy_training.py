@@ -11,6 +11,7 @@ import toy
 from datasets import disable_progress_bars
 from pydantic import TypeAdapter
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -69,8 +70,8 @@ def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step
     return batch_plan(lengths, steps=steps, pairs_per_step=pairs_per_step, seed=seed)
 
 
-def resident(model: Path, training: TrainingConfig, **sizes: int) -> Resident:
-    return Resident.load(str(model), pairs(model, **sizes), training)
+def resident(model: Path, training: TrainingConfig, *, fsdp: bool = False, **sizes: int) -> Resident:
+    return Resident.load(str(model), pairs(model, **sizes), training, fsdp=fsdp)
 
 
 def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:
@@ -125,4 +126,7 @@ def disturb(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            noise = 0.02 * torch.randn(parameter.shape, generator=generator)
+            if isinstance(parameter, DTensor):
+                noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
+            parameter += noise

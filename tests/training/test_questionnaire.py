@@ -29,7 +29,7 @@ class Asked:
         self.folder = folder
         self.checkpoints: list[int] = []
 
-    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> tuple[int, int]:
+    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int, **_: Any) -> tuple[int, int]:
         newest = newest_checkpoint(self.folder)
         self.checkpoints.append(0 if newest is None else newest.step)
         return rank, world
@@ -39,7 +39,7 @@ class Asked:
 
 
 class Failing(Asked):
-    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> tuple[int, int]:
+    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int, **_: Any) -> tuple[int, int]:
         raise torch.OutOfMemoryError("the cache does not fit")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
@@ -22,12 +24,14 @@ from tune_dlrml.training.trainer import PreferenceTrainer
 
 OVERRIDDEN = [
     "_compute_loss",
+    "_defer_fsdp_gradient_reduction",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_prepare_dataset",
     "_save_checkpoint",
     "_send_telemetry",
+    "_sync_replicated_trainable_parameters",
     "training_step",
 ]
 
@@ -52,6 +56,9 @@ def test_a_tile_of_the_head_is_one_that_a_threads_arena_keeps() -> None:
         (Trainer._load_from_checkpoint, ["self", "resume_from_checkpoint", "model"]),
         (Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
         (Trainer._load_rng_state, ["self", "checkpoint"]),
+        (Trainer._defer_fsdp_gradient_reduction, ["self"]),
+        (Trainer._sync_replicated_trainable_parameters, ["self", "model"]),
+        (FSDPModule.reset_iter_state, ["self"]),
         (DPOTrainer.training_step, ["self", "args", "kwargs"]),
         (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
         (trl_utils._use_triton, ["device"]),
@@ -73,15 +80,17 @@ def test_an_overridden_method_is_the_one_that_trl_calls(name: str) -> None:
     assert name in vars(PreferenceTrainer)
     callers = {
         "_compute_loss": DPOTrainer.compute_loss,
+        "_defer_fsdp_gradient_reduction": Trainer._run_epoch,
         "_load_from_checkpoint": Trainer.train,
         "_load_optimizer_and_scheduler": Trainer._prepare_for_training,
         "_load_rng_state": Trainer._run_epoch,
         "_prepare_dataset": DPOTrainer.__init__,
         "_save_checkpoint": Trainer._maybe_log_save_evaluate,
         "_send_telemetry": DPOTrainer.__mro__[1].__init__,
+        "_sync_replicated_trainable_parameters": Trainer._prepare_for_training,
         "training_step": Trainer._run_epoch,
     }
-    assert f"self.{name}(" in inspect.getsource(callers[name])
+    assert re.search(rf"self\.{name}\b", inspect.getsource(callers[name]))
 
 
 def test_the_trainer_overrides_nothing_else_of_trl() -> None:

@@ -1,4 +1,4 @@
-"""Two processes under DDP (gloo) against one process with the same pairs in a step."""
+"""Two processes (gloo), each with the whole model or half of its weights, against one with the same pairs in a step."""
 
 import json
 import math
@@ -59,6 +59,12 @@ def ranks(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.fixture(scope="module", params=["whole", "sharded"])
+def either(ranks: Seen, request: pytest.FixtureRequest) -> Seen:
+    """What each rank saw, with the whole model or with its part of one."""
+    return ranks if request.param == "whole" else [rank["sharded"] for rank in ranks]
+
+
 def untimed(seen: dict[str, Any]) -> list[dict[str, float]]:
     own = toy_training.OF_THE_GROUP | {"activation_gib"}
     return [{name: value for name, value in report.items() if name not in own} for report in seen["reports"]]
@@ -89,26 +95,29 @@ def test_a_learnt_beta_mix_is_that_of_one_worker(ranks: Seen, lora_resident: Res
     assert abs(c[-1] - c[0]) > 0.05
 
 
-@pytest.mark.parametrize("job", ["dpo", "accumulated", "learnable", "full", "stopped", "diverged", "fault"])
-def test_both_ranks_report_the_same_and_end_together(ranks: Seen, job: str) -> None:
-    assert untimed(ranks[0][job]) == untimed(ranks[1][job])
-    assert ranks[0][job]["outcome"] == ranks[1][job]["outcome"]
+JOBS = ["dpo", "accumulated", "learnable", "sft", "full", "full_sft", "stopped", "diverged", "fault", "full_fault"]
 
 
-def test_a_stop_that_rank_0_hears_of_ends_both(ranks: Seen) -> None:
-    for rank in ranks:
+@pytest.mark.parametrize("job", JOBS)
+def test_both_ranks_report_the_same_and_end_together(either: Seen, job: str) -> None:
+    assert untimed(either[0][job]) == untimed(either[1][job])
+    assert either[0][job]["outcome"] == either[1][job]["outcome"]
+
+
+def test_a_stop_that_rank_0_hears_of_ends_both(either: Seen) -> None:
+    for rank in either:
         assert rank["stopped"]["outcome"] is None
         assert rank["stopped"]["reports"][-1]["step"] == 4
 
 
-def test_divergence_ends_both_in_the_same_step(ranks: Seen) -> None:
-    for rank in ranks:
+def test_divergence_ends_both_in_the_same_step(either: Seen) -> None:
+    for rank in either:
         assert rank["diverged"]["outcome"][0] == "diverged"
         assert rank["diverged"]["reports"][-1]["step"] == 3
 
 
-def test_a_fault_on_one_rank_is_skipped_and_counted_on_both(ranks: Seen) -> None:
-    for rank in ranks:
+def test_a_fault_on_one_rank_is_skipped_and_counted_on_both(either: Seen) -> None:
+    for rank in either:
         reports = rank["fault"]["reports"]
         assert [report.get("nonfinite_loss_fraction") for report in reports] == [None, 0, 0, 0.5, 0, 0, 0, 0, 0]
         assert [report.get("nonfinite_grad_fraction") for report in reports] == [None, 0, 0, 1, 0, 0, 0, 0, 0]
@@ -116,18 +125,18 @@ def test_a_fault_on_one_rank_is_skipped_and_counted_on_both(ranks: Seen) -> None
         assert all(math.isfinite(report["eval_margin"]) for report in (reports[4], reports[8]))
 
 
-def test_the_same_trial_is_bit_identical_first_and_last_in_a_group_of_two(ranks: Seen) -> None:
-    assert untimed(ranks[0]["again"]) == untimed(ranks[0]["dpo"])
+def test_the_same_trial_is_bit_identical_first_and_last_in_a_group_of_two(either: Seen) -> None:
+    assert untimed(either[0]["again"]) == untimed(either[0]["dpo"])
 
 
 @pytest.mark.parametrize("job", ["killed", "killed_full"])
-def test_two_workers_that_were_killed_go_on_together_and_end_bit_identical(ranks: Seen, job: str) -> None:
-    for rank in ranks:
+def test_two_workers_that_were_killed_go_on_together_and_end_bit_identical(either: Seen, job: str) -> None:
+    for rank in either:
         whole, before, after = (rank[job][part] for part in ("whole", "before", "after"))
         assert [report["step"] for report in after["reports"]] == [5, 6, 7, 8]
         assert untimed(whole) == [*untimed(before)[:5], *untimed(after)]
         assert after["outcome"] == whole["outcome"] == ["complete", "all 8 steps done"]
-    whole_trial, killed_trial = (newest_checkpoint(Path(folder)) for folder in ranks[0][job]["folders"])
+    whole_trial, killed_trial = (newest_checkpoint(Path(folder)) for folder in either[0][job]["folders"])
     assert whole_trial is not None and killed_trial is not None
     for left in whole_trial.path.glob("*.safetensors"):
         ours, theirs = load_file(left), load_file(killed_trial.path / left.name)
@@ -136,23 +145,66 @@ def test_two_workers_that_were_killed_go_on_together_and_end_bit_identical(ranks
         assert (killed_trial.path / name).read_bytes() == (whole_trial.path / name).read_bytes()
 
 
-def test_a_write_that_fails_on_one_rank_ends_both_and_leaves_nothing(ranks: Seen) -> None:
-    for rank in ranks:
+def test_a_write_that_fails_on_one_rank_ends_both_and_leaves_nothing(either: Seen) -> None:
+    for rank in either:
         assert "in trial/attempt-0/checkpoint-2.partial: No space left on device" in rank["storage_error"]
         assert rank["storage_error"].endswith("Left: ['attempt-0', 'margins.json']")
 
 
-def test_the_base_weights_of_both_ranks_are_pristine_afterwards(ranks: Seen, full_resident: Resident) -> None:
-    pristine = sum(parameter.double().sum().item() for parameter in full_resident.model.parameters())
-    assert [rank["checksum"] for rank in ranks] == [pristine, pristine]
+def test_the_base_weights_of_both_ranks_are_pristine_afterwards(either: Seen) -> None:
+    assert [rank["pristine"] for rank in either] == [True, True]
 
 
-def test_held_out_numbers_split_over_two_ranks_equal_those_of_one(ranks: Seen, full_resident: Resident) -> None:
+def test_held_out_numbers_split_over_two_ranks_equal_those_of_one(either: Seen, full_resident: Resident) -> None:
     toy_training.disturb(full_resident.model)
     try:
         alone = full_resident.held_out.evaluate(full_resident.model, beta_kl=0.1, geometry=dlrml_geometry(20.0))
     finally:
         full_resident.restore()
-    for rank in ranks:
+    for rank in either:
         assert rank["held_out"] == pytest.approx(alone, rel=1e-4)
     assert 0 < alone["eval_accuracy"] < 1 and alone["eval_kl"] > 0.01
+
+
+LORA_JOBS = ["dpo", "accumulated", "learnable", "sft", "stopped", "diverged", "fault", "again"]
+
+
+@pytest.mark.parametrize("job", LORA_JOBS)
+def test_an_adapter_on_a_sharded_base_is_trained_bit_for_bit_as_on_a_whole_one(ranks: Seen, job: str) -> None:
+    for rank in ranks:
+        assert untimed(rank["sharded"][job]) == untimed(rank[job])
+        assert rank["sharded"][job]["outcome"] == rank[job]["outcome"]
+
+
+@pytest.mark.parametrize("job", ["full", "full_sft", "full_fault"])
+def test_shards_are_trained_as_whole_weights_are(ranks: Seen, job: str) -> None:
+    for rank in ranks:
+        for ours, theirs in zip(untimed(rank["sharded"][job]), untimed(rank[job]), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-5), ours["step"]
+        assert rank["sharded"][job]["outcome"] == rank[job]["outcome"]
+
+
+def test_a_rank_at_rest_holds_its_part_of_the_weights_and_no_more(ranks: Seen) -> None:
+    whole = ranks[0]["bytes"]
+    for rank in ranks:
+        assert rank["sharded"]["bytes"] == pytest.approx(whole / 2, rel=0.05)
+
+
+def test_a_sharded_policy_answers_as_a_whole_one(ranks: Seen) -> None:
+    assert len(ranks[0]["answers"]) == 5 and all(ranks[0]["answers"])
+    assert ranks[0]["sharded"]["answers"] == ranks[1]["sharded"]["answers"] == ranks[0]["answers"]
+
+
+@pytest.mark.parametrize("job", ["killed", "killed_full"])
+def test_a_checkpoint_of_shards_holds_the_weights_of_a_whole_model(ranks: Seen, job: str) -> None:
+    whole, sharded = (newest_checkpoint(Path(seen[job]["folders"][0])) for seen in (ranks[0], ranks[0]["sharded"]))
+    assert whole is not None and sharded is not None
+    file = next(whole.path.glob("*model.safetensors"))
+    theirs, ours = load_file(file), load_file(sharded.path / file.name)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-5, atol=3e-6)
+
+
+def test_auto_divides_a_model_for_which_one_rank_has_no_room(ranks: Seen) -> None:
+    assert [rank["auto"] for rank in ranks] == [[False, True], [False, True]]

@@ -6,6 +6,8 @@ import json
 import math
 import sys
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,19 @@ from torch import Tensor, nn
 from toy_training import DPO, LEARNABLE, Recorder, plan, settings
 
 from tune_dlrml.errors import StorageError
+from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
+from tune_dlrml.evaluation.records import Question
 from tune_dlrml.losses.geometry import dlrml_geometry
 from tune_dlrml.losses.registry import Dpo, PairBatch
+from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.records import Answer, Report
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident
+from tune_dlrml.training.sharding import choice
+from tune_dlrml.training.sharding.shards import bytes_here, local_part
 from tune_dlrml.training.trainer import PreferenceTrainer
+
+SFT = {**DPO, "sft": {"rule": "spherical", "weight": 0.3}}
 
 
 class Verdict(Recorder):
@@ -114,10 +123,10 @@ def storage_error(model: Resident) -> str:
     return "nothing"
 
 
-def run_with_a_fault(model: Resident) -> dict[str, Any]:
+def run_with_a_fault(model: Resident, **changes: Any) -> dict[str, Any]:
     build, trial.build_loss = trial.build_loss, lambda config: FaultOnRankOne(beta_kl=0.1)
     try:
-        return run(model, DPO)
+        return run(model, DPO, **changes)
     finally:
         trial.build_loss = build
 
@@ -128,31 +137,69 @@ def held_out(model: Resident) -> dict[str, float]:
     return model.held_out.evaluate(model.model, beta_kl=0.1, geometry=dlrml_geometry(20.0))
 
 
-def checksum(model: nn.Module) -> float:
-    return sum(parameter.double().sum().item() for parameter in model.parameters())
+def local_parts(model: nn.Module) -> list[Tensor]:
+    return [local_part(parameter.detach()).clone() for parameter in model.parameters()]
+
+
+def answers(model: Resident) -> list[Any]:
+    """What a trial answers at its end, on rank 0; the ranks have unequal numbers of questions."""
+    questions = [Question(index, "math", (f"review {10**index}:", "why?")[: 1 + index % 2]) for index in range(5)]
+    asked = Questionnaire(tuple(questions), max_new_tokens=6, batch_size=2, seed=0)
+    spec, folder = toy_training.spec(DPO, settings()), shared_folder()
+    budget = replace(plan(2, workers=2), questionnaire=asked)
+    trial.train_trial(model, spec, budget, Verdict(), folder=folder)
+    return [given.turns for given in asked.answers(folder) or []]
+
+
+def chosen(model: Path) -> list[bool]:
+    """Whether `auto` divides the toy where there is as much memory as here, and where one rank has very little."""
+    ask = partial(choice.choose_sharding, "auto", parse_model_reference(str(model)), settings(), torch.float32)
+    here, room = ask(), choice._device_bytes
+    choice._device_bytes = lambda: room() if dist.get_rank() == 0 else 1000
+    try:
+        return [here, ask()]
+    finally:
+        choice._device_bytes = room
+
+
+def jobs(lora: Resident, full: Resident) -> dict[str, Any]:
+    pristine = [local_parts(each.model) for each in (lora, full)]
+    killed = {"lora": {**toy_training.LORA, "lora_dropout": 0.2}, "disable_dropout": False}
+    seen = {
+        "dpo": run(lora, DPO),
+        "accumulated": run(lora, DPO, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        "learnable": run(lora, LEARNABLE),
+        "sft": run(lora, SFT),
+        "full": run(full, DPO, lora=None, learning_rate=1e-3),
+        "full_sft": run(full, SFT, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),
+        "stopped": run(lora, DPO, stop_at=4),
+        "diverged": run(lora, DPO, learning_rate=1e20),
+        "fault": run_with_a_fault(lora),
+        "full_fault": run_with_a_fault(full, lora=None, learning_rate=1e-3),
+        "again": run(lora, DPO),
+        "killed": run_killed(lora, LEARNABLE, **killed),
+        "killed_full": run_killed(full, DPO, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),
+        "storage_error": storage_error(lora),
+        "answers": answers(lora),
+    }
+    same = zip(pristine, [local_parts(each.model) for each in (lora, full)], strict=True)
+    return seen | {
+        "pristine": all(torch.equal(*pair) for parts in same for pair in zip(*parts, strict=True)),
+        "bytes": bytes_here(full.model),
+        "held_out": held_out(full),
+    }
 
 
 def main(rank: int, model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    lora, full = (toy_training.resident(model, settings(lora=which)) for which in (toy_training.LORA, None))
+    whole, sharded = (
+        [toy_training.resident(model, settings(lora=which), fsdp=fsdp) for which in (toy_training.LORA, None)]
+        for fsdp in (False, True)
+    )
     gc.collect()
     gc.freeze()  # as a worker does
-    seen = {
-        "dpo": run(lora, DPO),
-        "accumulated": run(lora, DPO, per_device_train_batch_size=2, gradient_accumulation_steps=2),
-        "learnable": run(lora, LEARNABLE),
-        "full": run(full, DPO, lora=None, learning_rate=1e-3),
-        "stopped": run(lora, DPO, stop_at=4),
-        "diverged": run(lora, DPO, learning_rate=1e20),
-        "fault": run_with_a_fault(lora),
-        "again": run(lora, DPO),
-        "killed": run_killed(lora, LEARNABLE, lora={**toy_training.LORA, "lora_dropout": 0.2}, disable_dropout=False),
-        "killed_full": run_killed(full, DPO, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),
-        "storage_error": storage_error(lora),
-        "checksum": checksum(full.model),
-        "held_out": held_out(full),
-    }
+    seen = jobs(*whole) | {"sharded": jobs(*sharded), "auto": chosen(model)}
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 

@@ -149,6 +149,16 @@ class SearchConfig(Frozen):
                 key=f"space.training.{batch[0]}",
             )
         self._check_search(searched)
+        if self.resources.fsdp is True and self.training.warm_up is not None:
+            raise law(
+                "is done by one worker, which has to hold the whole model, but resources.fsdp is true; fine-tune the "
+                "model beforehand and give its folder as `model`",
+                key="training.warm_up",
+            )
+        undividable = self.training.undividable() if self.resources.fsdp is True else None
+        if undividable is not None:
+            key, reason = undividable
+            raise law(f"{reason}, but resources.fsdp is true; change one of the two", key=f"training.{key}")
         if self.search.confirm is not None and len(self.name) + len(CONFIRM_SUFFIX) > NAME_LENGTH:
             raise law(f"with search.confirm at most {NAME_LENGTH - len(CONFIRM_SUFFIX)} characters", key="name")
         if self.evaluation is not None and self.evaluation.pairwise and self.search.baseline is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tune_dlrml.config.domains import Frozen, law
-from tune_dlrml.config.training import Natural, NotNegative, NotNegativeInt, Positive
+from tune_dlrml.config.training import Auto, Natural, NotNegative, NotNegativeInt, Positive
 from tune_dlrml.metrics import Objective
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -93,7 +93,9 @@ class ResourcesConfig(Frozen):
     """What one worker group takes, how many run at once, and how long to wait for it."""
 
     workers: Natural = 1
-    """Processes that train one trial together (DDP)."""
+    """Processes that train one trial together (DDP or FSDP2)."""
+    fsdp: Auto = "auto"
+    """Divide the weights over the workers of a group; `auto` where the model is too large for the device of one."""
     cpus_per_worker: Natural = 1
     """CPUs of each, and the threads that it computes with."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
@@ -106,6 +108,14 @@ class ResourcesConfig(Frozen):
     """Seconds without a report after which a trial is told of, with what its group may be waiting for."""
     trials_per_group: Natural | None = None
     """Trials after which a group is started anew; null keeps it for the whole search."""
+
+    @model_validator(mode="after")
+    def _weights_are_divided_over_several(self) -> Self:
+        if self.fsdp is True and self.workers < 2:
+            raise law(f"divides the weights over workers, but there is {self.workers}; raise workers", key="fsdp")
+        if self.fsdp is True and self.gpus_per_worker not in (0, 1):
+            raise law(f"needs one whole GPU a worker, or none, but got {self.gpus_per_worker:g}", key="gpus_per_worker")
+        return self
 
     @model_validator(mode="after")
     def _ray_shares_one_gpu_only(self) -> Self:

@@ -121,6 +121,12 @@ class TrainingConfig(Frozen):
             )
         return self
 
+    def undividable(self) -> tuple[str, str] | None:
+        """The setting that keeps a model from being divided over workers, by its key, and why; None if none does."""
+        if self.lora is None and self.optim == "adafactor":
+            return "optim", "adafactor takes means over whole rows and columns of a weight, which no worker has"
+        return None
+
     def at(self, point: dict[str, Any]) -> Self:
         """The same settings with the dotted keys of `point` put in, checked again."""
         return type(self).model_validate(overlay(self.model_dump(), point))

@@ -52,6 +52,11 @@ def refuse_other_machine(resources: ResourcesConfig) -> None:
     Raises:
         InputError: Naming what is missing, and where to measure.
     """
+    if resources.fsdp is True:
+        raise InputError(
+            "--measure times one worker in one process, which has to hold the whole model, but resources.fsdp is true; "
+            "time it with --set resources.fsdp=false where the model fits one device, or leave --measure out"
+        )
     here = local_capacity()
     for name, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
         asked = float(getattr(resources, key))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.models.checkpoints import check_checkpoint, has_weights, missing_shards, tensor_shapes
 from tune_dlrml.models.conversion import convert_once
-from tune_dlrml.models.strict_loading import check_causal_lm, load_strictly
+from tune_dlrml.models.strict_loading import check_causal_lm, empty_model, load_strictly
 from tune_dlrml.system.hub import refusal_of_model
 
 if TYPE_CHECKING:
@@ -113,6 +113,18 @@ def check_loadable(ref: ModelReference, attn_implementation: str | None = None) 
         raise InputError(f"{ref}: {error}.") from None
 
 
+def load_shapes(ref: ModelReference) -> PreTrainedModel:
+    """The model without storage, out of its config alone.
+
+    Raises:
+        InputError: It is no causal language model.
+    """
+    try:
+        return empty_model(*_from_pretrained_arguments(ref))
+    except InputError as error:
+        raise InputError(f"{ref}: {error}.") from None
+
+
 def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
     """What `from_pretrained` takes: a folder (converting a GGUF file on first use), or hub id and revision."""
     if ref.kind == "hub":
@@ -125,8 +137,16 @@ def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
     return folder
 
 
-def load_model(ref: ModelReference, *, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
+def load_model(
+    ref: ModelReference, *, dtype: torch.dtype, attn_implementation: str | None = None, shards: int = 1
+) -> PreTrainedModel:
     """The causal language model in `dtype`, on the CPU, in evaluation mode.
+
+    Args:
+        ref: Where it comes from.
+        dtype: Of its weights.
+        attn_implementation: Name of its attention; None is the model's own choice.
+        shards: Ranks of this process's group that hold the weights together, each on its device; all of them load.
 
     Raises:
         InputError: It is none, or its checkpoint has other weights than it needs.
@@ -135,7 +155,11 @@ def load_model(ref: ModelReference, *, dtype: torch.dtype, attn_implementation: 
 
     check_loadable(ref, attn_implementation)
     source, revision = _from_pretrained_arguments(ref)
-    settings = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    settings: dict[str, Any] = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    if shards > 1:
+        from transformers.distributed import DistributedConfig
+
+        settings["distributed_config"] = DistributedConfig(fsdp_size=shards)
     try:
         return load_strictly(AutoModelForCausalLM, source, use_safetensors=True, **settings)
     except (InputError, ImportError) as error:

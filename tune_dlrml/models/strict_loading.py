@@ -43,6 +43,20 @@ def load_strictly(auto_class: Any, source: str | None, **settings: Any) -> PreTr
     return model
 
 
+def empty_model(source: str, revision: str) -> PreTrainedModel:
+    """A causal language model without storage, for the shapes of its weights.
+
+    Raises:
+        InputError: It is no causal language model, see `check_causal_lm`.
+    """
+    import torch
+
+    config, model_class = _config_and_class(source, revision)
+    with quietly(), torch.device("meta"):
+        model: PreTrainedModel = model_class._from_config(config)
+    return model
+
+
 def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_implementation: str | None) -> None:
     """Refuse what is not, or cannot be loaded as, a causal language model; reads the config and no weights.
 
@@ -55,11 +69,7 @@ def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_impl
     Raises:
         InputError: It is another kind of model, needs its own code, is quantised, lacks weights or that attention.
     """
-    config = _config(source, revision)
-    _refuse_kind(config)
-    model_class = _causal_class(config)
-    if model_class.config_class is not type(config):  # of a model that also sees: its language model alone
-        config = config.get_text_config()
+    config, model_class = _config_and_class(source, revision)
     name, saved_as = model_class.__name__, (config.architectures or [None])[0]
     if shapes is None and str(saved_as).endswith(OTHER_HEADS):
         raise InputError(f"it was saved as a {saved_as}, which has no language head; give a {name}")
@@ -75,6 +85,15 @@ def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_impl
             remedy = f"set `training.attn_implementation: {usable[0]}`"
             raise InputError(f"{name} has no {attn_implementation} attention; {remedy}") from None
         _dry_load(model_class, config, shapes, usable[0])
+
+
+def _config_and_class(source: str, revision: str) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
+    config = _config(source, revision)
+    _refuse_kind(config)
+    model_class = _causal_class(config)
+    if model_class.config_class is not type(config):  # of a model that also sees: its language model alone
+        config = config.get_text_config()
+    return config, model_class
 
 
 def _config(source: str, revision: str) -> PreTrainedConfig:
@@ -156,7 +175,7 @@ def _dry_load(
 
     weights = {name: torch.empty(shape, device="meta") for name, shape in (shapes or {}).items()}
     settings = {"config": config, "state_dict": weights, "device_map": {"": "meta"}, "attn_implementation": attention}
-    with _quietly():
+    with quietly():
         if shapes is None:
             model_class.from_pretrained(None, **settings)
         else:
@@ -164,7 +183,7 @@ def _dry_load(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the bars and reports of transformers: what they would say is raised."""
     from transformers.utils import logging
 

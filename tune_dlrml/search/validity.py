@@ -10,11 +10,14 @@ from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.data import check_dataset_reference, parse_dataset_reference
 from tune_dlrml.errors import InputError
+from tune_dlrml.models.division import refuse_undividable
 from tune_dlrml.models.loading import (
+    ModelReference,
     Reader,
     check_loadable,
     check_model_reference,
     load_reader,
+    load_shapes,
     parse_model_reference,
 )
 from tune_dlrml.space import SearchSpace, loss_at
@@ -65,7 +68,7 @@ def check_model(config: SearchConfig) -> None:
     """
     reference = parse_model_reference(config.model)
     check_model_reference(reference)
-    check_loadable(reference, config.training.attn_implementation)
+    _check_trainable(reference, config)
 
 
 def reader_of_model(config: SearchConfig) -> Reader:
@@ -76,10 +79,17 @@ def reader_of_model(config: SearchConfig) -> Reader:
     """
     try:
         reference = parse_model_reference(config.model)
-        check_loadable(reference, config.training.attn_implementation)
+        _check_trainable(reference, config)
         return load_reader(reference)
     except InputError as error:
         raise InputError(f"model: {error}") from None
+
+
+def _check_trainable(reference: ModelReference, config: SearchConfig) -> None:
+    check_loadable(reference, config.training.attn_implementation)
+    if config.resources.fsdp is True:
+        all_weights = config.training.lora is None
+        refuse_undividable(load_shapes(reference), config.resources.workers, all_weights=all_weights)
 
 
 def _check_tracking_uri(uri: str) -> None:

@@ -1,7 +1,7 @@
 """What must stay the same for a search to be resumed."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,7 +30,8 @@ FREE_KEYS = (
 
 What `dataset.prompt_in_answers` decides are the pairs, whose hashes are compared: a search that was begun before there
 was such a key trains on the prompts in its answers, and goes on with `keep` alone.
-`resources.workers` is none of them: each worker adds its pairs to every step.
+`resources.workers` is none of them: each worker adds its pairs to every step. `resources.fsdp` is one of them where
+adapters are trained.
 """
 _ABSENT = "absent"
 
@@ -46,13 +47,14 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
     Raises:
         InputError: Naming every differing key with both values.
     """
+    free = FREE_KEYS if _trains_all_weights(new) else (*FREE_KEYS, "resources.fsdp")
     differing: list[str] = []
     for section in old.keys() & new.keys():
         prefix = "" if section == "config" else section
         was_set = _completed(old[section]) if section == "config" else old[section]
         before, now = dict(_leaves(was_set, prefix)), dict(_leaves(new[section], prefix))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key, _ABSENT) != now.get(key, _ABSENT) and not _is_free(key):
+            if before.get(key, _ABSENT) != now.get(key, _ABSENT) and not _is_free(key, free):
                 was, is_now = (json.dumps(values[key]) if key in values else _ABSENT for values in (before, now))
                 differing.append(f"  {key}: was {was}, is now {is_now}")
     if differing:
@@ -70,8 +72,13 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+def _trains_all_weights(settings: Mapping[str, Any]) -> bool:
+    """Whether a trial's moments lie in its checkpoint as its weights were divided; those of an adapter do not."""
+    return settings.get("config", {}).get("training", {}).get("lora") is None
+
+
+def _is_free(key: str, free: Sequence[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in free)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.system.memory import free_memory
 from tune_dlrml.training.pairs.batches import Batch, PairCollator, pair_log_probs
+from tune_dlrml.training.ranks import from_all
 from tune_dlrml.training.reference.logps import Row, computing, row_length, to_device
+from tune_dlrml.training.sharding.shards import bytes_here, local_part, settle
 
 ROOM = 0.6
 """Share of the free memory that activations may take; the rest is for adapters, logits and fragments."""
@@ -39,15 +41,16 @@ class Activations:
         self, model: PreTrainedModel, training: TrainingConfig, collate: PairCollator, rows: Sequence[Row]
     ) -> None:
         self._device = next(model.parameters()).device
-        self._weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        self._weights = bytes_here(model)
         self._told: set[bool] = set()
         self._of_one_and_two: tuple[int, int] | None = None
         if training.gradient_checkpointing == "auto":
             longest, free = max(rows, key=row_length), _free(self._device)
             try:
                 one, two = (_kept(model, training, to_device(collate([longest] * pairs), model)) for pairs in (1, 2))
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError:  # on every rank of a sharded model, since all measure the same pair
                 one, two = free, 2 * free  # at least
+                settle(model)
                 clear_device_cache()
             self._of_one_and_two = one, two
 
@@ -64,7 +67,8 @@ class Activations:
         free = max(0, _free(self._device) - self._to_come(training))
         if need is None or training.gradient_checkpointing != "auto":
             return training.gradient_checkpointing is True
-        checkpointing = need > ROOM * free
+        # Of one mind, since ranks of a sharded model gather layers together, once more where these are computed twice.
+        checkpointing = any(from_all(lambda: need > ROOM * free))
         if checkpointing not in self._told:
             self._told.add(checkpointing)
             _log.info(
@@ -82,19 +86,22 @@ class Activations:
 
 
 def _kept(model: PreTrainedModel, training: TrainingConfig, batch: Batch) -> int:
-    """Bytes that autograd keeps of one forward, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    """Bytes that autograd keeps of one forward, weights left out.
+
+    Of a sharded model also the gathered weights are saved, and given back before the forward ends: what is left of a
+    storage by then counts, and norm and head stay gathered, as weights.
+    """
+    kept: dict[int, UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage._cdata] = storage
         return tensor.detach()  # an output that its own graph held would keep the graph for ever
 
     with computing(model, training), saved_tensors_hooks(keep, lambda tensor: tensor):
         pair_log_probs(model, batch)
-    return sum(kept.values())
+    weights = {local_part(parameter.detach()).untyped_storage()._cdata for parameter in model.parameters()}
+    return sum(storage.nbytes() for name, storage in kept.items() if name not in weights)
 
 
 def _free(device: torch.device) -> int:

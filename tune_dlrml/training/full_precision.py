@@ -14,6 +14,9 @@ from torch import nn
 from torch.nn import Parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tune_dlrml.training.sharding.shards import is_sharded
+from tune_dlrml.training.sharding.widening import HALF, widen_gathered
+
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
@@ -22,18 +25,25 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     Layers are widened one at a time, while they compute: a model needs the memory of one layer, and of what lies
     outside its layers, more. bfloat16 and float16 come back from float32 as they were.
     """
-    kept = {weight: weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)}
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
-        stack.callback(_narrow, kept, kept)
-        inside: set[Parameter] = set()
-        for layer in _outermost_layers(model):
-            own = [weight for weight in layer.parameters() if weight in kept]
-            inside.update(own)
-            stack.callback(layer.register_forward_pre_hook(partial(_widen_for, own)).remove)
-            stack.callback(layer.register_forward_hook(partial(_narrow_after, own, kept), always_call=True).remove)
-        _widen(weight for weight in kept if weight not in inside)
+        if is_sharded(model):
+            widen_gathered(model, _outermost_layers, stack)
+        else:
+            _widen_whole(model, stack)
         yield
+
+
+def _widen_whole(model: nn.Module, stack: ExitStack) -> None:
+    kept = {weight: weight.dtype for weight in model.parameters() if weight.dtype in HALF}
+    stack.callback(_narrow, kept, kept)
+    inside: set[Parameter] = set()
+    for layer in _outermost_layers(model):
+        own = [weight for weight in layer.parameters() if weight in kept]
+        inside.update(own)
+        stack.callback(layer.register_forward_pre_hook(partial(_widen_for, own)).remove)
+        stack.callback(layer.register_forward_hook(partial(_narrow_after, own, kept), always_call=True).remove)
+    _widen(weight for weight in kept if weight not in inside)
 
 
 def _outermost_layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -1,6 +1,6 @@
 """What a worker group is told of its search; apart from the training, since a driver and a slot need no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +12,14 @@ from tune_dlrml.data import Pairs
 class Questionnaire(Protocol):
     """What a trial is asked once it has used up its budget."""
 
-    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> Any:
-        """This rank's share of the answers, from the policy as it stands; it and the random state stay as they are."""
+    def answer(
+        self, policy: Any, tokenizer: Any, *, rank: int, world: int, deal: Callable[..., list[Any]] | None = None
+    ) -> Any:
+        """This rank's share of the answers, from the policy as it stands; it and the random state stay as they are.
+
+        Where the ranks hold the policy together, `deal(call, items)` gives what `call` gives for each item, every rank
+        taking some, and each has all of the answers.
+        """
 
     def keep(self, folder: Path, shares: Sequence[Any]) -> None:
         """Write the answers of all ranks into the trial's folder, in place of those of an earlier attempt."""

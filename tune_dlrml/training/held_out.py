@@ -15,10 +15,11 @@ from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, UNTRAINED
 from tune_dlrml.training.full_precision import in_float32
-from tune_dlrml.training.pairs.batches import pair_log_probs
+from tune_dlrml.training.pairs.batches import Batch, pair_log_probs
 from tune_dlrml.training.pairs.form import CompletionBatch, PairForm, completion_batches
 from tune_dlrml.training.ranks import rank_and_world
 from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row, by_length, computing, to_device
+from tune_dlrml.training.sharding.shards import in_step
 
 KL_ROWS = 16
 """Held-out pairs whose chosen completions `eval_kl` is computed on, the first ones of the set."""
@@ -53,9 +54,18 @@ class HeldOut:
         mine = [rows[index] for index in by_length(rows)][rank::world]
         size = training.per_device_eval_batch_size
         self._batches = [to_device(form.collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
-        self._kl_batches = completion_batches(rows[:KL_ROWS][rank::world], model, training, packed=form.packed)
+        self._spare = to_device(form.collate(rows[:1]), model)
+        self._kl_batches, (self._kl_spare, *_) = (
+            completion_batches(own, model, training, packed=form.packed)
+            for own in (rows[:KL_ROWS][rank::world], rows[:1])
+        )
         with torch.no_grad():
-            self._reference_logits = [_kept(self._logits(model, batch), training) for batch in self._kl_batches]
+            self._reference_logits = in_step(
+                model,
+                lambda batch: _kept(self._logits(model, batch), training),
+                self._kl_batches,
+                spare=lambda: self._logits(model, self._kl_spare),
+            )
 
     def untrained(self) -> dict[str, float]:
         """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
@@ -93,23 +103,29 @@ class HeldOut:
 
     def _log_probs(self, model: nn.Module) -> Tensor:
         """Chosen and rejected log-probs and their log-ratios to the reference, shape (4, N), float64."""
-        parts: list[Tensor] = []
+
+        def ratios(batch: Batch) -> Tensor:
+            chosen_B, rejected_B = pair_log_probs(model, batch)
+            both = chosen_B - batch["ref_chosen_logps"], rejected_B - batch["ref_rejected_logps"]
+            return torch.stack([chosen_B, rejected_B, *both]).double()
+
         with torch.no_grad(), computing(model, self._training):
-            for batch in self._batches:
-                chosen_B, rejected_B = pair_log_probs(model, batch)
-                ratios = chosen_B - batch["ref_chosen_logps"], rejected_B - batch["ref_rejected_logps"]
-                parts.append(torch.stack([chosen_B, rejected_B, *ratios]).double())
+            parts = in_step(model, ratios, self._batches, spare=lambda: pair_log_probs(model, self._spare))
         return torch.cat(gathered(torch.cat(parts, dim=1) if parts else None), dim=1)
 
     def _kl(self, model: nn.Module) -> float:
         """Exact KL(policy || reference) over the vocabulary, summed over a completion, mean over the rows, in nats."""
-        sums = []
+
+        def divergence(compared: tuple[CompletionBatch, Tensor]) -> Tensor:
+            batch, reference_CV = compared
+            policy_CV = self._logits(model, batch)
+            tiles = zip(policy_CV.split(KL_TILE), reference_CV.split(KL_TILE), strict=True)
+            kl = torch.stack([_kl_div(*tile) for tile in tiles]).sum()
+            return torch.stack([kl, kl.new_tensor(batch.rows)])
+
+        mine = [*zip(self._kl_batches, self._reference_logits, strict=True)]
         with torch.no_grad():
-            for batch, reference_CV in zip(self._kl_batches, self._reference_logits, strict=True):
-                policy_CV = self._logits(model, batch)
-                tiles = zip(policy_CV.split(KL_TILE), reference_CV.split(KL_TILE), strict=True)
-                kl = torch.stack([_kl_div(*tile) for tile in tiles]).sum()
-                sums.append(torch.stack([kl, kl.new_tensor(batch.rows)]))
+            sums = in_step(model, divergence, mine, spare=lambda: self._logits(model, self._kl_spare))
         total, rows = torch.stack(gathered(torch.stack(sums).sum(dim=0) if sums else None)).sum(dim=0).tolist()
         return float(total / rows)
 

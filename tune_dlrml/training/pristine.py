@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tune_dlrml.training.sharding.shards import local_part, settle
+
 
 class Pristine:
     """Remembers a model when made, and puts it back.
 
     TRL, PEFT, transformers and Accelerate leave marks on a model that they train: wrapped layers, patched forwards,
     hooks, frozen parameters, tags, keys of its config. Rather than undo each mark, every attribute of every module is
-    put back, so that a trial leaves nothing behind, even one that failed half-way through its preparation.
+    put back, so that a trial leaves nothing behind, even one that failed half-way through its preparation. Of a sharded
+    model every rank keeps its own part.
 
     Args:
         model: As every trial shall find it.
@@ -20,6 +23,7 @@ class Pristine:
     """
 
     def __init__(self, model: PreTrainedModel, *, weights: bool) -> None:
+        settle(model)
         self._model = model
         self._owners = [
             (owner, {name: (value, _contents(value)) for name, value in vars(owner).items()})
@@ -32,6 +36,7 @@ class Pristine:
 
     def restore(self) -> None:
         """Put the model back, bit for bit."""
+        settle(self._model)
         for owner, attributes in self._owners:
             for name in vars(owner).keys() - attributes.keys():
                 del vars(owner)[name]
@@ -46,13 +51,13 @@ class Pristine:
         with torch.no_grad():
             current = self._model.state_dict() if self._weights else {}
             for name, tensor in self._weights.items():
-                current[name].copy_(tensor)
+                local_part(current[name]).copy_(tensor)
 
 
 def _kept(tensor: Tensor) -> Tensor:
     """A copy; of what lies on a GPU in pinned memory of the host, since a second model may not fit beside the first."""
-    kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-    return kept.copy_(tensor.detach())
+    own = local_part(tensor.detach())
+    return torch.empty_like(own, device="cpu", pin_memory=own.is_cuda).copy_(own)
 
 
 def _contents(value: Any) -> dict[Any, Any] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from tune_dlrml.errors import TuneDlrmlError
@@ -21,7 +22,7 @@ def is_rank_zero() -> bool:
 
 
 def together(call: Callable[[], T]) -> T:
-    """Run `call` on every rank and wait for all; if it fails on one, every rank raises.
+    """Run `call` on every rank and wait for all; if it fails on one, every rank raises or, out of memory, is ended.
 
     Raises:
         Exception: This rank's own; else the first other rank's, which is a RuntimeError unless it is of this project.
@@ -30,6 +31,8 @@ def together(call: Callable[[], T]) -> T:
     error: Exception | None = None
     try:
         result = call()
+    except torch.OutOfMemoryError:
+        raise  # the others may be within a forward that waits for this rank: its end is theirs
     except Exception as caught:
         error = caught
     if dist.is_initialized():
@@ -49,6 +52,11 @@ def from_all(call: Callable[[], T]) -> list[T]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return parts
+
+
+def agreed(call: Callable[[], T]) -> T:
+    """What `call` returns on rank 0; every rank runs it, since a forward of a sharded model needs all of them."""
+    return from_all(call)[0]
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:

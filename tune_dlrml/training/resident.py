@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -17,8 +18,11 @@ from tune_dlrml.training.pairs.batches import add_log_prob_head, rows_dataset
 from tune_dlrml.training.pairs.form import choose_form
 from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
 from tune_dlrml.training.pristine import Pristine
+from tune_dlrml.training.ranks import rank_and_world
 from tune_dlrml.training.reference.cache import ReferenceCache
 from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row, reference_cache, row_length
+from tune_dlrml.training.sharding.choice import check_division, choose_sharding
+from tune_dlrml.training.sharding.shards import settle
 
 
 class Resident:
@@ -61,10 +65,19 @@ class Resident:
         self._eval_tokens = self.reference.tokens_of(eval_rows)
         self._told_tokens = 0
         self.held_out = HeldOut(eval_rows, self.reference, model, self.form, training)
+        settle(model)
         self._datasets: dict[tuple[int, ...], Dataset] = {}
 
     @classmethod
-    def load(cls, model: str, pairs: Pairs, training: TrainingConfig, *, references: Path | None = None) -> "Resident":
+    def load(
+        cls,
+        model: str,
+        pairs: Pairs,
+        training: TrainingConfig,
+        *,
+        references: Path | None = None,
+        fsdp: Literal["auto"] | bool = False,
+    ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
         Under LoRA with `bf16` the frozen base is kept in bfloat16; weights that are trained are kept in float32.
@@ -74,13 +87,18 @@ class Resident:
             pairs: Preference pairs as token ids.
             training: Settings that all trials share.
             references: Folder with the reference log-probs of all models; None keeps them in memory only.
+            fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
         """
         reference = parse_model_reference(model)
         dtype = torch.bfloat16 if training.bf16 and training.lora else torch.float32
-        loaded = load_model(reference, dtype=dtype, attn_implementation=training.attn_implementation)
+        sharded = choose_sharding(fsdp, reference, training, dtype)
+        shards = rank_and_world()[1] if sharded else 1
+        loaded = load_model(reference, dtype=dtype, attn_implementation=training.attn_implementation, shards=shards)
         device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(reference)
-        on_device = loaded.to(device)
+        on_device = loaded if sharded else loaded.to(device)
+        if sharded:
+            check_division(loaded)
         cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
         return cls(on_device, tokenizer, pairs, training, cache)
 

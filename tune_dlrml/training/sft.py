@@ -73,7 +73,7 @@ def check_head(model: PreTrainedModel) -> None:
         InputError: They are more than that: a bias, a scale or a cap comes behind, or an adapter is in the head.
     """
     head, reason = model.get_output_embeddings(), None
-    if type(head) is not nn.Linear or head.bias is not None:
+    if not isinstance(head, nn.Linear) or head.bias is not None:
         reason = f"a head of {type(head).__name__} with a bias or an adapter"
     elif not _is_product(model):
         reason = "logits that are something else"

@@ -7,10 +7,9 @@ their signatures.
 Shape legend: B = preference pairs in the batch.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -39,8 +39,9 @@ from tune_dlrml.training.pairs.batches import (
     router_loss_weight,
 )
 from tune_dlrml.training.sft import ChosenAnswers
-from tune_dlrml.training.state_files import random_state, write_model, write_pickle, write_tensors
+from tune_dlrml.training.sharding.shards import Replicated, is_sharded, local_part, settle, shallow_copy
 from tune_dlrml.training.step_sums import pair_sums, step_stats
+from tune_dlrml.training.trainer_state import TrainerState
 
 START_MARGIN = {"float32": 5e-5, "bf16": 0.4}
 """Nats by which rounding may move a margin from 0 before the first step, for the square root of a pair's tokens.
@@ -49,9 +50,6 @@ SmolLM2-135M in batches of another make-up has 0.07 in bfloat16, root mean squar
 up to 2e-6, on a CPU, packed or padded. A loose bound will do in bfloat16: whether stored reference values are this
 model's is told more sharply by their key.
 """
-
-MIX_NAME = "beta_mix.pt"
-"""File of a checkpoint with a learnable beta_mix and its optimizer; the other names are transformers' and PEFT's."""
 
 
 class AfterStep(NamedTuple):
@@ -106,12 +104,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         lora: LoraSettings | None,
     ) -> None:
         log_prob_head = model.forward
+        settle(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT and TRL comment on choices made here on purpose
             super().__init__(
                 model=model,
                 # Unless it sees a reference, TRL loads a second model; this shallow copy shares every weight.
-                ref_model=copy.copy(model) if lora is None else None,
+                ref_model=shallow_copy(model) if lora is None else None,
                 args=args,
                 train_dataset=rows,
                 data_collator=collate,
@@ -133,6 +132,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self._starts_at_reference = args.disable_dropout
         self._micro_batches: list[Tensor] = []
         self._step = Tensor()
+        self._divided = is_sharded(model) and lora is None  # what is trained: no rank has all of it
+        self._adapter_beside_shards: DistributedDataParallel | None = None
         self._grad_norm = float("nan")
         self._mix_optimizer = (
             None if loss.mix is None else torch.optim.Adam(loss.mix.parameters(), lr=mix_learning_rate or 0.0)
@@ -192,8 +193,12 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch; the last of a step also closes the step's books, before the gradient is clipped."""
+        last, beside = self.accelerator.sync_gradients, self._adapter_beside_shards
+        if beside is not None:
+            with nullcontext() if last else beside.no_sync():
+                beside()
         loss: Tensor = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
+        if last:
             self._close_step()
         return loss
 
@@ -202,21 +207,38 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         if mix is not None and dist.is_initialized():
             dist.all_reduce(mix.theta.grad)
             mix.theta.grad /= dist.get_world_size()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        gradients += [p.grad for p in mix.parameters() if p.grad is not None] if mix is not None else []
+        gradients = [local_part(p.grad) for p in self.model.parameters() if p.grad is not None]
+        if mix is not None and (not self._divided or self.args.process_index == 0):
+            gradients += [p.grad for p in mix.parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)).double()
         entries = sum(gradient.numel() for gradient in gradients)
         bad = torch.zeros((), dtype=torch.float64, device=norms.device)
         if not norms.isfinite().all():
             bad = sum((~gradient.isfinite()).sum() for gradient in gradients).double()
-        self._grad_norm = norms.norm().item()
         sums = torch.cat(
             [torch.stack(self._micro_batches).sum(dim=0), torch.stack([bad, torch.full_like(bad, entries)])]
         )
         self._micro_batches.clear()
+        squares = norms.square().sum()
+        if self._divided:
+            dist.all_reduce(squares)
+        self._grad_norm = (squares.sqrt() if self._divided else norms.norm()).item()
         if dist.is_initialized():
             dist.all_reduce(sums)
         self._step = sums
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Let DDP average the gradients of an adapter, as it would those of a model that every rank has whole.
+
+        The hooks that transformers would put on the adapter keep it, its gradients and moments for ever.
+        """
+        adapter = [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        if adapter:
+            self._adapter_beside_shards = DistributedDataParallel(Replicated(adapter))
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Reduce every micro-batch at once: until the last one, each rank would hold the gradients of all weights."""
+        return nullcontext()
 
     def before_optimizer_step(self) -> None:
         """Drop a non-finite gradient or step beta_mix with a finite one; the policy's optimizer follows."""
@@ -231,51 +253,47 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def write_state(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint, as `train(resume_from_checkpoint=...)` reads it.
 
-        Other than transformers' own, a checkpoint holds no `training_args.bin`, which only a full unpickling could
-        read, and no model card.
-
         Raises:
             OSError: A file cannot be written.
         """
-        rank, world = self.args.process_index, self.args.world_size
-        write_pickle(random_state(world), folder / (f"rng_state_{rank}.pth" if world > 1 else "rng_state.pth"))
-        if rank != 0:
-            return
-        if self._trains_adapter:
-            # Or else PEFT asks the hub whether the vocabulary has grown.
-            adapter = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-            write_tensors(adapter, folder / "adapter_model.safetensors")
-            self.model.peft_config["default"].save_pretrained(folder)
-        else:
-            write_model(self.model, folder / "model.safetensors")
-        write_pickle(self.optimizer.state_dict(), folder / "optimizer.pt")
-        write_pickle(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-        if self._mix_optimizer is not None:
-            mix = {"mix": self.preference_loss.mix.state_dict(), "optimizer": self._mix_optimizer.state_dict()}
-            write_pickle(mix, folder / MIX_NAME)
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        self._trainer_state().write(folder)
+        if self.args.process_index == 0:
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _trainer_state(self) -> TrainerState:
+        mix = None if self._mix_optimizer is None else (self.preference_loss.mix, self._mix_optimizer)
+        return TrainerState(
+            self.model,
+            self.optimizer,
+            self.lr_scheduler,
+            mix,
+            adapter=self._trains_adapter,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
         self._on_save(self.state.global_step, self.write_state)
 
     def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with storing(Path(checkpoint)):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+            if self._divided:
+                self._trainer_state().read_weights(Path(checkpoint))
+            else:
+                super()._load_from_checkpoint(checkpoint, *args, **kwargs)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with storing(Path(checkpoint or ".")):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with storing(Path(checkpoint or ".")):
-            self._load_optimizers(checkpoint)
-
-    def _load_optimizers(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._mix_optimizer is not None:
-            mix = torch.load(Path(checkpoint, MIX_NAME), map_location="cpu", weights_only=True)
-            self.preference_loss.mix.load_state_dict(mix["mix"])
-            self._mix_optimizer.load_state_dict(mix["optimizer"])
+        if checkpoint is None:
+            return
+        state, folder = self._trainer_state(), Path(checkpoint)
+        state.refuse_other_division(folder)
+        with storing(folder):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            state.read_optimizers(folder)
 
     def last_step(self, learning_rate: float) -> StepStats:
         """What the step just closed did, the same on every rank."""

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
 
-from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.errors import NotFiniteError, TuneDlrmlError
 from tune_dlrml.losses.custom import LearntParam
 from tune_dlrml.losses.registry import PreferenceLoss, build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
@@ -25,6 +26,7 @@ from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank
 from tune_dlrml.training.reference.logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sft import ChosenAnswers
+from tune_dlrml.training.sharding.shards import dealt_out, is_sharded
 from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer
 
 _log = logging.getLogger(__name__)
@@ -243,12 +245,17 @@ class _Run:
             return
         began, folder = self.clock(), self.attempt.path.parent
         rank, world = rank_and_world()
+        deal = partial(dealt_out, self.policy) if is_sharded(self.policy) else None
         try:
             with computing(self.policy, self.resident.training):
                 shares = from_all(
-                    lambda: questionnaire.answer(self.policy, self.resident.tokenizer, rank=rank, world=world)
+                    lambda: questionnaire.answer(
+                        self.policy, self.resident.tokenizer, rank=rank, world=world, deal=deal
+                    )
                 )
-        except Exception:
+        except Exception as error:
+            if deal is not None and not isinstance(error, TuneDlrmlError):
+                raise  # the other ranks wait within a forward
             # The trial is complete by its metric all the same; its driver asks it again, from its checkpoint.
             _log.exception("trial %d has no answers", self.spec.number)
             return

@@ -82,7 +82,9 @@ def _load(group: GroupSpec) -> Resident:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(group.resources.cpus_per_worker)
     keep_freed_memory()
-    resident = Resident.load(group.model, group.pairs, group.training, references=Path(group.reference))
+    resident = Resident.load(
+        group.model, group.pairs, group.training, references=Path(group.reference), fsdp=group.resources.fsdp
+    )
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own
     return resident

@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Deal = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -43,6 +45,17 @@ class Sampled:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     text: str
+
+
+class _Completed(NamedTuple):
+    """Token ids that the model added to each prompt of a batch, and whether all its logits were finite."""
+
+    rows: list[list[int]]
+    finite: bool
+
+
+def _one_after_another(call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [call(item) for item in items]
 
 
 class TransformersEngine:
@@ -63,6 +76,8 @@ class TransformersEngine:
         max_new_tokens: Tokens after which an answer is cut.
         batch_size: Chats answered at once.
         name: Of the engine and its model.
+        deal: Puts every batch through a call and gives what came of each, in order; processes that hold the model
+            together deal the batches out, None takes all of them here.
 
     Raises:
         InputError: `max_new_tokens` leaves no room for a prompt in the model's context.
@@ -76,9 +91,11 @@ class TransformersEngine:
         max_new_tokens: int,
         batch_size: int,
         name: str,
+        deal: Deal | None = None,
     ) -> None:
         self.name = name
         self._model = model
+        self._deal = _one_after_another if deal is None else deal
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._prompts = Prompts(tokenizer, model.config, max_new_tokens=max_new_tokens, name=name)
@@ -118,18 +135,27 @@ class TransformersEngine:
         prompts = [self._prompts.ids(chat) for chat in chats]
         seeds = content_seeds([str(prompt) for prompt in prompts], seed)
         longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        completions: dict[int, list[int]] = {}
+        batches = [
+            longest_first[start : start + self._batch_size] for start in range(0, len(prompts), self._batch_size)
+        ]
+
+        def complete(batch: Sequence[int]) -> _Completed:
+            return self._complete([prompts[i] for i in batch], temperature, [seeds[i] for i in batch])
+
         with _answering(self._model):
-            for start in range(0, len(prompts), self._batch_size):
-                batch = longest_first[start : start + self._batch_size]
-                rows = self._complete([prompts[i] for i in batch], temperature, [seeds[i] for i in batch])
-                completions |= dict(zip(batch, rows, strict=True))
+            completed = self._deal(complete, batches)
+        if not all(each.finite for each in completed):
+            raise NotFiniteError(
+                "The model's logits are not finite while it answers: it has diverged, and has no answers."
+            )
+        rows = [row for each in completed for row in each.rows]
+        completions = dict(zip(longest_first, rows, strict=True))
         return [
             Sampled(tuple(prompt), tuple(completions[index]), decoded(self._tokenizer, completions[index]))
             for index, prompt in enumerate(prompts)
         ]
 
-    def _complete(self, prompts: list[list[int]], temperature: float, seeds: list[int]) -> list[list[int]]:
+    def _complete(self, prompts: list[list[int]], temperature: float, seeds: list[int]) -> _Completed:
         """Token ids that the model adds to each prompt, up to the first stop token and with it."""
         device = next(self._model.parameters()).device
         longest = max(map(len, prompts))
@@ -143,8 +169,7 @@ class TransformersEngine:
             generation_config=self._decoding,
             logits_processor=[choice],
         )
-        choice.check()
-        return [self._up_to_stop(row) for row in output[:, longest:].tolist()]
+        return _Completed([self._up_to_stop(row) for row in output[:, longest:].tolist()], choice.finite())
 
     def _up_to_stop(self, ids: list[int]) -> list[int]:
         stop = next((place for place, id in enumerate(ids) if id in self._stop_ids), len(ids))
@@ -250,8 +275,8 @@ class _Choice(LogitsProcessor):  # type: ignore[misc]  # mypy skips transformers
         self._finite = torch.ones((), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
-        # A maximum is NaN if one score is; -inf is a token that the model itself rules out. Looked at once, in `check`,
-        # because every look makes a GPU wait.
+        # A maximum is NaN if one score is; -inf is a token that the model itself rules out. Looked at once, in
+        # `finite`, because every look makes a GPU wait.
         self._finite &= scores_BV.amax(dim=-1).isfinite().all()
         if self._temperature == 0:
             return scores_BV
@@ -261,12 +286,9 @@ class _Choice(LogitsProcessor):  # type: ignore[misc]  # mypy skips transformers
             noise_V.exponential_(generator=stream)
         return scores_BV / self._temperature - noise_BV.log()
 
-    def check(self) -> None:
-        """Raise NotFiniteError if a token was chosen by logits that are not finite."""
-        if not self._finite:
-            raise NotFiniteError(
-                "The model's logits are not finite while it answers: it has diverged, and has no answers."
-            )
+    def finite(self) -> bool:
+        """Whether every token was chosen by logits that are finite."""
+        return bool(self._finite)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,21 @@ class Questionnaire:
         """File with the answers of the trial whose folder it is, in FastChat's format."""
         return folder / f"answers-{self.fingerprint}.jsonl"
 
-    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int) -> list[Answers]:
-        """This rank's share of the answers."""
+    def answer(
+        self, policy: Any, tokenizer: Any, *, rank: int, world: int, deal: Callable[..., list[Any]] | None = None
+    ) -> list[Answers]:
+        """This rank's share of the answers; all of them where the ranks `deal` the batches out."""
         from tune_dlrml.evaluation.engines.generate import TransformersEngine  # torch, where a search is only prepared
 
         engine = TransformersEngine(
-            policy, tokenizer, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, name="policy"
+            policy,
+            tokenizer,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            name="policy",
+            deal=deal,
         )
-        return answer(self.questions[rank::world], engine, seed=self.seed)
+        return answer(self.questions if deal else self.questions[rank::world], engine, seed=self.seed)
 
     def keep(self, folder: Path, shares: Sequence[Sequence[Answers]]) -> None:
         """Write the answers of all ranks, in the order of the questions."""

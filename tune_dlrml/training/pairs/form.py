@@ -16,7 +16,7 @@ from tune_dlrml.training.pairs.batches import PairCollator, padded_collator, rou
 from tune_dlrml.training.pairs.log_prob_head import AGREEMENT, label_log_probs
 from tune_dlrml.training.pairs.packed import Layout, PackedCollator, Shared, attending, sequences, use_packed_attention
 from tune_dlrml.training.pairs.token_mixers import other_mixer, window
-from tune_dlrml.training.ranks import on_rank_zero
+from tune_dlrml.training.ranks import agreed
 from tune_dlrml.training.reference.logps import computing, to_device
 
 Row = Mapping[str, Any]
@@ -81,9 +81,7 @@ def choose_form(
     if reason is None:
         packed = PairForm(PackedCollator(training.max_length, training.truncation_mode), packed=True)
         use_packed_attention(model)
-        reason = on_rank_zero(
-            lambda: _disagreement(model, training, padded.collate, packed.collate, [rows[0], longest])
-        )
+        reason = agreed(lambda: _disagreement(model, training, padded.collate, packed.collate, [rows[0], longest]))
         if reason is None:
             _log.info("prompts are computed once for both completions, which saves %.0f %% of the tokens", 100 * saved)
             return packed

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tune_dlrml.training.full_precision import in_float32
-from tune_dlrml.training.ranks import on_rank_zero
+from tune_dlrml.training.ranks import agreed
 
 UNSCORED = -100
 """Label of a token that nobody is asked to predict."""
@@ -62,7 +62,7 @@ def settle_log_prob_head(model: PreTrainedModel, rows: Sequence[Mapping[str, Any
     device = next(model.parameters()).device
     row = max(rows, key=lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]))
     ids = torch.tensor([[*row["prompt_ids"], *row["chosen_ids"]][:COMPARED]], device=device)
-    reason = on_rank_zero(lambda: _disagreement(model, ids))
+    reason = agreed(lambda: _disagreement(model, ids))
     if reason is None:
         return "fused head"
     _log.info("log-probs come from the model's own logits: %s", reason)

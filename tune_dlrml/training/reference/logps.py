@@ -23,8 +23,9 @@ from tune_dlrml.models.loading import ModelReference
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import Batch, pair_log_probs
 from tune_dlrml.training.pairs.log_prob_head import label_log_probs
-from tune_dlrml.training.ranks import from_all, is_rank_zero, on_rank_zero, rank_and_world
+from tune_dlrml.training.ranks import agreed, from_all, is_rank_zero, on_rank_zero, rank_and_world
 from tune_dlrml.training.reference.cache import LogProbs, ReferenceCache, ReferenceKey, RowId, row_id
+from tune_dlrml.training.sharding.shards import in_step
 
 Row = dict[str, Any]
 Rows = Mapping[RowId, Row]
@@ -126,14 +127,15 @@ class ReferenceLogProbs:
         return values
 
     def _forward(self, batches: Sequence[Sequence[RowId]], rows: Rows) -> dict[RowId, LogProbs]:
-        values: dict[RowId, LogProbs] = {}
-        for names in batches:
+        def values(names: Sequence[RowId]) -> dict[RowId, LogProbs]:
             batch = to_device(self._collate([rows[name] for name in names]), self._model)
             with torch.no_grad(), computing(self._model, self._training):
                 chosen_B, rejected_B = pair_log_probs(self._model, batch)
             pairs = zip(chosen_B.float().tolist(), rejected_B.float().tolist(), strict=True)
-            values |= zip(names, pairs, strict=True)
-        return values
+            return dict(zip(names, pairs, strict=True))
+
+        found = in_step(self._model, values, batches, spare=lambda: values([*rows][:1]))
+        return {name: pair for part in found for name, pair in part.items()}
 
     def _store(self, values: Mapping[RowId, LogProbs]) -> None:
         cache = self._cache
@@ -149,7 +151,7 @@ def reference_cache(
     training: TrainingConfig,
     form: str,
 ) -> ReferenceCache:
-    """The cache of a loaded model, the same on every rank; rank 0 alone reads the weights' files for it.
+    """The cache of a loaded model, the same on every rank.
 
     Args:
         folder: Of the caches of all models.
@@ -159,7 +161,7 @@ def reference_cache(
         training: Truncation and precision.
         form: How pairs go through it.
     """
-    return ReferenceCache(folder, on_rank_zero(lambda: reference_key(reference, model, tokenizer, training, form)))
+    return ReferenceCache(folder, agreed(lambda: reference_key(reference, model, tokenizer, training, form)))
 
 
 def reference_key(
@@ -169,9 +171,9 @@ def reference_key(
     training: TrainingConfig,
     form: str,
 ) -> ReferenceKey:
-    """What the reference log-probs of a loaded model depend on, on the device where it is."""
+    """What the reference log-probs of a loaded model depend on, on the device where it is; for all ranks to call."""
     return ReferenceKey(
-        model=model_fingerprint(reference),
+        model=on_rank_zero(lambda: model_fingerprint(reference)),  # reads the weights' files whole
         software=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
         dtype=str(model.dtype).removeprefix("torch."),
         autocast=training.bf16,
