@@ -27,7 +27,8 @@ from benchmarks.sweep import PAIRS, Size, smollm2_document
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.config.loading import parse_config
 from tune_dlrml.data import select_pairs
-from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
+from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
+from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.system.allocator import keep_freed_memory

@@ -29,7 +29,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.results import RESULTS, Row, Spread, header, interleaved, record
-from tune_dlrml.config import DpoLoss, LoraSettings, TrainingConfig
+from tune_dlrml.config import LoraSettings, TrainingConfig
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.system.allocator import keep_freed_memory

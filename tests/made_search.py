@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_dlrml.config import LearnableBetaMix, SearchConfig, parse_config, to_yaml
+from tune_dlrml.config import SearchConfig, parse_config, to_yaml
 from tune_dlrml.events import EventLog
+from tune_dlrml.losses.lrml.config import LearnableBetaMix
 from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report import SearchData, read_data
 from tune_dlrml.search.confirm.verdicts import Confirmed, Verdict

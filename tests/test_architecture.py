@@ -15,10 +15,11 @@ SCRIPTS = {"builtin/make_sentiment_pairs.py"}
 LAYERS = [
     {"errors", "evaluation.judges.registry"},
     {"system", "pareto", "metrics"},
-    {"records", "builtin", "models"},
+    {"records", "builtin", "models", "domains"},
+    {"losses"},
     {"config"},
     {"space"},
-    {"space_points", "losses", "data", "events"},
+    {"space_points", "data", "events"},
     {"fingerprints"},
     {"training", "evaluation", "tracking", "cluster", "study"},
     {"search"},
@@ -72,7 +73,7 @@ def part_of(module):
 
 
 def part(path):
-    return part_of(place(path).removesuffix(".py").replace("/", "."))
+    return part_of(module(path))
 
 
 @cache
@@ -121,6 +122,11 @@ def test_no_part_imports_a_script():
     assert not [place(path) for path in FILES if names & set(imported(path))]
 
 
+def module(path):
+    """Name of a module, without that of the package."""
+    return place(path).removesuffix(".py").replace("/", ".")
+
+
 HEAVY = ["torch", "transformers", "trl", "peft", "datasets", "ray", "optuna", "mlflow"]
 LIGHT = [
     "config",
@@ -129,9 +135,9 @@ LIGHT = [
     "data",
     "models.checkpoints",
     "models.loading",
-    "losses.geometry",
+    *(module(path) for path in FILES if "losses" in path.parts and path.name in ("config.py", "geometry.py")),
+    "losses.registry",
     "losses.shape",
-    "losses.discovered_geometry",
     "training.checkpoint",
     "training.reference.cache",
 ]

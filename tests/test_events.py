@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.config import DpoLoss, TrainingConfig
+from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import StorageError
 from tune_dlrml.events import EventLog
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.system.files import replace_file

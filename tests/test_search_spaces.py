@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tune_dlrml.builtin import question
-from tune_dlrml.config import Domain, Range, load_config, to_yaml
-from tune_dlrml.config.domains import Choice
+from tune_dlrml.config import load_config, to_yaml
 from tune_dlrml.data import parse_dataset_reference
+from tune_dlrml.domains import Choice, Domain, Range
 from tune_dlrml.errors import InputError
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec

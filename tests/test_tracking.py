@@ -22,9 +22,10 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from tune_dlrml.config import DpoLoss, TrainingConfig
+from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.tracking.cursor import MlflowStore, search_id

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.utils import validation
 from test_tracking import outbox, report, runs_of, send, spec
 
-from tune_dlrml.config import DpoLoss
 from tune_dlrml.events import EventLog, parsed
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import State
 from tune_dlrml.tracking.cursor import MlflowStore, search_id
 from tune_dlrml.tracking.limits import (

@@ -15,9 +15,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, TrainingConfig
+from tune_dlrml.config import CheckpointConfig, DivergenceConfig, TrainingConfig
 from tune_dlrml.data import Pairs, TokenRows, batch_plan
 from tune_dlrml.data.tokens import TokenPair, tokenize
+from tune_dlrml.losses.dpo.function import dpo
+from tune_dlrml.losses.dpo.geometry import dpo_geometry
+from tune_dlrml.losses.preference import PureLoss
+from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.group_spec import TrialPlan
@@ -42,6 +46,13 @@ OF_THE_GROUP = {"steps_per_second", "reference_tokens", "reference_tokens_saved"
 DPO = {"name": "dpo", "beta": 0.1}
 DISCOPOP = {"name": "discopop", "beta": 0.1}
 LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}}
+
+
+class Dpo(PureLoss):
+    """DPO at a beta of 0.1, to be made faulty or slow."""
+
+    def __init__(self) -> None:
+        super().__init__(dpo, {"beta": 0.1}, dpo_geometry())
 
 
 def settings(**changes: Any) -> TrainingConfig:

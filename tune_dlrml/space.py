@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from tune_dlrml.config import AnyLoss, Choice, Domain, DpoLoss, SearchConfig, TrainingConfig
-from tune_dlrml.config.domains import Frozen, overlay
-from tune_dlrml.config.losses import searched_fields
+from tune_dlrml.config import SearchConfig, TrainingConfig
+from tune_dlrml.domains import Choice, Domain, Frozen, overlay
+from tune_dlrml.losses.base import searched_fields
+from tune_dlrml.losses.registry import AnyLoss
 
 BRANCH = "loss"
 """Name of the categorical parameter that chooses the branch, where there is more than one."""
@@ -108,7 +109,7 @@ class SearchSpace:
         spec = self.baseline_spec(0)
         if spec is None:
             return None
-        branch = next((name for name, loss in self.branches.items() if isinstance(loss, DpoLoss)), None)
+        branch = next((name for name, loss in self.branches.items() if loss.name == spec.loss.name), None)
         if branch is None:
             return None
         point: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}

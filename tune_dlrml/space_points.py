@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_dlrml.config import Choice, Domain
+from tune_dlrml.domains import Choice, Domain
 
 Points = Mapping[str, NDArray[Any]]
 """By parameter, one value a point."""

@@ -11,8 +11,8 @@ from tune_dlrml.benches import frontier as bench
 from tune_dlrml.benches.frontier import Draw, search_frontier
 from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.config.losses import DpoLoss
 from tune_dlrml.evaluation.frontier.points import Sampling
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
 

@@ -7,8 +7,9 @@ import pytest
 from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.config.losses import DiscopopLoss, DlrmlLoss, DpoLoss, LearnableBetaMix
 from tune_dlrml.evaluation.frontier.picture import Setting
+from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.space import TrialSpec
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from tune_dlrml import builtin
 from tune_dlrml.config import parse_config
-from tune_dlrml.config.domains import overlay
 from tune_dlrml.config.json_schema import json_schema
 from tune_dlrml.config.yaml_text import parse_yaml
+from tune_dlrml.domains import overlay
 from tune_dlrml.errors import InputError
 
 SCHEMA = json_schema()

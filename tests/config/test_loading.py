@@ -5,7 +5,8 @@ import json
 import pydantic
 import pytest
 
-from tune_dlrml.config import Choice, Range, parse_config, to_yaml
+from tune_dlrml.config import parse_config, to_yaml
+from tune_dlrml.domains import Choice, Range
 
 
 def test_a_file_says_what_it_means_and_the_rest_has_its_default(load):

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from tune_dlrml.config import Choice, Range
-from tune_dlrml.config.domains import parse_domain
+from tune_dlrml.domains import Choice, Range, parse_domain
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
 
 TWO_LOSSES = """\

@@ -3,9 +3,8 @@ from typing import get_args
 import pytest
 from export.test_loss_source import LOSSES, WITH_DEFAULTS, parsed
 
-from tune_dlrml.config import AnyLoss
 from tune_dlrml.export.card import geometry_sentences
-from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.losses.registry import AnyLoss, build_loss
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, *WITH_DEFAULTS], ids=str)

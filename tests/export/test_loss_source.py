@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from tune_dlrml.config import AnyLoss
 from tune_dlrml.errors import InputError
 from tune_dlrml.export.loss_source import CUSTOM_MODULE, OF_THE_PAIRS, loss_source
-from tune_dlrml.losses.registry import PairBatch, build_loss
-from tune_dlrml.losses.scoring_rules import rule_of
+from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.registry import AnyLoss, build_loss
+from tune_dlrml.losses.scoring_rules.function import rule_of
 
 LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0, "learning_rate": 0.02}}
 LOSSES: list[dict[str, Any]] = [

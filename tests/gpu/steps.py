@@ -19,8 +19,9 @@ from pydantic import TypeAdapter
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from tune_dlrml.config import AnyLoss, CheckpointConfig, DivergenceConfig, TrainingConfig
+from tune_dlrml.config import CheckpointConfig, DivergenceConfig, TrainingConfig
 from tune_dlrml.data import Pairs
+from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.records import Answer, Report
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.training.group_spec import TrialPlan

@@ -7,25 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tune_dlrml.config.domains import Range
-from tune_dlrml.config.losses import (
-    AnyLoss,
-    AqflLoss,
-    AqlLoss,
-    CellLoss,
-    DbaqlLoss,
-    DiscopopLoss,
-    DlrmlLoss,
-    DpoLoss,
-    HingeLoss,
-    IpoLoss,
-    KtoLoss,
-    LearnableBetaMix,
-    PadllLoss,
-    PflLoss,
-)
-from tune_dlrml.losses.functional import dlrml
-from tune_dlrml.losses.registry import LOSSES, PairBatch, build_loss
+from tune_dlrml.domains import Range
+from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
+from tune_dlrml.losses.dpo.config import DpoLoss, HingeLoss, IpoLoss
+from tune_dlrml.losses.kto.config import KtoLoss
+from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.lrml.function import dlrml
+from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss
 
 BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
 RAW_MIX = LearnableBetaMix(init=0.2, learning_rate=0.01, c_bounds=None)

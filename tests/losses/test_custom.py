@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from tune_dlrml.config.losses import AnyLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.geometry import dlrml_geometry
-from tune_dlrml.losses.registry import PairBatch, build_loss
+from tune_dlrml.losses.lrml.geometry import dlrml_geometry
+from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.registry import AnyLoss, build_loss
 from tune_dlrml.space import loss_at
 from tune_dlrml.system.own_code import load_function
 

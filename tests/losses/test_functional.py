@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tune_dlrml.losses.functional import discopop, discopop_published, dlrml, dlrml_published, dpo
+from tune_dlrml.losses.dpo.function import dpo
+from tune_dlrml.losses.lrml.function import discopop, discopop_published, dlrml, dlrml_published
 
 FORMS = [dlrml, dlrml_published]
 

@@ -10,17 +10,16 @@ import pytest
 from mpmath import diff, exp, findroot, log, mp, mpf
 from scipy.integrate import quad
 
-from tune_dlrml.losses.geometry import (
+from tune_dlrml.losses.dpo.geometry import dpo_geometry
+from tune_dlrml.losses.lrml.geometry import (
     MONOTONE_C,
     SAFE_BAND,
     WRONG_START_C,
     dlrml_geometry,
     dlrml_slope,
     dlrml_value,
-    dpo_geometry,
     learned_geometry,
     shape_number,
-    start_slope,
 )
 
 mp.dps = 30
@@ -61,18 +60,17 @@ def test_value_and_slope_beyond_double_range_are_infinite_not_nan():
         assert dlrml_slope(-2000.0, c) == pytest.approx(-1.0, rel=1e-12)
 
 
-def test_start_slope_is_the_derivative_at_margin_zero():
+def test_the_slope_at_margin_zero_is_the_derivative_there():
     for c in (0.5, 5.0, 9.5, 20.0, 80.0):
         for beta_kl in (0.05, 0.3):
             by_hand = beta_kl * (c * (1 - math.log(2)) - 3) / 4
-            assert start_slope(c, beta_kl) == pytest.approx(by_hand, rel=1e-14)
             assert float(diff(lambda rho, c=c, b=beta_kl: definition(b * rho, c), 0)) == pytest.approx(by_hand)
             assert beta_kl * dlrml_slope(0.0, c) == pytest.approx(by_hand, rel=1e-13)
 
 
 def test_start_turns_wrong_at_c_9_777():
     assert round(WRONG_START_C, 3) == 9.777
-    assert start_slope(WRONG_START_C * (1 - 1e-12), 0.1) < 0 < start_slope(WRONG_START_C * (1 + 1e-12), 0.1)
+    assert dlrml_slope(0.0, WRONG_START_C * (1 - 1e-12)) < 0 < dlrml_slope(0.0, WRONG_START_C * (1 + 1e-12))
     assert dlrml_geometry(9.776).starts == "right"
     assert dlrml_geometry(9.777).starts == "wrong"
 

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tune_dlrml.config import Range, SftTerm, WarmUp
-from tune_dlrml.config.losses import AnyLoss, described
-from tune_dlrml.losses.registry import LOSSES, build_loss
+from tune_dlrml.domains import Range
+from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss, described
+from tune_dlrml.losses.scoring_rules.config import SftTerm, WarmUp
 from tune_dlrml.space import loss_at
 
 LOSS = TypeAdapter(AnyLoss)

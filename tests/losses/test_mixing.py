@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tune_dlrml.losses.functional import dlrml
-from tune_dlrml.losses.mixing import LearnableMix
+from tune_dlrml.losses.lrml.function import dlrml
+from tune_dlrml.losses.lrml.mixing import LearnableMix
 
 BETA_KL, TAU = 0.05, 0.05
 

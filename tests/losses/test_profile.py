@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from tune_dlrml.config.losses import CellLoss, DiscopopLoss, DlrmlLoss, DpoLoss, KtoLoss, LearnableBetaMix
+from tune_dlrml.losses.discovered.config import CellLoss
+from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.kto.config import KtoLoss
+from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.losses.profile import overflows_within, profile
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.report.loss_picture import loss_figure

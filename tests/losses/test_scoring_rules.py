@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tune_dlrml.config import Range, SftTerm, WarmUp
-from tune_dlrml.losses.scoring_rules import (
+from tune_dlrml.domains import Range
+from tune_dlrml.losses.scoring_rules.config import SftTerm, WarmUp
+from tune_dlrml.losses.scoring_rules.function import (
     TokenRule,
     alpha_power,
     answer_means,
     brier,
     build_rule,
     from_hidden,
-    from_logits,
     logarithmic,
     masked_logarithmic,
     pseudo_spherical,
@@ -140,7 +140,7 @@ def test_gradients_are_those_of_finite_differences(rule):
     hidden = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     head = torch.randn(6, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.tensor([0, 5, 2, 2, 1])
-    assert torch.autograd.gradcheck(lambda logits: from_logits(rule, logits, labels, chunk=2), (logits,))
+    assert torch.autograd.gradcheck(lambda logits: rule(logits, labels), (logits,))
     assert torch.autograd.gradcheck(lambda h, w: from_hidden(rule, h, w, labels, chunk=2), (hidden, head))
 
 
@@ -154,7 +154,6 @@ def test_chunks_and_the_head_change_nothing_but_the_order_of_sums(rule):
     for loss in (
         from_hidden(rule, hidden, head, labels, chunk=4),
         from_hidden(rule, hidden, head, labels),
-        from_logits(rule, hidden @ head.T, labels, chunk=4),
     ):
         torch.testing.assert_close(loss, whole)
         for ours, theirs in zip(
@@ -172,7 +171,7 @@ def test_value_and_gradient_are_finite_where_probabilities_underflow(rule, dtype
     rows = [[0.0] * 8, [1e4, -1e4, *[0.0] * 6], [-1e4, *[1e4] * 7], [200.0, 0.0, -200.0, *[50.0] * 5]]
     logits = torch.tensor(rows, dtype=dtype, requires_grad=True)
     for label in range(8):
-        loss = from_logits(rule, logits, torch.full((4,), label))
+        loss = rule(logits, torch.full((4,), label))
         assert loss.dtype == torch.float32
         assert loss.isfinite().all()
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
@@ -235,7 +234,6 @@ def test_the_forward_pass_keeps_nothing_of_the_size_of_the_logits():
 
 def test_no_tokens_give_no_losses():
     empty = torch.zeros(0, dtype=torch.long)
-    assert from_logits(TokenRule("brier"), torch.zeros(0, 5), empty).shape == (0,)
     assert from_hidden(TokenRule("brier"), torch.zeros(0, 3), torch.zeros(5, 3), empty).shape == (0,)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.validation import validate_custom
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.custom.validation import validate_custom
 
 HEAD = "import torch\nfrom torch.nn.functional import softplus\n\n\n"
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from tune_dlrml.losses import discovered, functional
-from tune_dlrml.losses.discovered import standard_deviation, variance
+from tune_dlrml.losses.discovered import function as discovered
+from tune_dlrml.losses.discovered.function import standard_deviation, variance
+from tune_dlrml.losses.dpo import function as dpo
+from tune_dlrml.losses.kto import function as kto
+from tune_dlrml.losses.lrml import function as lrml
 
 
 def log1pexp(x):
@@ -34,31 +37,31 @@ MARGINS = (-20.0, -2.0, 0.0, 2.0, 20.0)  # z = -1, -0.1, 0, 0.1, 1 at beta 0.05
 
 def test_dpo_by_hand():
     expected = [math.log(1 + math.e), log1pexp(0.1), math.log(2), log1pexp(-0.1), math.log(1 + 1 / math.e)]
-    same(functional.dpo(at(*MARGINS), beta=0.05), expected)
+    same(dpo.dpo(at(*MARGINS), beta=0.05), expected)
 
 
 def test_hinge_by_hand():
-    same(functional.hinge(at(-20.0, -2.0, 0.0, 2.0, 40.0), beta=0.05), [2.0, 1.1, 1.0, 0.9, 0.0])
+    same(dpo.hinge(at(-20.0, -2.0, 0.0, 2.0, 40.0), beta=0.05), [2.0, 1.1, 1.0, 0.9, 0.0])
 
 
 def test_ipo_by_hand_pulls_the_margin_to_half_of_one_over_beta():
     tokens = torch.ones(5)
     margin = at(-2.0, 0.0, 4.0, 5.0, 7.0)
-    loss = functional.ipo(margin / 2, -margin / 2, tokens, tokens, beta=0.1, length_normalized=False)
+    loss = dpo.ipo(margin / 2, -margin / 2, tokens, tokens, beta=0.1, length_normalized=False)
     same(loss, [49.0, 25.0, 1.0, 0.0, 4.0])
 
 
 def test_ipo_of_trl_takes_log_ratios_per_token():
     chosen, rejected = at(10.0, -4.0, 0.0, 8.0, 3.0), at(-3.0, 6.0, 9.0, 0.0, 3.0)
     lengths = torch.tensor([2, 4, 5, 8, 3]), torch.tensor([3, 2, 9, 1, 0])
-    loss = functional.ipo(chosen, rejected, *lengths, beta=0.25, length_normalized=True)
+    loss = dpo.ipo(chosen, rejected, *lengths, beta=0.25, length_normalized=True)
     # 5 + 1, -1 - 3, 0 - 1, 1 - 0, 1 - 3, each minus 2
     same(loss, [16.0, 36.0, 9.0, 1.0, 16.0])
 
 
 def test_kto_by_hand_holds_each_half_against_the_kl_of_the_other():
     chosen, rejected = at(2.0, -1.0, 4.0, 0.0, 5.0), at(1.0, -6.0, 0.0, 3.0, -8.0)
-    loss = functional.kto(chosen, rejected, beta=0.5, desirable_weight=1.0, undesirable_weight=3.0, kl_gradient=True)
+    loss = kto.kto(chosen, rejected, beta=0.5, desirable_weight=1.0, undesirable_weight=3.0, kl_gradient=True)
     # Means 2 and -2: the chosen half has a KL of 2, the rejected half one of 0.
     expected = [
         (1 - expit(1.0) + 3 * (1 - expit(0.5))) / 2,
@@ -74,7 +77,7 @@ def test_kto_keeps_the_gradient_out_of_the_kl_where_told():
     def slope_of_the_first_chosen(kl_gradient):
         chosen = at(2.0, 4.0).requires_grad_()
         weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-        loss = functional.kto(chosen, at(1.0, 3.0), beta=0.5, kl_gradient=kl_gradient, **weights)
+        loss = kto.kto(chosen, at(1.0, 3.0), beta=0.5, kl_gradient=kl_gradient, **weights)
         return torch.autograd.grad(loss.sum(), chosen)[0][0].item()
 
     # KL 3 and 2: the first chosen log-ratio stands at 2 - 2; the rejected ones stand at 3 - 1 and 3 - 3.
@@ -134,17 +137,17 @@ def test_aqfl_by_hand_blends_by_the_distance_from_an_adaptive_quantile():
 @pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_lrml_is_dlrml_with_one_beta_in_both_places(tau):
     margin = torch.linspace(-300, 300, 601, dtype=torch.float64)
-    ours = functional.dlrml(margin, beta_kl=0.05, beta_mix=0.05, tau=tau)
+    ours = lrml.dlrml(margin, beta_kl=0.05, beta_mix=0.05, tau=tau)
     z = 0.05 * margin
     m = torch.sigmoid(z / tau)
     torch.testing.assert_close(ours, (1 - m) * torch.log1p(torch.exp(-z)) + m * torch.exp(-z), rtol=1e-9, atol=1e-12)
-    assert torch.equal(ours, functional.discopop(margin, beta=0.05, tau=tau))
+    assert torch.equal(ours, lrml.discopop(margin, beta=0.05, tau=tau))
 
 
 def test_cell_is_half_the_logistic_and_half_the_exponential_loss_and_its_ends_are_either():
     margin = torch.linspace(-100, 100, 201, dtype=torch.float64)
     logistic, exponential = discovered.cell(margin, beta=0.05, alpha=0.0), discovered.cell(margin, beta=0.05, alpha=1.0)
-    assert torch.equal(logistic, functional.dpo(margin, beta=0.05))
+    assert torch.equal(logistic, dpo.dpo(margin, beta=0.05))
     assert torch.equal(exponential, torch.exp(-0.05 * margin))
     half = discovered.cell(margin, beta=0.05, alpha=0.5)
     torch.testing.assert_close(half, (logistic + exponential) / 2, rtol=1e-14, atol=0)
@@ -159,7 +162,7 @@ def test_dbaql_of_equal_margins_at_temperature_1_is_cell():
 def test_padll_without_a_penalty_is_dpo_scaled():
     margin = torch.linspace(-50, 50, 101, dtype=torch.float64)
     scaled = discovered.padll(margin, beta=0.1, decay=0.9, mismatch_penalty=0.0)
-    assert torch.equal(scaled, 0.9 * functional.dpo(margin, beta=0.1))
+    assert torch.equal(scaled, 0.9 * dpo.dpo(margin, beta=0.1))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_padll_without_a_penalty_is_dpo_scaled():
         (lambda rho: discovered.padll(rho, beta=0.05, decay=0.9, mismatch_penalty=0.5), 45.0, 0.0),
         (lambda rho: discovered.aqfl(rho, beta=0.05, tau=0.05, quantile_rate=0.05, distance_scale=0.1), 100.0, 0.0),
         (lambda rho: discovered.pfl(rho, 0.0, beta=0.05, focus_scale=2.0), 202.0, 0.0),
-        (lambda rho: functional.hinge(rho, beta=0.05), 101.0, 0.0),
+        (lambda rho: dpo.hinge(rho, beta=0.05), 101.0, 0.0),
     ],
 )
 def test_limits_of_single_pairs(loss, far_left, far_right):
@@ -181,7 +184,7 @@ def test_limits_of_single_pairs(loss, far_left, far_right):
 def test_kto_is_flat_where_a_pair_is_far_wrong():
     chosen, rejected = at(-1000.0, 1000.0).requires_grad_(), at(1000.0, -1000.0)
     weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-    loss = functional.kto(chosen, rejected, beta=0.1, kl_gradient=False, **weights)
+    loss = kto.kto(chosen, rejected, beta=0.1, kl_gradient=False, **weights)
     assert loss.tolist() == pytest.approx([1.0, 0.0], abs=1e-20)
     assert torch.autograd.grad(loss.sum(), chosen)[0].abs().max() < 1e-20
 

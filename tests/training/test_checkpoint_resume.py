@@ -20,7 +20,7 @@ from toy_training import DISCOPOP, DPO, LEARNABLE, LORA, plan, settings
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import StorageError
-from tune_dlrml.losses.registry import Dpo, PairBatch
+from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.training import checkpoint, trial
 from tune_dlrml.training.checkpoint import MARKER, newest_checkpoint
@@ -308,11 +308,11 @@ def test_a_trial_saved_at_its_last_step_ends_without_training(
     assert train(other_resident, DPO, settings(), BUDGET, Driver(stop_at=7), tmp_path) is None
 
 
-class NotFiniteAt(Dpo):
+class NotFiniteAt(toy_training.Dpo):
     """DPO that is NaN at some optimizer steps."""
 
     def __init__(self, steps: set[int], after: int = 0) -> None:
-        super().__init__(beta_kl=0.1)
+        super().__init__()
         self.steps, self.step = steps, after
 
     def forward(self, pairs: PairBatch) -> torch.Tensor:
@@ -339,7 +339,7 @@ def test_seconds_and_speed_go_on_where_they_stood(lora_resident: Resident, tmp_p
     """On a clock that moves by 1 s a step; the kill comes 3 s after it, and 100 s pass before the trial goes on."""
     now = 0.0
 
-    class Ticking(Dpo):
+    class Ticking(toy_training.Dpo):
         def forward(self, pairs: PairBatch) -> torch.Tensor:
             nonlocal now
             now += 1.0
@@ -347,7 +347,7 @@ def test_seconds_and_speed_go_on_where_they_stood(lora_resident: Resident, tmp_p
 
     budget, training = plan(8, save_steps=3), settings(logging_steps=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "build_loss", lambda _: Ticking(beta_kl=0.1))
+        patch.setattr(trial, "build_loss", lambda _: Ticking())
         driver, spec = Driver(kill_before=4), toy_training.spec(DPO, training)
         with pytest.raises(Killed):
             train_trial(lora_resident, spec, budget, driver, folder=tmp_path, handed_over_s=-5.0, clock=lambda: now)

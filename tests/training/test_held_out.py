@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs
 from tune_dlrml.errors import NotFiniteError
-from tune_dlrml.losses.geometry import dlrml_geometry, dpo_geometry
+from tune_dlrml.losses.dpo.geometry import dpo_geometry
+from tune_dlrml.losses.lrml.geometry import dlrml_geometry
 from tune_dlrml.training import held_out
 from tune_dlrml.training.resident import Resident
 

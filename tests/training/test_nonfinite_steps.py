@@ -11,7 +11,7 @@ from torch import Tensor
 from toy_training import DPO, LEARNABLE, LORA, Recorder, plan, settings
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
+from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.records import State
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident

@@ -12,8 +12,8 @@ from torch import Tensor
 from toy_training import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tune_dlrml.config import SftTerm
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.scoring_rules.config import SftTerm
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sft import ChosenAnswers
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toy_training import DISCOPOP, DPO, LEARNABLE, LORA, Recorder, plan, settings
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.losses.registry import Dlrml, PairBatch
+from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.records import Answer, Report, State
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident
@@ -327,7 +327,7 @@ def test_steps_per_second_leave_evaluation_waiting_and_saving_out(lora_resident:
             now += 100.0
             return super().send(report)
 
-    class Ticking(Dlrml):
+    class Ticking(toy_training.Dpo):
         def forward(self, pairs: PairBatch) -> Tensor:
             nonlocal now
             now += 2.0
@@ -351,7 +351,7 @@ def test_steps_per_second_leave_evaluation_waiting_and_saving_out(lora_resident:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lora_resident.held_out, "evaluate", evaluating)
         patch.setattr(PreferenceTrainer, "write_state", saving)
-        patch.setattr(trial, "build_loss", lambda _: Ticking(beta_kl=0.1, beta_mix=0.1, tau=0.05, numerics="stable"))
+        patch.setattr(trial, "build_loss", lambda _: Ticking())
         outcome = trial.train_trial(
             lora_resident,
             toy_training.spec(DISCOPOP, settings(logging_steps=2)),

@@ -14,7 +14,7 @@ import toy_training
 from safetensors.torch import load_file
 from toy_training import DPO, LEARNABLE, plan, settings
 
-from tune_dlrml.losses.geometry import dlrml_geometry
+from tune_dlrml.losses.lrml.geometry import dlrml_geometry
 from tune_dlrml.training.checkpoint import newest_checkpoint
 from tune_dlrml.training.resident import Resident
 

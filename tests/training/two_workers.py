@@ -20,8 +20,8 @@ from toy_training import DPO, LEARNABLE, Recorder, plan, settings
 from tune_dlrml.errors import StorageError
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Question
-from tune_dlrml.losses.geometry import dlrml_geometry
-from tune_dlrml.losses.registry import Dpo, PairBatch
+from tune_dlrml.losses.lrml.geometry import dlrml_geometry
+from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.records import Answer, Report
 from tune_dlrml.training import trial
@@ -51,7 +51,7 @@ class Dying(Verdict):
         return super().send(report)
 
 
-class FaultOnRankOne(Dpo):
+class FaultOnRankOne(toy_training.Dpo):
     """DPO whose third batch is not finite on rank 1."""
 
     calls = 0
@@ -124,7 +124,7 @@ def storage_error(model: Resident) -> str:
 
 
 def run_with_a_fault(model: Resident, **changes: Any) -> dict[str, Any]:
-    build, trial.build_loss = trial.build_loss, lambda config: FaultOnRankOne(beta_kl=0.1)
+    build, trial.build_loss = trial.build_loss, lambda config: FaultOnRankOne()
     try:
         return run(model, DPO, **changes)
     finally:

@@ -47,16 +47,17 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from rich.table import Table
 
-    from tune_dlrml.config.losses import described
+    from tune_dlrml.losses.registry import described
 
     documents = described()
     if as_json:
         print_json(documents)
         return
-    table = Table("name", "fields (default)", "what it is", header_style="bold")
+    table = Table("name", "fields (default)", "what it is", "kind", "source", header_style="bold")
     for document in documents:
         fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
-        table.add_row(document["name"], fields, document["description"])
+        told = [document[key] or "the user's own" for key in ("description", "kind", "source")]
+        table.add_row(document["name"], fields, *told)
     console(False).print(table)
 
 
@@ -136,7 +137,7 @@ def _start(seen: "Profile") -> str:
 
 
 def _c_told(c: float) -> str:
-    from tune_dlrml.losses.geometry import SAFE_BAND
+    from tune_dlrml.losses.lrml.geometry import SAFE_BAND
 
     low, high = SAFE_BAND
     where = "inside" if low <= c <= high else "below" if c < low else "above"

@@ -4,11 +4,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tune_dlrml.config.domains import overlay
 from tune_dlrml.config.loading import parse_override
-from tune_dlrml.config.losses import AnyLoss
-from tune_dlrml.config.messages import loss_names, message_of, moved, nearest
+from tune_dlrml.config.messages import message_of, moved, nearest
+from tune_dlrml.domains import overlay
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.registry import LOSSES, AnyLoss
 
 _ANY: TypeAdapter[AnyLoss] = TypeAdapter(AnyLoss)
 
@@ -23,8 +23,8 @@ def chosen_loss(name: str, overrides: list[str]) -> AnyLoss:
     Raises:
         InputError: Naming the option, key, value and what is allowed.
     """
-    if name not in loss_names():
-        raise InputError(f"losses show {name}: no loss has this name; {nearest(name, loss_names())}")
+    if name not in LOSSES:
+        raise InputError(f"losses show {name}: no loss has this name; {nearest(name, list(LOSSES))}")
     document: dict[str, Any] = {"name": name}
     places: dict[str, str] = {}
     for override in overrides:

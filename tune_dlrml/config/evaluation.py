@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, model_validator
 
-from tune_dlrml.config.domains import Frozen, law
+from tune_dlrml.domains import Frozen, law
 from tune_dlrml.evaluation.judges.registry import JUDGES, is_remote, judge_kind
 
 

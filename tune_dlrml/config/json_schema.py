@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from tune_dlrml.config.domains import Frozen
 from tune_dlrml.config.schema import LoraSpace, SearchConfig, TrainingSpace
 from tune_dlrml.config.training import LoraSettings, TrainingConfig
+from tune_dlrml.domains import Frozen
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SAME_MEANING: dict[type[Frozen], type[Frozen]] = {TrainingSpace: TrainingConfig, LoraSpace: LoraSettings}

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_dlrml import builtin
-from tune_dlrml.config.domains import overlay
 from tune_dlrml.config.messages import message_of, moved
 from tune_dlrml.config.schema import SearchConfig
 from tune_dlrml.config.yaml_text import Place, as_yaml_text, parse_yaml
+from tune_dlrml.domains import overlay
 from tune_dlrml.errors import InputError
 
 SIZE_LIMIT = 1_000_000

@@ -7,8 +7,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tune_dlrml.config.domains import remedy
 from tune_dlrml.config.schema import SearchConfig
+from tune_dlrml.domains import remedy
+from tune_dlrml.losses.registry import LOSSES
 
 
 def moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
@@ -52,7 +53,7 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
         return f"{prefix}: must be given, but is missing"
     shown = json.dumps(given, default=str)[:200]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{prefix}: {nearest(str(given), loss_names())}, but got {shown}"
+        return f"{prefix}: {nearest(str(given), list(LOSSES))}, but got {shown}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{prefix}: a mapping of keys is needed, but got {shown}"
     return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}{remedy(kind, given)}"
@@ -77,7 +78,7 @@ def _path_in(document: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]
         if inside:
             document = document[part]
             path.append(part)
-        elif isinstance(document, dict) and index == len(loc) - 1 and part not in loss_names():
+        elif isinstance(document, dict) and index == len(loc) - 1 and part not in LOSSES:
             path.append(part)
     return tuple(path)
 
@@ -92,8 +93,8 @@ def _legal_keys(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         if isinstance(part, int):
             continue
-        if part in loss_names():
-            model = next(loss for loss in _losses() if loss.model_fields["name"].default == part)
+        if part in LOSSES:
+            model = LOSSES[part].config
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _section(model.model_fields[part].annotation) or model
     return list(model.model_fields)
@@ -104,16 +105,6 @@ def _section(annotation: Any) -> type[BaseModel] | None:
         return annotation
     found = [_section(inner) for inner in get_args(annotation)]
     return next((model for model in found if model is not None), None)
-
-
-def _losses() -> list[type[BaseModel]]:
-    union = get_args(get_args(SearchConfig.model_fields["space"].annotation.model_fields["losses"].annotation)[0])[0]  # type: ignore[union-attr]
-    return list(get_args(union))
-
-
-def loss_names() -> list[str]:
-    """Names that `space.losses` takes."""
-    return [loss.model_fields["name"].default for loss in _losses()]
 
 
 def nearest(word: str, legal: list[str]) -> str:

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from tune_dlrml.config.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.config.evaluation import EvaluationConfig
-from tune_dlrml.config.losses import AnyLoss, DpoLoss, searched_fields
 from tune_dlrml.config.rows import DatasetConfig
 from tune_dlrml.config.settings import (
     CheckpointConfig,
@@ -27,6 +25,10 @@ from tune_dlrml.config.training import (
     Schedule,
     TrainingConfig,
 )
+from tune_dlrml.domains import Choice, Domain, Frozen, Range, Searchable, law
+from tune_dlrml.losses.base import searched_fields
+from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.registry import AnyLoss
 
 
 class LoraSpace(Frozen):

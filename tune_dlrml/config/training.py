@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from tune_dlrml.config.domains import Frozen, law, overlay
-from tune_dlrml.config.sft import WarmUp
+from tune_dlrml.domains import Frozen, law, overlay
+from tune_dlrml.losses.scoring_rules.config import WarmUp
 
 Natural = Annotated[int, Field(ge=1)]
 NotNegativeInt = Annotated[int, Field(ge=0)]

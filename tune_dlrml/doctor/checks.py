@@ -4,18 +4,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tune_dlrml.config import AnyLoss, SearchConfig
-from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import Section, select_pairs
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.doctor.loss_box import loss_box_of
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.search.validity import check_model, references, try_function
 from tune_dlrml.space import SearchSpace
 
 if TYPE_CHECKING:
-    from tune_dlrml.losses.validation import Observation
+    from tune_dlrml.losses.custom.validation import Observation
 
 
 def examine(config: SearchConfig) -> Iterator[Finding]:

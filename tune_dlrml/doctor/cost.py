@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tune_dlrml.config import Domain, Range, ResourcesConfig, SearchConfig
-from tune_dlrml.config.losses import searched_fields
+from tune_dlrml.config import ResourcesConfig, SearchConfig
+from tune_dlrml.domains import Domain, Range
+from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
 from tune_dlrml.study.halving import is_promoted, rung_steps
 from tune_dlrml.study.proposer import proposer_of

@@ -2,7 +2,7 @@
 
 Each branch's box is sampled on the scales of its own domains, as the random sampler draws, but evenly (Sobol's
 sequence with a fixed seed), so that a share of 4096 points is right to about half a percent and the same every time.
-What makes a point bad is told in `losses/geometry.py`.
+What makes a point bad is told in `losses/lrml/geometry.py`.
 """
 
 import math
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_dlrml.config import AnyLoss, DiscopopLoss, DlrmlLoss, LearnableBetaMix
-from tune_dlrml.config.losses import AqflLoss, AqlLoss, CustomLoss
-from tune_dlrml.losses.geometry import MONOTONE_C, SAFE_BAND, WRONG_START_C
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss
+from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.lrml.geometry import MONOTONE_C, SAFE_BAND, WRONG_START_C
+from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.space import loss_at
 from tune_dlrml.space_points import Points, sampled
 

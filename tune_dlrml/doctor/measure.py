@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from tune_dlrml.cluster.cluster import local_capacity
-from tune_dlrml.config import DpoLoss, ResourcesConfig, SearchConfig
+from tune_dlrml.config import ResourcesConfig, SearchConfig
 from tune_dlrml.config.settings import BaselineConfig
 from tune_dlrml.doctor.cost import Cost, estimate_cost
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace

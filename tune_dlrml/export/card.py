@@ -5,15 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tune_dlrml.config.domains import flat
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.data import parse_dataset_reference
+from tune_dlrml.domains import flat
 from tune_dlrml.export.loss_source import LossSource
 from tune_dlrml.export.pairs import TrainingPairs, pairs_per_step
 from tune_dlrml.export.script import BASE, load_hint
 from tune_dlrml.export.trained import TrainedTrial
-from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import METRICS
 from tune_dlrml.system.code_state import told
 

@@ -10,26 +10,23 @@ A user's own loss goes along as its file, whole.
 import ast
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tune_dlrml import losses
-from tune_dlrml.config import AnyLoss, LearnableBetaMix
-from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom import LearntParam, bare
-from tune_dlrml.losses.mixing import LearnableMix
-from tune_dlrml.losses.registry import PairBatch, PreferenceLoss, build_loss
-from tune_dlrml.losses.scoring_rules import TokenRule, rule_of
+from tune_dlrml.losses.custom.build import LearntParam, bare
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.lrml.config import LearnableBetaMix
+from tune_dlrml.losses.lrml.mixing import LearnableMix
+from tune_dlrml.losses.preference import OF_THE_PAIRS, PairBatch, PureLoss
+from tune_dlrml.losses.registry import AnyLoss, build_loss
+from tune_dlrml.losses.scoring_rules.function import TokenRule, rule_of
 from tune_dlrml.system.own_code import load_function
 
 OWN = "tune_dlrml.losses"
-OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
-"""What a loss may be called with: every one of them is there in the script under this name."""
 WITHOUT = "export it with --no-script"
 MIX = "MIX"
 """Name in the script of what is learnt beside the policy."""
@@ -119,8 +116,13 @@ def loss_source(config: AnyLoss) -> LossSource:
 
 
 def _known(config: AnyLoss) -> _Called:
-    built, function = build_loss(config), _pure_function(config)
-    call = f"{function.__name__}({', '.join(_arguments(function, config, built))})"
+    loss = build_loss(config)
+    if not isinstance(loss, PureLoss):
+        raise InputError(
+            f"a script can be written for a pure function of a pair, but the loss {config.name} is none; {WITHOUT}"
+        )
+    function = loss.function
+    call = f"{function.__name__}({', '.join(_arguments(loss))})"
     learnt = getattr(config, "beta_mix", None)
     if isinstance(learnt, LearnableBetaMix):
         mix = _mix(config, learnt)
@@ -180,44 +182,14 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, int]]:
             yield from _imported(child)
 
 
-def _pure_function(config: AnyLoss) -> Callable[..., Any]:
-    """The function of the loss's name anywhere in `losses`; its `_published` form where the trial computed that."""
-    name = config.name + ("_published" if getattr(config, "numerics", "stable") == "published" else "")
-    for info in pkgutil.iter_modules(losses.__path__):
-        module = importlib.import_module(f"{OWN}.{info.name}")
-        found = vars(module).get(name)
-        if inspect.isfunction(found) and found.__module__ == module.__name__:
-            return found
-    raise InputError(
-        f"a script can be written for a loss that is a function of its own name in {OWN}, but there is none for "
-        f"{config.name!r}; {WITHOUT}"
-    )
-
-
-def _arguments(function: Callable[..., Any], config: AnyLoss, built: PreferenceLoss) -> list[str]:
-    """Arguments of the call, each as text; one that has a default and no field, such as a statistic, keeps it."""
-    given = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        if name in OF_THE_PAIRS:
-            text = name
-        elif name == "beta_mix" and built.mix is not None:
-            text = f"{MIX}.beta_mix()"
-        elif parameter.default is inspect.Parameter.empty or hasattr(config, name):
-            text = repr(_value(name, config, built))
-        else:
-            continue
-        given.append(f"{name}={text}" if keyword else text)
-    return given
-
-
-def _value(name: str, config: AnyLoss, built: PreferenceLoss) -> Any:
-    """The field of that name, or else a number that the built loss has derived (c becomes beta_mix)."""
-    for holder in (config, built):
-        value = getattr(holder, name, None)
-        if isinstance(value, (bool, int, float, str)):
-            return value
-    raise InputError(f"loss {config.name!r} has no value for the argument `{name}` of its function; {WITHOUT}")
+def _arguments(loss: PureLoss) -> list[str]:
+    """Arguments of the call, each as text; one that has no number, such as a statistic, keeps its default."""
+    learnt = {} if loss.mix is None else {"beta_mix": f"{MIX}.beta_mix()"}
+    given = {name: repr(value) for name, value in loss.numbers.items()} | learnt
+    names = inspect.signature(loss.function).parameters
+    return [
+        name if name in OF_THE_PAIRS else f"{name}={given[name]}" for name in names if name in (*OF_THE_PAIRS, *given)
+    ]
 
 
 def _mix(config: Any, learnt: LearnableBetaMix) -> str:

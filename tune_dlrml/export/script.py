@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from tune_dlrml.config import LoraSettings
-from tune_dlrml.export.loss_source import OF_THE_PAIRS, LossSource
+from tune_dlrml.export.loss_source import LossSource
 from tune_dlrml.export.template import (
     ADAPTER_OFF,
     GGUF_MODEL,
@@ -25,6 +25,7 @@ from tune_dlrml.export.template import (
     TOKENIZER,
 )
 from tune_dlrml.export.trained import TrainedTrial
+from tune_dlrml.losses.preference import OF_THE_PAIRS
 from tune_dlrml.models.loading import PACKAGE_PREFIX
 from tune_dlrml.training.arguments import lora_config, trl_config
 

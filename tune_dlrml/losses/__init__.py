@@ -11,7 +11,7 @@ from typing import Any
 
 def list() -> Sequence[Mapping[str, Any]]:
     """Every loss with its fields, their defaults and what it is."""
-    return importlib.import_module("tune_dlrml.config.losses").described()  # type: ignore[no-any-return]
+    return importlib.import_module("tune_dlrml.losses.registry").described()  # type: ignore[no-any-return]
 
 
 def build(loss: Mapping[str, Any]) -> Any:
@@ -22,9 +22,8 @@ def build(loss: Mapping[str, Any]) -> Any:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from tune_dlrml.config.losses import AnyLoss
     from tune_dlrml.errors import InputError
-    from tune_dlrml.losses.registry import build_loss
+    from tune_dlrml.losses.registry import AnyLoss, build_loss
 
     try:
         return build_loss(TypeAdapter(AnyLoss).validate_python(dict(loss)))
@@ -36,7 +35,7 @@ def build(loss: Mapping[str, Any]) -> Any:
 
 def __getattr__(name: str) -> Any:
     if name == "geometry":
-        return importlib.import_module("tune_dlrml.losses.geometry")
+        return importlib.import_module("tune_dlrml.losses.lrml.geometry")
     if name == "PairBatch":
         return importlib.import_module("tune_dlrml.losses.preference").PairBatch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from tune_dlrml.config import AnyLoss
-from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.losses.registry import AnyLoss
+from tune_dlrml.losses.shape import Geometry
 
 
 def curve_and_geometry(config: AnyLoss) -> tuple[Callable[[float], float], Geometry]:

@@ -3,15 +3,16 @@
 Shape legend: B = preference pairs in the batch, N = points of a curve.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tune_dlrml.losses.geometry import Geometry
-from tune_dlrml.losses.mixing import LearnableMix
+from tune_dlrml.losses.lrml.mixing import LearnableMix
+from tune_dlrml.losses.shape import Geometry
 
 
 class PairBatch(NamedTuple):
@@ -34,6 +35,10 @@ class PairBatch(NamedTuple):
         return self.chosen_logratio_B - self.rejected_logratio_B
 
 
+OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
+"""What a function may look at, by the name of its argument."""
+
+
 class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
     """A loss per pair: called with a `PairBatch` it returns a tensor of shape (B,), in nats.
 
@@ -42,7 +47,7 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
     micro-batch, through statistics that carry a gradient of their own.
     """
 
-    batch_coupled: ClassVar[bool] = False
+    batch_coupled: bool = False
 
     def __init__(self, *, beta_kl: float = 1.0, mix: LearnableMix | None = None) -> None:
         super().__init__()
@@ -78,49 +83,52 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
         return value_N.detach(), slope_N
 
 
-class MarginLoss(PreferenceLoss):
-    """A pure function of the margin at fixed numbers.
+class PureLoss(PreferenceLoss):
+    """A pure function of the pair at fixed numbers, one of which `mix` may hold instead.
 
     Args:
-        function: Takes the margins (B,) and the numbers by keyword, and returns the losses (B,).
-        numbers: Its keyword arguments, `beta` among them.
-        geometry: Shape of the loss over beta * margin.
+        function: Takes by position what it looks at, under the names of `PairBatch`, and the numbers by keyword, and
+            returns the losses (B,). An indifferent reference is a margin of 0.
+        numbers: Its keyword arguments, `beta` or `beta_kl` among them.
+        geometry: Shape of the loss over that times the margin.
+        mix: What is learnt; the function takes it as `beta_mix`.
+        statistic: Of a function that is coupled over the micro-batch and takes its statistics as the keyword
+            `statistic` too: their values where every margin is 0. None for one that scores every pair by itself.
     """
 
-    def __init__(self, function: Callable[..., Tensor], numbers: dict[str, Any], geometry: Geometry) -> None:
-        super().__init__(beta_kl=numbers["beta"])
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        numbers: Mapping[str, Any],
+        geometry: Geometry,
+        *,
+        mix: LearnableMix | None = None,
+        statistic: float | tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__(beta_kl=numbers["beta_kl"] if "beta_kl" in numbers else numbers["beta"], mix=mix)
         self.function = function
         self.numbers = numbers
+        self.statistic = statistic
+        self.batch_coupled = statistic is not None
         self._geometry = geometry
+        self._looks_at = [name for name in inspect.signature(function).parameters if name in OF_THE_PAIRS]
 
     def forward(self, pairs: PairBatch) -> Tensor:
-        """Loss of each pair, shape (B,), in nats."""
-        return self.function(pairs.margin_B, **self.numbers)
+        """Loss of each pair, shape (B,)."""
+        learnt = {} if self.mix is None else {"beta_mix": self.mix.beta_mix()}
+        return self.function(*self._seen(pairs), **self.numbers, **learnt)
+
+    def at_start(self, pairs: PairBatch) -> Tensor:
+        """Loss of each pair at the statistics of the first step, shape (B,)."""
+        if self.statistic is None:
+            return self(pairs)
+        statistic = pairs.chosen_logratio_B.new_tensor(self.statistic)
+        return self.function(*self._seen(pairs), **self.numbers, statistic=statistic)
 
     def geometry(self) -> Geometry:
         """The one given."""
         return self._geometry
 
-
-class BatchCoupledMarginLoss(MarginLoss):
-    """A function of the margin and of one statistic of the micro-batch.
-
-    Args:
-        function: As of `MarginLoss`; without the keyword `statistic` it takes that of its margins.
-        numbers: As of `MarginLoss`.
-        geometry: Shape of the loss at `statistic`.
-        statistic: That of a batch in which every margin is 0.
-    """
-
-    batch_coupled = True
-
-    def __init__(
-        self, function: Callable[..., Tensor], numbers: dict[str, Any], geometry: Geometry, *, statistic: float
-    ) -> None:
-        super().__init__(function, numbers, geometry)
-        self.statistic = statistic
-
-    def at_start(self, pairs: PairBatch) -> Tensor:
-        """Loss of each pair at the given statistic, shape (B,), in nats."""
-        margin_B = pairs.margin_B
-        return self.function(margin_B, **self.numbers, statistic=margin_B.new_tensor(self.statistic))
+    def _seen(self, pairs: PairBatch) -> list[Tensor | float]:
+        found = [getattr(pairs, name) for name in self._looks_at]
+        return [0.0 if each is None else each for each in found]

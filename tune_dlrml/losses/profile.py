@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_dlrml.config import AnyLoss
-from tune_dlrml.config.losses import DiscopopLoss, DlrmlLoss
-from tune_dlrml.losses.geometry import SAFE_BAND, Geometry, Stationary
+from tune_dlrml.losses.lrml.geometry import SAFE_BAND
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
-from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.losses.registry import AnyLoss, build_loss
+from tune_dlrml.losses.shape import Geometry, Stationary
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FURTHEST = 1e6
@@ -128,7 +127,7 @@ def profile(config: AnyLoss) -> Profile:
     Raises:
         InputError: It is a custom loss whose function cannot be imported or called.
     """
-    forms = numerics_of(config)
+    forms = config.variants()
     losses = {name: build_loss(form) for name, form in forms.items()}
     loss = losses["stable"]
     geometry = loss.geometry()
@@ -150,13 +149,6 @@ def profile(config: AnyLoss) -> Profile:
         published=_differences(losses) if "published" in losses else None,
         batch_coupled=loss.batch_coupled,
     )
-
-
-def numerics_of(config: AnyLoss) -> dict[str, AnyLoss]:
-    """The forms in which a loss can be computed, by name; `stable` is the only one of most losses."""
-    if not isinstance(config, DiscopopLoss | DlrmlLoss):
-        return {"stable": config}
-    return {name: config.model_copy(update={"numerics": name}) for name in ("stable", "published")}
 
 
 def curve_of(config: AnyLoss, margins: list[float]) -> tuple[list[float], list[float]]:

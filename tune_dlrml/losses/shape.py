@@ -1,12 +1,12 @@
-"""The geometry of any loss of z = beta * margin, found from its value and slope. Imports no torch."""
+"""The geometry of a loss over z = beta * margin, and how it is found from value and slope. Imports no torch."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from scipy.optimize import brentq
-
-from tune_dlrml.losses.geometry import Geometry, Stationary
 
 Curve = Callable[[float], float]
 
@@ -21,6 +21,48 @@ GRID = sorted({*(-z for z in _POSITIVE), *_POSITIVE, *_LINEAR})
 
 _FAR = [REACH * 2**step for step in range(4)]
 _GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """A point z (no unit) where the slope of the loss vanishes, and the loss there in nats."""
+
+    z: float
+    value: float
+
+    def margin(self, beta_kl: float) -> float:
+        """Margin in nats, z / beta_kl."""
+        return self.z / beta_kl
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a preference loss over z = beta_kl * margin.
+
+    `c` is None for a loss without mixing. `starts` tells whether descent from margin 0 first raises the margin
+    ('right') or lowers it ('wrong'). `trap` is the local minimum and `barrier` the local maximum above it; both are
+    None for a monotone loss. `bounded` means that the slope |dL/dz| is bounded. `value_at_zero` is in nats.
+    """
+
+    c: float | None
+    starts: Literal["right", "wrong"]
+    trap: Stationary | None
+    barrier: Stationary | None
+    bounded: bool
+    value_at_zero: float
+
+    def trap_margin(self, beta_kl: float) -> float | None:
+        """Margin of the trap in nats, None for a monotone loss."""
+        return None if self.trap is None else self.trap.margin(beta_kl)
+
+    def barrier_margin(self, beta_kl: float) -> float | None:
+        """Margin of the barrier in nats, None for a monotone loss."""
+        return None if self.barrier is None else self.barrier.margin(beta_kl)
+
+
+def falling(value_at_zero: float, *, bounded: bool) -> Geometry:
+    """Geometry of a loss whose slope is nowhere positive on the left of its only minimum, if it has one."""
+    return Geometry(c=None, starts="right", trap=None, barrier=None, bounded=bounded, value_at_zero=value_at_zero)
 
 
 def geometry_of(value: Curve, slope: Curve, *, bounded: bool | None = None) -> Geometry:

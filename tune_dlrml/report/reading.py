@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from tune_dlrml.config import LearnableBetaMix, SearchConfig, load_config
-from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.events import Event, EventLog, as_report, parsed
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.lrml.config import LearnableBetaMix
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.result import SearchPlace, read_search
 from tune_dlrml.search.usage import Usage, read_usage

@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from tune_dlrml.config import AnyLoss, SearchConfig
-from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import check_dataset_reference, parse_dataset_reference
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.division import refuse_undividable
 from tune_dlrml.models.loading import (
     ModelReference,
@@ -26,7 +27,7 @@ from tune_dlrml.system.own_code import load_function
 from tune_dlrml.system.urls import without_password
 
 if TYPE_CHECKING:
-    from tune_dlrml.losses.validation import Observation
+    from tune_dlrml.losses.custom.validation import Observation
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 FUNCTION_EXPONENT = 3
@@ -118,7 +119,7 @@ def try_function(loss: CustomLoss) -> "list[Observation]":
     Raises:
         InputError: It cannot be trained with.
     """
-    from tune_dlrml.losses.validation import validate_custom
+    from tune_dlrml.losses.custom.validation import validate_custom
 
     found: dict[str, Observation] = {}
     for point in _points_to_try(loss):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from tune_dlrml.config import Domain, SearchConfig, SearchSettings
+from tune_dlrml.config import SearchConfig, SearchSettings
+from tune_dlrml.domains import Domain
 from tune_dlrml.space import BRANCH, Point, SearchSpace, TrialSpec
 from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.study.sampling import Draw

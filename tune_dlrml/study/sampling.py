@@ -8,7 +8,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from tune_dlrml.config import Choice, Domain, SearchSettings
+from tune_dlrml.config import SearchSettings
+from tune_dlrml.domains import Choice, Domain
 
 
 class Draw:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
-from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, UNTRAINED
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import Batch, pair_log_probs

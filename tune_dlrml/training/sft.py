@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tune_dlrml.config import SftTerm
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.scoring_rules import answer_means, build_rule
+from tune_dlrml.losses.scoring_rules.config import SftTerm
+from tune_dlrml.losses.scoring_rules.function import answer_means, build_rule
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import Batch
 from tune_dlrml.training.pairs.log_prob_head import UNSCORED

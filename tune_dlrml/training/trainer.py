@@ -27,7 +27,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tune_dlrml.config import LoraSettings
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.registry import PairBatch, PreferenceLoss
+from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.training.arguments import lora_config
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats

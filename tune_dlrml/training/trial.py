@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from tune_dlrml.errors import NotFiniteError, TuneDlrmlError
-from tune_dlrml.losses.custom import LearntParam
-from tune_dlrml.losses.registry import PreferenceLoss, build_loss
+from tune_dlrml.losses.custom.build import LearntParam
+from tune_dlrml.losses.preference import PreferenceLoss
+from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.system.files import replace_file

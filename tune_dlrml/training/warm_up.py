@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import TokenRows
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.scoring_rules import TokenLoss, build_rule
+from tune_dlrml.losses.scoring_rules.function import TokenLoss, build_rule
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.arguments import lora_config, optimizer_of
 from tune_dlrml.training.checkpoint import storing

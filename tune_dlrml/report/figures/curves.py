@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tune_dlrml.losses.geometry import MONOTONE_C, WRONG_START_C
+from tune_dlrml.losses.lrml.geometry import MONOTONE_C, WRONG_START_C
 from tune_dlrml.metrics import METRICS, find_metric
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import SearchData, TrialData

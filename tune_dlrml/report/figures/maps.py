@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tune_dlrml.losses.geometry import MONOTONE_C
+from tune_dlrml.losses.lrml.geometry import MONOTONE_C
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.pareto import pareto_front
 from tune_dlrml.records import State

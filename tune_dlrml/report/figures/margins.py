@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tune_dlrml.config import AnyLoss, DpoLoss
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.drawn import curve_and_geometry
-from tune_dlrml.losses.geometry import Geometry, dlrml_value, learned_geometry
+from tune_dlrml.losses.lrml.geometry import dlrml_value, learned_geometry
+from tune_dlrml.losses.registry import AnyLoss
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, METRICS
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, looks, styled

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_dlrml.config import DpoLoss, SearchConfig, SearchSettings
+from tune_dlrml.config import SearchConfig, SearchSettings
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import State
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow

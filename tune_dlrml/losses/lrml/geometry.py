@@ -9,12 +9,11 @@ Both z and c are without unit. DiscoPOP (arXiv 2406.08414, equation 5) is the ca
 
 import math
 import sys
-from dataclasses import dataclass
-from typing import Literal
 
 from scipy.optimize import brentq
 
 from tune_dlrml.losses.scalars import sigmoid, softplus
+from tune_dlrml.losses.shape import Geometry, Stationary
 
 WRONG_START_C = 3 / (1 - math.log(2))
 """Above this c (9.777) the slope at margin 0 is positive: the first step of training lowers the margin."""
@@ -35,57 +34,12 @@ _MERGED_U = -0.5559965827006184
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
-@dataclass(frozen=True)
-class Stationary:
-    """A point z (no unit) where the slope of the loss vanishes, and the loss there in nats."""
-
-    z: float
-    value: float
-
-    def margin(self, beta_kl: float) -> float:
-        """Margin in nats, z / beta_kl."""
-        return self.z / beta_kl
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shape of a preference loss over z = beta_kl * margin.
-
-    `c` is None for a loss without mixing. `starts` tells whether descent from margin 0 first raises the margin
-    ('right') or lowers it ('wrong'). `trap` is the local minimum and `barrier` the local maximum above it; both are
-    None for a monotone loss. `bounded` means that the slope |dL/dz| is bounded. `value_at_zero` is in nats.
-    """
-
-    c: float | None
-    starts: Literal["right", "wrong"]
-    trap: Stationary | None
-    barrier: Stationary | None
-    bounded: bool
-    value_at_zero: float
-
-    def trap_margin(self, beta_kl: float) -> float | None:
-        """Margin of the trap in nats, None for a monotone loss."""
-        return None if self.trap is None else self.trap.margin(beta_kl)
-
-    def barrier_margin(self, beta_kl: float) -> float | None:
-        """Margin of the barrier in nats, None for a monotone loss."""
-        return None if self.barrier is None else self.barrier.margin(beta_kl)
-
-
 def shape_number(*, beta_kl: float, beta_mix: float, tau: float) -> float:
     """The one number on which the shape of the loss depends: c = beta_mix / (tau * beta_kl).
 
     beta_kl and beta_mix are per nat of margin, tau and c without unit; all are positive.
     """
     return beta_mix / (tau * beta_kl)
-
-
-def start_slope(c: float, beta_kl: float) -> float:
-    """dL/dmargin at margin 0, per nat: beta_kl * (c * (1 - ln 2) - 3) / 4.
-
-    Positive, so that descent lowers the margin, exactly for c > WRONG_START_C.
-    """
-    return beta_kl * (c * (1 - math.log(2)) - 3) / 4
 
 
 def dlrml_value(z: float, c: float) -> float:
@@ -140,11 +94,6 @@ def learned_geometry(c: float) -> Geometry:
         bounded=c >= 1,
         value_at_zero=dlrml_value(0.0, c),
     )
-
-
-def dpo_geometry() -> Geometry:
-    """Geometry of DPO, softplus(-z): monotone, slope within [-1, 0], ln 2 at margin 0 (arXiv 2305.18290)."""
-    return Geometry(c=None, starts="right", trap=None, barrier=None, bounded=True, value_at_zero=math.log(2))
 
 
 def _stationary_points(c: float) -> tuple[Stationary, Stationary]:

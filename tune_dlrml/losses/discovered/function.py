@@ -1,4 +1,4 @@
-"""The losses that DiscoPOP's search discovered, as pure functions of the margin; LRML is `functional.discopop`.
+"""The losses that DiscoPOP's search discovered, as pure functions of the margin; LRML is `discopop`.
 
 Shape legend: B = preference pairs in the micro-batch. Margins are in nats, beta per nat; z = beta * margin, tau and the
 other constants have no unit. Every function computes in the dtype of `margin_B`.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tune_dlrml.losses.functional import softplus
+from tune_dlrml.losses.tensors import softplus
 
 
 def dbaql(margin_B: Tensor, *, beta: float, tau: float, temperature: float, statistic: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tune_dlrml.config.domains import Choice, Frozen, Range, Searchable, law
+from tune_dlrml.domains import Choice, Frozen, Range, Searchable, law
 
 RuleName = Literal["logarithmic", "brier", "spherical", "alpha_power", "pseudo_spherical"]
 WITH_ALPHA = ("alpha_power", "pseudo_spherical")

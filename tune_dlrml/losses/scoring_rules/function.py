@@ -3,9 +3,9 @@
 Shape legend: T = tokens, t = tokens of a chunk, V = vocabulary, D = width of the hidden states, A = answers.
 
 A rule gives every token of the vocabulary the score that it would earn as the label, from log-probabilities: `logp_tV`
-in, (t, V) out. `from_logits` and `from_hidden` apply a rule to a chunk of tokens at a time and compute each chunk again
-in the backward pass. Beside inputs and their gradients no tensor is larger than chunk x V, at most eight of that size
-are alive at once, and with `from_hidden` the logits of all tokens never exist.
+in, (t, V) out. `from_hidden` applies a rule to a chunk of tokens at a time and computes each chunk again in the
+backward pass. Beside inputs and their gradients no tensor is larger than chunk x V, at most eight of that size are
+alive at once, and the logits of all tokens never exist.
 
 Everything is computed from log-softmax, in float32 at least. Probabilities that underflow give a finite value and a
 finite gradient; a rule other than the logarithmic one gives a label far below the others no gradient, as it is defined,
@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from tune_dlrml.config.domains import Choice, Range
-from tune_dlrml.config.sft import ScoringRule
+from tune_dlrml.domains import Choice, Range
+from tune_dlrml.losses.scoring_rules.config import ScoringRule
 
 CHUNK = 128
 """Tokens whose distribution over the vocabulary is held at once: 25 MB in float32 at a vocabulary of 49,152."""
@@ -122,11 +122,6 @@ class TokenRule:
         return PLAIN[self.name](logp_tV)
 
 
-def from_logits(rule: TokenRule, logits_TV: Tensor, labels_T: Tensor, *, chunk: int = CHUNK) -> Tensor:
-    """Loss of each token, shape (T,), from logits (T, V) and labels (T,), `chunk` tokens at a time."""
-    return _in_chunks(rule, logits_TV, labels_T, chunk)
-
-
 def from_hidden(rule: TokenRule, hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Loss of each token, shape (T,), from hidden states (T, D), the head's weight (V, D) and labels (T,).
 
@@ -136,16 +131,12 @@ def from_hidden(rule: TokenRule, hidden_TD: Tensor, head_VD: Tensor, labels_T: T
     def of_chunk(hidden_tD: Tensor, labels_t: Tensor) -> Tensor:
         return rule(linear(hidden_tD, head_VD), labels_t)
 
-    return _in_chunks(of_chunk, hidden_TD, labels_T, chunk)
-
-
-def _in_chunks(of_chunk: Callable[[Tensor, Tensor], Tensor], inputs_Tx: Tensor, labels_T: Tensor, chunk: int) -> Tensor:
     # split, not slices: the gradient of each slice would be a tensor as large as the whole input.
-    parts = zip(inputs_Tx.split(chunk), labels_T.split(chunk), strict=True)
+    parts = zip(hidden_TD.split(chunk), labels_T.split(chunk), strict=True)
     return torch.cat(
         [
-            checkpoint(of_chunk, inputs, labels, use_reentrant=False, preserve_rng_state=False)
-            for inputs, labels in parts
+            checkpoint(of_chunk, hidden_tD, labels_t, use_reentrant=False, preserve_rng_state=False)
+            for hidden_tD, labels_t in parts
         ]
     )
 

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tune_dlrml.config.losses import CustomLoss
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom import (
+from tune_dlrml.losses.custom.build import (
     CoupledCustom,
     Custom,
     bare,
@@ -25,6 +24,7 @@ from tune_dlrml.losses.custom import (
     raising_input_errors,
     unbounded_sides,
 )
+from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.system.own_code import Function
 

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_dlrml.config.custom_loss import LearnableParam
-from tune_dlrml.config.domains import Choice, Range
-from tune_dlrml.config.losses import CustomLoss
+from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.geometry import Geometry
+from tune_dlrml.losses.custom.config import CustomLoss, LearnableParam
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
-from tune_dlrml.losses.shape import GRID, geometry_of
+from tune_dlrml.losses.shape import GRID, Geometry, geometry_of
 from tune_dlrml.system.own_code import Function, load_function, told
 
 COMPANY = 255

@@ -1,9 +1,9 @@
-"""What a search-space file may say of a loss that a user wrote: where the function is, and its parameters."""
+"""What a search-space file says of a loss that a user wrote: where the function is, and its parameters."""
 
 import json
 import keyword
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from tune_dlrml.config.domains import (
+from tune_dlrml.domains import (
     NUMBER_REMEDY,
     Choice,
     Frozen,
@@ -26,6 +26,7 @@ from tune_dlrml.config.domains import (
     is_like_a_number,
     law,
 )
+from tune_dlrml.losses.base import Kind, Loss, searched_fields
 
 Number = float | Range | Choice
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -148,3 +149,36 @@ class CustomParams(Frozen):
         given = self.given()
         found = given.get("beta_kl", given.get("beta", 1.0))
         return found.init if isinstance(found, LearnableParam) else found
+
+
+class CustomLoss(Loss):
+    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair."""
+
+    kind: ClassVar[Kind | None] = None
+    source: ClassVar[str | None] = None
+    name: Literal["custom"] = "custom"
+    function: FunctionReference
+    """package.module:function, importable where the search starts and on its workers; the folder that the search
+    is started in counts."""
+    params: CustomParams = CustomParams()
+    """Its arguments by name: values, domains, and at most one that is learnt."""
+    file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
+    """Of the function's file: the search fills it in, and then goes on with that file only."""
+
+    def form(self) -> str:
+        """The name of the function."""
+        return self.function.rpartition(":")[2]
+
+    def domains(self) -> dict[str, Range | Choice]:
+        """The searched parameters, as params.<name>, with those of an SFT term."""
+        return {f"params.{key}": domain for key, domain in self.params.domains().items()} | searched_fields(self)
+
+    def learnt_rate(self) -> float | None:
+        """That of the learnable parameter."""
+        learnt = self.params.learnt()
+        return None if learnt is None else float(learnt[1].learning_rate)  # type: ignore[arg-type]
+
+    @property
+    def beta_kl(self) -> Any:
+        """What scales the margin, per nat: the parameter of that name or else `beta`; 1 without."""
+        return self.params.strength()

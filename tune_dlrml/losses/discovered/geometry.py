@@ -1,4 +1,4 @@
-"""Geometry of the baselines and of the discovered losses over z = beta * margin. Imports no torch.
+"""Geometry of the discovered losses over z = beta * margin. Imports no torch.
 
 That of a batch-coupled loss is taken at the statistics of the first step, where every margin is 0.
 """
@@ -6,31 +6,10 @@ That of a batch-coupled loss is taken at the statistics of the first step, where
 import math
 from functools import cache
 
-from tune_dlrml.losses.geometry import Geometry
 from tune_dlrml.losses.scalars import sigmoid, softplus
-from tune_dlrml.losses.shape import geometry_of
+from tune_dlrml.losses.shape import Geometry, falling, geometry_of
 
 LN_2 = math.log(2)
-
-
-def falling(value_at_zero: float, *, bounded: bool) -> Geometry:
-    """Geometry of a loss whose slope is nowhere positive on the left of its only minimum, if it has one."""
-    return Geometry(c=None, starts="right", trap=None, barrier=None, bounded=bounded, value_at_zero=value_at_zero)
-
-
-def hinge_geometry() -> Geometry:
-    """relu(1 - z): 1 at z = 0, flat from z = 1 on."""
-    return falling(1.0, bounded=True)
-
-
-def ipo_geometry(beta: float) -> Geometry:
-    """((z - 1/2) / beta)^2, a parabola around z = 1/2; with lengths, z is beta times the margin per token."""
-    return falling(1 / (4 * beta**2), bounded=False)
-
-
-def kto_geometry(desirable_weight: float, undesirable_weight: float) -> Geometry:
-    """(desirable_weight + undesirable_weight) / 2 * sigmoid(-z / 2), for a margin split evenly and both KL 0."""
-    return falling((desirable_weight + undesirable_weight) / 4, bounded=True)
 
 
 def dbaql_geometry() -> Geometry:

@@ -1,0 +1,1 @@
+"""DPO and its next of kin: the hinge and IPO."""

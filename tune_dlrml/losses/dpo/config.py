@@ -1,0 +1,38 @@
+"""What a search-space file says of DPO and its two next of kin, the hinge and IPO. Imports no torch."""
+
+from typing import ClassVar, Literal
+
+from tune_dlrml.losses.base import Kind, Loss, SearchedFlag, SearchedPositive
+
+
+class DpoLoss(Loss):
+    """Direct preference optimization."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2305.18290, equation 7"
+    name: Literal["dpo"] = "dpo"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+
+
+class HingeLoss(Loss):
+    """Hinge loss on the scaled margin, as in SLiC."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2305.10425"
+    name: Literal["hinge"] = "hinge"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+
+
+class IpoLoss(Loss):
+    """Identity preference optimization."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2310.12036, equation 17"
+    name: Literal["ipo"] = "ipo"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: the margin is drawn to 1 / (2 * beta)."""
+    length_normalized: SearchedFlag = False
+    """Divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum form
+    of the DiscoPOP paper."""

@@ -1,0 +1,20 @@
+"""Geometry of DPO, the hinge and IPO over z = beta * margin. Imports no torch."""
+
+import math
+
+from tune_dlrml.losses.shape import Geometry, falling
+
+
+def dpo_geometry() -> Geometry:
+    """Geometry of DPO, softplus(-z): monotone, slope within [-1, 0], ln 2 at margin 0 (arXiv 2305.18290)."""
+    return falling(math.log(2), bounded=True)
+
+
+def hinge_geometry() -> Geometry:
+    """relu(1 - z): 1 at z = 0, flat from z = 1 on."""
+    return falling(1.0, bounded=True)
+
+
+def ipo_geometry(beta: float) -> Geometry:
+    """((z - 1/2) / beta)^2, a parabola around z = 1/2; with lengths, z is beta times the margin per token."""
+    return falling(1 / (4 * beta**2), bounded=False)

@@ -1,0 +1,1 @@
+"""The log-ratio modulated losses: DiscoPOP and dLRML."""

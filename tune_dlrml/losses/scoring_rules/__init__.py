@@ -1,0 +1,1 @@
+"""Strictly proper scoring rules of the next token."""
