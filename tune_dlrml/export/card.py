@@ -88,7 +88,7 @@ def _loss(trial: TrainedTrial, loss: LossSource | None) -> str:
     if loss is not None:
         lines += ["", "```text", loss.documentation, "```"]
     lines += ["", geometry_sentences(build_loss(config).geometry(), trial.metrics)]
-    papers = sorted(set(ARXIV.findall(f"{type(config).__doc__} {'' if loss is None else loss.documentation}")))
+    papers = sorted(set(ARXIV.findall(f"{config.source} {'' if loss is None else loss.documentation}")))
     lines += ["", *(f"Paper: <https://arxiv.org/abs/{number}>" for number in papers)]
     return "\n".join(lines).rstrip()
 
