@@ -24,6 +24,11 @@ def without(*names: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
+def on_this_cluster(*but: str) -> dict[str, str]:
+    """The environment of a search that trains on the cluster of this test session (`local_ray`)."""
+    return without(*but) | {"RAY_AUTH_MODE": "token"}
+
+
 def started(*argv: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """The command as a process; what it prints is to be read by `communicate`."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

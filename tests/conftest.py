@@ -1,12 +1,51 @@
 import secrets
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
+
+LONGEST = (
+    "test_killed_driver",
+    "test_compose",
+    "test_canary",
+    "test_judged_search",
+    "test_slot",
+    "test_notebook",
+    "test_warm_up",
+    "test_search_end_to_end",
+    "test_faults",
+    "test_models",
+    "test_tracking",
+)
+"""Files that take long and are begun first, so that no process is left alone with one in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What tests of this process ask of SQLite does not depend on a power cut."""
+    if "sqlalchemy" not in sys.modules:
+        yield
+        return
+    from sqlalchemy import Engine, event
+
+    def relax(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
 
 
 @pytest.fixture(autouse=True, scope="session")

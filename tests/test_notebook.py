@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import toy
-from command_line import without
+from command_line import on_this_cluster
 from export.finished import STEPS, finished_search
 
 import tune_dlrml
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_program_runs_a_search_whose_best_is_confirmed_with_new_seeds(tmp_path, toy_model):
+def test_a_program_runs_a_search_whose_best_is_confirmed_with_new_seeds(local_ray, tmp_path, toy_model):
     document = toy.document(
         toy_model, toy.write_pairs(tmp_path / "train.jsonl", 32), toy.write_pairs(tmp_path / "eval.jsonl", 16, seed=1)
     )
@@ -114,7 +114,7 @@ def run(document, folder):
     done = subprocess.run(
         [sys.executable, str(program), json.dumps(document)],
         cwd=folder,
-        env=without("RAY_ADDRESS") | {"OMP_NUM_THREADS": "1"},
+        env=on_this_cluster() | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 import toy
-from command_line import called, ended, said, started, without
+from command_line import called, ended, on_this_cluster, said, started, without
 from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.frontier import Draw, search_frontier
@@ -50,11 +50,6 @@ def rating(messages: list[dict[str, str]]) -> int:
 COMMAND = ("search", "judged.yaml", "--json")
 
 
-def search_environment() -> dict[str, str]:
-    """With the cluster of this test session and its token."""
-    return without("OPENAI_API_KEY") | {"RAY_AUTH_MODE": "token"}
-
-
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Path, dict[str, Any], Judge, int]:
     """The folder, what the second driver printed, the judge, and how often it had been asked before that."""
@@ -77,7 +72,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
             "limits": {"concurrency": 1},
         }
         (folder / "judged.yaml").write_text(as_yaml_text(document))
-        first = started(*COMMAND, folder=folder, environment=search_environment())
+        first = started(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
         try:
             in_time = judge.enough.wait(SEARCH_S)
         finally:
@@ -85,7 +80,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
         interrupted = ended(first, within_s=SEARCH_S)
         assert (in_time, interrupted.returncode) == (True, 130), said(interrupted, folder / "runs")
         before = len(judge.asked)
-        second = ended(started(*COMMAND, folder=folder, environment=search_environment()), within_s=SEARCH_S)
+        second = ended(
+            started(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY")), within_s=SEARCH_S
+        )
         assert second.returncode == 0, said(second, folder / "runs")
     return folder, json.loads(second.stdout), judge, before
 
@@ -144,7 +141,7 @@ def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judge
 def test_the_finished_search_asks_nobody_when_its_command_is_given_again(judged):
     folder, document, judge, _ = judged
     asked = len(judge.asked)
-    again = called(*COMMAND, folder=folder, environment=search_environment())
+    again = called(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["trials"] == document["trials"]
     assert len(judge.asked) == asked
@@ -155,7 +152,7 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
     asked = len(judge.asked)
     settings = {"when": "best", "best": 1, "limit": QUESTIONS - 1}
     arguments = [text for key, value in settings.items() for text in ("--set", f"evaluation.{key}={value}")]
-    process = started(*COMMAND, *arguments, folder=folder, environment=search_environment())
+    process = started(*COMMAND, *arguments, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
     again = ended(process, within_s=SEARCH_S)
     assert again.returncode == 0, again.stderr
     assert len(judge.asked) == asked, "the same answers had been judged before"

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import toy
-from command_line import ended, started, without
+from command_line import ended, on_this_cluster, started
 
-from faults.leftovers import short_folder
 from tune_dlrml.config.yaml_text import as_yaml_text
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_search_warms_up_once(tmp_path: Path) -> None:
+def test_a_search_warms_up_once(local_ray: str, tmp_path: Path) -> None:
     document = toy.document(
         toy.write_model(tmp_path / "model"),
         toy.write_pairs(tmp_path / "train.jsonl", 64),
@@ -23,10 +22,9 @@ def test_a_search_warms_up_once(tmp_path: Path) -> None:
     document["search"] = {"num_trials": 2, "scheduler": None, "n_startup_trials": 1}
     document["space"] = {"losses": [{"name": "dpo", "beta": {"uniform": [0.1, 0.2]}, "sft": {"rule": "spherical"}}]}
     (tmp_path / "toy.yaml").write_text(as_yaml_text(document))
-    environment = without("RAY_ADDRESS") | {"TMPDIR": str(short_folder())}
 
     def search(*more: str) -> tuple[dict, str]:
-        process = started("search", "toy.yaml", "--json", *more, folder=tmp_path, environment=environment)
+        process = started("search", "toy.yaml", "--json", *more, folder=tmp_path, environment=on_this_cluster())
         done = ended(process, within_s=300)
         assert done.returncode == 0, done.stderr + done.stdout
         return json.loads(done.stdout), done.stderr
