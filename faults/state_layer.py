@@ -43,7 +43,7 @@ ACCURACY = (0.6, 0.8, 0.95, 0.9, 0.55)
 """Held-out accuracy that each trial comes to; halving at steps 2 and 4 decides by it."""
 DIVERGES, FAILS = 2, 3
 """Trials that end so, at step 3 and at step 1."""
-SHORT_STRIDE = 19
+SHORT_STRIDE = 31
 STORE = MlflowStore("memory://", "searches")
 
 

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sqlalchemy
 from made_search import LOSSES, MadeSearch, make_config
 
 from tune_dlrml.report import writing
@@ -14,9 +13,6 @@ from tune_dlrml.report import writing
 def make_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., MadeSearch]]:
     """Begins a search with these losses and these settings of `search`; nothing waits for the disk or a real clock."""
 
-    def relax(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
     clock = SimpleNamespace(now=1_800_000_000.0)
     made: list[MadeSearch] = []
 
@@ -24,12 +20,10 @@ def make_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         made.append(MadeSearch(tmp_path_factory.mktemp("runs"), make_config(losses, **options), clock))
         return made[-1]
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_dlrml.events.time", SimpleNamespace(time=lambda: clock.now))
         patch.setattr("tune_dlrml.events.os.fsync", lambda _: None)
         yield make
-    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
     for search in made:
         search.study.close()
 

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from tune_dlrml.report.figures import draw_all
 from tune_dlrml.report.figures.margins import loss_curve
-from tune_dlrml.report.style import as_image, looks, scale_of
+from tune_dlrml.report.style import looks, scale_of
 
 QUANTILES = (-4.0, -2.0, -0.5, 0.3, 1.0, 2.0, 5.0)
 FIXED = [
@@ -43,12 +43,6 @@ def test_every_axis_of_every_picture_has_a_name(data):
                 assert axis.get_label().get_text() or not numbers, f"{drawing.name}: {labels}"
 
 
-def test_a_picture_is_the_same_for_the_same_data(data):
-    first, second = draw_all(data), draw_all(data)
-    for name in ("stability_map", "learning_curves"):
-        assert as_image(first[name].figure) == as_image(second[name].figure), name
-
-
 def test_what_a_users_loss_learns_is_drawn_beside_what_dlrml_learns(make_search):
     heat = {"learnable": True, "init": 1.0}
     own = {"name": "custom", "label": "own", "function": "nowhere:tempered", "params": {"beta": 0.1, "heat": heat}}
@@ -62,7 +56,7 @@ def test_what_a_users_loss_learns_is_drawn_beside_what_dlrml_learns(make_search)
 
 def test_losses_differ_in_more_than_their_colour(make_search):
     losses = [{"name": "dlrml", "label": f"loss{n}", "beta_kl": 0.1, "c": 1.0 + n} for n in range(15)]
-    data = make_search(losses, num_trials=100).run(lambda _: Fate(diverges_at=1)).read()
+    data = make_search(losses, num_trials=None, sampler="grid").run(lambda _: Fate(diverges_at=1)).read()
     styles = [(look.colour, look.marker) for look in looks(data).values()]
     assert len(styles) == 16 and len({*styles}) == 16
 
