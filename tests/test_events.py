@@ -129,7 +129,7 @@ def test_a_file_with_nothing_but_a_torn_line_is_begun_anew(tmp_path):
 
 
 def test_a_tail_longer_than_one_block_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("tune_dlrml.events.CHUNK", 16)
+    monkeypatch.setattr("tune_dlrml.system.line_files.CHUNK", 16)
     log = EventLog(tmp_path)
     log.start(spec())
     with log.path(3).open("a") as file:

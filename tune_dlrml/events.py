@@ -13,7 +13,7 @@ from typing import Any
 from tune_dlrml.errors import StorageError
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.system.files import sync_folder
+from tune_dlrml.system.line_files import append_line, complete_lines
 
 Event = dict[str, Any]
 FIELDS: Mapping[str, Mapping[str, type]] = {
@@ -48,10 +48,9 @@ class EventLog:
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
     over all attempts, with the timestamp under which MLflow may have it already.
 
-    A line is acknowledged once its newline is in the file. What stands behind the last newline was torn by a crash or
-    a full disk, counts nowhere, and is cut off before the next line is written. Starts, ends and evaluated reports,
-    on which decisions of the study rest, are on the disk when their method returns; a power cut may take the other
-    reports since, and with them nothing but points of a curve.
+    A torn line counts nowhere, see `line_files`. Starts, ends and evaluated reports, on which decisions of the study
+    rest, are on the disk when their method returns; a power cut may take the other reports since, and with them nothing
+    but points of a curve.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,7 +165,7 @@ class EventLog:
             data = file.read(CHUNK)
             data += b"" if data.endswith(b"\n") else file.readline()
         lines = []
-        for line in _complete_lines(data):
+        for line in complete_lines(data):
             offset += len(line) + 1
             lines.append((line, offset))
         return lines
@@ -194,7 +193,7 @@ class EventLog:
             path = self.path(number)
             with _told(path, "read"):
                 data = path.read_bytes() if path.exists() else b""
-            self._logs[number] = self._newest(number, _complete_lines(data))
+            self._logs[number] = self._newest(number, complete_lines(data))
         return self._logs[number]
 
     def _newest(self, number: int, lines: list[bytes]) -> _Log:
@@ -209,13 +208,13 @@ class EventLog:
         return newest
 
     def _append(self, number: int, event: Mapping[str, Any], *, durable: bool) -> None:
-        path, line = self.path(number), json.dumps(event, allow_nan=False).encode() + b"\n"
+        path, line = self.path(number), json.dumps(event, allow_nan=False).encode()
         clean = number in self._clean
         self._clean.discard(number)
         try:
             with _told(path, "written"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _append_line(path, line, clean=clean, durable=durable)
+                # Below the search's folder, `trials/<number>` and `trials` may be new as well.
+                append_line(path, line, clean=clean, durable=durable, folders=3)
         except StorageError:
             # The line may be there all the same, where only the wait for the disk failed.
             self._logs.pop(number, None)
@@ -262,41 +261,6 @@ def _is_file_name(name: str) -> bool:
 def as_report(event: Mapping[str, Any]) -> Report:
     """The report in an event of the kind `report`."""
     return Report.from_json({key: value for key, value in event.items() if key != "kind"})
-
-
-def _complete_lines(data: bytes) -> list[bytes]:
-    return data.split(b"\n")[:-1]
-
-
-def _append_line(path: Path, line: bytes, *, clean: bool, durable: bool) -> None:
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not clean:
-            _cut_torn_tail(file)
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        if durable:
-            os.fsync(file)
-    finally:
-        os.close(file)
-    if not clean:
-        # The file may be new, and so may `trials/<number>` and `trials`: each has its name in the folder above.
-        for folder in path.parents[:3]:
-            sync_folder(folder)
-
-
-def _cut_torn_tail(file: int) -> None:
-    """Shorten a file to its last newline."""
-    end = begin = os.fstat(file).st_size
-    while begin > 0:
-        behind, begin = begin, max(0, begin - CHUNK)
-        newline = os.pread(file, behind - begin, begin).rfind(b"\n")
-        if newline >= 0:
-            begin += newline + 1
-            break
-    if begin < end:
-        os.ftruncate(file, begin)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sqlalchemy
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.records import State, TrialOutcome
+from tune_dlrml.study.database import one_transaction
 from tune_dlrml.study.study import SearchStudy
 
 Config = Callable[..., SearchConfig]
@@ -40,6 +41,25 @@ def test_a_value_at_a_rung_and_its_verdict_are_in_the_study_together_or_not_at_a
     assert successor.interrupted() == [number] and successor.pruned_at(number) is None
     assert successor.judge(number, 5, 0.7) == "continue"
     assert open_study(config).row(number).value == 0.7
+
+
+def test_what_another_process_undid_within_a_transaction_is_no_silent_loss(
+    config_with: Config, open_study: Open, tmp_path: Path
+) -> None:
+    study = open_study(config_with(num_trials=3, sampler="random"))
+    number = study.ask().number
+    before = rows_of(tmp_path / "study.db", "trial_user_attributes")
+    with (
+        pytest.raises(optuna.exceptions.StorageInternalError, match="another process wrote to the same trial"),
+        one_transaction(study._backend),
+    ):
+        study.set_attribute(number, "a", 1)
+        session = study._backend.scoped_session()
+        session.execute(sqlalchemy.text("SELECT 1"))
+        session.rollback()  # as Optuna does where two write the same row
+    assert rows_of(tmp_path / "study.db", "trial_user_attributes") == before
+    study.set_attribute(number, "a", 2)
+    assert study.row(number).attrs["a"] == 2
 
 
 def test_an_end_takes_one_commit_and_one_that_fails_leaves_the_trial_under_way(

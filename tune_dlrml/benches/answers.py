@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 from collections import UserDict
 from contextlib import closing
@@ -16,6 +15,7 @@ from tune_dlrml.evaluation.endpoint.client import Endpoint
 from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Answers
+from tune_dlrml.system.line_files import append_line, complete_lines
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class KeptTexts(UserDict[str, str]):
         self._path = path
         self._lock = threading.Lock()
         try:
-            lines = path.read_bytes().split(b"\n") if path.exists() else []
+            lines = complete_lines(path.read_bytes()) if path.exists() else []
         except OSError as error:
             raise _storage_error(path, "readable", error) from error
         self.data |= dict(filter(None, map(_key_and_text, lines)))
@@ -86,11 +86,7 @@ class KeptTexts(UserDict[str, str]):
         line = json.dumps({"key": key, "text": text}).encode()
         with self._lock:
             try:
-                with self._path.open("ab") as file:
-                    # A newline before it, so that a torn line ends here; the empty ones between are passed over.
-                    file.write(b"\n" + line + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_line(self._path, line)
             except OSError as error:
                 raise _storage_error(self._path, "writable", error) from error
             self.data[key] = text

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through, and for its sessions
-import sqlalchemy.orm
+import sqlalchemy  # Optuna's own dependency; here for the exceptions that it lets through, and for transactions
 
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.system.urls import without_password
@@ -82,11 +81,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         if is_sqlite(url):
             _make_file(url)
         with _one_at_a_time(url):
-            storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
-        storage.remove_session()
-        sessions = sqlalchemy.orm.sessionmaker(bind=storage.engine, class_=_GatheringSession)
-        storage.scoped_session = sqlalchemy.orm.scoped_session(sessions)
-        return storage
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         if is_sqlite(url) and any(words in _cause(error) for words in FULL_OR_READ_ONLY):
             raise StorageError(f"{sqlite_file(url)}: {_cause(error)}; {AGAIN}") from None
@@ -112,38 +107,13 @@ def _one_at_a_time(url: str) -> Iterator[None]:
         engine.dispose()
 
 
-class _GatheringSession(sqlalchemy.orm.Session):
-    """A session that Optuna commits and closes with each of its calls, but not within `one_transaction`."""
-
-    gathers = False
-    torn = False
-
-    def commit(self) -> None:
-        """Within a transaction, make what was written visible to its later reads."""
-        if self.gathers:
-            self.flush()
-            self.expire_all()  # lists that were read before lack what was added since
-        else:
-            super().commit()
-
-    def rollback(self) -> None:
-        """As any session; a transaction that goes on has then lost what was written before."""
-        self.torn = self.gathers
-        super().rollback()
-
-    def close(self) -> None:
-        """As any session, once the transaction has ended."""
-        if not self.gathers:
-            super().close()
-
-
 @contextmanager
 def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
     """Put all that this thread writes to a study meanwhile into it at once, on leaving, or nothing of it.
 
     Optuna ends a transaction with each attribute, and each waits for the disk two or three times; a decision of a
-    search is four to six of them. Nothing is to be acted on before this is left. A storage without a database takes
-    every write by itself.
+    search is four to six of them. So its session joins a transaction of ours, which its commits do not end. Nothing is
+    to be acted on before this is left. A storage without a database takes every write by itself.
 
     Raises:
         StorageInternalError: Optuna ignored an error of the database that undid a part.
@@ -151,20 +121,16 @@ def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
     if not isinstance(storage, optuna.storages.RDBStorage):
         yield
         return
-    session = storage.scoped_session()
-    session.gathers, session.torn = True, False
-    try:
-        yield
-        if session.torn:
+    sessions = storage.scoped_session
+    sessions.remove()
+    with storage.engine.connect() as connection, connection.begin() as transaction:
+        sessions(bind=connection, join_transaction_mode="rollback_only")
+        try:
+            yield
+        finally:
+            sessions.remove()
+        if not transaction.is_active:
             raise optuna.exceptions.StorageInternalError("another process wrote to the same trial")
-        session.gathers = False
-        session.commit()
-    except BaseException:
-        session.rollback()
-        raise
-    finally:
-        session.gathers = False
-        session.close()
 
 
 def unreachable(url: str, error: BaseException) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy
-from filelock import FileLock, SoftFileLease, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.study.database import engine_options, is_sqlite, unreachable
@@ -83,41 +83,35 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
 
 @contextmanager
 def _file_lock(url: str, folder: Path, name: str) -> Iterator[Callable[[], str | None]]:
-    lock = FileLock(folder / "lock", fallback_to_soft=False)
+    """Hold a lock or a lease on a folder; what is yielded says why it was lost."""
+    reasons: list[str] = []
     try:
-        lock.acquire(timeout=0)
+        lock = _acquired(folder, reasons)
     except Timeout:
         raise _refusal(url, name) from None
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-        with _lease(url, folder, name) as lost:
-            yield lost
-        return
     try:
-        yield lambda: None
+        yield lambda: reasons[0] if reasons else None
     finally:
         lock.release()
 
 
-@contextmanager
-def _lease(url: str, folder: Path, name: str) -> Iterator[Callable[[], str | None]]:
-    """Hold a lease on a folder; what is yielded says why it was lost."""
-    reasons: list[str] = []
+def _acquired(folder: Path, reasons: list[str]) -> BaseFileLock | SoftFileLease:
+    """The lock on a folder, or a lease where the file system keeps no locks; why a lease was lost goes to `reasons`."""
+    lock = FileLock(folder / "lock", fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+        return lock
+    except OSError as error:  # a Timeout is one, too, and has no number
+        if error.errno not in WITHOUT_LOCKS:
+            raise
     lease = SoftFileLease(
         folder / "lease",
         lease_duration=LEASE_S,
         heartbeat_interval=REFRESH_S,
         on_compromise=lambda compromise: reasons.append(str(compromise.error or compromise.reason)),
     )
-    try:
-        lease.acquire(timeout=LEASE_S + 2 * REFRESH_S)
-    except Timeout:
-        raise _refusal(url, name) from None
-    try:
-        yield lambda: reasons[0] if reasons else None
-    finally:
-        lease.release()
+    lease.acquire(timeout=LEASE_S + 2 * REFRESH_S)
+    return lease
 
 
 @contextmanager

@@ -6,7 +6,6 @@ that a search that is over buys nothing however often it is started.
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,15 +18,13 @@ from filelock import FileLock
 from tune_dlrml.errors import JudgeEndedError, StorageError
 from tune_dlrml.evaluation.judges.verdict_forms import HIGHEST, LOWEST
 from tune_dlrml.evaluation.records import Inquiry, Judge, Judgement
-from tune_dlrml.system.files import sync_folder
+from tune_dlrml.system.line_files import append_line, complete_lines
 
 logger = logging.getLogger(__name__)
 
 OnJudgement = Callable[[Judgement], None]
 MAX_RUNS = 3
 """Runs in which a judge may leave an inquiry without a verdict, until it is unscored for good."""
-CHUNK = 1 << 16
-"""Bytes in which the end of a file is searched for its last newline."""
 
 
 class UnfinishedError(JudgeEndedError):
@@ -52,9 +49,8 @@ class ReplyCache:
     by none. A judgement that was not heard is not kept: an outage says nothing about the judge.
 
     Several processes may share the file: a line is appended under a lock, and what others appended is read when a key
-    is not known. A line is on the disk when `keep` returns. What stands behind the last newline was torn by a crash or
-    a full disk, counts nowhere, and is cut off before the next line is written. A complete line that is no judgement is
-    passed over with a warning: it costs another call, no score.
+    is not known. A line is on the disk when `keep` returns; a torn one counts nowhere, see `line_files`. A complete
+    line that is no judgement is passed over with a warning: it costs another call, no score.
 
     Args:
         path: The file; made with the first judgement.
@@ -88,12 +84,12 @@ class ReplyCache:
         """
         if not judgement.heard:
             return
-        line = json.dumps(judgement.as_json(), allow_nan=False).encode() + b"\n"
+        line = json.dumps(judgement.as_json(), allow_nan=False).encode()
         with self._lock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._file_lock:
-                    _append(self._path, line)
+                    append_line(self._path, line)
             except OSError as error:
                 raise _storage_error(self._path, "written", error) from error
             self._read_on()
@@ -117,7 +113,7 @@ class ReplyCache:
             return
         except OSError as error:
             raise _storage_error(self._path, "read", error) from error
-        for line in data.split(b"\n")[:-1]:
+        for line in complete_lines(data):
             judgement = _parsed(line)
             if judgement is None:
                 logger.warning("%s: no judgement, passed over: %r", self._path, line[:80])
@@ -246,34 +242,6 @@ def _is_verdict(verdict: object) -> bool:
     if isinstance(verdict, str):
         return verdict in ("A", "B", "tie")
     return isinstance(verdict, float | int) and LOWEST <= verdict <= HIGHEST
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Append a line behind the last newline, and put it on the disk."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        end = _end_of_lines(file)
-        os.ftruncate(file, end)
-        os.lseek(file, end, os.SEEK_SET)
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-    if end == 0:
-        sync_folder(path.parent)
-
-
-def _end_of_lines(file: int) -> int:
-    """Offset behind the last newline of a file."""
-    begin = os.fstat(file).st_size
-    while begin > 0:
-        behind, begin = begin, max(0, begin - CHUNK)
-        newline = os.pread(file, behind - begin, begin).rfind(b"\n")
-        if newline >= 0:
-            return begin + newline + 1
-    return 0
 
 
 def _storage_error(path: Path, done: str, error: OSError) -> StorageError:
