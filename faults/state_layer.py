@@ -28,9 +28,10 @@ from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
-from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.cursor import search_id
+from tune_dlrml.tracking.mlflow.runs import TRIAL_TAG, MlflowRuns
+from tune_dlrml.tracking.mlflow.store import MlflowStore
 from tune_dlrml.tracking.outbox import Outbox, untracked
-from tune_dlrml.tracking.runs import TRIAL_TAG, SearchRuns
 from tune_dlrml.training.checkpoint import (
     Attempt,
     discard_checkpoints,
@@ -95,8 +96,8 @@ class Driver:
         self._world = world
         self._study = world.open_study()
         self._events = EventLog(world.folder)
-        runs = SearchRuns(STORE, "small", search_id(world.folder), {})
-        self._outbox = Outbox(self._events, runs, STORE)
+        runs = MlflowRuns(STORE, "small", search_id(world.folder), {})
+        self._outbox = Outbox(self._events, runs)
 
     def run(self) -> None:
         for row in self._study.rows():
@@ -196,7 +197,7 @@ def live(world: World) -> None:
             causes.append(repr(error))
             ended = False
         else:
-            ended = untracked(EventLog(world.folder), STORE) == 0
+            ended = untracked(EventLog(world.folder), STORE.name) == 0
         world.writes.end()
         if driver is not None:
             driver.die()
@@ -264,7 +265,7 @@ def run(*, short: bool = False, seed: int = 0) -> dict[str, Any]:
     tried, wrong = 0, []
     with (
         tempfile.TemporaryDirectory(prefix="fault_state_") as name,
-        mock.patch("tune_dlrml.tracking.runs.SETTLE_S", 0.0),
+        mock.patch("tune_dlrml.tracking.mlflow.runs.SETTLE_S", 0.0),
     ):
         undisturbed = World(Path(name) / "undisturbed", Writes(Path(name)), seed)
         undisturbed.folder.mkdir()
@@ -290,7 +291,7 @@ def run(*, short: bool = False, seed: int = 0) -> dict[str, Any]:
 def _lived(world: World, expected: list[TrialRow] | None) -> tuple[list[str], list[TrialRow]]:
     """Let a search live; what is wrong with it then, and its trials."""
     try:
-        with mock.patch("tune_dlrml.tracking.runs.MlflowClient", world.mlflow.client):
+        with mock.patch("tune_dlrml.tracking.mlflow.runs.MlflowClient", world.mlflow.client):
             live(world)
         study = world.open_study()
         rows = study.rows()

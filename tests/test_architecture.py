@@ -38,7 +38,7 @@ VENDORS = {
     "ray": ("cluster/", "search/", "doctor/cluster.py", "doctor/measure.py", "training/worker.py"),
     "optuna": ("study/",),
     "trl": ("training/arguments.py", "training/pairs/batches.py", "training/trainer.py"),
-    "mlflow": ("tracking/",),
+    "mlflow": ("tracking/mlflow/",),
     "pandas": ("notebook.py",),
     "openai": ("evaluation/endpoint/client.py",),
     "sklearn": ("evaluation/alpaca_eval/length_controlled.py",),

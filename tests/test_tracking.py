@@ -27,9 +27,10 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import Report, State
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.cursor import search_id
+from tune_dlrml.tracking.mlflow.runs import TRIAL_TAG, MlflowRuns, is_away, is_refusal
+from tune_dlrml.tracking.mlflow.store import MlflowStore
 from tune_dlrml.tracking.outbox import Outbox, untracked
-from tune_dlrml.tracking.runs import TRIAL_TAG, SearchRuns, is_away, is_refusal
 from tune_dlrml.tracking.tracker import Tracker
 
 CLOSING = ({"trials_complete": 1.0}, {"best_trial": "0"}, "FINISHED", 10**13)
@@ -119,19 +120,19 @@ def events(tmp_path: Path) -> EventLog:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     made = Faults()
-    monkeypatch.setattr("tune_dlrml.tracking.runs.MlflowClient", made.client)
+    monkeypatch.setattr("tune_dlrml.tracking.mlflow.runs.MlflowClient", made.client)
     return made
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_dlrml.tracking.runs.SETTLE_S", 0.0)
+    monkeypatch.setattr("tune_dlrml.tracking.mlflow.runs.SETTLE_S", 0.0)
     for name in ("FLUSH_S", "RETRY_S"):
         monkeypatch.setattr(f"tune_dlrml.tracking.tracker.{name}", 0.02)
 
 
 def outbox(events: EventLog, store: MlflowStore) -> Outbox:
-    return Outbox(events, SearchRuns(store, "toy", search_id(events.folder), {"version.trl": "1.16"}), store)
+    return Outbox(events, MlflowRuns(store, "toy", search_id(events.folder), {"version.trl": "1.16"}))
 
 
 def send(events: EventLog, store: MlflowStore, *, tries: int = 3, close: bool = True) -> Outbox:
@@ -213,7 +214,7 @@ def test_mlflow_shows_a_search_as_its_logs_have_it(events, store):
         10**13,
         {"trials_complete": 1},
     )
-    assert untracked(events, store) == 0
+    assert untracked(events, store.name) == 0
 
 
 def test_a_run_has_the_times_of_its_events_and_not_those_of_their_delivery(events, store, monkeypatch):
@@ -240,12 +241,12 @@ def test_the_next_driver_goes_on_behind_what_mlflow_has(events, store, faults):
     events.start(spec(1))
     events.report(report(1, 0))
     first = send(events, store, close=False)
-    assert untracked(events, store) == 1  # the parent run
+    assert untracked(events, store.name) == 1  # the parent run
     faults.calls.clear()
     events.start(spec(1, attempt=1))
     events.report(report(1, 0))
     events.report(report(1, 1))
-    assert untracked(events, store) == 3
+    assert untracked(events, store.name) == 3
     second = send(events, store)
     sent = [
         metric.step for name, _, kwargs in faults.calls if name == "log_batch" for metric in kwargs.get("metrics", ())
@@ -327,7 +328,9 @@ def test_a_run_made_by_a_call_that_was_given_up_is_found_when_the_server_has_set
 ):
     write_trial(events, 0)
     slept = []
-    monkeypatch.setattr("tune_dlrml.tracking.runs.time.sleep", lambda seconds: (slept.append(seconds), faults.wake()))
+    monkeypatch.setattr(
+        "tune_dlrml.tracking.mlflow.runs.time.sleep", lambda seconds: (slept.append(seconds), faults.wake())
+    )
     faults.plan["create_run"] = ["", "late"]
     send(events, store)
     assert len(slept) == 1 and faults.count()["create_run"] == 2
@@ -364,7 +367,7 @@ def test_another_mlflow_gets_everything(events, store, tmp_path, empty_database)
     send(events, store)
     shutil.copy(empty_database, tmp_path / "other.db")
     other = MlflowStore(f"sqlite:///{tmp_path}/other.db", "searches", tmp_path)
-    assert untracked(events, other) == 6  # start, three reports, end, and the parent run
+    assert untracked(events, other.name) == 6  # start, three reports, end, and the parent run
     send(events, other)
     assert_mlflow_has_it_once(events, other)
 
@@ -384,7 +387,7 @@ def test_searches_of_one_name_in_two_places_have_runs_of_their_own_and_a_moved_o
 
 
 def test_listings_of_many_pages_are_read_to_their_end(events, store, monkeypatch):
-    monkeypatch.setattr("tune_dlrml.tracking.runs.PAGE", 2)
+    monkeypatch.setattr("tune_dlrml.tracking.mlflow.runs.PAGE", 2)
     for number in range(5):
         write_trial(events, number, steps=1)
     first = send(events, store)
@@ -437,7 +440,7 @@ def test_metrics_are_not_told_apart_for_a_tracker_that_was_left(events, store, m
     box.deliver(0)
     assert tried == [128, 64]
     assert box.refused == 0, "what no cursor moved behind is sent again"
-    assert untracked(events, store) == 66  # 64 reports, end, and the parent run
+    assert untracked(events, store.name) == 66  # 64 reports, end, and the parent run
 
 
 def test_the_run_of_a_trial_is_known_without_a_look_at_the_disk(events, store, monkeypatch):
@@ -472,7 +475,7 @@ def test_a_number_of_the_summary_gets_a_point_where_it_changed(events, store):
 
 
 def track(events: EventLog, store: MlflowStore, *, must_answer: bool = False) -> Tracker:
-    tracker = Tracker(store, "toy", {}, events)
+    tracker = Tracker(MlflowRuns(store, "toy", search_id(events.folder), {}), events)
     if must_answer:
         tracker.require_answer()
     return tracker
@@ -542,7 +545,7 @@ def test_a_server_that_hangs_holds_up_neither_the_search_nor_its_end(events, sto
         release.wait()
         return MlflowClient(tracking_uri=tracking_uri)
 
-    monkeypatch.setattr("tune_dlrml.tracking.runs.MlflowClient", hang)
+    monkeypatch.setattr("tune_dlrml.tracking.mlflow.runs.MlflowClient", hang)
     monkeypatch.setattr("tune_dlrml.tracking.tracker.CLOSE_S", 0.1)
     tracker = track(events, store)
     write_trial(events, 0)
@@ -552,7 +555,7 @@ def test_a_server_that_hangs_holds_up_neither_the_search_nor_its_end(events, sto
     assert tracker._thread.daemon
     release.set()
     tracker._thread.join()
-    assert untracked(events, store) == 6, "a tracker that was left moves no cursor"
+    assert untracked(events, store.name) == 6, "a tracker that was left moves no cursor"
 
 
 def test_a_search_does_not_begin_without_mlflow_and_shows_no_password(events, tmp_path, caplog):
@@ -702,7 +705,7 @@ def eventually(condition: Callable[[], Any]) -> None:
 def test_a_server_may_stop_and_die_while_events_arrive(events, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setattr("tune_dlrml.tracking.tracker.RETRY_S", 0.5)
-    monkeypatch.setattr("tune_dlrml.tracking.runs.SETTLE_S", 1.0)
+    monkeypatch.setattr("tune_dlrml.tracking.mlflow.runs.SETTLE_S", 1.0)
     server = Server(Path(store.uri.removeprefix("sqlite:///")))
     try:
         remote = MlflowStore(server.uri, store.experiment)
@@ -824,9 +827,7 @@ def test_a_search_that_goes_on_in_a_deleted_experiment_names_the_remedy_and_keep
     client.delete_experiment(number)
     write_trial(events, 1)
     tracker = track(events, store)
-    deadline = time.monotonic() + 20
-    while not tracker.trouble:
-        assert time.monotonic() < deadline
+    assert tracker._tried.wait(60)
     tracker.leave()
     assert f"mlflow experiments restore --experiment-id {number}" in tracker.trouble
     assert "MLflow is away" not in caplog.text and tracker.trouble in caplog.text

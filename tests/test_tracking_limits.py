@@ -12,8 +12,8 @@ from test_tracking import outbox, report, runs_of, send, spec
 from tune_dlrml.events import EventLog, parsed
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.records import State
-from tune_dlrml.tracking.cursor import MlflowStore, search_id
-from tune_dlrml.tracking.limits import (
+from tune_dlrml.tracking.cursor import search_id
+from tune_dlrml.tracking.mlflow.limits import (
     KEY_LENGTH,
     METRICS_A_CALL,
     PARAM_LENGTH,
@@ -23,7 +23,8 @@ from tune_dlrml.tracking.limits import (
     short_key,
     short_text,
 )
-from tune_dlrml.tracking.runs import SearchRuns
+from tune_dlrml.tracking.mlflow.runs import MlflowRuns
+from tune_dlrml.tracking.mlflow.store import MlflowStore
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_search_of_many_and_long_settings_is_described_whole_and_again_without
         "NUL": "a\0b",
     }
     for _ in range(2):  # a resumed search describes itself again, and params are immutable
-        runs = SearchRuns(store, "toy", search_id(events.folder), {"note": "n" * 9000})
+        runs = MlflowRuns(store, "toy", search_id(events.folder), {"note": "n" * 9000})
         parent = runs.open(None)
         runs.describe(parent, "name: toy\n", params, {})
     found = MlflowClient(tracking_uri=store.uri).get_run(parent)

@@ -45,11 +45,10 @@ def report(
 def _hand_to_mlflow(name: str, place: "SearchPlace", folder: Path) -> str | None:
     """Why MLflow has not taken the report; None if it has."""
     from tune_dlrml.config import load_config
-    from tune_dlrml.events import EventLog
-    from tune_dlrml.tracking.cursor import MlflowStore
+    from tune_dlrml.tracking.cursor import search_id
+    from tune_dlrml.tracking.mlflow.runs import MlflowRuns
     from tune_dlrml.tracking.tracker import keep_folder
 
     own = place.folder(name)
     place, config = place.of(load_config(own / "search.yaml"))
-    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
-    return keep_folder(store, name, EventLog(own), folder)
+    return keep_folder(MlflowRuns(place.mlflow_store(config), name, search_id(own), {}), folder)

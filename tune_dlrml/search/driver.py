@@ -34,7 +34,8 @@ from tune_dlrml.study.lock import DriverLock, only_driver
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.system.code_state import code_state
 from tune_dlrml.system.files import replace_file
-from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.cursor import search_id
+from tune_dlrml.tracking.mlflow.runs import MlflowRuns
 from tune_dlrml.tracking.outbox import untracked
 from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
@@ -96,13 +97,13 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     if not out_of_time:
         view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
-    store = MlflowStore(place.mlflow_uri, config.tracking.experiment, place.artifacts)
+    runs = MlflowRuns(place.mlflow_store(config), config.name, search_id(folder), code)
     evaluation = Evaluation(prepared, study, events)
-    if not _trains(study, clock) and untracked(events, store) == 0 and not evaluation.left():
+    if not _trains(study, clock) and untracked(events, runs.name) == 0 and not evaluation.left():
         study.close()
         return replace(read_search(config.name, place), out_of_time=out_of_time)
-    tracker = Tracker(store, config.name, code, events)
-    if not rows and not is_sqlite(store.uri):
+    tracker = Tracker(runs, events)
+    if not rows and not is_sqlite(place.mlflow_uri):
         tracker.require_answer()
     tracker.describe_search(to_yaml(config), _params(config), as_table(prepared.found))
     books = Books(study, events, tracker, view, evaluation)

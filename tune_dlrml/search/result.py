@@ -15,7 +15,8 @@ from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.study.database import sqlite_url, study_database
 from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.system.urls import without_password
-from tune_dlrml.tracking.cursor import MlflowStore, run_of
+from tune_dlrml.tracking.cursor import run_of
+from tune_dlrml.tracking.mlflow.store import MlflowStore
 
 MLFLOW_FILE, MLFLOW_ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 REPLIES = "replies.jsonl"
@@ -121,6 +122,10 @@ class SearchPlace:
         """The tracking store."""
         return self.mlflow or sqlite_url(self.storage.resolve() / MLFLOW_FILE)
 
+    def mlflow_store(self, config: SearchConfig) -> MlflowStore:
+        """The experiment that the search has its runs in."""
+        return MlflowStore(self.mlflow_uri, config.tracking.experiment, self.artifacts)
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -197,7 +202,7 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     history = StudyHistory.open(place.study_url(name), name)
     rows = tuple(history.rows())
     events = EventLog(place.folder(name))
-    store = MlflowStore(place.mlflow_uri, config.tracking.experiment)
+    store = place.mlflow_store(config).name
     result = SearchResult(
         name=name,
         rows=rows,

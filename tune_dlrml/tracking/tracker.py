@@ -1,4 +1,4 @@
-"""The thread that keeps MLflow up with a search."""
+"""The thread that keeps a tracking backend up with a search."""
 
 import logging
 import threading
@@ -9,30 +9,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mlflow.environment_variables import (
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
-)
-
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
-from tune_dlrml.tracking.cursor import MlflowStore, search_id
+from tune_dlrml.tracking.backend import Backend, ClosedError
 from tune_dlrml.tracking.outbox import Outbox, untracked
-from tune_dlrml.tracking.runs import ExperimentDeletedError, SearchRuns, is_away
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 2.0
 """How long events are gathered before they are sent."""
 RETRY_S = 5.0
-"""Pause before MLflow is asked again."""
-REQUEST_S = 10
-"""What one request to an MLflow server may take."""
+"""Pause before the backend is asked again."""
 START_S = 60.0
-"""What MLflow may take to answer for the first time; making the tables of a new database is part of it."""
+"""What it may take to answer for the first time; making the tables of a new database is part of it."""
 CLOSE_S = 60.0
-"""What a search waits for MLflow at its end."""
+"""What a search waits for it at its end."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +42,29 @@ class _Closing:
 
 
 class Tracker:
-    """MLflow's view of one search. No method waits for MLflow while the search runs.
+    """A backend's view of one search. No method waits for the backend while the search runs.
 
     Args:
-        store: The MLflow to keep up.
-        search: Name of the search.
-        tags: On every run: git commit, package versions.
-        events: The event logs of the search; whatever of them MLflow does not have yet is sent.
+        backend: Where the runs of the search are.
+        events: The event logs of the search; whatever of them the backend does not have yet is sent.
     """
 
-    def __init__(self, store: MlflowStore, search: str, tags: Mapping[str, str], events: EventLog) -> None:
-        _bound_requests()
-        self._store, self._events = store, events
-        self._runs = SearchRuns(store, search, search_id(events.folder), tags)
-        self._outbox = Outbox(events, self._runs, store)
+    def __init__(self, backend: Backend, events: EventLog) -> None:
+        self._backend, self._events = backend, events
+        self._outbox = Outbox(events, backend)
         self._changed = threading.Condition()
         self._news: set[int] = set()
         self._description: _Description | None = None
         self._closing: _Closing | None = None
         self._tried = threading.Event()
         self._error: str | None = None
-        self._deleted = False
+        self._closed_by = ""
         self._said: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def require_answer(self) -> None:
-        """Wait until MLflow has answered for the first time.
+        """Wait until the backend has answered for the first time.
 
         Raises:
             InputError: It does not.
@@ -85,12 +72,12 @@ class Tracker:
         answered = self._tried.wait(START_S)
         if not answered or self._error is not None:
             self.leave()
-            if self._deleted:
-                raise InputError(f"tracking.experiment: {self._error}")
+            if self._closed_by:
+                raise InputError(f"{self._closed_by}: {self._error}")
             cause = self._error or f"no answer in {START_S:.0f} s"
             raise InputError(
-                f"tracking.mlflow: MLflow must answer when a search begins, but {self._store.shown(self._store.uri)} "
-                f"does not ({cause}); start it or change the URI"
+                f"{self._backend.key}: {self._backend.title} must answer when a search begins, but "
+                f"{self._backend.place} does not ({cause}); start it or change the URI"
             )
 
     def describe_search(
@@ -108,16 +95,16 @@ class Tracker:
             self._changed.notify_all()
 
     def run_id(self, number: int) -> str | None:
-        """MLflow's run of a trial; None as long as there is none."""
+        """The backend's run of a trial; None as long as there is none."""
         return self._outbox.run_id(number)
 
     def behind(self) -> int:
-        """Events that MLflow has not taken or has refused, and one for each of the parent run's own news."""
-        return untracked(self._events, self._store) + self._outbox.refused + (self._description is not None)
+        """Events that the backend has not taken or has refused, and one for each of the parent run's own news."""
+        return untracked(self._events, self._backend.name) + self._outbox.refused + (self._description is not None)
 
     @property
     def trouble(self) -> str:
-        """Why MLflow does not take what it gets, as far as it is known."""
+        """Why the backend does not take what it gets, as far as it is known."""
         return self._error or ""
 
     def close(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> int:
@@ -134,7 +121,7 @@ class Tracker:
         return self.behind()
 
     def leave(self) -> None:
-        """Stop without waiting for MLflow; what it has not taken is for the next tracker of this search."""
+        """Stop without waiting for the backend; what it has not taken is for the next tracker of this search."""
         self._outbox.abandoned = True
         with self._changed:
             self._changed.notify_all()
@@ -149,7 +136,7 @@ class Tracker:
             self._rest(done)
 
     def _rest(self, done: bool) -> None:
-        """Wait for news and gather them for a while, or let a while pass before MLflow is asked again."""
+        """Wait for news and gather them for a while, or let a while pass before the backend is asked again."""
         with self._changed:
             self._changed.wait_for(lambda: not done or self._has_work() or self._outbox.abandoned)
             self._changed.wait_for(
@@ -170,12 +157,12 @@ class Tracker:
                 numbers.update(self._events.numbers())
             sent = [self._is_delivered(number) for number in sorted(numbers)]
             done = all(sent) and (self._is_described() or closing is not None)
-            if self._runs.doubtful or closing is not None:
+            if self._backend.doubtful or closing is not None:
                 self._outbox.drop_twins()
             if closing is not None:
                 self._outbox.close(closing.summary, closing.tags, closing.status, closing.timestamp_ms)
             self._note(None)
-        except Exception as error:  # whatever MLflow raises: the logs keep the events, and `behind` counts them
+        except Exception as error:  # whatever the backend raises: the logs keep the events, and `behind` counts them
             done = False
             self._note(error)
         finally:
@@ -189,9 +176,9 @@ class Tracker:
         try:
             self._outbox.deliver(number)
         except Exception as error:
-            if is_away(error):
+            if self._backend.is_away(error):
                 raise
-            self._say(f"trial {number} is not in MLflow yet", error)
+            self._say(f"trial {number} is not in {self._backend.title} yet", error)
             return False
         return True
 
@@ -201,9 +188,11 @@ class Tracker:
         if description is None:
             return True
         try:
-            self._runs.describe(self._outbox.parent, description.config_yaml, description.params, description.findings)
+            self._backend.describe(
+                self._outbox.parent, description.config_yaml, description.params, description.findings
+            )
         except Exception as error:
-            self._say("MLflow has no description of the search yet", error)
+            self._say(f"{self._backend.title} has no description of the search yet", error)
             return False
         with self._changed:
             if self._description is description:
@@ -212,39 +201,27 @@ class Tracker:
 
     def _say(self, what: str, error: Exception) -> None:
         """Say what is wrong, once as long as the error is the same."""
-        cause = self._store.shown(error)
+        cause = self._backend.shown(error)
         if self._said.get(what) != cause:
             log.warning("%s: %s", what, cause)
         self._said[what] = cause
 
     def _note(self, error: Exception | None) -> None:
-        """Say once that MLflow went away, and once that it is back."""
-        self._deleted = isinstance(error, ExperimentDeletedError)
-        before, self._error = self._error, None if error is None else self._store.shown(error)
-        if before is None and self._error is not None:
-            what = "MLflow takes nothing" if self._deleted else "MLflow is away"
-            log.warning("%s; training goes on, and MLflow gets everything later: %s", what, self._error)
-        elif before is not None and self._error is None:
-            log.warning("MLflow is back and has everything up to now")
+        """Say once that the backend went away, and once that it is back; who sees `trouble` finds it in the log."""
+        cause, title = None if error is None else self._backend.shown(error), self._backend.title
+        closed_by = error.key if isinstance(error, ClosedError) else ""
+        if self._error is None and cause is not None:
+            what = f"{title} takes nothing" if closed_by else f"{title} is away"
+            log.warning("%s; training goes on, and %s gets everything later: %s", what, title, cause)
+        elif self._error is not None and cause is None:
+            log.warning("%s is back and has everything up to now", title)
+        self._error, self._closed_by = cause, closed_by
 
 
-def keep_folder(store: MlflowStore, search: str, events: EventLog, folder: Path) -> str | None:
-    """Keep a folder as artifacts of a search's parent run; why MLflow has not taken it, None if it has."""
-    _bound_requests()
+def keep_folder(backend: Backend, folder: Path) -> str | None:
+    """Keep a folder with the run of a search; why the backend has not taken it, None if it has."""
     try:
-        SearchRuns(store, search, search_id(events.folder), {}).keep_folder(folder)
-    except Exception as error:  # whatever MLflow raises: the files stay where they are
-        return store.shown(error)
+        backend.keep_folder(folder)
+    except Exception as error:  # whatever the backend raises: the files stay where they are
+        return backend.shown(error)
     return None
-
-
-def _bound_requests() -> None:
-    """Let one request end in time and nobody but the outbox repeat it; what the environment says stands.
-
-    MLflow would repeat for many minutes by default, and print the server's address, a password included, at the end
-    of each run.
-    """
-    for variable, value in ((MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_S), (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0)):
-        if not variable.is_set():
-            variable.set(value)
-    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)

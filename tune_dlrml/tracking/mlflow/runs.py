@@ -1,21 +1,30 @@
-"""The runs of one search in MLflow. Each call here may raise, may be repeated, and then changes nothing twice."""
+"""The runs of one search in MLflow."""
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+)
 from mlflow.exceptions import MlflowException
 
 from tune_dlrml.events import Event
 from tune_dlrml.records import State
-from tune_dlrml.tracking.cursor import MlflowStore
-from tune_dlrml.tracking.limits import TAG_LENGTH, param_calls, short_key, short_text
-from tune_dlrml.tracking.moved import follow_artifacts
+from tune_dlrml.tracking.backend import ClosedError, Point, RefusedError, RunGoneError
+from tune_dlrml.tracking.mlflow.limits import METRICS_A_CALL, TAG_LENGTH, param_calls, short_key, short_text
+from tune_dlrml.tracking.mlflow.moved import follow_artifacts
+from tune_dlrml.tracking.mlflow.store import MlflowStore
 
+REQUEST_S = 10
+"""What one request to an MLflow server may take."""
 PAGE = 1000
 """Runs that one call of a listing brings."""
 SETTLE_S = 3.0
@@ -39,26 +48,12 @@ _STATUS = {
 }
 
 
-class RunGoneError(Exception):
-    """A run was deleted in MLflow."""
-
-
-class ExperimentDeletedError(Exception):
-    """Somebody has deleted the experiment in MLflow, which keeps it under its name until it is restored or purged."""
-
-    def __init__(self, name: str, identity: str) -> None:
-        super().__init__(
-            f"experiment {name!r} is in MLflow's trash; `mlflow experiments restore --experiment-id {identity}` with "
-            "MLFLOW_TRACKING_URI set brings it back, or name another one by tracking.experiment"
-        )
-
-
 class ArtifactError(Exception):
     """The store of artifacts does not take a file."""
 
 
-class SearchRuns:
-    """The parent run of a search and the child runs of its trials, found by their tags before they are made.
+class MlflowRuns:
+    """A `Backend`: the run of a search and those of its trials below it, found by their tags before they are made.
 
     MLflow cannot make a run exactly once: a call that was given up may still be carried out by a server that was
     stopped and goes on. So behind such a call the search by tags is repeated when the server has answered for a
@@ -71,13 +66,26 @@ class SearchRuns:
         tags: On every run that is made here: git commit, package versions.
     """
 
+    title, key, points_a_call = "MLflow", "tracking.mlflow", METRICS_A_CALL
+
     def __init__(self, store: MlflowStore, search: str, identity: str, tags: Mapping[str, str]) -> None:
+        _bound_requests()
         self._store, self._search, self._identity = store, search, identity
         self._tags = {**tags, SEARCH_TAG: search, SEARCH_ID_TAG: identity}
         self._given_up: set[str] = set()
         self._connected: MlflowClient | None = None
         self._experiment = ""
         self.doubtful = False
+
+    @property
+    def place(self) -> str:
+        """The tracking URI without a password."""
+        return self.shown(self._store.uri)
+
+    @property
+    def name(self) -> str:
+        """The tracking URI without a password, and the experiment."""
+        return self._store.name
 
     @property
     def _client(self) -> MlflowClient:
@@ -87,11 +95,11 @@ class SearchRuns:
         return self._connected
 
     def open(self, known: str | None) -> str:
-        """The parent run, the known one if it is still there, now under way; its id."""
+        """See `Backend.open`."""
         if not self._experiment:
             self._experiment = self._find_experiment()
         own = {ROLE_TAG: "search", "mlflow.note.content": _NOTE}
-        run = known if known is not None and self.is_there(known) else None
+        run = known if known is not None and self._is_there(known) else None
         run = run or self._find_or_create(self._search, {ROLE_TAG: "search"}, own, int(time.time() * 1000))
         self._client.update_run(run, status="RUNNING")
         return run
@@ -130,23 +138,22 @@ class SearchRuns:
             "state": str(State.RUNNING),
             "attempt": str(event["attempt"]),
         }
-        if self._describe(run, event["params"], tags).info.status != "RUNNING":
-            self._client.update_run(run, status="RUNNING")
+        with self._told(run):
+            if self._describe(run, event["params"], tags).info.status != "RUNNING":
+                self._client.update_run(run, status="RUNNING")
 
-    def log(self, run: str, metrics: Sequence[Metric]) -> bool:
-        """Log metrics, at most 1000; False if MLflow refuses them for what one or more of them are."""
-        try:
+    def log(self, run: str, points: Sequence[Point]) -> None:
+        """See `Backend.log`."""
+        metrics = [Metric(short_key(name), value, timestamp_ms, step) for name, value, timestamp_ms, step in points]
+        with self._told(run):
             self._client.log_batch(run, metrics=metrics)
-        except MlflowException as error:
-            self.raise_unless_refused(error, run)
-            return False
-        return True
 
     def end(self, run: str, event: Event) -> None:
         """Close a child run with what became of its trial."""
         reason = RunTag("stop_reason", short_text(event["reason"], TAG_LENGTH))
-        self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
-        self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
+        with self._told(run):
+            self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
+            self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
 
     def add_files(self, run: str, paths: Sequence[Path]) -> None:
         """Keep files as artifacts; a `.json` file is a table, which MLflow shows beside those of other runs.
@@ -155,13 +162,14 @@ class SearchRuns:
             ArtifactError: Their store does not take them, which says nothing about MLflow itself.
         """
         there = [path for path in paths if path.exists()]
-        try:
-            for path in there:
-                self._client.log_artifact(run, str(path))
-        except OSError as error:
-            raise ArtifactError(f"{type(error).__name__}: {error}") from error
         tables = [{"path": path.name, "type": "table"} for path in there if path.suffix == ".json"]
-        self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
+        with self._told(run):
+            try:
+                for path in there:
+                    self._client.log_artifact(run, str(path))
+            except OSError as error:
+                raise ArtifactError(f"{type(error).__name__}: {error}") from error
+            self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
 
     def keep_folder(self, folder: Path) -> None:
         """Keep a folder, under its name, as artifacts of the parent run, in place of those of that name.
@@ -176,23 +184,18 @@ class SearchRuns:
         run = max(found, key=lambda run: len(run.data.metrics)).info.run_id
         self._client.log_artifacts(run, str(folder), folder.name)
 
-    def children(self) -> dict[int, list[Run]]:
-        """The runs of every trial."""
-        found: dict[int, list[Run]] = {}
-        for run in self._find({ROLE_TAG: "trial"}):
-            found.setdefault(int(run.data.tags[TRIAL_TAG]), []).append(run)
-        return found
-
-    def adopt(self, parent: str, runs: Iterable[Run]) -> None:
-        """Put child runs below the parent run, where they are still below one that was deleted."""
-        for run in runs:
+    def children(self, parent: str) -> dict[int, list[str]]:
+        """See `Backend.children`."""
+        found = self._children()
+        for run in (run for runs in found.values() for run in runs):
             if run.data.tags.get(_PARENT_TAG) != parent:
                 self._client.set_tag(run.info.run_id, _PARENT_TAG, parent)
+        return {number: [str(run.info.run_id) for run in runs] for number, runs in found.items()}
 
     def drop_twins(self, parent: str, kept: Mapping[int, str | None]) -> None:
         """Delete runs that a call which was given up made all the same; MLflow can restore what it deletes."""
         families: list[tuple[str | None, list[Run]]] = [(parent, self._find({ROLE_TAG: "search"}))]
-        families += [(kept.get(number), runs) for number, runs in self.children().items()]
+        families += [(kept.get(number), runs) for number, runs in self._children().items()]
         for own, runs in families:
             metrics = next((run.data.metrics.keys() for run in runs if run.info.run_id == own), None)
             for twin in runs:
@@ -200,7 +203,27 @@ class SearchRuns:
                     self._client.delete_run(twin.info.run_id)
         self.doubtful = False
 
-    def is_there(self, run: str) -> bool:
+    def is_away(self, error: Exception) -> bool:
+        """See `Backend.is_away`."""
+        return is_away(error)
+
+    def shown(self, error: object) -> str:
+        """See `Backend.shown`."""
+        return self._store.shown(error)
+
+    @contextmanager
+    def _told(self, run: str) -> Iterator[None]:
+        """What MLflow answers to calls about a run, as what that means; other errors say that it is away."""
+        try:
+            yield
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+            if not self._is_there(run):
+                raise RunGoneError(run) from None
+            raise RefusedError(error.message) from error
+
+    def _is_there(self, run: str) -> bool:
         """Whether MLflow has a run and nobody has deleted it."""
         try:
             return bool(self._client.get_run(run).info.lifecycle_stage == "active")
@@ -209,23 +232,22 @@ class SearchRuns:
                 return False
             raise
 
-    def raise_unless_refused(self, error: MlflowException, run: str) -> None:
-        """Return only if the error says that MLflow will never take the data of a call about a run that is there.
-
-        Raises:
-            RunGoneError: The run is not there.
-            MlflowException: The error itself, which says that MLflow is away.
-        """
-        if not is_refusal(error):
-            raise error
-        if not self.is_there(run):
-            raise RunGoneError(run) from None
+    def _children(self) -> dict[int, list[Run]]:
+        found: dict[int, list[Run]] = {}
+        for run in self._find({ROLE_TAG: "trial"}):
+            found.setdefault(int(run.data.tags[TRIAL_TAG]), []).append(run)
+        return found
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._store.experiment)
         if found is not None:
             if found.lifecycle_stage == LifecycleStage.DELETED:
-                raise ExperimentDeletedError(self._store.experiment, found.experiment_id)
+                raise ClosedError(
+                    "tracking.experiment",
+                    f"experiment {self._store.experiment!r} is in MLflow's trash; `mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}` with MLFLOW_TRACKING_URI set brings it back, or name "
+                    "another one by tracking.experiment",
+                )
             if self._store.artifacts is not None:
                 follow_artifacts(self._store.uri, found, self._store.artifacts)
             return str(found.experiment_id)
@@ -281,3 +303,15 @@ def is_refusal(error: Exception) -> bool:
 def is_away(error: Exception) -> bool:
     """Whether the next call will hardly fare better: no connection, no answer in time, or a server that is broken."""
     return isinstance(error, OSError | MlflowException) and not is_refusal(error)
+
+
+def _bound_requests() -> None:
+    """Let one request end in time and nobody but the outbox repeat it; what the environment says stands.
+
+    MLflow would repeat for many minutes by default, and print the server's address, a password included, at the end
+    of each run.
+    """
+    for variable, value in ((MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_S), (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0)):
+        if not variable.is_set():
+            variable.set(value)
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)

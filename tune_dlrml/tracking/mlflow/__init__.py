@@ -1,0 +1,1 @@
+"""MLflow: one parent run a search, one nested child run a trial."""
