@@ -176,7 +176,7 @@ class Round:
         sent = len(server.requests) - before
         self.calls += sent
         self._require(sent <= cap, f"{sent} requests under a cap of {cap}")
-        self._require(sent <= endpoint.calls, f"{sent} requests were sent, {endpoint.calls} counted")
+        self._require(sent <= endpoint.budget.calls, f"{sent} requests were sent, {endpoint.budget.calls} counted")
         again = [answer.number for answer in answers if answer.kept and answer.served > served[answer.number]]
         self._require(not again, f"answers {again} were judged before, or left for good, and asked for again")
         self._check(judgements, answers, whole)

@@ -40,7 +40,7 @@ VENDORS = {
     "trl": ("training/arguments.py", "training/pairs/batches.py", "training/trainer.py"),
     "mlflow": ("tracking/mlflow/",),
     "pandas": ("notebook.py",),
-    "openai": ("evaluation/endpoint/client.py",),
+    "openai": ("evaluation/endpoint/",),
     "sklearn": ("evaluation/alpaca_eval/length_controlled.py",),
     "vllm": ("evaluation/engines/vllm.py",),
     "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/frontier/rewards.py"),

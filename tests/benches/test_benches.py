@@ -203,7 +203,7 @@ def test_a_trial_trained_anew_is_another_model(tmp_path):
         identities.append(Loaded("search:0", "org/base", checkpoint).identity())
     first, other, again = identities
     assert first == again != other
-    assert replace(Loaded("search:0", "org/base", checkpoint), engine_name="vllm").identity() != again
+    assert replace(Loaded("search:0", "org/base", checkpoint), engine="vllm").identity() != again
 
 
 @pytest.mark.parametrize(

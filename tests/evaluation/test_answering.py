@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.engines.generate import TransformersEngine
+from tune_dlrml.evaluation.engines.transformers import TransformersEngine
 from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
 from tune_dlrml.evaluation.records import Answers, Chat, Question
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference

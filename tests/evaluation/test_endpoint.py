@@ -27,7 +27,7 @@ from tune_dlrml.evaluation.endpoint.client import (
     EndpointSettings,
     NoReplyError,
 )
-from tune_dlrml.evaluation.endpoint.outage import SILENT_CYCLES, Silence
+from tune_dlrml.evaluation.endpoint.outage import SILENT_CYCLES, Outage
 
 CHAT = [{"role": "user", "content": "How good is it?"}]
 KEY = "sk-very-secret"
@@ -126,7 +126,7 @@ def test_what_may_pass_is_asked_again(fault):
     with EndpointServer.scripted([fault, fault, says("fine")]) as server:
         asked = endpoint(server)
         reply = ask(asked)
-    assert (reply.text, reply.calls, asked.calls, len(server.requests)) == ("fine", 3, 3, 3)
+    assert (reply.text, reply.calls, asked.budget.calls, len(server.requests)) == ("fine", 3, 3, 3)
 
 
 def test_a_reply_that_does_not_come_in_time_is_asked_for_again():
@@ -191,7 +191,7 @@ def test_no_more_calls_than_the_cap_are_sent_by_many_threads():
     with EndpointServer(lambda _: fails(503)) as server, ThreadPoolExecutor(8) as pool:
         asked = endpoint(server, max_calls=13, concurrency=4)
         ends = [future.exception() for future in [pool.submit(ask, asked) for _ in range(8)]]
-    assert (asked.calls, len(server.requests)) == (13, 13)
+    assert (asked.budget.calls, len(server.requests)) == (13, 13)
     assert {type(end) for end in ends} <= {JudgeEndedError, NoReplyError}
     assert any("`max_calls` is 13" in str(end) for end in ends)
 
@@ -208,7 +208,7 @@ def test_the_cap_on_tokens_is_by_the_usage_that_the_endpoint_tells():
         asked = endpoint(server, max_tokens=100)
         ask(asked)
         ask(asked)
-        assert asked.tokens == 120
+        assert asked.budget.tokens == 120
         with pytest.raises(JudgeEndedError, match="`max_tokens` is 100, and 120 tokens were used"):
             ask(asked)
         assert len(server.requests) == 2
@@ -218,7 +218,7 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_tell_them():
     with EndpointServer.scripted([says("five.", usage=None)]) as server:
         asked = endpoint(server)
         ask(asked)
-    assert asked.tokens == 5  # 15 characters of the chat and 5 of the reply, four a token
+    assert asked.budget.tokens == 5  # 15 characters of the chat and 5 of the reply, four a token
 
 
 def test_no_request_is_sent_after_the_deadline():
@@ -308,33 +308,33 @@ def test_threads_that_fail_together_are_one_outage():
         assert ask(asked).text == "fine"
 
 
-def test_only_cycles_one_after_another_make_a_silence():
-    silence = Silence()
-    first, second = silence.begin(), silence.begin()
-    assert not silence.unheard(first)
-    third = silence.begin()
-    assert not silence.unheard(second)  # began with the first one
-    assert not silence.unheard(third)
-    fourth, fifth = silence.begin(), silence.begin()
-    assert silence.unheard(fourth)
-    assert silence.has_ended(fifth)
-    assert silence.unheard(fifth)
-    assert not silence.has_ended(silence.begin())
+def test_only_cycles_one_after_another_make_an_outage():
+    outage = Outage()
+    first, second = outage.begin(), outage.begin()
+    assert not outage.unheard(first)
+    third = outage.begin()
+    assert not outage.unheard(second)  # began with the first one
+    assert not outage.unheard(third)
+    fourth, fifth = outage.begin(), outage.begin()
+    assert outage.unheard(fourth)
+    assert outage.has_ended(fifth)
+    assert outage.unheard(fifth)
+    assert not outage.has_ended(outage.begin())
 
 
-def test_a_reply_to_any_thread_ends_a_silence():
-    silence = Silence()
+def test_a_reply_to_any_thread_ends_an_outage():
+    outage = Outage()
     for _ in range(SILENT_CYCLES - 1):
-        assert not silence.unheard(silence.begin())
-    slow = silence.begin()
-    silence.heard()
-    assert not silence.unheard(slow)  # there was a reply meanwhile
+        assert not outage.unheard(outage.begin())
+    slow = outage.begin()
+    outage.heard()
+    assert not outage.unheard(slow)  # there was a reply meanwhile
     for _ in range(SILENT_CYCLES - 1):
-        assert not silence.unheard(silence.begin())
-    slow = silence.begin()
-    assert silence.unheard(silence.begin())
-    silence.heard()
-    assert not silence.has_ended(slow)
+        assert not outage.unheard(outage.begin())
+    slow = outage.begin()
+    assert outage.unheard(outage.begin())
+    outage.heard()
+    assert not outage.has_ended(slow)
 
 
 def test_the_identity_is_name_and_address_without_secrets():

@@ -65,7 +65,7 @@ def test_a_verdict_is_read_whatever_stands_beside_it(given, tokens):
         asked = endpoint(server)
         judgement = EndpointJudge(asked).ask(INQUIRY)
     assert (judgement.verdict, judgement.calls) == (7.0, 1)
-    assert (asked.tokens == tokens, asked.estimated) == ((True, False) if tokens else (False, True))
+    assert (asked.budget.tokens == tokens, asked.budget.estimated) == ((True, False) if tokens else (False, True))
 
 
 @pytest.mark.parametrize(

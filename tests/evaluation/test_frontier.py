@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tune_dlrml.errors import InputError, NotFiniteError
-from tune_dlrml.evaluation.engines.generate import Sampled
 from tune_dlrml.evaluation.frontier.picture import Setting, frontier
 from tune_dlrml.evaluation.frontier.points import (
     Compared,
@@ -26,6 +25,7 @@ from tune_dlrml.evaluation.frontier.points import (
     token_kl,
 )
 from tune_dlrml.evaluation.frontier.rewards import Reward
+from tune_dlrml.evaluation.records import Sampled
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.pairs.batches import add_log_prob_head
 

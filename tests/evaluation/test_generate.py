@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tune_dlrml.data.tokens import tokenize
 from tune_dlrml.errors import InputError, JudgeEndedError, NotFiniteError
 from tune_dlrml.evaluation.endpoint.client import NoReplyError
-from tune_dlrml.evaluation.engines.generate import EndpointEngine, TransformersEngine
+from tune_dlrml.evaluation.engines.endpoint import EndpointEngine
 from tune_dlrml.evaluation.engines.prompting import end_of_turn, prompt_ids
+from tune_dlrml.evaluation.engines.transformers import TransformersEngine
 from tune_dlrml.evaluation.engines.vllm import VllmEngine
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.held_out import HeldOut

@@ -5,11 +5,14 @@ from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
+from evaluation.endpoint_server import EndpointServer
 
 from tune_dlrml.benches.alpaca_eval import compared, document
+from tune_dlrml.benches.subject import Served
 from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.doctor.judges import examine_judges
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
 from tune_dlrml.evaluation.judges import registry
 from tune_dlrml.evaluation.judges.judge import NamedJudge, NextToken
 from tune_dlrml.evaluation.judges.jury import Jury
@@ -93,18 +96,10 @@ def test_it_weighs_answers_against_a_baselines(constant, tmp_path):
     baseline.write_text('[{"instruction": "say a", "output": "a", "generator": "theirs"}]')
     config = EvaluationConfig(judges=["constant:7"])
 
-    class Model:
-        name = "ours"
-
-        def identity(self):
-            return {}
-
-        def engine(self, **_):
-            return SimpleNamespace(name="ours", generate=lambda chats, **_: ["b" for _ in chats])
-
-    numbers = compared(
-        Model(), baseline, config, replies=tmp_path / "r", key=None, out=tmp_path / "out", on_judgement=lambda _: None
-    )
+    with EndpointServer.replying(lambda messages: "b") as server:
+        model = Served("ours", EndpointSettings("m", url=server.url))
+        files = {"replies": tmp_path / "replies", "out": tmp_path / "out"}
+        numbers = compared(model, baseline, config, key=None, on_judgement=lambda _: None, **files)
     (row,) = numbers.annotations
     assert row.preference in (pytest.approx(1.25), pytest.approx(1.75))
     assert document("ours", numbers, side_files=None, seed=0)["judge"] == "constant:7"

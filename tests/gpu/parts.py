@@ -163,7 +163,7 @@ def generation(machine: Machine) -> Iterator[Figures]:
     """Answers in the loop, with an adapter on, by the engine that trials use."""
     from peft import get_peft_model
 
-    from tune_dlrml.evaluation.engines.generate import TransformersEngine
+    from tune_dlrml.evaluation.engines.transformers import TransformersEngine
 
     setting = machine.setting(ONE_B)
     model = llama(setting.shape, machine.device, setting.dtype)

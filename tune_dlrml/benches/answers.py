@@ -1,17 +1,17 @@
-"""A model's answers to an questionnaire, and the files that keep them so that none is made or paid for twice."""
+"""A model's answers to a questionnaire, and the files that keep them so that none is made or paid for twice."""
 
 import hashlib
 import json
 import threading
 from collections import UserDict
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_dlrml.benches.subject import Loaded, Served, Subject
+from tune_dlrml.benches.subject import Subject
 from tune_dlrml.errors import StorageError
-from tune_dlrml.evaluation.endpoint.client import Endpoint
+from tune_dlrml.evaluation.engines.registry import ENGINES, make_engine
 from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.evaluation.records import Answers
@@ -50,12 +50,19 @@ def answers_of(subject: Subject, questionnaire: Questionnaire, folder: Path) -> 
     """
     made_from = fingerprint(subject.identity(), questionnaire.fingerprint)
     path = folder / f"answers-{made_from}.jsonl"
-    if isinstance(subject, Served):
-        answered = _served(subject, questionnaire, folder / f"replies-{made_from}.jsonl")
-    elif path.exists():
+    if path.exists() and not ENGINES[subject.engine].remote:
         return Answered(read_answers(path))
-    else:
-        answered = _loaded(subject, questionnaire)
+    with closing(
+        make_engine(
+            subject.engine,
+            subject,
+            max_new_tokens=questionnaire.max_new_tokens,
+            batch_size=questionnaire.batch_size,
+            kept=KeptTexts(folder / f"replies-{made_from}.jsonl"),
+        )
+    ) as engine:
+        answers = answer(questionnaire.questions, engine, seed=questionnaire.seed)
+        answered = Answered(answers, engine.unanswered)
     write_answers(path, answered.answers, subject.name)
     return answered
 
@@ -90,27 +97,6 @@ class KeptTexts(UserDict[str, str]):
             except OSError as error:
                 raise _storage_error(self._path, "writable", error) from error
             self.data[key] = text
-
-
-def _served(subject: Served, questionnaire: Questionnaire, replies: Path) -> Answered:
-    from tune_dlrml.evaluation.engines.generate import EndpointEngine
-
-    settings = replace(subject.settings, concurrency=questionnaire.batch_size)
-    with closing(Endpoint(settings)) as endpoint:
-        engine = EndpointEngine(
-            endpoint,
-            max_new_tokens=questionnaire.max_new_tokens,
-            concurrency=questionnaire.batch_size,
-            name=subject.name,
-            kept=KeptTexts(replies),
-        )
-        answers = answer(questionnaire.questions, engine, seed=questionnaire.seed)
-    return Answered(answers, engine.unanswered)
-
-
-def _loaded(subject: Loaded, questionnaire: Questionnaire) -> Answered:
-    engine = subject.engine(max_new_tokens=questionnaire.max_new_tokens, batch_size=questionnaire.batch_size)
-    return Answered(answer(questionnaire.questions, engine, seed=questionnaire.seed))
 
 
 def _key_and_text(line: bytes) -> tuple[str, str] | None:

@@ -10,7 +10,6 @@ from tune_dlrml.benches.frontier import Draw, frontier, search_frontier
 from tune_dlrml.benches.mt_bench import mt_bench
 from tune_dlrml.benches.subject import (
     ENDPOINT,
-    EngineName,
     Served,
     Subject,
     complete_trials,
@@ -49,7 +48,7 @@ class Request:
     prompts: str | None
     samples: int
     limit: int | None
-    engine: EngineName
+    engine: str
     model_url: str | None
     model_key_file: Path | None
     max_new_tokens: int

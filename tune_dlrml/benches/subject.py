@@ -2,16 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tune_dlrml.config import NAME_PATTERN, SearchConfig, TrainingConfig, load_config
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.endpoint.client import EndpointSettings
-from tune_dlrml.evaluation.records import Chat, Engine
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
+from tune_dlrml.evaluation.engines.registry import IN_PROCESS, REMOTE, Live, Model, Stored
 from tune_dlrml.models.loading import check_model_reference, parse_model_reference
 from tune_dlrml.records import State
 from tune_dlrml.search.result import SearchPlace
@@ -27,28 +26,33 @@ FILES = ("*.safetensors", "*config.json", "tokenizer*", "chat_template*")
 """What of a model's folder its answers depend on."""
 FORMS = "a model reference, `<search>:<trial>` such as quickstart:17, or `openai:<model>` behind an endpoint"
 _TRIAL = re.compile(r"(?P<search>[^:/\s]+):(?P<number>\d+)")
-EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Model):
     """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
         name: As it stands beside its numbers.
         settings: Where it is.
+        engine: What makes its answers.
     """
 
     name: str
     settings: EndpointSettings
+    engine: str = REMOTE
+
+    def served(self) -> EndpointSettings:
+        """See `Model.served`."""
+        return self.settings
 
     def identity(self) -> dict[str, Any]:
         """Whose answers they are, as JSON; the endpoint is trusted to serve one model under one name."""
-        return {"name": self.name, "engine": "endpoint", "model": self.settings.model, "url": self.settings.address}
+        return {"name": self.name, "engine": self.engine, "model": self.settings.model, "url": self.settings.address}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Model):
     """A model that is loaded into this process.
 
     Attributes:
@@ -57,7 +61,7 @@ class Loaded:
         checkpoint: What a trial trained on it; None is the base model itself.
         config: The trial's search.
         spec: The trial.
-        engine_name: Whose generation is used.
+        engine: What makes its answers.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Loaded:
     checkpoint: Path | None = None
     config: SearchConfig | None = None
     spec: TrialSpec | None = None
-    engine_name: EngineName = "transformers"
+    engine: str = IN_PROCESS
 
     @property
     def training(self) -> TrainingConfig | None:
@@ -83,26 +87,29 @@ class Loaded:
         marker = None if self.checkpoint is None else (self.checkpoint / MARKER).read_bytes()
         return {
             "name": self.name,
-            "engine": self.engine_name,
+            "engine": self.engine,
             "model": self.model,
             "files": {name: [status.st_size, status.st_mtime_ns] for name, status in files.items()},
             # The marker holds the sha256 of every file of the checkpoint.
             "checkpoint": None if marker is None else hashlib.sha256(marker).hexdigest(),
         }
 
-    def engine(self, *, max_new_tokens: int, batch_size: int) -> Engine:
-        """What makes it answer, `batch_size` questions at a time."""
-        if self.engine_name == "vllm":
-            from tune_dlrml.evaluation.engines.vllm import VllmEngine
-
-            return VllmEngine(self.model, max_new_tokens=max_new_tokens, name=self.name, adapter=self._adapter())
-        from tune_dlrml.evaluation.engines.generate import TransformersEngine
-
+    def live(self) -> Live:
+        """See `Model.live`; it answers in the precision that its trial was trained in."""
         policy, tokenizer = self.policy()
-        engine = TransformersEngine(
-            policy, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, name=self.name
-        )
-        return _InPrecision(engine, self.precision(policy))
+        return Live(self.name, policy, tokenizer, self.precision(policy))
+
+    def stored(self) -> Stored:
+        """See `Model.stored`.
+
+        Raises:
+            InputError: The trial trained all weights.
+        """
+        if self.checkpoint is not None and not (self.checkpoint / "adapter_config.json").exists():
+            raise InputError(
+                f"{self.name}: vLLM takes the adapter of a trial, but this one trained all weights; use transformers"
+            )
+        return Stored(self.model, self.checkpoint)
 
     def precision(self, policy: Any) -> AbstractContextManager[Any]:
         """The precision that the trial was trained in, for as often as it is entered."""
@@ -127,37 +134,17 @@ class Loaded:
         reference = policy if self.checkpoint is None else load_policy(self.model, None, self.training)[0]
         return Compared(policy, tokenizer, reference)
 
-    def _adapter(self) -> Path | None:
-        if self.checkpoint is not None and not (self.checkpoint / "adapter_config.json").exists():
-            raise InputError(
-                f"{self.name}: vLLM takes the adapter of a trial, but this one trained all weights; use transformers"
-            )
-        return self.checkpoint
-
 
 Subject = Served | Loaded
 
 
-class _InPrecision:
-    """An engine whose model computes as its trial did."""
-
-    def __init__(self, engine: Engine, precision: AbstractContextManager[Any]) -> None:
-        self.name = engine.name
-        self._engine, self._precision = engine, precision
-
-    def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
-        """See `Engine.generate`."""
-        with self._precision:
-            return self._engine.generate(chats, temperature=temperature, seed=seed)
-
-
-def parse_subject(text: str, place: SearchPlace, engine: EngineName) -> Loaded:
+def parse_subject(text: str, place: SearchPlace, engine: str) -> Loaded:
     """The model or the trial that `text` means.
 
     Args:
         text: `<search>:<trial>`, or a model reference.
         place: Where searches are.
-        engine: Whose generation is used.
+        engine: What makes its answers.
 
     Raises:
         InputError: There is no such model, search or trial, or the trial has no model.
@@ -170,7 +157,7 @@ def parse_subject(text: str, place: SearchPlace, engine: EngineName) -> Loaded:
         check_model_reference(reference)
     except InputError as error:
         raise InputError(f"MODEL {text!r}: {error} Or it is {FORMS}.") from None
-    return Loaded(str(reference), str(reference), engine_name=engine)
+    return Loaded(str(reference), str(reference), engine=engine)
 
 
 def complete_trials(search: str, place: SearchPlace) -> list[Loaded]:
@@ -180,7 +167,7 @@ def complete_trials(search: str, place: SearchPlace) -> list[Loaded]:
         InputError: There is no such search, or none of its trials is complete.
     """
     place, config, rows = _search(search, place)
-    trials = [_loaded(search, row, place, config, "transformers") for row in rows if row.state is State.COMPLETE]
+    trials = [_loaded(search, row, place, config, IN_PROCESS) for row in rows if row.state is State.COMPLETE]
     if not trials:
         raise InputError(
             f"a trial is examined with the model that it ended with, but search {search!r} has no complete one"
@@ -193,7 +180,7 @@ def is_search(text: str, place: SearchPlace) -> bool:
     return re.fullmatch(NAME_PATTERN, text) is not None and (place.storage / text / "search.yaml").exists()
 
 
-def _trial(search: str, number: int, place: SearchPlace, engine: EngineName) -> Loaded:
+def _trial(search: str, number: int, place: SearchPlace, engine: str) -> Loaded:
     place, config, rows = _search(search, place)
     row = next((row for row in rows if row.number == number), None)
     if row is None:
@@ -217,7 +204,7 @@ def _search(search: str, place: SearchPlace) -> tuple[SearchPlace, SearchConfig,
     return place, config, rows
 
 
-def _loaded(search: str, row: TrialRow, place: SearchPlace, config: SearchConfig, engine: EngineName) -> Loaded:
+def _loaded(search: str, row: TrialRow, place: SearchPlace, config: SearchConfig, engine: str) -> Loaded:
     folder = place.folder(search) / "trials" / str(row.number)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:

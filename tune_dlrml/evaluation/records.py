@@ -113,6 +113,21 @@ class Judgement:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """One completion of a prompt.
+
+    Attributes:
+        prompt_ids: Tokens that the model was given, after truncation.
+        completion_ids: Tokens that it added, with the one that ended the completion if any did.
+        text: The completion without special tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    text: str
+
+
 class Engine(Protocol):
     """What makes a model answer.
 

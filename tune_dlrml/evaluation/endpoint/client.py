@@ -14,10 +14,13 @@ import openai
 import tenacity
 
 from tune_dlrml.errors import InputError, JudgeEndedError, TuneDlrmlError
+from tune_dlrml.evaluation.endpoint.budget import Budget
 from tune_dlrml.evaluation.endpoint.completion import Completion, read_completion, retry_after_s
-from tune_dlrml.evaluation.endpoint.outage import SILENT_CYCLES, Silence
+from tune_dlrml.evaluation.endpoint.failures import NoReplyError, TransientError, UnfitError, UnreadableError
+from tune_dlrml.evaluation.endpoint.outage import SILENT_CYCLES, Outage
 from tune_dlrml.evaluation.endpoint.refusals import SYSTEM, folded, read_refusal
-from tune_dlrml.evaluation.endpoint.settings import OPENAI_URL, EndpointSettings
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
+from tune_dlrml.evaluation.endpoint.transport import make_client
 from tune_dlrml.evaluation.records import Message
 from tune_dlrml.system.deadline import answer_in_time
 
@@ -30,22 +33,10 @@ TRIES = 8
 UNREADABLE_TRIES = 3
 """Of them, where the server does reply, and what it says is no completion."""
 BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
-
-
-class NoReplyError(TuneDlrmlError):
-    """One chat got no reply; others may get theirs.
-
-    Attributes:
-        calls: HTTP requests that were sent.
-        final: Whether the endpoint will never reply to this chat, as it is too long. Otherwise requests failed.
-    """
-
-    def __init__(self, message: str, calls: int, *, final: bool = False) -> None:
-        super().__init__(message, calls)
-        self.calls, self.final = calls, final
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+SHOWN = 120
+"""Characters of a reply without a completion that are shown."""
+_UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
+"""Error codes that are about one chat, not about the settings."""
 
 
 class Endpoint:
@@ -55,14 +46,16 @@ class Endpoint:
     408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
     A model that refuses `max_tokens` is asked with `max_completion_tokens`, one that refuses a `temperature` or a
     `seed` is asked without, and one without system messages is told all by the user, which is said once in the log.
-    One that is away (see `Silence`) is
-    asked again by the next call of `complete`.
+    One that is away (see `Outage`) is asked again by the next call of `complete`.
 
     Args:
         settings: Where it is, and the caps.
         clock: Seconds that only grow.
         sleep: Waits so many seconds; by default until then or until `close`.
         seed: Of the waits.
+
+    Attributes:
+        budget: What of the caps is used.
     """
 
     def __init__(
@@ -75,17 +68,15 @@ class Endpoint:
     ) -> None:
         self.settings = settings
         self._closed = threading.Event()
-        self._clock, self._sleep = clock, sleep or self._closed.wait
+        self.budget = Budget(self.name, settings, clock)
+        self._sleep = sleep or self._closed.wait
         self._rng = random.Random(seed)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
-        self._calls = self._tokens = 0
-        self._estimated = False
-        self._silence = Silence()
+        self._outage = Outage()
         self._unsupported: frozenset[str] = frozenset()
-        self._end_s: float | None = None
         self._under_way: set[Future[bytes]] = set()
-        self._client = _client(settings)
+        self._client = make_client(settings)
 
     @property
     def name(self) -> str:
@@ -97,21 +88,6 @@ class Endpoint:
         """The name and the address: models of one name at two servers are two models."""
         return f"{self.name} at {self.settings.address}"
 
-    @property
-    def calls(self) -> int:
-        """HTTP requests so far."""
-        return self._calls
-
-    @property
-    def tokens(self) -> int:
-        """Tokens so far, estimated for replies without `usage`."""
-        return self._tokens
-
-    @property
-    def estimated(self) -> bool:
-        """Whether some of the tokens are estimated."""
-        return self._estimated
-
     def close(self) -> None:
         """Send no more requests, and end the waits of all threads: for a reply, and to send a request again."""
         with self._lock:
@@ -119,7 +95,7 @@ class Endpoint:
             under_way = tuple(self._under_way)
         for answer in under_way:
             with suppress(InvalidStateError):  # its reply has just come
-                answer.set_exception(_TransientError("the client was closed"))
+                answer.set_exception(TransientError("the client was closed"))
         self._client.close()
 
     def complete(
@@ -158,9 +134,9 @@ class Endpoint:
         return self._retried(request)
 
     def _retried(self, request: Mapping[str, Any]) -> Completion:
-        began = self._silence.begin()
+        began = self._outage.begin()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_TransientError),
+            retry=tenacity.retry_if_exception_type(TransientError),
             stop=_is_hopeless,
             wait=self._wait_s,
             sleep=self._pause,
@@ -168,20 +144,20 @@ class Endpoint:
         )
         try:
             completion = retrying(self._called, request, began)
-        except _TransientError as error:
-            if not isinstance(error, _UnreadableError) and self._silence.unheard(began):
+        except TransientError as error:
+            if not isinstance(error, UnreadableError) and self._outage.unheard(began):
                 raise self._away(error) from None
             tries = retrying.statistics["attempt_number"]
             raise NoReplyError(f"no reply in {tries} requests; the last one: {error}", tries) from None
-        except _UnfitError as error:
-            self._silence.heard()
+        except UnfitError as error:
+            self._outage.heard()
             raise NoReplyError(str(error), retrying.statistics["attempt_number"], final=True) from None
         return replace(completion, calls=retrying.statistics["attempt_number"])
 
     def _called(self, request: Mapping[str, Any], began: int) -> Completion:
-        """One HTTP request, of a cycle that began at this mark of the silence."""
+        """One HTTP request, of a cycle that began at this mark of the outage."""
         with self._slots:
-            if self._silence.has_ended(began):
+            if self._outage.has_ended(began):
                 raise JudgeEndedError(f"{self.identity} is away, as other chats show")
             answer: Future[bytes] = Future()
             without = self._unsupported
@@ -192,23 +168,21 @@ class Endpoint:
                 raise self._refusal(error, request, without) from None
             except (openai.APIConnectionError, TimeoutError) as error:
                 reason = error.__cause__ or error
-                raise _TransientError(f"{type(reason).__name__}: {str(reason) or 'no answer'}") from None
+                raise TransientError(f"{type(reason).__name__}: {str(reason) or 'no answer'}") from None
             except RuntimeError:  # of a client that `close` closed meanwhile
                 if not self._closed.is_set():
                     raise
-                raise _TransientError("the client was closed") from None
+                raise TransientError("the client was closed") from None
             finally:
                 with self._lock:
                     self._under_way.discard(answer)
         read = read_completion(body, request["messages"])
         if read is None:
             said = read_refusal(body, self.settings.key).text
-            raise _UnreadableError(f"no completion in a reply of {len(body)} bytes: {said[:SHOWN]}")
+            raise UnreadableError(f"no completion in a reply of {len(body)} bytes: {said[:SHOWN]}")
         completion, usage = read
-        self._silence.heard()
-        with self._lock:
-            self._tokens += usage.tokens
-            self._estimated |= usage.estimated
+        self._outage.heard()
+        self.budget.spend(usage)
         return completion
 
     def _sent(self, request: Mapping[str, Any], without: frozenset[str], timeout_s: float) -> bytes:
@@ -222,49 +196,28 @@ class Endpoint:
 
     def _begin_call(self, answer: "Future[bytes]") -> float:
         """Count a request before it is sent; how many seconds are left until the deadline."""
-        caps = self.settings
         with self._lock:
-            now = self._clock()
-            if self._end_s is None:
-                self._end_s = now + caps.deadline_s
             if self._closed.is_set():
                 raise JudgeEndedError(f"{self.name} was closed: no request is sent any more")
-            if self._calls >= caps.max_calls:
-                raise self._reached("max_calls", caps.max_calls, f"{self._calls} requests were sent")
-            if self._tokens >= caps.max_tokens:
-                raise self._reached("max_tokens", caps.max_tokens, self._used())
-            if now >= self._end_s:
-                raise self._reached("deadline_s", caps.deadline_s, "that time is over")
-            self._calls += 1
+            left_s = self.budget.begin_call()
             self._under_way.add(answer)
-            return self._end_s - now
-
-    def _used(self) -> str:
-        estimated = ", in part by an estimate, since the endpoint does not count them" if self._estimated else ""
-        return f"{self._tokens} tokens were used{estimated}"
-
-    def _reached(self, name: str, limit: float, now: str) -> JudgeEndedError:
-        return JudgeEndedError(
-            f"{self.name}: `{name}` is {limit:g}, and {now}; what was judged is kept: raise `{name}`, "
-            "or run the same command again, which asks only for what is missing"
-        )
+            return left_s
 
     def _pause(self, seconds: float) -> None:
         """Wait before the next request, unless there can be none."""
-        if self._end_s is not None and self._clock() + seconds >= self._end_s:
-            raise self._reached("deadline_s", self.settings.deadline_s, f"the next request would wait {seconds:.1f} s")
+        self.budget.check_wait(seconds)
         self._sleep(seconds)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next try: those that the server asks for, or twice as many each time; with jitter."""
         error = state.outcome.exception() if state.outcome else None
-        asked_s = error.retry_after_s if isinstance(error, _TransientError) else None
+        asked_s = error.retry_after_s if isinstance(error, TransientError) else None
         # Jitter, so that threads which failed together do not come back together.
         if asked_s is not None:
             return min(asked_s, LONGEST_WAIT_S) + self._rng.uniform(0, BACKOFF_S)
         return min(BACKOFF_S * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT_S) * self._rng.uniform(0.5, 1)
 
-    def _away(self, error: "_TransientError") -> JudgeEndedError:
+    def _away(self, error: TransientError) -> JudgeEndedError:
         return JudgeEndedError(
             f"{self.identity} must answer, but gave no reply to at least {SILENT_CYCLES} chats one after another, "
             f"each sent {TRIES} times; the last time: {error}. "
@@ -286,9 +239,9 @@ class Endpoint:
         if status >= 500 and SYSTEM in unwanted:  # of a chat template that raises
             return self._do_without(frozenset([SYSTEM]), status, said)
         if status in (408, 409, 429) or status >= 500:
-            return _TransientError(f"{status}: {said}", retry_after_s(error.response.headers))
+            return TransientError(f"{status}: {said}", retry_after_s(error.response.headers))
         if status == 413 or code in _UNFIT or "context length" in said.lower():
-            return _UnfitError(f"{status}: {said}")
+            return UnfitError(f"{status}: {said}")
         if unwanted and status in (400, 422):
             return self._do_without(unwanted, status, said)
         remedy = {
@@ -301,75 +254,19 @@ class Endpoint:
             f"with {status} ({said}): {remedy}"
         )
 
-    def _do_without(self, names: frozenset[str], status: int, said: str) -> "_TransientError":
+    def _do_without(self, names: frozenset[str], status: int, said: str) -> TransientError:
         """Leave settings out from now on; the error that has the request sent again at once."""
         with self._lock:
             new = sorted(names - self._unsupported)
             self._unsupported |= names
         for name in new:
             logger.warning("%s does not take `%s` as it is (%s) and is asked without it", self.name, name, said)
-        return _TransientError(f"{status}: {said}", retry_after_s=0.0)
-
-
-SHOWN = 120
-"""Characters of a reply without a completion that are shown."""
-_UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
-"""Error codes that are about one chat, not about the settings."""
-
-
-class _TransientError(TuneDlrmlError):
-    """A request failed in a way that the same request may not fail in a moment later."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class _UnfitError(TuneDlrmlError):
-    """The endpoint will never answer this chat."""
-
-
-class _UnreadableError(_TransientError):
-    """The server replies, and what it says is no completion."""
+        return TransientError(f"{status}: {said}", retry_after_s=0.0)
 
 
 def _is_hopeless(state: tenacity.RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
-    return state.attempt_number >= (UNREADABLE_TRIES if isinstance(error, _UnreadableError) else TRIES)
-
-
-_HEADERS = frozenset(
-    ["accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"]
-)
-
-
-def _client(settings: EndpointSettings) -> openai.OpenAI:
-    """A client that takes nothing from OPENAI_* variables: the command line alone reads the environment.
-
-    Redirects are not followed, since each would be a request that nobody counted.
-    """
-
-    def leave_out_foreign_headers(request: Any) -> None:
-        # OPENAI_CUSTOM_HEADERS has no argument that overrules it. The client finds its x-stainless-* ones again later.
-        for name in {name.lower() for name in request.headers} - _HEADERS:
-            if not name.startswith("x-stainless-"):
-                del request.headers[name]
-
-    key = settings.key or "none"
-    return openai.OpenAI(
-        base_url=settings.url or OPENAI_URL,
-        api_key=key,
-        admin_api_key="",
-        organization="",
-        project="",
-        webhook_secret="",
-        # Given outright, so that it stands above one from OPENAI_CUSTOM_HEADERS.
-        default_headers={"Authorization": f"Bearer {key}"},
-        max_retries=0,
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False, event_hooks={"request": [leave_out_foreign_headers]}
-        ),
-    )
+    return state.attempt_number >= (UNREADABLE_TRIES if isinstance(error, UnreadableError) else TRIES)
 
 
 def _encodable(text: str) -> str:

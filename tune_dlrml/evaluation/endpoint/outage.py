@@ -6,7 +6,7 @@ SILENT_CYCLES = 3
 """So many whole cycles of retries, one after another and without any reply, mean that an endpoint is away."""
 
 
-class Silence:
+class Outage:
     """Tells an endpoint that is away from requests that fail; may be used from several threads.
 
     Threads that fail together fail by the same outage, so it is no count of failures. A cycle is one completion with

@@ -1,13 +1,15 @@
 """The one place of vLLM, an optional extra for GPU clusters: a model and at most one adapter, loaded from disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from transformers import AutoConfig, GenerationConfig
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.engines.prompting import Prompts, content_seeds, stop_ids
+from tune_dlrml.evaluation.engines.registry import Model
 from tune_dlrml.evaluation.records import Chat
 from tune_dlrml.models.loading import load_tokenizer, parse_model_reference, resolve_model
 
@@ -33,6 +35,8 @@ class VllmEngine:
         InputError: vLLM is not installed, `max_new_tokens` leaves no room for a prompt, or the adapter is none that
             vLLM takes.
     """
+
+    unanswered = 0
 
     def __init__(
         self,
@@ -69,6 +73,17 @@ class VllmEngine:
             enable_lora=adapter is not None,
             **({} if adapter is None else {"max_lora_rank": _lora_rank(adapter)}),
         )
+
+    @classmethod
+    def of(
+        cls, model: Model, *, max_new_tokens: int, batch_size: int, kept: MutableMapping[str, str] | None = None
+    ) -> Self:
+        """See `NamedEngine.of`; vLLM makes its batches itself."""
+        stored = model.stored()
+        return cls(stored.model, max_new_tokens=max_new_tokens, name=model.name, adapter=stored.adapter)
+
+    def close(self) -> None:
+        """There is no connection to be given up."""
 
     @property
     def truncated(self) -> int:

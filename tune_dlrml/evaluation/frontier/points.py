@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tune_dlrml.errors import InputError, NotFiniteError
-from tune_dlrml.evaluation.engines.generate import Sampled, TransformersEngine
+from tune_dlrml.evaluation.engines.registry import Live, engine_in_process
 from tune_dlrml.evaluation.frontier.rewards import Reward
-from tune_dlrml.evaluation.records import Chat
+from tune_dlrml.evaluation.records import Chat, Sampled
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -181,13 +181,8 @@ def frontier_point(
         NotFiniteError: A KL is not finite.
     """
     _check_prompts(len(prompts))
-    engine = TransformersEngine(
-        compared.policy,
-        compared.tokenizer,
-        max_new_tokens=sampling.max_new_tokens,
-        batch_size=sampling.batch_size,
-        name="policy",
-    )
+    model = Live("policy", compared.policy, compared.tokenizer)
+    engine = engine_in_process(model, max_new_tokens=sampling.max_new_tokens, batch_size=sampling.batch_size)
     drawn = engine.sample([*prompts] * sampling.samples, temperature=sampling.temperature, seed=sampling.seed)
     kls = completion_kl(compared, drawn, temperature=sampling.temperature, batch_size=sampling.batch_size)
     texts = [_text(prompt) for prompt in prompts] * sampling.samples

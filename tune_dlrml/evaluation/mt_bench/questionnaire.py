@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tune_dlrml.config import EvaluationConfig
+from tune_dlrml.evaluation.engines.registry import Deal, Live, engine_in_process, one_after_another
 from tune_dlrml.evaluation.mt_bench.answering import answer, read_answers, write_answers
 from tune_dlrml.evaluation.mt_bench.questions import load_questions
 from tune_dlrml.evaluation.records import Answers, Question
@@ -49,20 +50,10 @@ class Questionnaire:
         """File with the answers of the trial whose folder it is, in FastChat's format."""
         return folder / f"answers-{self.fingerprint}.jsonl"
 
-    def answer(
-        self, policy: Any, tokenizer: Any, *, rank: int, world: int, deal: Callable[..., list[Any]] | None = None
-    ) -> list[Answers]:
+    def answer(self, policy: Any, tokenizer: Any, *, rank: int, world: int, deal: Deal | None = None) -> list[Answers]:
         """This rank's share of the answers; all of them where the ranks `deal` the batches out."""
-        from tune_dlrml.evaluation.engines.generate import TransformersEngine  # torch, where a search is only prepared
-
-        engine = TransformersEngine(
-            policy,
-            tokenizer,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            name="policy",
-            deal=deal,
-        )
+        model = Live("policy", policy, tokenizer, deal=deal or one_after_another)
+        engine = engine_in_process(model, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         return answer(self.questions if deal else self.questions[rank::world], engine, seed=self.seed)
 
     def keep(self, folder: Path, shares: Sequence[Sequence[Answers]]) -> None:

@@ -1,50 +1,21 @@
-"""A model's answers to chats: by the model that is in this process, or by an endpoint that serves one.
+"""A model's answers to chats, by the model that is in this process.
 
 Shape legend: B = rows of a batch, T = tokens of its longest prompt, V = vocabulary.
 """
 
-from __future__ import annotations
-
-import hashlib
-import json
-import logging
-import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Self
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from tune_dlrml.errors import JudgeEndedError, NotFiniteError
+from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.evaluation.engines.prompting import Prompts, content_seeds, decoded, stop_ids
-from tune_dlrml.evaluation.records import Chat
-
-if TYPE_CHECKING:
-    from tune_dlrml.evaluation.endpoint.client import Endpoint
-
-logger = logging.getLogger(__name__)
-
-Deal = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One completion of a prompt.
-
-    Attributes:
-        prompt_ids: Tokens that the model was given, after truncation.
-        completion_ids: Tokens that it added, with the one that ended the completion if any did.
-        text: The completion without special tokens.
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    text: str
+from tune_dlrml.evaluation.engines.registry import Deal, Model, one_after_another
+from tune_dlrml.evaluation.records import Chat, Sampled
 
 
 class _Completed(NamedTuple):
@@ -52,10 +23,6 @@ class _Completed(NamedTuple):
 
     rows: list[list[int]]
     finite: bool
-
-
-def _one_after_another(call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return [call(item) for item in items]
 
 
 class TransformersEngine:
@@ -76,12 +43,15 @@ class TransformersEngine:
         max_new_tokens: Tokens after which an answer is cut.
         batch_size: Chats answered at once.
         name: Of the engine and its model.
+        precision: In which the model computes, for as often as it is entered; by default the one that it is in.
         deal: Puts every batch through a call and gives what came of each, in order; processes that hold the model
-            together deal the batches out, None takes all of them here.
+            together deal the batches out.
 
     Raises:
         InputError: `max_new_tokens` leaves no room for a prompt in the model's context.
     """
+
+    unanswered = 0
 
     def __init__(
         self,
@@ -91,11 +61,13 @@ class TransformersEngine:
         max_new_tokens: int,
         batch_size: int,
         name: str,
-        deal: Deal | None = None,
+        precision: AbstractContextManager[Any] | None = None,
+        deal: Deal = one_after_another,
     ) -> None:
         self.name = name
         self._model = model
-        self._deal = _one_after_another if deal is None else deal
+        self._precision = precision or nullcontext()
+        self._deal = deal
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._prompts = Prompts(tokenizer, model.config, max_new_tokens=max_new_tokens, name=name)
@@ -108,6 +80,25 @@ class TransformersEngine:
             eos_token_id=sorted(self._stop_ids) or None,
             pad_token_id=self._pad_id,
         )
+
+    @classmethod
+    def of(
+        cls, model: Model, *, max_new_tokens: int, batch_size: int, kept: MutableMapping[str, str] | None = None
+    ) -> Self:
+        """See `NamedEngine.of`."""
+        live = model.live()
+        return cls(
+            live.policy,
+            live.tokenizer,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            name=live.name,
+            precision=live.precision,
+            deal=live.deal,
+        )
+
+    def close(self) -> None:
+        """There is no connection to be given up."""
 
     @property
     def truncated(self) -> int:
@@ -142,7 +133,7 @@ class TransformersEngine:
         def complete(batch: Sequence[int]) -> _Completed:
             return self._complete([prompts[i] for i in batch], temperature, [seeds[i] for i in batch])
 
-        with _answering(self._model):
+        with self._precision, _answering(self._model):
             completed = self._deal(complete, batches)
         if not all(each.finite for each in completed):
             raise NotFiniteError(
@@ -174,87 +165,6 @@ class TransformersEngine:
     def _up_to_stop(self, ids: list[int]) -> list[int]:
         stop = next((place for place, id in enumerate(ids) if id in self._stop_ids), len(ids))
         return ids[: stop + 1]
-
-
-class EndpointEngine:
-    """Lets a model that runs elsewhere answer, over an OpenAI-compatible endpoint.
-
-    Args:
-        endpoint: Retries, and counts calls against its cap.
-        max_new_tokens: Tokens after which an answer is cut.
-        concurrency: Requests under way at once.
-        name: Of the endpoint's model.
-        kept: What the same model replied before, under keys of this class; every reply is put there as it comes, from
-            several threads.
-
-    Attributes:
-        unanswered: How many chats got no reply so far.
-    """
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        max_new_tokens: int,
-        concurrency: int,
-        name: str,
-        kept: MutableMapping[str, str] | None = None,
-    ) -> None:
-        self.name = name
-        self.unanswered = 0
-        self._endpoint = endpoint
-        self._max_new_tokens = max_new_tokens
-        self._concurrency = concurrency
-        self._kept: MutableMapping[str, str] = {} if kept is None else kept
-        self._lock = threading.Lock()
-
-    def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
-        """One answer to each chat; a new one depends on the seed as far as the endpoint heeds it.
-
-        A chat that gets no reply though others do, such as one that a content filter stops, has an empty answer, is
-        counted in `unanswered` and is not kept.
-
-        Raises:
-            JudgeEndedError: The endpoint may not be called any more; no request is begun after that, and what was
-                under way is waited for and kept.
-            InputError: The endpoint refuses the request.
-            StorageError: A reply cannot be kept.
-        """
-        seeds = content_seeds([json.dumps(list(chat), sort_keys=True) for chat in chats], seed)
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="answer")
-        try:
-            asked = [pool.submit(self._answer, *row, temperature) for row in zip(chats, seeds, strict=True)]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            pool.shutdown(cancel_futures=True)
-        finally:
-            # At an interrupt what is under way is left to whoever closes the endpoint: it could take minutes.
-            pool.shutdown(wait=False, cancel_futures=True)
-        errors = [error for future in asked if not future.cancelled() and (error := future.exception()) is not None]
-        # Other errors say more than that the endpoint ended: a wrong key, a full disk.
-        for error in sorted(errors, key=lambda error: isinstance(error, JudgeEndedError)):
-            raise error
-        return [future.result() for future in asked]
-
-    def _answer(self, chat: Chat, seed: int, temperature: float) -> str:
-        from tune_dlrml.evaluation.endpoint.client import (
-            NoReplyError,  # its library, where a model answers in this process
-        )
-
-        key = hashlib.sha256(json.dumps([list(chat), temperature, seed], sort_keys=True).encode()).hexdigest()
-        known = self._kept.get(key)
-        if known is not None:
-            return known
-        try:
-            reply = self._endpoint.complete(
-                list(chat), temperature=temperature, max_tokens=self._max_new_tokens, seed=seed % 2**31
-            )
-        except NoReplyError as error:
-            logger.warning("%s: a chat has an empty answer: %s", self.name, error)
-            with self._lock:
-                self.unanswered += 1
-            return ""
-        self._kept[key] = str(reply.text)
-        return str(reply.text)
 
 
 class _Choice(LogitsProcessor):  # type: ignore[misc]  # mypy skips transformers, see pyproject.toml
