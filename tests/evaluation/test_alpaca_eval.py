@@ -48,7 +48,6 @@ def test_the_win_rate_is_the_mean_preference_without_nulls():
     assert found.win_rate == pytest.approx(60)
     assert found.standard_error == pytest.approx(100 * math.sqrt(0.62 / 3 / 4))
     assert (found.wins, found.losses, found.ties, found.scored, found.unscored) == (2, 1, 1, 4, 1)
-    assert found.discrete_win_rate == pytest.approx(62.5)
 
 
 def test_a_preference_of_0_counts_as_a_tie(tmp_path):
@@ -66,7 +65,7 @@ def test_null_and_nan_are_no_preference(tmp_path):
 
 def test_nothing_scored_is_no_number():
     found = win_rate(annotated(None, None))
-    assert (found.win_rate, found.standard_error, found.discrete_win_rate) == (None, None, None)
+    assert (found.win_rate, found.standard_error) == (None, None)
     assert win_rate_interval(annotated(None, 2.0), seed=0) is None
 
 

@@ -192,14 +192,13 @@ def test_a_template_that_refuses_a_chat_is_an_input_error(model, tokenizer) -> N
         engine(model, tokenizer).generate(CHATS[:1], temperature=0, seed=0)
 
 
-def test_of_a_prompt_beyond_the_context_the_end_is_kept_and_counted(model, tokenizer, caplog) -> None:
+def test_of_a_prompt_beyond_the_context_the_end_is_kept_and_told_of(model, tokenizer, caplog) -> None:
     chats = [[{"role": "user", "content": "review " * 400 + "end"}], *CHATS]
     answering = engine(model, tokenizer, max_new_tokens=56)
     with caplog.at_level(logging.WARNING, logger="tune_dlrml"):
         sampled = answering.sample(chats, temperature=1, seed=0)
     ids = tokenizer(chats[0][0]["content"])["input_ids"]
     assert list(sampled[0].prompt_ids) == ids[-200:]
-    assert answering.truncated == 1
     assert f"only the last 200 of a prompt's {len(ids)} tokens fit" in caplog.text
     assert [row.text for row in sampled[1:]] == engine(model, tokenizer, max_new_tokens=56).generate(
         CHATS, temperature=1, seed=0
@@ -376,7 +375,7 @@ def test_vllm_gets_the_tokens_and_stop_tokens_of_transformers(toy_model, tokeniz
     assert [prompt["prompt_token_ids"] for prompt in prompts[:-1]] == [
         tokenizer(chat[0]["content"])["input_ids"] for chat in CHATS
     ]
-    assert len(prompts[-1]["prompt_token_ids"]) == 200 and answering.truncated == 1
+    assert len(prompts[-1]["prompt_token_ids"]) == 200
     assert {(row.temperature, row.max_tokens, tuple(row.stop_token_ids)) for row in settings} == {(0.7, 56, (2,))}
     assert len({row.seed for row in settings}) == 10
 

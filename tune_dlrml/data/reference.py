@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.system.hub import HUB_ID
 
 BUILTIN_PREFIX = "builtin:"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -22,7 +23,6 @@ FORMS = (
 _REFERENCE = re.compile(
     r"(?P<location>[^#\0]+)(?:#(?P<split>\w+(?:\.\w+)*)?(?:\[(?P<start>-?\d{1,12})?:(?P<stop>-?\d{1,12})?\])?)?"
 )
-_HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def parse_dataset_reference(text: str) -> DatasetReference:
     path = Path(location).expanduser() if location.startswith("~/") else Path(location)
     if format_of(path) is not None or os.path.isdir(path) or glob.has_magic(location):
         return DatasetReference("file", _absolute(path), split=split, start=start, stop=stop)
-    hub = _HUB_ID.fullmatch(location)
+    hub = HUB_ID.fullmatch(location)
     if hub is None or path.exists():
         raise InputError(f"{text!r} is no reference to a data set: {FORMS}.{did_you_mean(path)}")
     return DatasetReference("hub", hub["id"], hub["revision"], split, start, stop)

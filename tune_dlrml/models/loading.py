@@ -21,7 +21,7 @@ from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.models.checkpoints import check_checkpoint, has_weights, missing_shards, tensor_shapes
 from tune_dlrml.models.conversion import convert_once
 from tune_dlrml.models.strict_loading import check_causal_lm, empty_model, load_strictly
-from tune_dlrml.system.hub import refusal_of_model
+from tune_dlrml.system.hub import HUB_ID, refusal_of_model
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,6 @@ _WITHOUT_A_TABLE = ("rope_parameters", "alibi", "mamba_d_state", "ssm_state_size
 """Keys of models that need no table of positions: rotations, ALiBi, and those that read one token after another."""
 
 _PACKAGE_FILE = re.compile(r"(?P<package>[A-Za-z_]\w*)/(?P<file>[^/].*\.gguf)")
-_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def parse_model_reference(text: str) -> ModelReference:
             raise InputError(f"`package:<python_package>/<file>.gguf` must name a GGUF file, but got {text!r}.")
         return ModelReference("package", location)
     try:
-        folder, hub = Path(text).expanduser(), _HUB_ID.fullmatch(text)
+        folder, hub = Path(text).expanduser(), HUB_ID.fullmatch(text)
         if hub and not folder.is_dir():
             return ModelReference("hub", hub["id"], hub["revision"])
         return ModelReference("folder", str(folder.resolve()))

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.profile import SHOWN_Z, Profile, curve_of
-from tune_dlrml.report.style import COLOURS, WIDTH, styled
+from tune_dlrml.report.style import WIDTH, styled
+from tune_dlrml.system.palette import BLACK, COLOURS, GREY, PALE, STROKE
 
 POINTS = 401
 CLOSE = 3.0
@@ -20,7 +21,7 @@ HIGHEST = 2.5
 STEEPEST = 3.0
 """A slope is shown up to this many times its size at margin 0, or DPO's."""
 DPI = 150
-_LOSS, _OTHER, _TRAP = COLOURS[0], "#777777", "#F6DDCC"
+_LOSS, _OTHER, _TRAP = COLOURS[0], GREY, "#F6DDCC"
 
 
 def loss_figure(seen: Profile) -> Figure:
@@ -74,12 +75,12 @@ def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) 
         (value, values, [each for each, _ in others]),
         (slope, slopes, [seen.beta_kl * each for _, each in others]),
     ):
-        axes.axvline(0.0, color="#BBBBBB", linewidth=0.9, zorder=1)
+        axes.axvline(0.0, color=PALE, linewidth=0.9, zorder=1)
         if seen.loss.name != "dpo":
             axes.plot(xs, dpo, color=_OTHER, linewidth=1.2, linestyle="--", zorder=3, label="DPO of the same strength")
         axes.plot(xs, ys, color=_LOSS, linewidth=2.2, zorder=4, label=seen.loss.name)
         _shade_trap(axes, seen, half)
-    slope.axhline(0.0, color="#444444", linewidth=0.9, zorder=2)
+    slope.axhline(0.0, color=STROKE, linewidth=0.9, zorder=2)
     zero = values[POINTS // 2]
     _limit(value, [*values, *(each for each, _ in others)], bottom=min(0.0, zero), top=HIGHEST * abs(zero))
     steep = STEEPEST * max(abs(slopes[POINTS // 2]), seen.beta_kl / 2)
@@ -148,6 +149,6 @@ def _mark_start(axes: Axes, zero: float, seen: Profile, half: float) -> None:
     )
     way = "down: wrong" if wrong else "up: right"
     axes.plot(
-        [0.0], [zero], marker="o", color="#000000", markersize=6, zorder=7, linestyle="none",
+        [0.0], [zero], marker="o", color=BLACK, markersize=6, zorder=7, linestyle="none",
         label=f"start; training moves the margin {way}",
     )  # fmt: skip

@@ -20,17 +20,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import BASELINE, SearchData
+from tune_dlrml.system.palette import BLACK, COLOURS, DASHES, GREEN, GRID, MARKERS, PALE, SKY, VERMILION
 
-# Okabe and Ito's palette, "Color Universal Design", without its yellow, which is too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">")
-DASHES = ("-", "--", "-.", ":")
 END_COLOURS = {
-    State.COMPLETE: "#009E73",
-    State.PRUNED: "#56B4E9",
-    State.DIVERGED: "#D55E00",
-    State.FAILED: "#000000",
-    State.RUNNING: "#BBBBBB",
+    State.COMPLETE: GREEN,
+    State.PRUNED: SKY,
+    State.DIVERGED: VERMILION,
+    State.FAILED: BLACK,
+    State.RUNNING: PALE,
 }
 END_HATCHES = {State.PRUNED: "///", State.DIVERGED: "xxx", State.FAILED: "...", State.RUNNING: "||"}
 WIDTH = 9.6
@@ -49,7 +46,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
@@ -85,7 +82,7 @@ class Drawing:
 
 def looks(data: SearchData) -> dict[str, Look]:
     """How each loss looks; the baseline is black."""
-    found = {BASELINE: Look("#000000", "*", "-")} if BASELINE in data.branches else {}
+    found = {BASELINE: Look(BLACK, "*", "-")} if BASELINE in data.branches else {}
     others = [branch for branch in data.branches if branch != BASELINE]
     for at, branch in enumerate(others):
         found[branch] = Look(

@@ -1,5 +1,6 @@
-"""Asking the model hub a question without waiting for a network that is not there."""
+"""What a name on the model hub looks like, and asking the hub without waiting for a network that is not there."""
 
+import re
 from collections.abc import Callable
 
 from tune_dlrml.errors import one_line
@@ -7,6 +8,8 @@ from tune_dlrml.system.deadline import answer_in_time
 
 HUB_TIMEOUT_S = 3.0
 HUB_DEADLINE_S = 4.0
+HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?")
+"""`org/name`, or `org/name@revision`, of a model or a data set."""
 
 
 def refusal_in_time(ask: Callable[[], str | None]) -> str | None:

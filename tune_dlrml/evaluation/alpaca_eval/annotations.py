@@ -89,11 +89,6 @@ class WinRate:
         return self.wins + self.losses + self.ties
 
     @property
-    def discrete_win_rate(self) -> float | None:
-        """Wins and half the ties among the scored ones, in percent."""
-        return 100 * (self.wins + self.ties / 2) / self.scored if self.scored else None
-
-    @property
     def missing(self) -> str | None:
         """Why the win rate is not to be told as the model's; None where it is."""
         total = self.scored + self.unscored

@@ -8,14 +8,13 @@ set `tatsu-lab/alpaca_eval`, next to the instructions themselves.
 import csv
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.alpaca_eval.annotations import read_outputs
-from tune_dlrml.system.hub import HUB_TIMEOUT_S, refusal_in_time
+from tune_dlrml.system.hub import HUB_ID, HUB_TIMEOUT_S, refusal_in_time
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,6 @@ FORMS = f"a folder that holds {GAMED} and {DIFFICULTY}, or a hub data set with b
 FILE_LIMIT = 2**26
 """Bytes of a side file; the published ones have 149 kB and 19 kB."""
 SAME_DIFFICULTY = 1e-6
-
-_HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?")
 
 Locate = Callable[[str], Path | None]
 """Where a file of a source lies; None if the source holds none of that name."""
@@ -135,7 +132,7 @@ def _on_hub(source: str) -> Locate:
     """Files of a hub data set: those in the local hub cache at once, others after the hub was asked, in time."""
     from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
-    match = _HUB_ID.fullmatch(source)
+    match = HUB_ID.fullmatch(source)
     if match is None:
         raise InputError(f"{source!r}: there is no such folder, and it is no hub id. What is allowed: {FORMS}.")
     repository, revision = match["id"], match["revision"]

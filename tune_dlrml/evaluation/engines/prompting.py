@@ -27,9 +27,6 @@ class Prompts:
         max_new_tokens: Length of the answer.
         name: Of the engine, for messages.
 
-    Attributes:
-        truncated: How many prompts had to be cut so far.
-
     Raises:
         InputError: The answer alone fills the context.
     """
@@ -43,7 +40,6 @@ class Prompts:
                 f"`max_new_tokens < max_position_embeddings` must hold, but got max_new_tokens={max_new_tokens} for a "
                 f"model with max_position_embeddings={context}. Lower max_new_tokens."
             )
-        self.truncated = 0
         self._tokenizer = tokenizer
         self._room = None if context is None else context - max_new_tokens
         self._name = name
@@ -53,7 +49,6 @@ class Prompts:
         ids = prompt_ids(self._tokenizer, chat)
         if self._room is None or len(ids) <= self._room:
             return ids
-        self.truncated += 1
         logger.warning("%s: only the last %d of a prompt's %d tokens fit", self._name, self._room, len(ids))
         return ids[-self._room :]
 

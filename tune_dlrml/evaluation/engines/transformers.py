@@ -100,11 +100,6 @@ class TransformersEngine:
     def close(self) -> None:
         """There is no connection to be given up."""
 
-    @property
-    def truncated(self) -> int:
-        """How many prompts had to be cut so far, see `sample`."""
-        return self._prompts.truncated
-
     def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
         """The texts of `sample`."""
         return [sampled.text for sampled in self.sample(chats, temperature=temperature, seed=seed)]

@@ -85,11 +85,6 @@ class VllmEngine:
     def close(self) -> None:
         """There is no connection to be given up."""
 
-    @property
-    def truncated(self) -> int:
-        """How many prompts had to be cut so far to fit the model's context; their end was kept."""
-        return self._prompts.truncated
-
     def generate(self, chats: Sequence[Chat], *, temperature: float, seed: int) -> list[str]:
         """One answer to each chat, in the order of the chats; temperature 0 is greedy."""
         prompts = [self._prompts.ids(chat) for chat in chats]

@@ -13,10 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from tune_dlrml.evaluation.frontier.points import FrontierPoint, Position
 from tune_dlrml.pareto import pareto_front
-
-# Okabe and Ito's palette, "Color Universal Design", without its yellow, which is too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from tune_dlrml.system.palette import BLACK, COLOURS, GREY, GRID, MARKERS
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ def mean_position(policies: Sequence[FrontierPoint]) -> Position:
 
 
 def _styles() -> Iterator[_Style]:
-    """Colour, marker and place of the notes by label; colours, markers and places repeat after 7, 7 and 4."""
+    """Colour, marker and place of the notes by label; colours, markers and places repeat after 7, 9 and 4."""
     places = ((6, 5), (6, -13), (-6, 5), (-6, -13))
-    return (_Style(*style) for style in zip(cycle(COLOURS), cycle(MARKERS), cycle(places), strict=False))
+    return (_Style(*style) for style in zip(cycle((*COLOURS, BLACK)), cycle(MARKERS), cycle(places), strict=False))
 
 
 def _draw_front(axes: Axes, means: Sequence[Position]) -> None:
@@ -84,7 +81,7 @@ def _draw_front(axes: Axes, means: Sequence[Position]) -> None:
     axes.plot(
         [place.kl for place in front],
         [place.reward for place in front],
-        color="#777777",
+        color=GREY,
         linestyle="--",
         linewidth=1.2,
         drawstyle="steps-post",
@@ -159,7 +156,7 @@ def _finish(axes: Axes, reward: str, *, several: bool) -> None:
     axes.set_ylabel(f"reward of a completion\n{reward}")
     seeds = "small: one seed; large: mean over seeds; " if several else ""
     axes.set_title(f"Reward against divergence\n{seeds}bars: 95 % over prompts", fontsize=10)
-    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")

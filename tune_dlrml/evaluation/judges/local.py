@@ -102,11 +102,6 @@ class LocalJudge:
     def close(self) -> None:
         """There is no connection to be given up."""
 
-    @property
-    def truncated(self) -> int:
-        """How many prompts were longer than the model's context, and lost their beginning."""
-        return self._loaded.prompts.truncated if self._loaded else 0
-
     def ask(self, inquiry: Inquiry) -> Judgement:
         """The judgement of one inquiry; unscored where the model's log-probs are not finite.
 

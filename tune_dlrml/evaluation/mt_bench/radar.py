@@ -8,10 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without its yellow, which is too pale for a line on paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = "osD^vPX"
+from tune_dlrml.system.palette import BLACK, COLOURS, DASHES, MARKERS
+
+_COLOURS = (*COLOURS, BLACK)
 _WIDTH = 80  # characters that fit the figure
 LOWEST, HIGHEST = 1, 10
 
@@ -37,8 +36,8 @@ def radar(scores: Mapping[str, Mapping[str, float | None]], *, judge: str) -> Fi
             [*angles, *angles[:1]],
             [*radii, *radii[:1]],
             color=_COLOURS[number % len(_COLOURS)],
-            linestyle=_DASHES[number % len(_DASHES)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)],
             linewidth=1.8,
             markersize=5,
             clip_on=False,

@@ -11,15 +11,16 @@ from tune_dlrml.losses.lrml.geometry import MONOTONE_C, WRONG_START_C
 from tune_dlrml.metrics import METRICS, find_metric
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import SearchData, TrialData
-from tune_dlrml.report.style import DASHES, WIDTH, Drawing, log_scale, looks, panels, styled, thinned, whole_steps
+from tune_dlrml.report.style import WIDTH, Drawing, log_scale, looks, panels, styled, thinned, whole_steps
+from tune_dlrml.system.palette import BLACK, DASHES, GREY, GRID, STROKE, VERMILION
 
 C_LINES = ((1.0, "c = 1"), (MONOTONE_C, "c = 9.11"), (WRONG_START_C, "c = 9.78"))
 """Where the slope gets bounded, the trap appears, and the start turns uphill."""
 _ENDS = {
-    State.DIVERGED: ("X", "#D55E00", "diverged"),
+    State.DIVERGED: ("X", VERMILION, "diverged"),
     State.PRUNED: ("o", "white", "pruned"),
-    State.FAILED: ("P", "#000000", "failed"),
-    State.COMPLETE: ("o", "#000000", "complete"),
+    State.FAILED: ("P", BLACK, "failed"),
+    State.COMPLETE: ("o", BLACK, "complete"),
 }
 _SIZES = {"o": 5.5, "X": 9, "P": 8.5}
 LINEAR_TO = 5.0
@@ -47,7 +48,7 @@ def held_out_curves(data: SearchData) -> Drawing:
         for axes, branch in zip(grid, data.branches, strict=True):
             _draw_panel(axes, data, branch, curves)
             if metric.untrained is not None:
-                axes.axhline(metric.untrained, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
+                axes.axhline(metric.untrained, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         _label(grid, f"{metric.words},\n{metric.unit}")
         figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
     text = (
@@ -69,7 +70,7 @@ def training_curves(data: SearchData) -> Drawing:
         figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
         for axes, branch in zip(grid, data.branches, strict=True):
             _draw_panel(axes, data, branch, curves)
-            axes.axhline(0.0, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
+            axes.axhline(0.0, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
             if far:
                 axes.set_yscale("symlog", linthresh=1.0)
                 axes.yaxis.set_major_formatter("{x:g}")
@@ -146,7 +147,7 @@ def _draw_learnt(axes: Axes, trials: Sequence[TrialData], metric: str, data: Sea
 
 def _draw_c_lines(axes: Axes) -> None:
     for c, name in C_LINES:
-        axes.axhline(c, color="#444444", linewidth=0.9, linestyle="--")
+        axes.axhline(c, color=STROKE, linewidth=0.9, linestyle="--")
         axes.annotate(
             name,
             (1, c),
@@ -163,7 +164,7 @@ def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, lis
     look = looks(data)[branch]
     for trial in data.trials:
         if trial.branch != branch:
-            axes.plot(*_columns(curves[trial.number]), color="#DDDDDD", linewidth=0.7, zorder=1)
+            axes.plot(*_columns(curves[trial.number]), color=GRID, linewidth=0.7, zorder=1)
     for trial in own:
         points = thinned(curves[trial.number])
         best = trial.number == data.best
@@ -178,7 +179,7 @@ def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, lis
 
 
 def _edge(colour: str) -> str:
-    return "#000000" if colour == "white" else "white"
+    return BLACK if colour == "white" else "white"
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -18,6 +18,7 @@ from tune_dlrml.report.figures.curves import C_LINES
 from tune_dlrml.report.ranking import Z
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, log_scale, looks, scale_of, shade, styled
+from tune_dlrml.system.palette import BLACK, GREY, PALE, STROKE, VERMILION
 
 DISCOPOP = "discopop"
 MOST_NUMBERED = 25
@@ -77,7 +78,7 @@ def _draw_map(axes: Axes, data: SearchData, trials: Sequence[TrialData], colours
         shape = trial.shape
         assert shape is not None
         if shape.c_start is not None and shape.c != shape.c_start:
-            axes.plot([shape.c_start * data.tau * y, x], [y, y], color="#555555", linewidth=0.9, zorder=2)
+            axes.plot([shape.c_start * data.tau * y, x], [y, y], color=STROKE, linewidth=0.9, zorder=2)
         _mark(axes, x, y, trial, data, colours)
     for c, name in C_LINES:
         _draw_c_line(axes, c, name, data.tau, above=c != MONOTONE_C)
@@ -98,7 +99,7 @@ def _draw_c_line(
 ) -> None:
     """All places of one c, named where it leaves the map at the top or on the right."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    axes.plot([left, right], [left / (c * tau), right / (c * tau)], color="#444444", linewidth=0.9, dashes=dashes)
+    axes.plot([left, right], [left / (c * tau), right / (c * tau)], color=STROKE, linewidth=0.9, dashes=dashes)
     at_top = c * tau * top
     if left < at_top <= right:
         _write(
@@ -130,7 +131,7 @@ def _mark(axes: Axes, x: float, y: float, trial: TrialData, data: SearchData, co
         linestyle="none",
         markersize=6.5 if trial.state is State.PRUNED else 10,
         markerfacecolor="white" if value is None else shade(colours, value),
-        markeredgecolor="#D55E00" if fate == "diverged" else "#000000",
+        markeredgecolor=VERMILION if fate == "diverged" else BLACK,
         markeredgewidth=1.4 if fate == "diverged" else 0.8,
         zorder=4,
     )
@@ -162,13 +163,13 @@ def _draw_strip(
 def _fates(trials: Sequence[TrialData]) -> list[Line2D]:
     shown = {_fate(trial) for trial in trials}
     handles = [
-        Line2D([], [], linestyle="none", marker=marker, markersize=9, markerfacecolor="#BBBBBB", label=fate,
-               markeredgecolor="#D55E00" if fate == "diverged" else "#000000")
+        Line2D([], [], linestyle="none", marker=marker, markersize=9, markerfacecolor=PALE, label=fate,
+               markeredgecolor=VERMILION if fate == "diverged" else BLACK)
         for fate, marker in _FATES.items() if fate in shown
     ]  # fmt: skip
-    handles.append(Line2D([], [], color="#444444", dashes=(4, 3), linewidth=0.9, label="c = 1, 9.11, 9.78"))
+    handles.append(Line2D([], [], color=STROKE, dashes=(4, 3), linewidth=0.9, label="c = 1, 9.11, 9.78"))
     for c in _c_of_discopop(trials):
-        handles.append(Line2D([], [], color="#444444", dashes=(1, 2), linewidth=0.9, label=f"DiscoPOP (c = {c:g})"))
+        handles.append(Line2D([], [], color=STROKE, dashes=(1, 2), linewidth=0.9, label=f"DiscoPOP (c = {c:g})"))
     return handles
 
 
@@ -197,7 +198,7 @@ def frontier(data: SearchData) -> Drawing:
             Line2D([], [], linestyle="none", marker=look.marker, color=look.colour, markersize=8, label=branch)
             for branch, look in named.items()
         ]
-        handles.append(Line2D([], [], color="#777777", dashes=(4, 3), label="Pareto front"))
+        handles.append(Line2D([], [], color=GREY, dashes=(4, 3), label="Pareto front"))
         figure.legend(handles=handles, loc="outside lower center", ncols=6)
     text = (
         "Each mark is a trial at its last evaluation, filled where it is complete. Bars are 95 % intervals over the "
@@ -246,7 +247,7 @@ def _draw_frontier(
     if front:
         ends = [places[number][0] for number in front] + [max(kl for kl, _ in places.values())]
         levels = [places[number][1][0] for number in front]
-        axes.plot(ends, [*levels, levels[-1]], color="#777777", dashes=(4, 3), drawstyle="steps-post")
+        axes.plot(ends, [*levels, levels[-1]], color=GREY, dashes=(4, 3), drawstyle="steps-post")
     axes.set_xlabel("KL(policy || reference) of a completion, nats\n(square-root scale)")
     _scale_kl(axes, max((kl for kl, _ in places.values()), default=1.0))
 

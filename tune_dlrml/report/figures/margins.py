@@ -15,6 +15,7 @@ from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, METRICS
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, looks, styled
+from tune_dlrml.system.palette import BLACK, GREY, GRID, INK, PALE, STROKE
 
 LOWEST, *WITHIN, HIGHEST = MARGIN_QUANTILES
 """The least and the largest held-out margin, which widen the picture where a report has them, and those between."""
@@ -87,12 +88,12 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
         axes.set_ylim(-0.3, 1)
     _box(axes, last, low, high, bottom - 0.12 * span, 0.07 * span)
     for at, (name, margin) in enumerate(marks.items()):
-        axes.axvline(margin, color="#444444", linewidth=0.9, linestyle=(":", "--")[at % 2], zorder=2)
+        axes.axvline(margin, color=STROKE, linewidth=0.9, linestyle=(":", "--")[at % 2], zorder=2)
         axes.annotate(
             f"{name} {margin:+.2f}", (margin, 0.99), xycoords=("data", "axes fraction"), rotation=90, va="top",
             ha="right" if at == 0 else "left", fontsize=8,
         )  # fmt: skip
-    axes.axvline(0.0, color="#BBBBBB", linewidth=0.9, zorder=1)
+    axes.axvline(0.0, color=PALE, linewidth=0.9, zorder=1)
     axes.set_xlim(left, right)
     axes.set_xlabel("margin of a held-out pair, nats")
     trapped = last.get("eval_trap_fraction", 0.0)
@@ -103,10 +104,10 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
 
 def _box(axes: Axes, last: Mapping[str, float], low: float, high: float, at: float, height: float) -> None:
     p05, p25, p50, p75, p95 = (last[name] for name in WITHIN)
-    axes.plot([low, high], [at, at], color="#333333", linewidth=0.9, zorder=3)
-    axes.barh(at, p95 - p05, left=p05, height=0.35 * height, color="#999999", zorder=3)
-    axes.barh(at, p75 - p25, left=p25, height=height, color="#E0E0E0", edgecolor="#333333", linewidth=0.9, zorder=4)
-    axes.plot([p50, p50], [at - height / 2, at + height / 2], color="#000000", linewidth=2, zorder=5)
+    axes.plot([low, high], [at, at], color=INK, linewidth=0.9, zorder=3)
+    axes.barh(at, p95 - p05, left=p05, height=0.35 * height, color=GREY, zorder=3)
+    axes.barh(at, p75 - p25, left=p25, height=height, color=GRID, edgecolor=INK, linewidth=0.9, zorder=4)
+    axes.plot([p50, p50], [at - height / 2, at + height / 2], color=BLACK, linewidth=2, zorder=5)
 
 
 def loss_curve(trial: TrialData) -> Callable[[float], float] | None:

@@ -17,6 +17,7 @@ from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, scale_of, shade, styled
 from tune_dlrml.space import TRAINING
 from tune_dlrml.study.history import LEAST_FOR_IMPORTANCE
+from tune_dlrml.system.palette import BLACK, BLUE, GREY, INK, STROKE, VERMILION
 
 MOST_AXES = 11
 NONE_AT = -0.12
@@ -52,9 +53,9 @@ def parallel_coordinates(data: SearchData) -> Drawing:
             _draw_line(axes, trial, [*varied, last], results, colours, best=trial.number == data.best)
         _draw_axes(axes, [*varied, last])
         figure.colorbar(colours, ax=axes, pad=0.02).set_label(f"{METRICS[data.metric].words} at the last evaluation")
-        handles = [Line2D([], [], color="#333333", linewidth=2.8, label="best complete trial")]
+        handles = [Line2D([], [], color=INK, linewidth=2.8, label="best complete trial")]
         if any(trial.state in (State.DIVERGED, State.FAILED) for trial in known):
-            handles.append(Line2D([], [], color="#D55E00", linestyle="--", label="diverged or failed"))
+            handles.append(Line2D([], [], color=VERMILION, linestyle="--", label="diverged or failed"))
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     text = (
         "A trial is a line. Scales are logarithmic where values spread over more than a decade; a trial without a "
@@ -122,7 +123,7 @@ def _draw_line(
     axes.plot(
         range(len(columns)),
         heights,
-        color="#D55E00" if bad else "#999999" if value is None else shade(colours, value),
+        color=VERMILION if bad else GREY if value is None else shade(colours, value),
         linestyle="--" if bad else "-",
         linewidth=2.8 if best else 1.1,
         alpha=1.0 if best else 0.8,
@@ -132,7 +133,7 @@ def _draw_line(
 
 def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
     for at, column in enumerate(columns):
-        axes.plot([at, at], [0, 1], color="#333333", linewidth=1.1, zorder=2)
+        axes.plot([at, at], [0, 1], color=INK, linewidth=1.1, zorder=2)
         for height, label in column.ticks:
             axes.annotate(
                 label,
@@ -154,7 +155,7 @@ def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
                 ha="right",
                 va="center",
                 fontsize=8,
-                color="#555555",
+                color=STROKE,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
             )
     units = {"beta_kl": "per nat"} | {name: metric.unit for name, metric in METRICS.items()}
@@ -186,7 +187,7 @@ def importance(data: SearchData) -> Drawing:
         figure = Figure(figsize=(WIDTH * 0.8, 1.3 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots()
         rows = range(len(names))
-        axes.barh(rows, [found.shares[name] for name in names], color="#0072B2", height=0.62)
+        axes.barh(rows, [found.shares[name] for name in names], color=BLUE, height=0.62)
         axes.plot(
             [found.chance.get(name, 0.0) for name in names],
             rows,
@@ -194,7 +195,7 @@ def importance(data: SearchData) -> Drawing:
             marker="|",
             markersize=15,
             markeredgewidth=2,
-            color="#000000",
+            color=BLACK,
             label="what chance alone reaches in 5 % of shuffles",
         )
         for row, name in zip(rows, names, strict=True):
