@@ -41,13 +41,13 @@ def measured(seed: int, arguments: argparse.Namespace) -> list[tuple[Setting, Fr
     name, storage = f"imdb-small-{seed}", str(arguments.out / "searches")
     changes = [text for change in (f"training.seed={seed}", *arguments.settings) for text in ("--set", change)]
     command("search", str(SPACE), "--name", name, *changes, "--storage", storage)
-    document = command("evaluate", name, *sampling(arguments), "--storage", storage)
+    document = command("evaluate", "frontier", name, *sampling(arguments), "--storage", storage)
     return [(Setting(trial["label"], trial["note"]), FrontierPoint.from_json(trial)) for trial in document["trials"]]
 
 
 def sampling(arguments: argparse.Namespace) -> list[str]:
     numbers = f"--samples {arguments.samples} --limit {arguments.limit} --batch-size 32"
-    return ["--bench", "frontier", "--reward", VADER, *numbers.split()]
+    return ["--reward", VADER, *numbers.split()]
 
 
 def table(points: dict[Setting, list[FrontierPoint]]) -> None:
@@ -81,7 +81,9 @@ def main() -> None:
     for seed in arguments.seeds:
         for setting, point in measured(seed, arguments):
             points[setting].append(point)
-    untrained = command("evaluate", load_config(SPACE).model, *sampling(arguments), "--out", str(out / "untrained"))
+    untrained = command(
+        "evaluate", "frontier", load_config(SPACE).model, *sampling(arguments), "--out", str(out / "untrained")
+    )
     points[Setting("untrained")] = [FrontierPoint.from_json(untrained)]
     frontier(points, reward=load_reward(VADER).meaning).savefig(out / "frontier.png")
     numbers = [

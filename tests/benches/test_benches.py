@@ -10,9 +10,8 @@ import toy
 from evaluation.endpoint_server import Act, EndpointServer, completion, fails, says
 
 from tune_dlrml.benches.answers import KeptTexts
-from tune_dlrml.benches.request import Request, examine
 from tune_dlrml.benches.subject import Loaded
-from tune_dlrml.config import JudgeLimits
+from tune_dlrml.cli.benches import AlpacaEval, Frontier, MtBench
 from tune_dlrml.errors import InputError, JudgeEndedError
 from tune_dlrml.views.bench import bench_lines
 
@@ -23,36 +22,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def request_for(model: Path, tmp_path: Path) -> Any:
-    """A request with the options that a test changes."""
-    plain = Request(
-        model=str(model),
-        bench="mt-bench",
-        judges=("openai:judge",),
-        judge_url=None,
-        judge_key_file=None,
-        judge_max_tokens=2048,
-        questions="builtin:mt-bench",
-        references=None,
-        judge_prompts="builtin:mt-bench",
-        baseline=None,
-        annotations=None,
-        side_files=None,
-        reward="vader",
-        prompts=None,
-        samples=2,
-        limit=4,
-        engine="transformers",
-        model_url=None,
-        model_key_file=None,
-        max_new_tokens=8,
-        batch_size=4,
-        limits=JudgeLimits(max_calls=100, concurrency=1),
-        seed=0,
-        storage=tmp_path / "runs",
-        out=tmp_path / "out",
-    )
-    return lambda **changes: replace(plain, **changes)
+def bench(model: Path, tmp_path: Path) -> Any:
+    """A bench with the options that a test changes, each of few answers."""
+
+    def made(kind: type[Any] = MtBench, **changes: Any) -> Any:
+        plain = {"model": str(model), "limit": 4, "max_new_tokens": 8, "batch_size": 4, "storage": tmp_path / "runs"}
+        judged = {} if kind is Frontier else {"judge": ["openai:judge"]}
+        return kind(**(plain | judged | {"out": tmp_path / "out"} | changes))
+
+    return made
 
 
 def answers_in(folder: Path) -> Path:
@@ -60,16 +38,15 @@ def answers_in(folder: Path) -> Path:
     return path
 
 
-def judged(request: Request) -> dict[str, Any]:
-    request.check()
-    return examine(request, lambda judgement: None)
+def judged(options: Any) -> dict[str, Any]:
+    return options.prepare(options.out, None)(lambda judgement: None)
 
 
-def test_a_model_is_answered_for_judged_and_bought_once(request_for, tmp_path):
+def test_a_model_is_answered_for_judged_and_bought_once(bench, tmp_path):
     with EndpointServer.replying(lambda messages: "fine. Rating: [[6]]") as server:
-        first = judged(request_for(judge_url=server.url))
-        again = judged(request_for(judge_url=server.url))
-        other = judged(request_for(judge_url=server.url, out=tmp_path / "other"))
+        first = judged(bench(judge_url=server.url))
+        again = judged(bench(judge_url=server.url))
+        other = judged(bench(judge_url=server.url, out=tmp_path / "other"))
         assert len(server.requests) == 8
     assert (first["score"], first["interval"], first["questions"], first["unscored"]) == (6.0, (6.0, 6.0), 4, 0)
     assert (first["judge"], first["calls"], first["cached"]) == ("openai:judge", 8, 0)
@@ -82,22 +59,22 @@ def test_a_model_is_answered_for_judged_and_bought_once(request_for, tmp_path):
     assert [row[table["columns"].index("rating")] for row in table["data"]] == [6.0] * 8
 
 
-def test_two_judges_are_told_apart_and_their_mean_names_both(request_for, model):
-    judges = ("openai:judge", f"local:{model}")
+def test_two_judges_are_told_apart_and_their_mean_names_both(bench, model):
+    judges = ["openai:judge", f"local:{model}"]
     with EndpointServer.replying(lambda messages: "Rating: [[2]]") as server:
-        document = judged(request_for(judges=judges, judge_url=server.url, limit=2))
+        document = judged(bench(judge=judges, judge_url=server.url, limit=2))
     scripted, local = document["judges"]
     assert (scripted["judge"], local["judge"]) == ("openai:judge", f"local:{model}:logits")
     assert document["score"] == pytest.approx((scripted["score"] + local["score"]) / 2)
     assert scripted["judge"] in document["judge"] and local["judge"] in document["judge"]
 
 
-def test_a_model_behind_an_endpoint_answers_there(request_for, tmp_path):
+def test_a_model_behind_an_endpoint_answers_there(bench, tmp_path):
     def reply(messages: list[dict[str, str]]) -> str:
         return "Rating: [[9]]" if messages[0]["role"] == "system" else f"answer {len(messages)}"
 
     with EndpointServer.replying(reply) as server:
-        document = judged(request_for(model="openai:policy", model_url=server.url, judge_url=server.url, limit=1))
+        document = judged(bench(model="openai:policy", model_url=server.url, judge_url=server.url, limit=1))
         models = [request["body"]["model"] for request in server.requests]
     assert models == ["policy", "policy", "judge", "judge"]
     assert (document["model"], document["score"]) == ("openai:policy", 9.0)
@@ -105,12 +82,12 @@ def test_a_model_behind_an_endpoint_answers_there(request_for, tmp_path):
     assert json.loads(line)["choices"][0]["turns"] == ["answer 1", "answer 3"]
 
 
-def test_a_cap_ends_judging_with_what_was_said_kept(request_for):
+def test_a_cap_ends_judging_with_what_was_said_kept(bench):
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
         with pytest.raises(JudgeEndedError, match=r"`max_calls` is 3"):
-            judged(request_for(judge_url=server.url, limits=JudgeLimits(max_calls=3)))
+            judged(bench(judge_url=server.url, max_calls=3))
         assert len(server.requests) == 3
-        assert judged(request_for(judge_url=server.url))["calls"] == 5
+        assert judged(bench(judge_url=server.url))["calls"] == 5
 
 
 class Model:
@@ -129,15 +106,15 @@ class Model:
         return says(f"answer {len(self.chats)}")
 
 
-def test_a_models_endpoint_that_reached_a_cap_goes_on_and_is_paid_once(request_for, tmp_path):
+def test_a_models_endpoint_that_reached_a_cap_goes_on_and_is_paid_once(bench, tmp_path):
     model = Model()
     with EndpointServer(model.act) as server:
-        served = request_for(model="openai:policy", model_url=server.url, judge_url=server.url, batch_size=1)
+        served = bench(model="openai:policy", model_url=server.url, judge_url=server.url, batch_size=1)
         with pytest.raises(JudgeEndedError, match=r"openai:policy: `max_calls` is 3"):
-            judged(replace(served, limits=JudgeLimits(max_calls=3)))
+            judged(replace(served, max_calls=3))
         assert len(model.chats) == 3
         with pytest.raises(JudgeEndedError, match=r"openai:policy: `max_tokens` is 1"):
-            judged(replace(served, limits=JudgeLimits(max_tokens=1)))
+            judged(replace(served, max_tokens=1))
         assert len(model.chats) == 4
         judged(served)
         document = judged(served)
@@ -147,14 +124,12 @@ def test_a_models_endpoint_that_reached_a_cap_goes_on_and_is_paid_once(request_f
     assert {text for pair in turns for text in pair} == {f"answer {n}" for n in range(1, 9)}
 
 
-def test_a_question_that_the_models_endpoint_refuses_is_told_and_costs_no_other_its_answer(request_for, tmp_path):
+def test_a_question_that_the_models_endpoint_refuses_is_told_and_costs_no_other_its_answer(bench, tmp_path):
     questions = tmp_path / "questions.jsonl"
     rows = [{"question_id": n, "category": "math", "turns": [text]} for n, text in enumerate(["sum", "secret", "root"])]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with EndpointServer(Model(filtered="secret").act) as server:
-        served = request_for(
-            model="openai:policy", model_url=server.url, judge_url=server.url, questions=str(questions)
-        )
+        served = bench(model="openai:policy", model_url=server.url, judge_url=server.url, questions=str(questions))
         document = judged(served)
     assert (document["unanswered"], document["questions"]) == (1, 3)
     answers = [json.loads(line)["choices"][0]["turns"][0] for line in answers_in(tmp_path / "out").open()]
@@ -176,10 +151,10 @@ def test_a_line_that_a_crash_tore_costs_its_own_text_only(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"limit": 3}, {"seed": 1}, {"max_new_tokens": 9}, {"other weights": True}])
-def test_answers_are_those_of_this_model_to_these_questions_in_this_way(request_for, tmp_path, changes):
+def test_answers_are_those_of_this_model_to_these_questions_in_this_way(bench, tmp_path, changes):
     model = toy.write_model(tmp_path / "model")
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
-        first = request_for(model=str(model), judge_url=server.url, limit=2)
+        first = bench(model=str(model), judge_url=server.url, limit=2)
         judged(first)
         kept = answers_in(first.out)
         before = kept.read_bytes()
@@ -209,23 +184,23 @@ def test_a_trial_trained_anew_is_another_model(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"judges": ()}, "needs a judge: give --judge"),
+        ({"judge": []}, "mt-bench needs a judge: give --judge"),
         ({"model": "no/such folder"}, "or it is"),
         ({"model": "nothing:3"}, "there is no search 'nothing'"),
-        ({"bench": "alpaca-eval"}, "either --annotations FILE"),
-        ({"bench": "frontier", "model": "openai:policy"}, "needs its log-probs"),
-        ({"bench": "frontier", "limit": 1}, "at least 2 of them, but got --limit 1"),
-        ({"bench": "frontier", "reward": "no_module:score"}, "no_module"),
+        ({"kind": AlpacaEval}, "either --annotations FILE"),
+        ({"kind": Frontier, "model": "openai:policy"}, "needs its log-probs"),
+        ({"kind": Frontier, "limit": 1}, "at least 2 of them, but got --limit 1"),
+        ({"kind": Frontier, "reward": "no_module:score"}, "no_module"),
         ({"judge_key_file": Path("missing.key")}, "missing.key: the key"),
     ],
 )
-def test_a_mistake_is_told_with_its_remedy(request_for, changes, message):
+def test_a_mistake_is_told_with_its_remedy(bench, changes, message):
     with pytest.raises(InputError, match=f"(?i){message}"):
-        judged(request_for(**changes))
+        judged(bench(**changes))
 
 
-def test_the_frontier_of_a_base_model_is_at_no_divergence(request_for, tmp_path):
-    document = judged(request_for(bench="frontier", limit=6))
+def test_the_frontier_of_a_base_model_is_at_no_divergence(bench, tmp_path):
+    document = judged(bench(Frontier, limit=6, samples=2))
     assert document["kl"]["mean"] == 0.0
     assert (document["samples"], document["reward_function"]) == (12, "vader")
     lines = (tmp_path / "out/completions.jsonl").read_text().splitlines()
@@ -239,7 +214,7 @@ def write_outputs(path: Path, generator: str, count: int) -> Path:
     return path
 
 
-def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(request_for, tmp_path):
+def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(bench, tmp_path):
     """The judge says A or B with certainty, always for the baseline's text; so the model wins nothing."""
 
     def act(messages: list[dict[str, str]]) -> Act:
@@ -251,7 +226,7 @@ def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(request_for, 
 
     baseline = write_outputs(tmp_path / "baseline.json", "baseline", 5)
     with EndpointServer(act) as server:
-        compared = request_for(bench="alpaca-eval", baseline=baseline, judge_url=server.url, limit=None)
+        compared = bench(AlpacaEval, baseline=baseline, judge_url=server.url, limit=None)
         document = judged(compared)
         fewer = judged(replace(compared, limit=3))
         again = judged(compared)
@@ -260,15 +235,15 @@ def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(request_for, 
     assert (fewer["questions"], fewer["cached"], again["questions"], again["cached"]) == (3, 3, 5, 5)
     annotations = tmp_path / "out/annotations.json"
     model = json.loads(annotations.read_text())[0]["generator_2"]
-    read = judged(request_for(bench="alpaca-eval", model=model, annotations=annotations))
+    read = judged(bench(AlpacaEval, model=model, annotations=annotations))
     assert (read["score"], read["losses"], read["calls"]) == (document["score"], 5, 0)
     with pytest.raises(InputError, match=r"but not 'other'"):
-        judged(request_for(bench="alpaca-eval", model="other", annotations=annotations))
+        judged(bench(AlpacaEval, model="other", annotations=annotations))
 
 
-def test_every_bench_is_told_with_its_judge_or_its_reward(request_for, tmp_path):
+def test_every_bench_is_told_with_its_judge_or_its_reward(bench, tmp_path):
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
-        lines = [str(line) for line in bench_lines(judged(request_for(judge_url=server.url, limit=2)))]
+        lines = [str(line) for line in bench_lines(judged(bench(judge_url=server.url, limit=2)))]
     assert "5.00 (5.00 to 5.00) of 10 on 2 questions by openai:judge" in lines[0]
-    (line,) = bench_lines(judged(request_for(bench="frontier", limit=3, out=tmp_path / "frontier")))
+    (line,) = bench_lines(judged(bench(Frontier, limit=3, out=tmp_path / "frontier")))
     assert "by vader" in str(line) and "nats" in str(line)

@@ -15,37 +15,82 @@ from command_line import started, without
 from evaluation.endpoint_server import LATE, Act, EndpointServer
 from typer.testing import CliRunner
 
-from tune_dlrml.benches import request as requests
+from tune_dlrml.cli.benches import BENCHES, AlpacaEval, BenchOptions, Frontier, MtBench
 from tune_dlrml.cli.evaluate import folder_name
 from tune_dlrml.cli.main import app
 from tune_dlrml.config import JudgeLimits
 from tune_dlrml.config.yaml_text import as_yaml_text
+from tune_dlrml.errors import InputError
 
 SOON_S = 90
 """Below the two minutes that a request may take, of which each has eight tries."""
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[requests.Request]:
-    """The requests of the commands that a test gives, none of which is carried out."""
-    made: list[requests.Request] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[BenchOptions]:
+    """What the commands that a test gives are told, none of which is carried out."""
+    made: list[BenchOptions] = []
 
-    def check(request: requests.Request) -> None:
-        made.append(request)
+    def prepare(options: BenchOptions, out: Path, environment_key: str | None) -> Any:
+        made.append(options)
         raise SystemExit(0)
 
-    monkeypatch.setattr(requests.Request, "check", check)
+    for bench in BENCHES:
+        monkeypatch.setattr(bench, "prepare", prepare)
     return made
 
 
 def test_the_limits_hold_for_judges_and_for_a_served_model(asked):
     options = "--max-calls 5 --max-tokens 600 --deadline-s 70 --timeout-s 8 --judge openai:judge"
-    CliRunner().invoke(app, ["evaluate", "openai:policy", "--model-url", "http://127.0.0.1:1/v1", *options.split()])
-    (request,) = asked
-    assert request.evaluation().limits == JudgeLimits(max_calls=5, max_tokens=600, deadline_s=70, timeout_s=8)
-    served: Any = request.subject()
-    settings = served.settings
+    command = ["evaluate", "mt-bench", "openai:policy", "--model-url", "http://127.0.0.1:1/v1", *options.split()]
+    CliRunner().invoke(app, command)
+    (told,) = asked
+    assert told.evaluation().limits == JudgeLimits(max_calls=5, max_tokens=600, deadline_s=70, timeout_s=8)
+    settings = told.subject(None).settings
     assert (settings.max_calls, settings.max_tokens, settings.deadline_s, settings.timeout_s) == (5, 600, 70, 8)
+
+
+def test_each_bench_has_its_own_options_and_defaults(asked):
+    for bench in BENCHES:
+        assert CliRunner().invoke(app, ["evaluate", bench.bench, "org/model"]).exit_code == 0
+    assert [(type(told), told.model, told.max_new_tokens) for told in asked] == [
+        (MtBench, "org/model", 1024),
+        (AlpacaEval, "org/model", 2048),
+        (Frontier, "org/model", 48),
+    ]
+    for bench, option in [
+        ("mt-bench", "--reward=vader"),
+        ("alpaca-eval", "--samples=2"),
+        ("frontier", "--engine=vllm"),
+    ]:
+        refused = CliRunner().invoke(app, ["evaluate", bench, "org/model", option])
+        assert (refused.exit_code, option.partition("=")[0] in refused.output) == (2, True)
+
+
+def test_an_engine_is_one_of_the_table_that_loads_a_model_here(asked):
+    for engine in ("transformers", "vllm"):
+        CliRunner().invoke(app, ["evaluate", "mt-bench", "org/model", "--engine", engine])
+    assert [told.engine for told in asked] == ["transformers", "vllm"]
+    for engine in ("endpoint", "other"):
+        refused = CliRunner().invoke(app, ["evaluate", "mt-bench", "org/model", "--engine", engine])
+        assert "not one of transformers, vllm" in refused.output
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("quickstart:0", "mt-bench"),
+        ("quickstart:0 --bench frontier --reward vader", "frontier"),
+        ("quickstart:0 --bench=alpaca-eval", "alpaca-eval"),
+        ("--bench frontier quickstart", "frontier"),
+        ("--judge openai:m quickstart:0", "mt-bench"),
+    ],
+)
+def test_a_command_without_its_bench_in_front_is_told_the_spelling(words, meant):
+    refused = CliRunner().invoke(app, ["evaluate", *words.split()])
+    assert isinstance(refused.exception, InputError)
+    assert f"give `tune-dlrml evaluate {meant} MODEL`" in str(refused.exception)
 
 
 @pytest.mark.parametrize("form", ["option", "variable"])
@@ -53,7 +98,7 @@ def test_the_studys_database_is_given_as_to_the_other_commands(asked, form):
     url = "postgresql://somebody@db.example/studies"
     options = ["--study-url", url] if form == "option" else []
     environment = {"TUNE_DLRML_STUDY_URL": url} if form == "variable" else {}
-    CliRunner(env=environment).invoke(app, ["evaluate", "search:0", *options])
+    CliRunner(env=environment).invoke(app, ["evaluate", "mt-bench", "search:0", *options])
     assert asked[0].place.study == url
     assert url not in repr(asked[0])
 
@@ -64,9 +109,9 @@ def test_a_trial_is_looked_for_in_the_study_that_was_named(tmp_path):
     folder.mkdir(parents=True)
     document = toy.document(tmp_path / "model", tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
     (folder / "search.yaml").write_text(as_yaml_text(document))
-    options = ["--storage", str(tmp_path / "runs"), "--study-url", "mysql://db.example/studies", "--bench", "frontier"]
+    options = ["--storage", str(tmp_path / "runs"), "--study-url", "mysql://db.example/studies"]
     for model in ("toy:0", "toy"):
-        failed = CliRunner().invoke(app, ["evaluate", model, *options])
+        failed = CliRunner().invoke(app, ["evaluate", "frontier", model, *options])
         assert "postgresql" in str(failed.exception).lower()
 
 
@@ -103,8 +148,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupt
     model = str(toy.write_model(folder / "model"))
     rows = [{"instruction": f"say {n}", "output": f"said {n}", "generator": "baseline"} for n in range(3)]
     (folder / "baseline.json").write_text(json.dumps(rows))
-    comparing = ["--bench", "alpaca-eval", "--baseline", "baseline.json"]
-    arguments = {"judge": [model], "comparer": [model, *comparing], "model": ["openai:policy"]}
+    comparing = ["alpaca-eval", model, "--baseline", "baseline.json"]
+    arguments = {"judge": ["mt-bench", model], "comparer": comparing, "model": ["mt-bench", "openai:policy"]}
     with ExitStack() as servers:
         running = {who: evaluating(words, folder, servers) for who, words in arguments.items()}
         for one in running.values():

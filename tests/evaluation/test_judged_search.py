@@ -171,7 +171,9 @@ def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
     folder, document, judge, _ = judged
     asked, (score,) = len(judge.asked), document["trials"][0]["judged"]["scores"]
     options = f"--judge {score['judge']} --judge-url {judge.url} --limit {QUESTIONS} --max-new-tokens 8 --json"
-    evaluated = called("evaluate", "judged:0", *options.split(), folder=folder, environment=without("OPENAI_API_KEY"))
+    evaluated = called(
+        "evaluate", "mt-bench", "judged:0", *options.split(), folder=folder, environment=without("OPENAI_API_KEY")
+    )
     assert evaluated.returncode == 0, evaluated.stderr
     said = json.loads(evaluated.stdout)
     assert (said["model"], said["calls"], said["cached"]) == ("judged:0", 0, QUESTIONS * 2)

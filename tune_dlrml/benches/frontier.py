@@ -9,7 +9,7 @@ from typing import Any
 
 from tune_dlrml.benches.answers import fingerprint
 from tune_dlrml.benches.setting import settings_of
-from tune_dlrml.benches.subject import Loaded, Subject, complete_trials
+from tune_dlrml.benches.subject import Loaded, complete_trials
 from tune_dlrml.config import RowsConfig
 from tune_dlrml.data import load_section
 from tune_dlrml.errors import InputError
@@ -71,7 +71,7 @@ class _Asked:
         return cls(source, [pair["prompt"] for pair in section.pairs][: draw.limit], worth)
 
 
-def frontier(subject: Subject, draw: Draw, out: Path) -> dict[str, Any]:
+def frontier(subject: Loaded, draw: Draw, out: Path) -> dict[str, Any]:
     """Sample completions of a model, and leave them with their reward and KL in a folder.
 
     Args:
@@ -80,11 +80,9 @@ def frontier(subject: Subject, draw: Draw, out: Path) -> dict[str, Any]:
         out: The folder.
 
     Raises:
-        InputError: Reward or prompts are at fault, or the model runs elsewhere.
+        InputError: Reward or prompts are at fault.
         NotFiniteError: The model has diverged.
     """
-    if not isinstance(subject, Loaded):
-        raise InputError(f"the KL of {subject.name} needs its log-probs over the vocabulary, which no endpoint gives")
     return _sampled(subject, _Asked.of(subject, draw), draw.sampling, out)
 
 

@@ -21,7 +21,6 @@ from tune_dlrml.training.checkpoint import MARKER, newest_checkpoint
 if TYPE_CHECKING:
     from tune_dlrml.evaluation.frontier.points import Compared
 
-ENDPOINT = "openai:"
 FILES = ("*.safetensors", "*config.json", "tokenizer*", "chat_template*")
 """What of a model's folder its answers depend on."""
 FORMS = "a model reference, `<search>:<trial>` such as quickstart:17, or `openai:<model>` behind an endpoint"
@@ -138,7 +137,7 @@ class Loaded(Model):
 Subject = Served | Loaded
 
 
-def parse_subject(text: str, place: SearchPlace, engine: str) -> Loaded:
+def parse_subject(text: str, place: SearchPlace, engine: str = IN_PROCESS) -> Loaded:
     """The model or the trial that `text` means.
 
     Args:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tune_dlrml.cli.doctor import COST_KEYS, doctor
-from tune_dlrml.cli.evaluate import evaluate
+from tune_dlrml.cli.evaluate import evaluate_app
 from tune_dlrml.cli.export import export
 from tune_dlrml.cli.losses import losses_app
 from tune_dlrml.cli.options import (
@@ -51,8 +51,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(losses_app, name="losses")
+app.add_typer(evaluate_app, name="evaluate")
 app.command(epilog=COST_KEYS)(doctor)
-app.command()(evaluate)
 app.command()(export)
 app.command()(report)
 app.command()(spaces)
