@@ -1,1 +1,1 @@
-"""The machine under a search: files, streams, memory, addresses, other people's code."""
+"""The machine under a search: files, streams, memory, addresses, colours, other people's code."""
