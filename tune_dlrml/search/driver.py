@@ -5,7 +5,8 @@ import shutil
 import socket
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from tune_dlrml.search.clock import SearchClock, TimeIsUp
 from tune_dlrml.search.confirm.prepared import confirmation_of
 from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
-from tune_dlrml.search.result import SearchPlace, SearchResult, read_search
+from tune_dlrml.search.result import SearchResult, read_search
 from tune_dlrml.search.tune.scheduler import StudyScheduler
 from tune_dlrml.search.tune.searcher import StudySearcher
 from tune_dlrml.search.tune.slot import TrialSlot
 from tune_dlrml.search.tune.watchdog import Watchdog
 from tune_dlrml.search.warm_up import warm_up_once
 from tune_dlrml.study.database import faults_of_storage, is_sqlite
+from tune_dlrml.study.history import TrialRow
 from tune_dlrml.study.lock import DriverLock, only_driver
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.system.code_state import code_state
@@ -82,74 +84,107 @@ def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
             return _run(prepared, view, lock, scratch)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What one driver has in hand while it drives a search.
+
+    Attributes:
+        code: Versions that it runs with.
+        rows: The trials as they were when it began.
+        out_of_time: Whether the search's time was up by then.
+    """
+
+    prepared: PreparedSearch
+    view: SearchView
+    study: SearchStudy
+    events: EventLog
+    clock: SearchClock
+    evaluation: Evaluation
+    code: Mapping[str, str]
+    rows: Sequence[TrialRow]
+    out_of_time: bool
+
+    def trains(self) -> bool:
+        """Whether trials are still to be trained, and there is time for it."""
+        return _is_unfinished(self.study) and not self.clock.is_up()
+
+
 def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: Path) -> SearchResult:
     began, config, place = time.monotonic(), prepared.config, prepared.place
-    steps, folder = prepared.steps, place.folder(config.name)
-    study = prepared.open_study()
-    study.belong_to(folder, search_id(folder))
-    code = code_state()
-    study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
-    events = EventLog(folder)
-    clock = SearchClock(study, config.search.time_budget_s)
-    rows = study.rows()
-    reconcile(rows, events)
-    out_of_time = _tell_of_the_time(study, clock, view)
-    if not out_of_time:
-        view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), steps)
-    replace_file(folder / "search.yaml", to_yaml(config), durable=True)
-    runs = MlflowRuns(place.mlflow_store(config), config.name, search_id(folder), code)
-    evaluation = Evaluation(prepared, study, events)
-    if not _trains(study, clock) and untracked(events, runs.name) == 0 and not evaluation.left():
-        study.close()
-        return replace(read_search(config.name, place), out_of_time=out_of_time)
-    tracker = Tracker(runs, events)
-    if not rows and not is_sqlite(place.mlflow_uri):
+    turn = _begin(prepared, view)
+    runs = MlflowRuns(place.mlflow_store(config), config.name, search_id(turn.events.folder), turn.code)
+    if not turn.trains() and untracked(turn.events, runs.name) == 0 and not turn.evaluation.left():
+        turn.study.close()
+        return replace(read_search(config.name, place), out_of_time=turn.out_of_time)
+    tracker = Tracker(runs, turn.events)
+    if not turn.rows and not is_sqlite(place.mlflow_uri):
         tracker.require_answer()
     tracker.describe_search(to_yaml(config), _params(config), as_table(prepared.found))
-    books = Books(study, events, tracker, view, evaluation)
-    searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
     try:
-        evaluation.begin(books.on_judged, view.on_notice)
-        trains = _trains(study, clock)
-        if trains or evaluation.unanswered():
-            with clock.running(trains), ray_cluster(place.ray_address, config.resources, scratch, view.on_notice):
-                if not rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
-                    tracker.require_answer()
-                _work(prepared, study, searcher, clock, evaluation, view)
-        unjudged = None if _trains(study, clock) else evaluation.finish()
-        out_of_time = out_of_time or _tell_of_the_time(study, clock, view)
-        result = _result(place, study, searcher, out_of_time=out_of_time)
-        result = replace(result, seconds=time.monotonic() - began, unjudged=unjudged)
+        result = replace(_drive(turn, tracker, lock, scratch), seconds=time.monotonic() - began)
     except BaseException:
         tracker.leave()
         raise
     finally:
-        evaluation.leave()
+        turn.evaluation.leave()
     left = _close(tracker, result)
-    shutil.rmtree(folder / "ray", ignore_errors=True)
-    study.close()
+    shutil.rmtree(place.folder(config.name) / "ray", ignore_errors=True)
+    turn.study.close()
     return replace(result, untracked=left, untracked_cause=tracker.trouble)
 
 
-def _work(
-    prepared: PreparedSearch,
-    study: SearchStudy,
-    searcher: StudySearcher,
-    clock: SearchClock,
-    evaluation: Evaluation,
-    view: SearchView,
-) -> None:
-    """What needs the cluster: train what is left, then examine who has not been."""
-    config = prepared.config
+def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
+    """Open the study and the event logs, bring them together, and say how far the search is."""
+    config, folder = prepared.config, prepared.place.folder(prepared.config.name)
+    study, events, code = prepared.open_study(), EventLog(folder), code_state()
+    study.belong_to(folder, search_id(folder))
+    study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
+    clock, rows = SearchClock(study, config.search.time_budget_s), study.rows()
+    reconcile(rows, events)
+    out_of_time = _tell_of_the_time(study, clock, view)
+    if not out_of_time:
+        view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), prepared.steps)
+    replace_file(folder / "search.yaml", to_yaml(config), durable=True)
+    evaluation = Evaluation(prepared, study, events)
+    return _Turn(prepared, view, study, events, clock, evaluation, code, rows, out_of_time)
+
+
+def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> SearchResult:
+    """Train and judge what is left, as far as the time goes."""
+    prepared, study, clock, evaluation = turn.prepared, turn.study, turn.clock, turn.evaluation
+    place, notice = prepared.place, turn.view.on_notice
+    books = Books(study, turn.events, tracker, turn.view, evaluation)
+    searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
+    evaluation.begin(books.on_judged, notice)
+    trains = turn.trains()
+    if trains or evaluation.unanswered():
+        with clock.running(trains), ray_cluster(place.ray_address, prepared.config.resources, scratch, notice):
+            if not turn.rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
+                tracker.require_answer()
+            _work(turn, searcher)
+    unjudged = None if turn.trains() else evaluation.finish()
+    out_of_time = turn.out_of_time or _tell_of_the_time(study, clock, turn.view)
+    return replace(
+        read_search(study.config.name, place),
+        interrupted=_is_unfinished(study) and not searcher.same_failures and not out_of_time,
+        out_of_time=out_of_time,
+        same_failures=searcher.same_failures,
+        unjudged=unjudged,
+    )
+
+
+def _work(turn: _Turn, searcher: StudySearcher) -> None:
+    """What needs the cluster: train what is left, then ask who has not been asked."""
+    prepared, config, notice = turn.prepared, turn.prepared.config, turn.view.on_notice
     if is_sqlite(prepared.place.study_url(config.name)):
         refuse_sqlite_on_a_cluster(len(alive_nodes()))
-    if _trains(study, clock):
-        warm_up_once(prepared, view.on_notice)
-        with Watchdog(searcher, config.resources, view.on_notice):
-            _tune(searcher, _group(prepared, study), config, clock)
-    clock.stop()
-    if not _trains(study, clock):
-        evaluation.ask()
+    if turn.trains():
+        warm_up_once(prepared, notice)
+        with Watchdog(searcher, config.resources, notice):
+            _tune(searcher, _group(prepared, turn.study), config, turn.clock)
+    turn.clock.stop()
+    if not turn.trains():
+        turn.evaluation.ask()
 
 
 def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
@@ -216,24 +251,10 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock
         raise searcher.broken
 
 
-def _result(place: SearchPlace, study: SearchStudy, searcher: StudySearcher, *, out_of_time: bool) -> SearchResult:
-    return replace(
-        read_search(study.config.name, place),
-        interrupted=_is_unfinished(study) and not searcher.same_failures and not out_of_time,
-        out_of_time=out_of_time,
-        same_failures=searcher.same_failures,
-    )
-
-
 def _is_unfinished(study: SearchStudy) -> bool:
     """Whether trials are still to be trained."""
     rows = study.rows()
     return len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
-
-
-def _trains(study: SearchStudy, clock: SearchClock) -> bool:
-    """Whether trials are still to be trained, and there is time for it."""
-    return _is_unfinished(study) and not clock.is_up()
 
 
 def _tell_of_the_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> bool:
