@@ -43,6 +43,7 @@ VENDORS = {
     "openai": ("evaluation/endpoint/",),
     "sklearn": ("evaluation/alpaca_eval/length_controlled.py",),
     "vllm": ("evaluation/engines/vllm.py",),
+    "bitsandbytes": ("models/quantization.py",),
     "vaderSentiment": ("builtin/make_sentiment_pairs.py", "evaluation/frontier/rewards.py"),
     "matplotlib": ("evaluation/mt_bench/radar.py", "evaluation/frontier/picture.py", "report/"),
     "ruamel": ("config/yaml_text.py",),

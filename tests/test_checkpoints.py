@@ -331,7 +331,6 @@ WRONG: dict[str, tuple[Config, Shapes, list[str]]] = {
         LLAMA_SHAPES,
         ["modeling_my.py", "never run"],
     ),
-    "bitsandbytes": (quantised(quant_method="bitsandbytes", load_in_4bit=True), LLAMA_SHAPES, ["(bitsandbytes)"]),
     "gptq": (quantised(quant_method="gptq", bits=4), LLAMA_SHAPES, ["(gptq)"]),
     "awq": (quantised(quant_method="awq", bits=4), LLAMA_SHAPES, ["(awq)"]),
     "fp8": (quantised(quant_method="fp8"), LLAMA_SHAPES, ["(fp8)"]),

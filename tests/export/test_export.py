@@ -212,3 +212,25 @@ def test_data_that_has_changed_is_not_exported_as_what_the_trial_saw(tmp_path, t
     assert not (tmp_path / "out").exists()
     exported = export_trial(trained, tmp_path / "out", with_script=False)
     assert "reproduce.py" not in exported.files and "adapter_model.safetensors" in exported.files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_files", [False, True])
+def test_the_script_repeats_a_trial_on_a_base_in_4_bits(tmp_path, toy_model, own_files):
+    pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    base, given = toy_model, {"quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}}
+    if own_files:
+        base, given = tmp_path / "packed", {}
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        AutoModelForCausalLM.from_pretrained(toy_model, quantization_config=config).save_pretrained(base)
+        AutoTokenizer.from_pretrained(toy_model).save_pretrained(base)
+    lora = {"r": 4, "lora_alpha": 8, "use_dora": True, "modules_to_save": ["lm_head"]}
+    search = finished_search(tmp_path, base, [DPO], lora=lora, **given)
+    exported = export_trial(read_trained(search.name, None, search.place), tmp_path / "out")
+    lines = repeated(exported.folder)
+    assert [line["loss"] for line in lines] == pytest.approx(search.curve(0), rel=1e-4)
+    assert abs(search.curve(0)[-1] - search.curve(0)[0]) > 0.01
+    card = (exported.folder / "README.md").read_text()
+    assert ("BitsAndBytesConfig(load_in_4bit=True, " in card) is not own_files and "bitsandbytes 0." in card

@@ -6,7 +6,8 @@ import pytest
 import toy_training
 from toy_training import DPO, settings
 
-from tune_dlrml.config.schema import LoraSpace, TrainingSpace
+from tune_dlrml.config.lora import LoraSpace
+from tune_dlrml.config.schema import TrainingSpace
 from tune_dlrml.training.resident import Resident
 
 CHANGED: dict[str, Any] = {

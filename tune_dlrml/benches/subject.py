@@ -102,11 +102,15 @@ class Loaded(Model):
         """See `Model.stored`.
 
         Raises:
-            InputError: The trial trained all weights.
+            InputError: The trial trained all weights, or on a quantized base.
         """
         if self.checkpoint is not None and not (self.checkpoint / "adapter_config.json").exists():
             raise InputError(
                 f"{self.name}: vLLM takes the adapter of a trial, but this one trained all weights; use transformers"
+            )
+        if self.training is not None and self.training.quantization is not None:
+            raise InputError(
+                f"{self.name}: its base is quantized as its search was told, which vLLM does not do; use transformers"
             )
         return Stored(self.model, self.checkpoint)
 

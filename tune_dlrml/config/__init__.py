@@ -2,6 +2,8 @@
 
 from tune_dlrml.config.evaluation import EvaluationConfig, JudgeLimits
 from tune_dlrml.config.loading import load_config, parse_config, to_yaml
+from tune_dlrml.config.lora import LoraSettings
+from tune_dlrml.config.quantization import QuantizationSettings
 from tune_dlrml.config.rows import ColumnsConfig, DatasetConfig, MessagesConfig, RowsConfig
 from tune_dlrml.config.schema import (
     CONFIRM_SUFFIX,
@@ -18,7 +20,7 @@ from tune_dlrml.config.settings import (
     SchedulerConfig,
     SearchSettings,
 )
-from tune_dlrml.config.training import LoraSettings, TrainingConfig
+from tune_dlrml.config.training import TrainingConfig
 from tune_dlrml.domains import Choice, Domain, Range
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.losses.scoring_rules.config import ScoringRule, SftTerm, WarmUp
@@ -39,6 +41,7 @@ __all__ = [
     "JudgeLimits",
     "LoraSettings",
     "MessagesConfig",
+    "QuantizationSettings",
     "Range",
     "ResourcesConfig",
     "RowsConfig",

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from tune_dlrml.config.schema import LoraSpace, SearchConfig, TrainingSpace
-from tune_dlrml.config.training import LoraSettings, TrainingConfig
+from tune_dlrml.config.lora import LoraSettings, LoraSpace
+from tune_dlrml.config.schema import SearchConfig, TrainingSpace
+from tune_dlrml.config.training import TrainingConfig
 from tune_dlrml.domains import Frozen
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

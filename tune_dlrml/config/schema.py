@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from tune_dlrml.config.evaluation import EvaluationConfig
+from tune_dlrml.config.lora import LoraSpace
+from tune_dlrml.config.numbers import BelowOne, Natural, NotNegative, Positive
 from tune_dlrml.config.rows import DatasetConfig
 from tune_dlrml.config.settings import (
     CheckpointConfig,
@@ -17,26 +19,11 @@ from tune_dlrml.config.settings import (
     Text,
     TrackingConfig,
 )
-from tune_dlrml.config.training import (
-    BelowOne,
-    Natural,
-    NotNegative,
-    Positive,
-    Schedule,
-    TrainingConfig,
-)
+from tune_dlrml.config.training import Schedule, TrainingConfig
 from tune_dlrml.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.registry import AnyLoss
-
-
-class LoraSpace(Frozen):
-    """Domains of the adapter settings that a search may vary, with the meaning that they have in `training.lora`."""
-
-    r: Annotated[Domain, Searchable(Natural, domain_only=True)] | None = None
-    lora_alpha: Annotated[Domain, Searchable(Positive, domain_only=True)] | None = None
-    lora_dropout: Annotated[Domain, Searchable(BelowOne, domain_only=True)] | None = None
 
 
 class TrainingSpace(Frozen):
@@ -136,6 +123,7 @@ class SearchConfig(Frozen):
                 "needs training.disable_dropout: false to have an effect, but it is true",
                 key="space.training.lora.lora_dropout",
             )
+        self._check_adapter(searched)
         idle = sorted(set(searched) & _without_effect(self.training, searched))
         if idle:
             raise law(
@@ -166,6 +154,23 @@ class SearchConfig(Frozen):
         if self.evaluation is not None and self.evaluation.pairwise and self.search.baseline is None:
             raise law("compares with the DPO baseline, but search.baseline is null", key="evaluation.pairwise")
         return self
+
+    def _check_adapter(self, searched: dict[str, Range | Choice]) -> None:
+        lora, rank = self.training.lora, searched.get("lora.r")
+        if lora is None:
+            return
+        odd = isinstance(rank, Range) or (rank is not None and any(int(value or 0) % 2 for value in rank.values))
+        if lora.init_lora_weights == "orthogonal" and rank is not None and odd:
+            raise law(
+                "a choice of even numbers is needed for training.lora.init_lora_weights: orthogonal, but got "
+                f"{json.dumps(rank.as_yaml())}",
+                key="space.training.lora.r",
+            )
+        if lora.target_parameters is not None and "lora.lora_dropout" in searched:
+            raise law(
+                "PEFT has no such adapter for training.lora.target_parameters; leave one of the two out",
+                key="space.training.lora.lora_dropout",
+            )
 
     def _check_search(self, searched: dict[str, Range | Choice]) -> None:
         scheduler, full = self.search.scheduler, self.training.max_steps

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tune_dlrml.config.training import Auto, Natural, NotNegative, NotNegativeInt, Positive
+from tune_dlrml.config.numbers import Auto, Natural, NotNegative, NotNegativeInt, Positive
 from tune_dlrml.domains import Frozen, law
 from tune_dlrml.metrics import Objective
 

@@ -1,52 +1,19 @@
 """One trial's training, in the names of the libraries that do it."""
 
-import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
+from tune_dlrml.config.lora import LoraSettings
+from tune_dlrml.config.numbers import Auto, BelowOne, Natural, NotNegative, Positive
+from tune_dlrml.config.quantization import QuantizationSettings
 from tune_dlrml.domains import Frozen, law, overlay
 from tune_dlrml.losses.scoring_rules.config import WarmUp
 
-Natural = Annotated[int, Field(ge=1)]
-NotNegativeInt = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Auto = Literal["auto"] | bool
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
-
-
-def _target_modules(value: Any) -> Any:
-    names = value if isinstance(value, list) else [value]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise law(
-            f"`all-linear`, a regular expression or a list of module names is needed, but got {json.dumps(value)}"
-        )
-    return value
-
-
-TargetModules = Annotated[str | list[str], PlainValidator(_target_modules, json_schema_input_type=str | list[str])]
-
-
-class LoraSettings(Frozen):
-    """Low-rank adapters, in PEFT's names."""
-
-    r: Natural = 16
-    """Rank."""
-    lora_alpha: Positive = 32
-    """Scale: the adapter's output is multiplied by lora_alpha / r."""
-    lora_dropout: BelowOne = 0.0
-    """Dropout before the adapter; needs `disable_dropout: false`."""
-    target_modules: Annotated[
-        str | list[str], PlainValidator(_target_modules, json_schema_input_type=str | list[str])
-    ] = "all-linear"
-    """`all-linear`, a regular expression, or a list of module names."""
-    use_rslora: bool = False
-    """Divides lora_alpha by the root of r instead of by r."""
 
 
 class TrainingConfig(Frozen):
@@ -105,6 +72,8 @@ class TrainingConfig(Frozen):
     """Of weights, order of pairs and dropout; confirmation trains under others."""
     lora: LoraSettings | None = None
     """Low-rank adapters; without it all weights are trained."""
+    quantization: Annotated[QuantizationSettings | None, Field(exclude_if=lambda value: value is None)] = None
+    """Keeps the base, which is the reference too, in 4 or 8 bits."""
     warm_up: Annotated[WarmUp | None, Field(exclude_if=lambda value: value is None)] = None
     """Fine-tunes the model once, before the first trial, on the chosen answers; all trials, and
     their reference, start from its result."""
@@ -119,12 +88,44 @@ class TrainingConfig(Frozen):
                 f"has no effect while disable_dropout is true, but got {self.lora.lora_dropout}; set that to false",
                 key="lora.lora_dropout",
             )
+        if self.quantization is not None:
+            self._check_quantization(self.quantization)
         return self
+
+    def _check_quantization(self, quantization: QuantizationSettings) -> None:
+        if self.lora is None:
+            raise law("weights in 4 or 8 bits cannot be trained themselves; give a `lora` section", key="quantization")
+        if self.warm_up is not None:
+            raise law(
+                "merges what it learns into the weights, which those of 4 or 8 bits cannot take; warm a model up in a "
+                "search without `quantization`, and give the result as `model`",
+                key="warm_up",
+            )
+        if self.lora.init_lora_weights == "orthogonal":
+            raise law("needs weights that are not quantized; leave it out", key="lora.init_lora_weights")
+        if quantization.bnb_4bit_compute_dtype == "bfloat16" and not self.bf16:
+            raise law("bfloat16 needs `bf16: true`, but it is false", key="quantization.bnb_4bit_compute_dtype")
+        if quantization.load_in_8bit and not self.bf16:
+            raise law(
+                "LLM.int8() rounds as bfloat16 does, and otherwise in training than in evaluation; set `bf16: true`",
+                key="quantization.load_in_8bit",
+            )
+        if quantization.load_in_8bit and self.lora.use_dora:
+            raise law("PEFT has it for 4 bits, but not for 8; leave it out", key="lora.use_dora")
+
+    def bitsandbytes(self) -> dict[str, Any] | None:
+        """Arguments of transformers' BitsAndBytesConfig; None where the base is not quantized here."""
+        return None if self.quantization is None else self.quantization.arguments(bf16=self.bf16)
 
     def undividable(self) -> tuple[str, str] | None:
         """The setting that keeps a model from being divided over workers, by its key, and why; None if none does."""
         if self.lora is None and self.optim == "adafactor":
             return "optim", "adafactor takes means over whole rows and columns of a weight, which no worker has"
+        if self.quantization is not None:
+            return "quantization", "weights in 4 or 8 bits stay whole on every worker"
+        whole = [key for key in ("use_dora", "modules_to_save", "target_parameters") if getattr(self.lora, key, None)]
+        if whole:
+            return f"lora.{whole[0]}", "such an adapter needs whole weights of the base on every worker"
         return None
 
     def at(self, point: dict[str, Any]) -> Self:

@@ -70,12 +70,13 @@ def export_trial(trial: TrainedTrial, out: Path, *, with_script: bool = True) ->
 
 
 def _write_texts(trial: TrainedTrial, loss: LossSource | None, data: TrainingPairs | None, folder: Path) -> None:
-    installed = versions("tune-dlrml", *SCRIPT_NEEDS)
+    needs = (*SCRIPT_NEEDS, *(["bitsandbytes"] if trial.quantized else []))
+    installed = versions("tune-dlrml", *needs)
     (folder / CARD).write_text(model_card(trial, loss, data, installed), encoding="utf-8")
     if loss is None or data is None:
         return
     title = f"Trial {trial.spec.number} of search {trial.search} again: {trial.spec.loss.name}, {trial.steps} steps."
-    script = reproduce_script(trial, loss, versions(*SCRIPT_NEEDS), title=title)
+    script = reproduce_script(trial, loss, versions(*needs), title=title)
     (folder / SCRIPT).write_text(script, encoding="utf-8")
     if loss.file is not None:
         shutil.copyfile(loss.file, folder / f"{CUSTOM_MODULE}.py")

@@ -72,6 +72,7 @@ def _references(trial: TrainedTrial) -> list[str]:
 
 def _introduction(trial: TrainedTrial) -> str:
     what = "A LoRA adapter for" if trial.spec.training.lora is not None else "All weights, trained from"
+    what += " the quantized form, as below, of" if trial.spec.training.quantization is not None else ""
     chosen = (
         f"It is the best of {trial.complete} complete trials by `{trial.config.search.metric}`, chosen on the same "
         "held-out pairs as its numbers: as the best of several they flatter it."
@@ -151,8 +152,14 @@ def _use(trial: TrainedTrial) -> str:
         imports = "from transformers import AutoModelForCausalLM"
     else:
         base = json.dumps(_where(trial))
-        base += ', gguf_file="FILE"' if trial.model.kind == "package" else ""
-        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+        names, quantization = "AutoModelForCausalLM", trial.spec.training.bitsandbytes()
+        if quantization is not None:
+            names += ", BitsAndBytesConfig"
+            given = ", ".join(f"{name}={value!r}" for name, value in quantization.items())
+            base += f", quantization_config=BitsAndBytesConfig({given})"
+        elif trial.model.kind == "package":
+            base += ', gguf_file="FILE"'
+        imports = f"from peft import PeftModel\nfrom transformers import {names}"
         code = f"base = AutoModelForCausalLM.from_pretrained({base})\n"
         code += 'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
     return f"```python\n{imports}\n\n{code}\n```\n\nThe base model is {load_hint(trial)}."

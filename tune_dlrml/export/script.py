@@ -11,23 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from tune_dlrml.config import LoraSettings
 from tune_dlrml.export.loss_source import LossSource
 from tune_dlrml.export.template import (
     ADAPTER_OFF,
     GGUF_MODEL,
     PLAIN_MODEL,
+    QUANTIZED_MODEL,
     SCRIPT,
     SECOND_MODEL,
     SFT_CONSTANTS,
     SFT_FUNCTION,
     SFT_TERM,
     TOKENIZER,
+    WHOLE_MODEL,
 )
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.preference import OF_THE_PAIRS
 from tune_dlrml.models.loading import PACKAGE_PREFIX
-from tune_dlrml.training.arguments import lora_config, trl_config
+from tune_dlrml.training.arguments import trl_config
 
 OUTPUT = "reproduced"
 """Folder that TRL is given for its files."""
@@ -35,7 +36,6 @@ BASE = "base"
 """Folder beside the script with the model that a warm-up has made, which is nowhere else to be had."""
 NOT_GIVEN = {"use_cpu", "dataloader_pin_memory", "output_dir", "activation_checkpointing"}
 """Arguments that the script decides where it runs, and one that another implies."""
-LORA_FIELDS = tuple(LoraSettings.model_fields)
 
 
 def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, str], *, title: str) -> str:
@@ -47,9 +47,9 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         versions: Of the libraries that the script needs.
         title: First line of its documentation.
     """
-    training, kind = trial.spec.training, trial.model.kind
-    adapter, gguf = training.lora is not None, kind == "package"
-    standard, others = _imports(loss.imports.splitlines(), adapter=adapter, gguf=gguf)
+    training = trial.spec.training
+    adapter = training.lora is not None
+    standard, others = _imports([*loss.imports.splitlines(), *_imports_of_the_model(trial)])
     return SCRIPT.substitute(
         title=title,
         requirements=", ".join(f"{name}=={version}" for name, version in versions.items()),
@@ -70,9 +70,17 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         reference=ADAPTER_OFF if adapter else SECOND_MODEL,
         load=_load(trial),
         output=OUTPUT,
-        ref_model="None" if adapter else "load_model()",
-        peft_config="LoraConfig(**LORA)" if adapter else "None",
+        policy="adapted(base)" if trial.quantized else "base",
+        ref_model=_second_model(trial),
+        peft_config="LoraConfig(**LORA)" if adapter and not trial.quantized else "None",
     )
+
+
+def _second_model(trial: TrainedTrial) -> str:
+    """What TRL is given as its reference; without one it would copy the adapter of a model that comes with it."""
+    if trial.quantized:
+        return "copy.copy(base)"
+    return "None" if trial.spec.training.lora is not None else "load_model()"
 
 
 def trl_arguments(trial: TrainedTrial) -> dict[str, Any]:
@@ -97,10 +105,7 @@ def trl_arguments(trial: TrainedTrial) -> dict[str, Any]:
 
 def _lora(trial: TrainedTrial) -> dict[str, Any]:
     assert trial.spec.training.lora is not None
-    config = lora_config(trial.spec.training.lora)
-    given = {name: getattr(config, name) for name in (*LORA_FIELDS, "task_type")}
-    given["target_modules"] = trial.spec.training.lora.target_modules  # PEFT makes a set, without an order, of a list
-    return {name: getattr(value, "value", value) for name, value in given.items()}
+    return {**trial.spec.training.lora.model_dump(), "task_type": "CAUSAL_LM"}
 
 
 def _sft(loss: LossSource) -> dict[str, str]:
@@ -110,17 +115,27 @@ def _sft(loss: LossSource) -> dict[str, str]:
     return {"sft_constants": constants, "sft_term": SFT_TERM, "sft_function": SFT_FUNCTION}
 
 
-def _imports(of_the_loss: Sequence[str], *, adapter: bool, gguf: bool) -> tuple[str, str]:
-    """Import lines of the standard library, and of the others."""
+def _imports_of_the_model(trial: TrainedTrial) -> Iterator[str]:
     names = ["AutoModelForCausalLM", "AutoTokenizer", "PrinterCallback", "TrainerCallback"]
+    if trial.model.kind == "package":
+        names.append("GgufConfig")
+        yield "import importlib.util"
+    if trial.quantized:
+        names += ["set_seed"] if trial.spec.training.quantization is None else ["BitsAndBytesConfig", "set_seed"]
+        yield from ("import copy", "from peft import LoraConfig, get_peft_model")
+        yield from ["import tempfile"] if trial.model.kind == "package" else []
+    elif trial.spec.training.lora is not None:
+        yield "from peft import LoraConfig"
+    yield f"from transformers import {', '.join(sorted(names))}"
+
+
+def _imports(of_the_parts: Sequence[str]) -> tuple[str, str]:
+    """Import lines of the standard library, and of the others."""
     lines = {
-        *of_the_loss,
+        *of_the_parts,
         *("import json", "import os", "import sys", "from pathlib import Path", "import torch"),
         "from datasets import Dataset",
-        f"from transformers import {', '.join(sorted([*names, *(['GgufConfig'] if gguf else [])]))}",
         "from trl import DPOConfig, DPOTrainer",
-        *(["from peft import LoraConfig"] if adapter else []),
-        *(["import importlib.util"] if gguf else []),
     }
     standard = {line for line in lines if line.split()[1].partition(".")[0] in sys.stdlib_module_names}
     return _sorted(standard), _sorted(lines - standard)
@@ -132,7 +147,7 @@ def _sorted(lines: Iterable[str]) -> str:
 
 def _constants(trial: TrainedTrial) -> Iterator[str]:
     """What the script's functions are told of the model and the adapter."""
-    reference = trial.model
+    reference, training = trial.model, trial.spec.training
     if reference.kind == "package":
         package, _, file = reference.location.partition("/")
         yield f"PACKAGE, GGUF = {_text(package)}, {_text(file)}"
@@ -141,14 +156,25 @@ def _constants(trial: TrainedTrial) -> Iterator[str]:
     else:
         where = {"pretrained_model_name_or_path": reference.location}
         yield f"MODEL = {_literal(where | ({'revision': reference.revision} if reference.revision else {}))}"
-    if trial.spec.training.lora is not None:
+    if training.lora is not None:
         yield f"LORA = {_literal(_lora(trial))}"
+    quantization = training.bitsandbytes()
+    if quantization is not None:
+        yield f"QUANTIZATION = {_literal(quantization)}"
 
 
 def _load(trial: TrainedTrial) -> str:
-    model, where = (GGUF_MODEL, "gguf()") if trial.model.kind == "package" else (PLAIN_MODEL, "MODEL")
+    gguf = trial.model.kind == "package"
+    where = "gguf()" if gguf else "MODEL"
     values = {"attention": trial.spec.training.attn_implementation, "where": where}
-    return model.substitute(values) + TOKENIZER.substitute(values)
+    tokenizer = TOKENIZER.substitute(values)
+    if not trial.quantized:
+        model = GGUF_MODEL.substitute(values, load="load_model") if gguf else PLAIN_MODEL.substitute(values)
+        return model + tokenizer
+    before = GGUF_MODEL.substitute(values, load="dequantised") + WHOLE_MODEL if gguf else ""
+    given = "None" if trial.spec.training.quantization is None else "BitsAndBytesConfig(**QUANTIZATION)"
+    own = QUANTIZED_MODEL.substitute(values, where="whole()" if gguf else "MODEL", quantization=given)
+    return before + own + tokenizer
 
 
 def load_hint(trial: TrainedTrial) -> str:

@@ -121,8 +121,9 @@ def main():
     arguments = DPOConfig(output_dir="$output", use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, **ARGUMENTS)
     if MIX is not None:
         MIX.to(arguments.device)
+    base = load_model()
     trainer = LossTrainer(
-        model=load_model(),
+        model=$policy,
         ref_model=$ref_model,
         args=arguments,
         train_dataset=training_pairs(),
@@ -155,6 +156,32 @@ def load_model():
 
 """)
 
+QUANTIZED_MODEL = Template('''\
+def load_model():
+    model = AutoModelForCausalLM.from_pretrained(
+        **$where,
+        dtype=DTYPE,
+        attn_implementation="$attention",
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+        quantization_config=$quantization,
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it would pack its weights anew, with rounding
+    return model
+
+
+def adapted(model):
+    """The model with its adapter in float32; TRL casts that of a model which says that it is quantised to bfloat16."""
+    set_seed(ARGUMENTS["seed"])
+    policy = get_peft_model(model, LoraConfig(**LORA))
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        vars(model).pop(flag, None)
+    return policy
+
+
+''')
+
 GGUF_MODEL = Template('''\
 def gguf():
     """The file inside an installed package, which is found without being imported."""
@@ -162,9 +189,9 @@ def gguf():
     return {"pretrained_model_name_or_path": folder, "gguf_file": GGUF}
 
 
-def load_model():
+def $load():
     model = AutoModelForCausalLM.from_pretrained(
-        **$where,
+        **gguf(),
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,  # as the trial's model was kept; float32 weights begin at the same values
         attn_implementation="$attention",
@@ -173,6 +200,18 @@ def load_model():
 
 
 ''')
+
+WHOLE_MODEL = '''\
+WHOLE = tempfile.TemporaryDirectory()
+
+
+def whole():
+    """The file's model as a folder, since a model is quantised while it is loaded from one."""
+    dequantised().save_pretrained(WHOLE.name)
+    return {"pretrained_model_name_or_path": WHOLE.name}
+
+
+'''
 
 SFT_CONSTANTS = Template('''\
 RULE, RULE_WEIGHT = $rule, $rule_weight

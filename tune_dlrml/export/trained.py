@@ -9,7 +9,7 @@ from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
 from tune_dlrml.fingerprints import model_fingerprint
-from tune_dlrml.models.loading import ModelReference, parse_model_reference
+from tune_dlrml.models.loading import ModelReference, parse_model_reference, quantization_of
 from tune_dlrml.records import State
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
@@ -56,6 +56,11 @@ class TrainedTrial:
     def warmed_up(self) -> bool:
         """Whether its base model is what the search's warm-up has made of the file's."""
         return self.config.training.warm_up is not None
+
+    @cached_property
+    def quantized(self) -> bool:
+        """Whether its base was kept in 4 or 8 bits, by its search or by the model's own files."""
+        return self.spec.training.quantization is not None or quantization_of(self.model) is not None
 
     @cached_property
     def model(self) -> ModelReference:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.models.quantization import PACKED, is_beside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -43,13 +44,16 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a folder's weights, out of the files' headers.
+    """Name and shape of every weight in a folder's files, out of their headers; as it was before it was quantised.
 
     Raises:
         InputError: A file is missing or not whole, or lacks what the index says that it holds.
     """
-    if (folder / WEIGHTS).is_file():
-        return _header(folder / WEIGHTS)
+    held = _header(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else _headers(folder)
+    return {name: shape for name, shape in held.items() if not is_beside(name)}
+
+
+def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
     index = _read_object(folder / INDEX)
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
@@ -97,7 +101,10 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(file, framework="np") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            packed = [name for name in shapes if PACKED in name]
+            states = {name.partition(PACKED)[0]: json.loads(bytes(weights.get_tensor(name))) for name in packed}
+            return shapes | {name: tuple(state["shape"]) for name, state in states.items()}
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         what = f"{file} ({file.stat().st_size:,} bytes) is no whole safetensors file ({reason})"

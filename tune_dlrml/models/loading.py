@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tune_dlrml.errors import InputError, one_line
 from tune_dlrml.models.checkpoints import check_checkpoint, has_weights, missing_shards, tensor_shapes
 from tune_dlrml.models.conversion import convert_once
+from tune_dlrml.models.quantization import check_bitsandbytes, own_quantization, settle_layers
 from tune_dlrml.models.strict_loading import check_causal_lm, empty_model, load_strictly
 from tune_dlrml.system.hub import HUB_ID, refusal_of_model
 
@@ -98,16 +99,19 @@ def check_model_reference(ref: ModelReference) -> None:
         _check_hub(ref)
 
 
-def check_loadable(ref: ModelReference, attn_implementation: str | None = None) -> None:
+def check_loadable(ref: ModelReference, attn_implementation: str | None = None) -> PreTrainedModel:
     """Raise InputError unless `load_model` will give a model that is whole, out of its config and its files' headers.
 
     Imports torch, and converts a GGUF file on first use. Of a model that is not here yet only the config is looked at.
+
+    Returns:
+        The model without storage.
     """
     source, revision = _from_pretrained_arguments(ref)
     folder = _cached(ref) if ref.kind == "hub" else Path(source)
     shapes = None if folder is None or missing_shards(folder) else tensor_shapes(folder)
     try:
-        check_causal_lm(source, revision, shapes, attn_implementation)
+        return check_causal_lm(source, revision, shapes, attn_implementation)
     except InputError as error:
         raise InputError(f"{ref}: {error}.") from None
 
@@ -136,21 +140,41 @@ def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
     return folder
 
 
+def quantization_of(ref: ModelReference) -> Mapping[str, Any] | None:
+    """How a model's own weights are quantised, in transformers' names; None if they are not.
+
+    Raises:
+        InputError: They are, by something else than bitsandbytes.
+    """
+    from transformers import PreTrainedConfig
+
+    source, revision = _from_pretrained_arguments(ref)
+    return own_quantization(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+
+
 def load_model(
-    ref: ModelReference, *, dtype: torch.dtype, attn_implementation: str | None = None, shards: int = 1
+    ref: ModelReference,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    shards: int = 1,
+    device: str = "cpu",
 ) -> PreTrainedModel:
-    """The causal language model in `dtype`, on the CPU, in evaluation mode.
+    """The causal language model on a device, in evaluation mode.
 
     Args:
-        ref: Where it comes from.
-        dtype: Of its weights.
-        attn_implementation: Name of its attention; None is the model's own choice.
+        ref: Which.
+        dtype: Of its weights, but for those that are quantised.
+        attn_implementation: None is the model's own choice.
+        quantization: Arguments of transformers' BitsAndBytesConfig; None leaves the layers as the files have them.
         shards: Ranks of this process's group that hold the weights together, each on its device; all of them load.
+        device: Where it is loaded, and its layers quantised, if it is not divided.
 
     Raises:
         InputError: It is none, or its checkpoint has other weights than it needs.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     check_loadable(ref, attn_implementation)
     source, revision = _from_pretrained_arguments(ref)
@@ -159,10 +183,17 @@ def load_model(
         from transformers.distributed import DistributedConfig
 
         settings["distributed_config"] = DistributedConfig(fsdp_size=shards)
+    if quantization is not None:
+        check_bitsandbytes()
+        settings["quantization_config"] = BitsAndBytesConfig(**quantization)
+    if quantization is not None or quantization_of(ref) is not None:
+        settings["device_map"] = {"": device}  # what is in 8 bits cannot be moved
     try:
-        return load_strictly(AutoModelForCausalLM, source, use_safetensors=True, **settings)
+        model = load_strictly(AutoModelForCausalLM, source, use_safetensors=True, **settings)
     except (InputError, ImportError) as error:
         raise InputError(f"{ref}: {error}") from None
+    settle_layers(model)
+    return model if shards > 1 or "device_map" in settings else model.to(device)
 
 
 def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Models loaded only as what they are: nothing made up, nothing left out, no code of their own, no quantised weights.
+"""Models loaded only as what they are: nothing made up, nothing left out, no code of their own.
 
 transformers fills weights that a checkpoint lacks with random numbers and leaves out those that it has no place for;
 each is one line in a log. Here both end the loading. A dry load asks the same of names and shapes alone: transformers
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_dlrml.errors import InputError, headline
 from tune_dlrml.models.checkpoints import some
+from tune_dlrml.models.quantization import check_bitsandbytes, own_quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -57,7 +58,9 @@ def empty_model(source: str, revision: str) -> PreTrainedModel:
     return model
 
 
-def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_implementation: str | None) -> None:
+def check_causal_lm(
+    source: str, revision: str, shapes: Shapes | None, attn_implementation: str | None
+) -> PreTrainedModel:
     """Refuse what is not, or cannot be loaded as, a causal language model; reads the config and no weights.
 
     Args:
@@ -66,15 +69,19 @@ def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_impl
         shapes: Of the tensors in its weights; None where only the config can be had.
         attn_implementation: As asked for; None is the model's own choice.
 
+    Returns:
+        The model without storage, and without what bitsandbytes makes of its layers.
+
     Raises:
-        InputError: It is another kind of model, needs its own code, is quantised, lacks weights or that attention.
+        InputError: It is another kind of model, needs its own code, is quantised otherwise than by bitsandbytes, lacks
+            weights or that attention.
     """
     config, model_class = _config_and_class(source, revision)
     name, saved_as = model_class.__name__, (config.architectures or [None])[0]
     if shapes is None and str(saved_as).endswith(OTHER_HEADS):
         raise InputError(f"it was saved as a {saved_as}, which has no language head; give a {name}")
     try:
-        _dry_load(model_class, config, shapes, attn_implementation)
+        return _dry_load(model_class, config, shapes, attn_implementation)
     except InputError:
         raise
     except Exception as error:  # whatever a model's constructor makes of a config
@@ -84,7 +91,7 @@ def check_causal_lm(source: str, revision: str, shapes: Shapes | None, attn_impl
         if not isinstance(error, ImportError):  # a package that is not here may be where it trains
             remedy = f"set `training.attn_implementation: {usable[0]}`"
             raise InputError(f"{name} has no {attn_implementation} attention; {remedy}") from None
-        _dry_load(model_class, config, shapes, usable[0])
+        return _dry_load(model_class, config, shapes, usable[0])
 
 
 def _config_and_class(source: str, revision: str) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
@@ -103,13 +110,8 @@ def _config(source: str, revision: str) -> PreTrainedConfig:
         raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except OSError as error:
         raise InputError(f"its config.json cannot be had ({headline(error)})") from None
-    quantised = raw.get("quantization_config") or raw.get("compression_config")
-    if quantised:
-        method = quantised.get("quant_method") or "bitsandbytes" if isinstance(quantised, dict) else quantised
-        raise InputError(
-            f"its weights are quantised ({method}), and only weights in float32, bfloat16 or float16 are trained; give "
-            "the model as it was before"
-        )
+    if own_quantization(raw) is not None:
+        check_bitsandbytes()
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -169,17 +171,18 @@ def _can_be_made(model_class: type[PreTrainedModel], config: PreTrainedConfig, a
 
 def _dry_load(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, shapes: Shapes | None, attention: str | None
-) -> None:
+) -> PreTrainedModel:
     """Make the model without storage and, given shapes, refuse those that do not fit it."""
     import torch
 
+    vars(config).pop("quantization_config", None)
     weights = {name: torch.empty(shape, device="meta") for name, shape in (shapes or {}).items()}
     settings = {"config": config, "state_dict": weights, "device_map": {"": "meta"}, "attn_implementation": attention}
     with quietly():
-        if shapes is None:
-            model_class.from_pretrained(None, **settings)
-        else:
-            load_strictly(model_class, None, **settings)
+        if shapes is not None:
+            return load_strictly(model_class, None, **settings)
+        model: PreTrainedModel = model_class.from_pretrained(None, **settings)
+        return model
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """What of a search's input is refused before a process starts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import check_dataset_reference, parse_dataset_reference
@@ -20,7 +22,9 @@ from tune_dlrml.models.loading import (
     load_reader,
     load_shapes,
     parse_model_reference,
+    quantization_of,
 )
+from tune_dlrml.models.quantization import check_bitsandbytes
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.space_points import sampled
 from tune_dlrml.system.own_code import load_function
@@ -87,10 +91,39 @@ def reader_of_model(config: SearchConfig) -> Reader:
 
 
 def _check_trainable(reference: ModelReference, config: SearchConfig) -> None:
-    check_loadable(reference, config.training.attn_implementation)
+    """Refuse a model that cannot be loaded, quantized, divided and given an adapter as the settings say.
+
+    Raises:
+        InputError: It cannot.
+    """
+    training = config.training
+    model = check_loadable(reference, training.attn_implementation)
+    if training.quantization is not None:
+        check_bitsandbytes()
+    own = quantization_of(reference)
+    if own is not None:
+        _check_own_quantization(own, config)
     if config.resources.fsdp is True:
-        all_weights = config.training.lora is None
-        refuse_undividable(load_shapes(reference), config.resources.workers, all_weights=all_weights)
+        refuse_undividable(load_shapes(reference), config.resources.workers, all_weights=training.lora is None)
+    if training.lora is not None:
+        from tune_dlrml.training.adapters import check_adapter
+
+        check_adapter(model, training.lora)
+
+
+def _check_own_quantization(own: Mapping[str, Any], config: SearchConfig) -> None:
+    """Whether the laws of `training.quantization` hold for weights that are quantized in the model's files."""
+    if config.training.quantization is not None:
+        raise InputError("its weights are quantised in its files; leave training.quantization out")
+    bits = {key: own.get(key) is True for key in ("load_in_4bit", "load_in_8bit")}
+    try:
+        undividable = config.training.at({"quantization": bits}).undividable()
+    except ValidationError as error:
+        found = error.errors()[0]
+        key, reason = found["ctx"]["key"], found["msg"]
+        raise InputError(f"its weights are quantised in its files, for which training.{key} {reason}") from None
+    if config.resources.fsdp is True and undividable is not None:
+        raise InputError(f"its weights are quantised in its files: {undividable[1]}, but resources.fsdp is true")
 
 
 def _check_tracking_uri(uri: str) -> None:

@@ -13,14 +13,7 @@ from tune_dlrml.config import LoraSettings, TrainingConfig
 
 def lora_config(lora: LoraSettings) -> LoraConfig:
     """PEFT's configuration of the adapter that a trial trains."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
-    )
+    return LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM")
 
 
 def trl_config(

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import Parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tune_dlrml.models.quantization import layers_in_float32
 from tune_dlrml.training.sharding.shards import is_sharded
 from tune_dlrml.training.sharding.widening import HALF, widen_gathered
 
@@ -27,6 +28,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+        stack.enter_context(layers_in_float32(model))
         if is_sharded(model):
             widen_gathered(model, _outermost_layers, stack)
         else:

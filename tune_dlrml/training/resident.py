@@ -93,12 +93,17 @@ class Resident:
         dtype = torch.bfloat16 if training.bf16 and training.lora else torch.float32
         sharded = choose_sharding(fsdp, reference, training, dtype)
         shards = rank_and_world()[1] if sharded else 1
-        loaded = load_model(reference, dtype=dtype, attn_implementation=training.attn_implementation, shards=shards)
-        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        on_device = load_model(
+            reference,
+            dtype=dtype,
+            attn_implementation=training.attn_implementation,
+            quantization=training.bitsandbytes(),
+            shards=shards,
+            device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu",
+        )
         tokenizer = load_tokenizer(reference)
-        on_device = loaded if sharded else loaded.to(device)
         if sharded:
-            check_division(loaded)
+            check_division(on_device)
         cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
         return cls(on_device, tokenizer, pairs, training, cache)
 

@@ -28,7 +28,8 @@ from trl import DPOConfig, DPOTrainer
 from tune_dlrml.config import LoraSettings
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
-from tune_dlrml.training.arguments import lora_config
+from tune_dlrml.models.quantization import flags_hidden
+from tune_dlrml.training.adapters import adapted
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.pairs.batches import (
@@ -107,16 +108,18 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         settle(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT and TRL comment on choices made here on purpose
-            super().__init__(
-                model=model,
-                # Unless it sees a reference, TRL loads a second model; this shallow copy shares every weight.
-                ref_model=shallow_copy(model) if lora is None else None,
-                args=args,
-                train_dataset=rows,
-                data_collator=collate,
-                processing_class=tokenizer,
-                peft_config=None if lora is None else lora_config(lora),
-            )
+            reference = shallow_copy(model)
+            policy = model if lora is None else adapted(model, lora, seed=args.seed)
+            with flags_hidden(model):
+                super().__init__(
+                    model=policy,
+                    # Unless it sees a reference, TRL loads a second model; this shallow copy shares every weight.
+                    ref_model=reference,
+                    args=args,
+                    train_dataset=rows,
+                    data_collator=collate,
+                    processing_class=tokenizer,
+                )
         # TRL patches the head anew for every trainer, with statistics that nobody asked for; one plain patch is enough.
         model.forward = log_prob_head
         self.ref_model = None

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars
-from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -23,7 +22,8 @@ from tune_dlrml.data import TokenRows
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules.function import TokenLoss, build_rule
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
-from tune_dlrml.training.arguments import lora_config, optimizer_of
+from tune_dlrml.training.adapters import adapted
+from tune_dlrml.training.arguments import optimizer_of
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.pairs.batches import add_log_prob_head
 from tune_dlrml.training.pairs.form import CompletionBatch, choose_form, completion_batches
@@ -67,15 +67,15 @@ def warm_up(
     torch.set_num_threads(threads)
     torch.manual_seed(training.seed)
     reference = parse_model_reference(model)
-    base = load_model(reference, dtype=torch.float32, attn_implementation=training.attn_implementation)
+    device, attention = "cuda" if torch.cuda.is_available() else "cpu", training.attn_implementation
+    base = load_model(reference, dtype=torch.float32, attn_implementation=attention, device=device)
     tokenizer = load_tokenizer(reference)
-    base.to("cuda" if torch.cuda.is_available() else "cpu")
     add_log_prob_head(base)  # the form of the pairs is chosen by it
     rows = list(pairs)
     settle_log_prob_head(base, rows)
     packed = choose_form(base, tokenizer, training, rows).packed
     check_head(base)
-    policy = base if training.lora is None else get_peft_model(base, lora_config(training.lora))
+    policy = base if training.lora is None else adapted(base, training.lora, seed=training.seed)
     losses = _train(policy, base, list(_steps(rows, base, training, workers=workers, packed=packed)), training)
     if training.lora is not None:
         policy.merge_and_unload()

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_model as load_weights
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.models.adapters import load_adapter
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 
 if TYPE_CHECKING:
@@ -30,12 +30,18 @@ def load_policy(
     reference = parse_model_reference(model)
     half = training is not None and training.bf16 and training.lora is not None
     attention = None if training is None else training.attn_implementation
-    policy = load_model(reference, dtype=torch.bfloat16 if half else torch.float32, attn_implementation=attention)
+    policy = load_model(
+        reference,
+        dtype=torch.bfloat16 if half else torch.float32,
+        attn_implementation=attention,
+        quantization=None if training is None else training.bitsandbytes(),
+        device=own_device(),
+    )
     if checkpoint is not None and (checkpoint / "adapter_config.json").exists():
-        policy = PeftModel.from_pretrained(policy, checkpoint)
+        policy = load_adapter(policy, checkpoint)
     elif checkpoint is not None:
         load_weights(policy, checkpoint / "model.safetensors")
-    return policy.to(own_device()).eval(), load_tokenizer(reference)
+    return policy.eval(), load_tokenizer(reference)
 
 
 def own_device() -> str:

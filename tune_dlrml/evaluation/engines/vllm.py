@@ -15,6 +15,8 @@ from tune_dlrml.models.loading import load_tokenizer, parse_model_reference, res
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
 """Largest ranks that vLLM can be made ready for, https://docs.vllm.ai/en/stable/features/lora."""
+NOT_SERVED = ("use_dora", "modules_to_save", "target_parameters")
+"""Settings of an adapter that vLLM does not take."""
 
 
 class VllmEngine:
@@ -119,9 +121,16 @@ def _lora_rank(adapter: Path) -> int:
     """The smallest of vLLM's ranks that holds the adapter's."""
     path = adapter / "adapter_config.json"
     try:
-        rank = int(json.loads(path.read_bytes())["r"])
+        known = json.loads(path.read_bytes())
+        rank = int(known["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{adapter}: is no folder of a LoRA adapter, {path.name} has no rank `r` ({error}).") from None
+    beside = [key for key in NOT_SERVED if known.get(key)]
+    if beside:
+        raise InputError(
+            f"{adapter}: vLLM takes adapters of two matrices a layer, but this one has {', '.join(beside)}. Let "
+            "transformers answer."
+        )
     fitting = [allowed for allowed in LORA_RANKS if allowed >= rank]
     if not fitting:
         raise InputError(

@@ -147,7 +147,7 @@ class LocalJudge:
         if self._loaded is None:
             model, tokenizer = self._given
             if model is None:
-                model = load_model(self._reference, dtype=torch.float32).to(self._device)
+                model = load_model(self._reference, dtype=torch.float32, device=self._device)
             if tokenizer is None:
                 tokenizer = load_tokenizer(self._reference)
             prompts = Prompts(tokenizer, model.config, max_new_tokens=RESERVED_TOKENS, name=self.name)

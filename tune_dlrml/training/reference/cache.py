@@ -47,7 +47,8 @@ class ReferenceKey:
     Attributes:
         model: Fingerprint of its content.
         software: Versions of the libraries that hold the model's code and compute it.
-        dtype: Of the weights.
+        dtype: Of the weights, but for those that are quantised.
+        quantization: How they are, and the version of what does it; None without.
         autocast: Whether the forward runs in bfloat16 where that is safe.
         tokenizer: Fingerprint, without the chat template.
         chat_template: Fingerprint; None without one.
@@ -63,6 +64,7 @@ class ReferenceKey:
     model: str
     software: str
     dtype: str
+    quantization: str | None
     autocast: bool
     tokenizer: str
     chat_template: str | None

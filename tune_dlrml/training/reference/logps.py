@@ -20,6 +20,7 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.fingerprints import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from tune_dlrml.models.loading import ModelReference
+from tune_dlrml.models.quantization import described
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import Batch, pair_log_probs
 from tune_dlrml.training.pairs.log_prob_head import label_log_probs
@@ -176,6 +177,7 @@ def reference_key(
         model=on_rank_zero(lambda: model_fingerprint(reference)),  # reads the weights' files whole
         software=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=described(model),
         autocast=training.bf16,
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=template_fingerprint(tokenizer),

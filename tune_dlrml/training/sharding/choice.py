@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.models.division import refuse_undividable
-from tune_dlrml.models.loading import ModelReference, load_shapes
+from tune_dlrml.models.loading import ModelReference, load_shapes, quantization_of
 from tune_dlrml.system.memory import free_memory
 from tune_dlrml.training.activations import MOMENTS
 from tune_dlrml.training.ranks import from_all, is_rank_zero, rank_and_world
@@ -38,7 +38,7 @@ def choose_sharding(
         InputError: It has to be divided, and cannot.
     """
     _, world = rank_and_world()
-    if world == 1 or fsdp is False:
+    if world == 1 or fsdp is False or (fsdp == "auto" and _quantized(reference, training)):
         return False
     model = load_shapes(reference)
     needed = resting_bytes(model, training, dtype)
@@ -53,6 +53,10 @@ def choose_sharding(
             )
         refuse_undividable(model, world, all_weights=training.lora is None)
     return sharded
+
+
+def _quantized(reference: ModelReference, training: TrainingConfig) -> bool:
+    return training.quantization is not None or quantization_of(reference) is not None
 
 
 def resting_bytes(model: PreTrainedModel, training: TrainingConfig, dtype: torch.dtype) -> int:

@@ -1,0 +1,99 @@
+"""Weights in 4 or 8 bits through bitsandbytes: its configuration, and its layers made to repeat themselves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from tune_dlrml.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# It asks for a kernel that a hub would have to give, and does without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+EXTRA = "tune-dlrml[quantization]"
+PACKED = ".quant_state.bitsandbytes__"
+"""Part of the name, behind that of a weight, of the tensor that says what shape it had before it was packed."""
+_BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
+"""Ends of the names of what bitsandbytes keeps beside a weight."""
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor of this name tells how a weight is packed, and is no weight itself."""
+    return name.endswith(_BESIDE) or PACKED in name
+
+
+def own_quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a model's config.json says of how its weights are quantised; None if they are not.
+
+    Raises:
+        InputError: They are, by something else than bitsandbytes.
+    """
+    found = raw.get("quantization_config") or raw.get("compression_config")
+    if not found:
+        return None
+    method = (found.get("quant_method") or "bitsandbytes") if isinstance(found, dict) else found
+    if method != "bitsandbytes":
+        raise InputError(
+            f"its weights are quantised ({method}), and only weights in float32, bfloat16, float16 or in the 4 or 8 "
+            "bits of bitsandbytes are trained on; give the model as it was before"
+        )
+    return dict(found)
+
+
+def check_bitsandbytes() -> None:
+    """Raise InputError, naming the extra, unless bitsandbytes is there."""
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"weights in 4 or 8 bits need the package bitsandbytes; install {EXTRA}")
+
+
+def described(model: PreTrainedModel) -> str | None:
+    """How a loaded model is quantised, as JSON, and the version of what computes it; None if it is not."""
+    config = getattr(model.config, "quantization_config", None)
+    return None if config is None else f"{config.to_json_string()} bitsandbytes {version('bitsandbytes')}"
+
+
+def settle_layers(model: nn.Module) -> None:
+    """Keep the layers from packing their weights anew on the first forward in evaluation mode.
+
+    On a CPU with bfloat16 instructions they would, and with rounding: the model would not be what it was before.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def layers_in_float32(model: nn.Module) -> Iterator[None]:
+    """Within this block layers of 4 bits compute in float32; those of 8 bits have no other way than their own."""
+    import torch
+
+    layers = [module for module in model.modules() if hasattr(module, "quant_storage")]
+    kept = [layer.compute_dtype for layer in layers]
+    for layer in layers:
+        layer.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        for layer, dtype in zip(layers, kept, strict=True):
+            layer.compute_dtype = dtype
+
+
+@contextmanager
+def flags_hidden(model: nn.Module) -> Iterator[None]:
+    """Within this block the model does not say that it is quantised: TRL casts the adapters of one that is to bfloat16.
+
+    Updates of a small learning rate vanish in bfloat16.
+    """
+    flags = {name: vars(model).pop(name) for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if name in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(flags)
