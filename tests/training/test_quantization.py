@@ -29,6 +29,7 @@ functional = pytest.importorskip("bitsandbytes.functional", reason="the extra `q
 
 NF4 = {"load_in_4bit": True}
 FP4_TWICE = {**NF4, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}
+EXPERTS = ["experts.gate_up_proj"]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 
 
@@ -135,6 +136,12 @@ def test_a_model_whose_files_hold_4_bits_obeys_the_same_laws(
         check_model(parse_config(document, source="test"))
 
 
+def test_a_model_whose_files_hold_4_bits_is_not_divided(packed_model: Path) -> None:
+    divided = toy.document(packed_model, packed_model, packed_model, resources={"workers": 2, "fsdp": True})
+    with pytest.raises(InputError, match=r"stay whole on every worker, but resources\.fsdp is true"):
+        check_model(parse_config(divided, source="test"))
+
+
 def test_a_file_of_4_bits_that_lacks_a_weight_is_refused(packed_model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -190,6 +197,24 @@ def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: 
 def test_training_that_a_quantized_base_cannot_have_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**{"quantization": NF4, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": NF4},
+        {"lora": {"use_dora": True}},
+        {"lora": {"modules_to_save": ["lm_head"]}},
+        {"lora": {"target_parameters": EXPERTS}},
+    ],
+    ids=str,
+)
+def test_what_needs_whole_weights_is_not_divided_over_workers(toy_model: Path, changes: dict[str, Any]) -> None:
+    document = toy.document(toy_model, toy_model, toy_model, resources={"workers": 2, "fsdp": True})
+    parse_config(document, source="test")
+    document["training"] |= changes
+    with pytest.raises(InputError, match=r"whole .* but resources\.fsdp is true"):
+        parse_config(document, source="test")
 
 
 def test_transformers_is_told_what_counts(toy_model: Path) -> None:
