@@ -191,36 +191,41 @@ with lock.only_driver(sys.argv[1], Path(sys.argv[2]), "planted") as held:
 """
 
 
-def leaseholder(url: str, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LEASEHOLDER, url, str(folder)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    return holder
+@pytest.fixture
+def leaseholder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver that holds the lease of `tmp_path`, and does not outlive its test, however that ends."""
+    command = [sys.executable, "-c", LEASEHOLDER, f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
 
 
-def test_the_lease_of_a_killed_driver_is_taken_over(tmp_path: Path, without_locks: Callable[[int], None]) -> None:
+def test_the_lease_of_a_killed_driver_is_taken_over(
+    tmp_path: Path, leaseholder: subprocess.Popen[str], without_locks: Callable[[int], None]
+) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    holder = leaseholder(url, tmp_path)
     without_locks(errno.ENOLCK)
     with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
         pass
-    holder.kill()
-    holder.communicate()
+    leaseholder.kill()
+    leaseholder.communicate()
     with only_driver(url, tmp_path, "planted") as lock:
         lock.check()
 
 
 def test_a_driver_that_slept_for_longer_than_its_lease_learns_that_it_is_lost(
-    tmp_path: Path, without_locks: Callable[[int], None]
+    tmp_path: Path, leaseholder: subprocess.Popen[str], without_locks: Callable[[int], None]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    holder = leaseholder(url, tmp_path)
     without_locks(errno.ENOLCK)
-    holder.send_signal(signal.SIGSTOP)
+    leaseholder.send_signal(signal.SIGSTOP)
     with only_driver(url, tmp_path, "planted") as lock:
         lock.check()
-        holder.send_signal(signal.SIGCONT)
-        told, _ = holder.communicate("\n", timeout=60)
+        leaseholder.send_signal(signal.SIGCONT)
+        told, _ = leaseholder.communicate("\n", timeout=60)
         assert told.startswith("StorageError") and "another driver may have begun" in told
         lock.check()
 

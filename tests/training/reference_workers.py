@@ -20,7 +20,9 @@ from tune_dlrml.training.reference.cache import ReferenceCache, ReferenceKey
 from tune_dlrml.training.reference.logps import ReferenceLogProbs, Row
 from tune_dlrml.training.resident import Resident
 
-KEY = ReferenceKey("toy", "1", "float32", False, "tokens", None, 64, "keep_start", "padded", "sdpa", "cpu", (-1.5,))
+KEY = ReferenceKey(
+    "toy", "1", "float32", None, False, "tokens", None, 64, "keep_start", "padded", "sdpa", "cpu", (-1.5,)
+)
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
