@@ -20,7 +20,6 @@ LAYERS = [
     {"config"},
     {"space"},
     {"space_points", "data", "events"},
-    {"fingerprints"},
     {"training", "evaluation", "tracking", "cluster", "study"},
     {"search"},
     {"report", "export", "doctor"},

@@ -22,7 +22,7 @@ from toy_training import DISCOPOP, DPO, plan, settings
 from training.reference_workers import KEY, bare, reference, values
 
 from tune_dlrml.errors import InputError, StorageError
-from tune_dlrml.fingerprints import model_fingerprint
+from tune_dlrml.models.fingerprints import model_fingerprint
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.reference import logps
 from tune_dlrml.training.reference.cache import ReferenceCache, ReferenceKey, row_id

@@ -8,7 +8,7 @@ from pathlib import Path
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
-from tune_dlrml.fingerprints import model_fingerprint
+from tune_dlrml.models.fingerprints import model_fingerprint
 from tune_dlrml.models.loading import ModelReference, parse_model_reference, quantization_of
 from tune_dlrml.records import State
 from tune_dlrml.search.result import SearchPlace

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.fingerprints import model_fingerprint
+from tune_dlrml.models.fingerprints import model_fingerprint
 from tune_dlrml.models.loading import (
     ModelReference,
     check_model_reference,

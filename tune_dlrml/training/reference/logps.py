@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.fingerprints import model_fingerprint, template_fingerprint, tokenizer_fingerprint
+from tune_dlrml.models.fingerprints import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from tune_dlrml.models.loading import ModelReference
 from tune_dlrml.models.quantization import described
 from tune_dlrml.training.full_precision import in_float32
