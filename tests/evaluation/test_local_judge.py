@@ -181,18 +181,15 @@ def test_the_model_is_loaded_with_the_first_inquiry(folder, monkeypatch):
 def test_a_model_is_loaded_in_float32_onto_the_cpu_unless_told_otherwise(folder, monkeypatch):
     loaded = []
 
-    class Loaded:
-        def to(self, device):
-            loaded.append(device)
-            raise InputError("enough")
+    def load(reference, *, dtype, device):
+        loaded.append((dtype, device))
+        raise InputError("enough")
 
-    monkeypatch.setattr(
-        "tune_dlrml.evaluation.judges.local.load_model", lambda _, dtype: loaded.append(dtype) or Loaded()
-    )
+    monkeypatch.setattr("tune_dlrml.evaluation.judges.local.load_model", load)
     for judge in (LocalJudge(folder), LocalJudge(folder, device="cuda:0")):
         with pytest.raises(InputError, match="enough"):
             judge.ask(inquiry())
-    assert loaded == [torch.float32, "cpu", torch.float32, "cuda:0"]
+    assert loaded == [(torch.float32, "cpu"), (torch.float32, "cuda:0")]
 
 
 def test_a_forward_takes_no_more_threads_than_it_may(parts, folder):

@@ -178,6 +178,7 @@ def test_what_several_workers_added_up_is_accumulated_by_the_script(adapters):
 
 def test_a_model_of_the_hub_is_named_with_its_commit(adapters, monkeypatch):
     monkeypatch.setattr("tune_dlrml.export.trained.model_fingerprint", lambda reference: f"{reference.location}@abc123")
+    monkeypatch.setattr("tune_dlrml.export.trained.quantization_of", lambda reference: None)
     trial = read_trained(adapters.name, 1, adapters.place)
     of_hub = replace(trial, start="org/name")
     script = reproduce_script(of_hub, loss_source(of_hub.spec.loss), {"trl": "1"}, title="again")

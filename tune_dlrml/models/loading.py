@@ -144,12 +144,19 @@ def quantization_of(ref: ModelReference) -> Mapping[str, Any] | None:
     """How a model's own weights are quantised, in transformers' names; None if they are not.
 
     Raises:
-        InputError: They are, by something else than bitsandbytes.
+        InputError: They are, by something else than bitsandbytes, or its config.json is not at hand.
     """
     from transformers import PreTrainedConfig
 
     source, revision = _from_pretrained_arguments(ref)
-    return own_quantization(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    try:
+        config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the config.json of {ref} is needed, from the hub or its local cache, but: {reason}"
+        ) from None
+    return own_quantization(config)
 
 
 def load_model(
