@@ -14,7 +14,9 @@ from tune_dlrml.training.sharding.shards import local_part
 
 
 def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """All weights and buffers of a model, whole and on the host, tied ones once; a collective of all ranks.
+    """All weights and buffers of a model, whole and on the host; a collective of all ranks.
+
+    Tied weights are in it once, by the first of their names in alphabetical order, as in safetensors' `save_model`.
 
     Args:
         model: Settled.
@@ -22,7 +24,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
