@@ -172,7 +172,9 @@ def _load(trial: TrainedTrial) -> str:
         model = GGUF_MODEL.substitute(values, load="load_model") if gguf else PLAIN_MODEL.substitute(values)
         return model + tokenizer
     before = GGUF_MODEL.substitute(values, load="dequantised") + WHOLE_MODEL if gguf else ""
-    given = "None" if trial.spec.training.quantization is None else "BitsAndBytesConfig(**QUANTIZATION)"
+    # None would hide what the model's own files say of it.
+    own_files = trial.spec.training.quantization is None
+    given = "" if own_files else "\n        quantization_config=BitsAndBytesConfig(**QUANTIZATION),"
     own = QUANTIZED_MODEL.substitute(values, where="whole()" if gguf else "MODEL", quantization=given)
     return before + own + tokenizer
 

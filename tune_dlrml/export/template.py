@@ -162,8 +162,7 @@ def load_model():
         **$where,
         dtype=DTYPE,
         attn_implementation="$attention",
-        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
-        quantization_config=$quantization,
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},$quantization
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
