@@ -20,7 +20,7 @@ def soft(pairs, *, beta, alpha):
 
 
 @pytest.fixture
-def told(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, capsys, tmp_path):
     """Runs the command in a folder of its own; gives exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -36,21 +36,21 @@ def told(monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_show_gives_one_document_and_a_picture_where_it_is_asked_for(told, tmp_path):
+def test_show_gives_one_document_and_a_picture_where_it_is_asked_for(run, tmp_path):
     argv = ("losses", "show", "dlrml", "--set", "beta_kl=0.05", "--set", "beta_mix=0.2", "--json")
-    code, out, _ = told(*argv)
+    code, out, _ = run(*argv)
     document = json.loads(out)
     assert code == 0
     assert document.keys() >= KEYS
     assert document["picture"] is None
     assert document["loss"]["beta_mix"] == 0.2
-    code, out, _ = told(*argv, "--out", "pictures/mine.png")
+    code, out, _ = run(*argv, "--out", "pictures/mine.png")
     assert json.loads(out) == {**document, "picture": "pictures/mine.png"}
     assert Path(tmp_path, "pictures/mine.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_person_reads_a_table_and_the_path_of_the_picture(told, tmp_path):
-    code, out, _ = told("losses", "show", "discopop", "--set", "beta=0.05")
+def test_a_person_reads_a_table_and_the_path_of_the_picture(run, tmp_path):
+    code, out, _ = run("losses", "show", "discopop", "--set", "beta=0.05")
     assert code == 0
     for words in ("above the safe band 1 to 9.109", "starts wrong", "-2.37", "+1.44", "bounded", "below -1774 nats"):
         assert words in out
@@ -73,24 +73,24 @@ def test_a_person_reads_a_table_and_the_path_of_the_picture(told, tmp_path):
         (["dpo", "--out", "/proc/no/picture.png"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_with_what_is_allowed(told, argv, says):
-    code, out, err = told("losses", "show", *argv)
+def test_what_cannot_be_shown_is_refused_with_what_is_allowed(run, argv, says):
+    code, out, err = run("losses", "show", *argv)
     assert code == 2
     assert re.search(says, err), err
     assert "Traceback" not in err + out
 
 
-def test_a_loss_of_ones_own_is_shown_too(told, tmp_path):
+def test_a_loss_of_ones_own_is_shown_too(run, tmp_path):
     (tmp_path / "shown_losses.py").write_text(OWN)
     settings = ["function=shown_losses:soft", "params.beta=0.1", "params.alpha=1"]
-    code, out, _ = told("losses", "show", "custom", "--json", *(x for each in settings for x in ("--set", each)))
+    code, out, _ = run("losses", "show", "custom", "--json", *(x for each in settings for x in ("--set", each)))
     document = json.loads(out)
     assert code == 0
     assert (document["starts"], document["bounded"], document["c"]) == ("right", True, None)
 
 
-def test_the_list_is_there_without_a_command(told):
-    code, out, _ = told("losses", "--json")
+def test_the_list_is_there_without_a_command(run):
+    code, out, _ = run("losses", "--json")
     assert code == 0
     assert {document["name"] for document in json.loads(out)} >= {"dpo", "dlrml", "custom"}
 
@@ -104,10 +104,10 @@ def space_of(tmp_path, losses):
     return str(tmp_path / "space.yaml")
 
 
-def test_doctor_draws_the_box_of_each_loss(told, tmp_path):
+def test_doctor_draws_the_box_of_each_loss(run, tmp_path):
     box = {"beta_kl": {"log_uniform": [0.01, 0.5]}, "beta_mix": {"log_uniform": [0.05, 0.5]}}
     space = space_of(tmp_path, [{"name": "dlrml", **box}, {"name": "dpo"}])
-    code, out, _ = told("doctor", space, "--json")
+    code, out, _ = run("doctor", space, "--json")
     document = json.loads(out)
     boxes = {box["branch"]: box for box in document["loss_boxes"]}
     assert code == 0
@@ -118,23 +118,23 @@ def test_doctor_draws_the_box_of_each_loss(told, tmp_path):
     assert said["level"] == "warning"
     assert "86 % of its box starts uphill" in said["text"]
     assert "beta_mix/beta_kl within 0.05..0.455 at tau 0.05" in said["text"]
-    code, out, _ = told("doctor", space)
+    code, out, _ = run("doctor", space)
     assert code == 0
     assert re.search(r"dlrml .*86 %", out)
 
 
-def test_doctor_tells_what_a_loss_of_ones_own_does_and_refuses_one_that_cannot_train(told, tmp_path):
+def test_doctor_describes_a_loss_of_ones_own_and_refuses_one_that_cannot_train(run, tmp_path):
     (tmp_path / "doctor_losses.py").write_text(f"{OWN}\n\ndef mean(pairs):\n    return pairs.margin_B.mean()\n")
     own = {"name": "custom", "function": "doctor_losses:soft"}
     params = {"beta": {"log_uniform": [0.01, 0.5]}, "alpha": {"uniform": [0, 2]}}
     space = space_of(tmp_path, [{**own, "params": params}])
-    code, out, _ = told("doctor", space, "--json")
+    code, out, _ = run("doctor", space, "--json")
     found = [f for f in json.loads(out)["findings"] if f["subject"].startswith("space.losses")]
     assert code == 0
     assert {f["level"] for f in found} == {"ok"}
     assert any("starts downhill" in f["text"] for f in found)
     space = space_of(tmp_path, [{"name": "dpo"}, {"name": "custom", "function": "doctor_losses:mean"}])
-    code, out, _ = told("doctor", space, "--json")
+    code, out, _ = run("doctor", space, "--json")
     errors = {f["subject"]: f["text"] for f in json.loads(out)["findings"] if f["level"] == "error"}
     assert code == 2
     assert "one loss per pair" in errors["space.losses[1].function"]

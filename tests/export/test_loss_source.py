@@ -109,7 +109,7 @@ def test_a_file_that_needs_more_than_itself_is_no_script(custom, line):
 def test_a_file_that_has_changed_since_is_not_exported(custom):
     file, with_heat = custom
     file.write_text(CUSTOM + "\n")
-    with pytest.raises(InputError, match="its file must be the one that the search began with"):
+    with pytest.raises(InputError, match="its file must be the one that the search started with"):
         loss_source(parsed(with_heat(2.0)))
 
 

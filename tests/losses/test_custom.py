@@ -174,7 +174,7 @@ def test_the_file_of_the_function_is_hashed_and_held_against_it(module, tmp_path
     pinned = parsed(function=f"{name}:f", params={"beta": 0.1}, file_sha256=digest)
     build_loss(pinned)
     file.write_text(file.read_text() + "\n# changed\n")
-    with pytest.raises(InputError, match="must be the one that the search began with"):
+    with pytest.raises(InputError, match="must be the one that the search started with"):
         build_loss(pinned)
 
 
@@ -222,7 +222,7 @@ def test_an_edit_in_a_notebook_is_what_is_built_and_hashed(module, tmp_path):
 def test_a_function_from_another_file_than_the_one_that_is_hashed_is_refused(module):
     other = module(LOGISTIC)
     name = module(f"from {other} import f\n")
-    with pytest.raises(InputError, match=rf"{name}\.py has it from .*{other}\.py; name that module"):
+    with pytest.raises(InputError, match=rf"{name}\.py imports it from .*{other}\.py; name that module"):
         build_loss(parsed(function=f"{name}:f", params={"beta": 0.1}))
     wrapped = module(
         f"import functools\nfrom {other} import f as inner\n\n"

@@ -185,7 +185,7 @@ def test_confirming_trials_are_a_bill_of_their_own(config_with: Config) -> None:
     assert cost.as_json()["confirmation"]["trials"] == 9
 
 
-def test_what_is_not_in_a_bill_is_said(config_with: Config) -> None:
+def test_an_estimate_names_what_it_does_not_include(config_with: Config) -> None:
     config = with_(
         config_with(num_trials=4),
         resources={"workers": 2},
@@ -306,7 +306,7 @@ def test_trials_add_up_to_hours_of_all_that_their_groups_hold() -> None:
     assert sum(usage.shares.values()) == pytest.approx(1)
 
 
-def test_the_time_between_two_attempts_counts_for_nobody() -> None:
+def test_the_time_between_two_attempts_counts_for_no_trial() -> None:
     resumed = [*PRUNED[:3], start(1000), report(1004, 6, tokens=60, steps_per_second=1.0)]
     usage = sum_up([row(0, State.RUNNING, 4)], {0: resumed}.__getitem__, ResourcesConfig())
     assert usage.trial_s == pytest.approx(9 + 4)

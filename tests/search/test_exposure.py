@@ -1,4 +1,4 @@
-"""Servers that answer without a password, and secrets in files that are passed around, are told by the doctor."""
+"""The doctor finds servers that answer without a password, and secrets in files that are shared."""
 
 import base64
 import http.server
@@ -140,8 +140,8 @@ def test_a_server_that_wants_a_password_is_in_order_and_is_sent_none() -> None:
     assert "secret" not in json.dumps(asked) and base64.b64encode(b"user:secret").decode() not in json.dumps(asked)
 
 
-@pytest.mark.parametrize(("status", "says"), [(200, "lets everyone"), (401, "without TLS")])
-def test_a_server_elsewhere_is_told_if_it_is_open_or_its_password_is_sent_in_clear(
+@pytest.mark.parametrize(("status", "says"), [(200, "lets anyone"), (401, "without TLS")])
+def test_a_remote_server_is_a_warning_if_it_is_open_or_its_password_is_sent_in_clear(
     status: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exposure, "_is_loopback", lambda _: False)
@@ -195,7 +195,7 @@ def test_an_address_without_a_password_is_not_told(address: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o600, "ok"), (0o400, "ok"), (0o644, "warning"), (0o660, "warning")])
-def test_a_token_that_others_can_read_is_told_with_the_command_that_helps(
+def test_a_token_that_others_can_read_is_a_warning_with_the_command_that_helps(
     mode: int, level: str, tmp_path: Path
 ) -> None:
     token = tmp_path / "auth_token"

@@ -1,4 +1,4 @@
-"""Which share of a search box trains what nobody wants, against shares computed by hand."""
+"""The share of a search box whose loss is unsuitable, against shares computed by hand."""
 
 import math
 

@@ -1,1 +1,1 @@
-"""`doctor`: every check of a search that can be made before it starts, and what it will cost."""
+"""`doctor`: every check of a search that is possible before it starts, and an estimate of its cost."""

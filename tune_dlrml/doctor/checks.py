@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def examine(config: SearchConfig) -> Iterator[Finding]:
-    """Every check but that of the resources; an error does not keep the later ones from running."""
+    """Run every check except that of the resources; an error does not stop the later ones."""
     sound: set[str] = set()
     for subject, named, check in references(config):
         finding = _examine_reference(subject, named, partial(check_model, config) if subject == "model" else check)
@@ -41,7 +41,7 @@ def _examine_reference(subject: str, named: str, check: Callable[[], object]) ->
 
 
 def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding]:
-    """What is used of the rows; their tokens are looked at only where there is a model to give the tokenizer."""
+    """Check which rows are used; their tokens are checked only where a model provides the tokenizer."""
     load = partial(load_reader, parse_model_reference(config.model)) if with_model else None
     try:
         selection = select_pairs(config.dataset, config.training, load)
@@ -57,16 +57,16 @@ def _examine_sizes(train: Section, held_out: Section) -> Finding:
     text = f"{len(train.pairs)} pairs to train on, {len(held_out.pairs)} held out"
     if len(held_out.pairs) < 32:
         error = 0.5 / len(held_out.pairs) ** 0.5
-        return Finding("dataset", "warning", f"{text}: a standard error of the accuracy of up to {error:.2f}")
+        return Finding("dataset", "warning", f"{text}: the standard error of the accuracy is up to {error:.2f}")
     return Finding("dataset", "ok", text)
 
 
 def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:
-    """What a user's function does, and which share of a branch's box nobody wants."""
+    """Check a user's function, and the share of a branch's box whose loss is unsuitable."""
     key = f"space.losses[{index}].function"
     try:
         if isinstance(loss, CustomLoss):
-            yield from _told_of_function(key, try_function(loss))
+            yield from _function_findings(key, try_function(loss))
         loss_box = loss_box_of(label, loss, config.divergence.margin_limit)
     except InputError as error:
         yield Finding(key, "error", str(error))
@@ -74,8 +74,8 @@ def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -
     yield Finding(f"space.losses: {label}", "ok" if loss_box.sound else "warning", loss_box.sentence(), loss_box)
 
 
-def _told_of_function(key: str, seen: "list[Observation]") -> Iterator[Finding]:
-    """What should be otherwise one by one, the rest together."""
+def _function_findings(key: str, seen: "list[Observation]") -> Iterator[Finding]:
+    """One finding for each warning, and one for all that is in order."""
     yield from (Finding(key, "warning", each.text) for each in seen if each.level == "warning")
     well = "; ".join(each.text for each in seen if each.level == "ok")
     if well:

@@ -1,8 +1,8 @@
-"""What a search will take, from what one worker took and from what successive halving does to its trials.
+"""Estimate of a search's resource usage, from one measured worker and simulated successive halving.
 
-Nothing is known of the trials beforehand, so each simulated search draws their values: exchangeable ones, without
-ties. How far a trial's value at one rung foretells that at the next is drawn too, for each search anew, from not at all
-to wholly. Ties pass a rung, as do trials of a sampler that improves: `most_...` is what all of them passing comes to.
+The values of the trials are unknown before a search, so each simulated search draws them: exchangeable, without ties.
+Each search also draws how well a trial's value at one rung predicts the next, from not at all to perfectly. Ties pass a
+rung, and so do trials of a sampler that improves: the fields `most_...` assume that every trial passes every rung.
 """
 
 import heapq
@@ -25,7 +25,7 @@ from tune_dlrml.training.measure import Measurement
 SIMULATED = 300
 """Searches that are simulated; their middle 90 % is the range."""
 POINTS = 65
-"""Values of a range of batch sizes, evenly on its own scale, whose mean is taken."""
+"""Values of a range of batch sizes, evenly spaced on its own scale, that are averaged."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Taking:
-    """What a trial takes until it ends: optimizer steps, held-out evaluations and checkpoints."""
+    """Resource usage of a trial until it ends: optimizer steps, held-out evaluations and checkpoints."""
 
     steps: int
     evaluations: int
@@ -48,19 +48,19 @@ class Taking:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a search will take.
+    """Estimated resource usage of a search.
 
     Attributes:
         trials: All trials, the baseline included.
         full_steps: Full budget of a trial.
         rungs: Steps at which successive halving decides.
-        measured: What one worker took.
+        measured: Measured usage of one worker.
         optimizer_steps: Of all trials together, as are the next two.
         evaluations: On the held-out pairs.
         checkpoints: Written.
-        training_s: What those take, as do the next two; the times of groups that run at once add up.
-        evaluations_s: Each shared by the workers of a group.
-        checkpoints_s: Written one after another.
+        training_s: Time of the optimizer steps. Here and in the next two the times of groups that run at once add up.
+        evaluations_s: Time of the evaluations, each shared by the workers of a group.
+        checkpoints_s: Time of the checkpoints, written one after another.
         complete_trials: Trials that use up their budget.
         most_optimizer_steps: If no trial is stopped early.
         trained_tokens: Over all workers.
@@ -72,9 +72,9 @@ class Cost:
         gpu_hours: GPUs of all busy workers times hours.
         memory_bytes: Peak of all workers that run at once.
         gpu_memory_bytes: The same of the GPUs' memory.
-        disk_bytes: Checkpoints that lie on the disk at once, at most.
-        confirmation: The same of `search.confirm`, at most, with the held-out pairs of the search in place of a test
-            set; None without it. What stands above does not count it.
+        disk_bytes: Largest size of the checkpoints that are on disk at the same time.
+        confirmation: Upper estimate for `search.confirm`, with the held-out pairs of the search in place of a test
+            set; None without it. The fields above do not include it.
     """
 
     trials: int
@@ -116,7 +116,7 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
     """The cost of a search, estimated; equal arguments give equal estimates.
 
     Args:
-        measured: What one worker took with the settings that the file gives outside the space.
+        measured: Measured usage of one worker with the settings that the file gives outside the space.
         config: The search.
         full_steps: Full budget of a trial.
         seed: Of the simulated searches.
@@ -177,7 +177,7 @@ def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) 
 
 @dataclass(frozen=True)
 class _Rates:
-    """What the parts of a search take, from what one worker took."""
+    """Time of each part of a search, from the measured usage of one worker."""
 
     measured: Measurement
     resources: ResourcesConfig
@@ -186,7 +186,7 @@ class _Rates:
 
     @property
     def reference_s(self) -> float:
-        """The reference pass, of which every worker has its share; so it is with an evaluation."""
+        """Time of the reference pass, which the workers share, as they share an evaluation."""
         return self.reference_tokens * self.measured.reference_s_per_token / self.resources.workers
 
     @property
@@ -211,10 +211,10 @@ class _Rates:
 def _simulated(
     trials: int, rungs: int, factor: int, step_s: Sequence[float], rng: random.Random
 ) -> Iterator[tuple[list[int], float]]:
-    """Of each simulated search, how many rungs its trials pass and what an optimizer step takes."""
+    """For each simulated search, the number of rungs that its trials pass and the time of an optimizer step."""
     for _ in range(SIMULATED):
         ends = rungs_passed(draw_values(trials, rungs, rng), factor)
-        # A few steps tell their mean within limits only: each search draws as many of them again.
+        # The mean of a few measured steps is uncertain: each search resamples as many of them.
         yield ends, statistics.fmean(rng.choices(step_s, k=len(step_s)))
 
 
@@ -251,7 +251,7 @@ def rungs_passed(values: Sequence[Sequence[float]], reduction_factor: int) -> li
 
 
 def taking(passed: int, rungs: Sequence[int], full_steps: int, save_steps: int) -> Taking:
-    """What a trial takes that passes so many rungs; at the next one it is evaluated and stopped, and not saved."""
+    """Usage of a trial that passes so many rungs; at the next one it is evaluated and pruned, without a checkpoint."""
     complete = passed == len(rungs)
     last = full_steps if complete else rungs[passed]
     saved = {*rungs[:passed], *range(save_steps, last, save_steps)} | ({last} if complete else set())

@@ -1,6 +1,6 @@
-"""What others could read or run: servers that answer without a password, secrets in files that are passed around.
+"""What other people could read or run: servers that answer without a password, secrets in files that are shared.
 
-Every function takes plain values and answers within seconds; a server that does not answer is a finding as well.
+Every function takes plain values and returns within seconds; a server that does not answer is a finding as well.
 """
 
 import http.client
@@ -57,12 +57,12 @@ def examine_dashboard(address: str) -> Finding:
         return Finding(
             "ray dashboard",
             "warning",
-            f"{base} answers without a token, and whoever reaches it can run programs on the cluster; start every Ray "
-            "process with RAY_AUTH_MODE=token, and the head with --dashboard-host=127.0.0.1",
+            f"{base} answers without a token, so anyone who reaches it can run programs on the cluster; start every "
+            "Ray process with RAY_AUTH_MODE=token, and the head with --dashboard-host=127.0.0.1",
         )
     if answers == [None] * len(answers):
         return Finding("ray dashboard", "warning", f"{base} does not answer in {PROBE_TIMEOUT_S:g} s")
-    return Finding("ray dashboard", "ok", f"{base} answers nobody without a token")
+    return Finding("ray dashboard", "ok", f"{base} requires a token")
 
 
 def examine_mlflow(uri: str, addresses: Iterable[str]) -> Finding | None:
@@ -70,7 +70,7 @@ def examine_mlflow(uri: str, addresses: Iterable[str]) -> Finding | None:
 
     Args:
         uri: Tracking URI; a password in it is not sent.
-        addresses: This machine's own at which others reach it, for a server that is told to be on this machine only.
+        addresses: Addresses at which other machines reach this one, for a server whose URI names this machine only.
     """
     shown = without_password(uri)
     try:
@@ -79,27 +79,27 @@ def examine_mlflow(uri: str, addresses: Iterable[str]) -> Finding | None:
             return None
         status = _mlflow_status(parts, parts.hostname or "")
     except ValueError as error:
-        return Finding("mlflow", "error", f"{shown} is no address of a server ({error}); give http://host:port")
+        return Finding("mlflow", "error", f"{shown} is not the address of a server ({error}); give http://host:port")
     if status is None:
-        text = f"{shown} does not answer in {PROBE_TIMEOUT_S:g} s; a search goes on without it, and sends all later"
+        text = f"{shown} does not answer in {PROBE_TIMEOUT_S:g} s; a search runs without it and sends the records later"
         return Finding("mlflow", "warning", text)
     if not _is_loopback(parts.hostname or ""):
         return _examine_remote(parts, shown, status)
     for address in addresses:
         if _mlflow_status(parts, address) == OK:
-            text = f"{shown} is reached from other machines at {address}, without a password; {MLFLOW_REMEDY}"
+            text = f"{shown} can be reached from other machines at {address} without a password; {MLFLOW_REMEDY}"
             return Finding("mlflow", "warning", text)
     return Finding("mlflow", "ok", f"{shown} is not open to other machines")
 
 
 def _examine_remote(parts: SplitResult, shown: str, status: int) -> Finding:
     if status == OK:
-        text = f"{shown} lets everyone who reaches it read and change runs, without a password; {MLFLOW_REMEDY}"
+        text = f"{shown} lets anyone who reaches it read and change runs without a password; {MLFLOW_REMEDY}"
         return Finding("mlflow", "warning", text)
     if parts.scheme == "http":
-        text = f"{shown} is asked without TLS, so that the password can be read on its way; use https, or an SSH tunnel"
+        text = f"{shown} is used without TLS, so the password can be read in transit; use https, or an SSH tunnel"
         return Finding("mlflow", "warning", text)
-    return Finding("mlflow", "ok", f"{shown} answers nobody without a password")
+    return Finding("mlflow", "ok", f"{shown} requires a password")
 
 
 def examine_addresses(addresses: Mapping[str, str | None]) -> Iterator[Finding]:
@@ -111,7 +111,7 @@ def examine_addresses(addresses: Mapping[str, str | None]) -> Iterator[Finding]:
     remedies = {"search.study_url": "PGPASSFILE or TUNE_DLRML_STUDY_URL", "tracking.mlflow": "MLFLOW_TRACKING_PASSWORD"}
     for key, address in addresses.items():
         if address is not None and passwords_in(address):
-            text = "holds a password, which all who read the file know; take it out of there, and give it by"
+            text = "holds a password that anyone who reads the file can see; remove it, and set it by"
             yield Finding(key, "warning", f"{text} {remedies.get(key, 'the environment')}")
 
 
@@ -122,9 +122,9 @@ def examine_token_file(path: Path) -> Finding | None:
     except OSError:
         return None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        text = f"{path} has mode {mode:04o}, so that others can read or change it; `chmod 600 {path}`"
+        text = f"{path} has mode {mode:04o}, so other users can read or change it; run `chmod 600 {path}`"
         return Finding("ray token", "warning", text)
-    return Finding("ray token", "ok", f"{path} is its owner's alone")
+    return Finding("ray token", "ok", f"only its owner can read {path}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -139,7 +139,7 @@ def _mlflow_status(parts: SplitResult, host: str) -> int | None:
     shown = f"[{host}]" if ":" in host else host
     port = parts.port or (443 if parts.scheme == "https" else 80)
     url = f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}{MLFLOW_PATH}"
-    # MLflow refuses host names that it does not know, which keeps no one out who is not a browser.
+    # MLflow refuses unknown host names, but only a browser is stopped by that: anyone else can send a known one.
     headers = {"Content-Type": "application/json", "Host": f"{parts.hostname}:{port}"}
     return _status(url, json.dumps({"max_results": 1}).encode(), headers)
 

@@ -1,4 +1,4 @@
-"""Whether the judges of a search can be asked, before any trial is trained for them."""
+"""Whether the judges of a search answer, before any trial is trained."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,14 +12,14 @@ from tune_dlrml.evaluation.judges.prompts import PAIR, SINGLE, load_judge_prompt
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 
 PROBE_S = 20.0
-"""Seconds for an endpoint to say a word."""
+"""Seconds within which an endpoint must answer."""
 
 
 def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator[Finding]:
-    """Questions, prompts, and a first word with every judge; an endpoint is asked for a word.
+    """Check the questions and the prompts, and send a first message to every judge.
 
     Args:
-        config: The search's `evaluation` section; None or `when: never` asks nobody.
+        config: The search's `evaluation` section; None or `when: never` needs no check.
         key: For an endpoint, if no file holds it.
     """
     if config is None or config.when == "never":
@@ -42,7 +42,7 @@ def examine_judges(config: EvaluationConfig | None, key: str | None) -> Iterator
 
 
 def _answers(name: str, config: EvaluationConfig, key: str | None) -> str:
-    """What a judge answers to a first word; see `NamedJudge.first_word`."""
+    """The answer of a judge to a first message; see `NamedJudge.first_word`."""
     soon = config.model_copy(update={"limits": JudgeLimits(timeout_s=PROBE_S, deadline_s=PROBE_S)})
     with closing(make_judge(name, soon, key=key)) as judge:
         return judge.first_word()

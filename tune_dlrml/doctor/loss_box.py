@@ -1,8 +1,8 @@
-"""Which share of a search space trains what nobody wants: a loss that starts uphill, has a trap, or overflows.
+"""The share of a search space whose loss is unsuitable: it starts uphill, has a trap, or overflows.
 
 Each branch's box is sampled on the scales of its own domains, as the random sampler draws, but evenly (Sobol's
 sequence with a fixed seed), so that a share of 4096 points is right to about half a percent and the same every time.
-What makes a point bad is told in `losses/lrml/geometry.py`.
+`losses/lrml/geometry.py` explains these properties.
 """
 
 import math
@@ -24,7 +24,7 @@ from tune_dlrml.space_points import Points, sampled
 EXPONENT, EXPONENT_BUILT, EXPONENT_SOUGHT = 12, 10, 6
 """Base-2 logarithms of the points: where the answer is a formula, where a loss is built, where its trap is sought."""
 COUPLED_POINTS = 16
-"""Points at which a user's batch-coupled function is looked at, a third of a second each."""
+"""Points at which a user's batch-coupled function is evaluated, a third of a second each."""
 MARGINS = 201
 """Margins at which a loss is tried, evenly from -limit to +limit."""
 LARGEST_EXPONENT = math.log(float(np.finfo(np.float32).max))
@@ -37,7 +37,7 @@ class LossBox:
 
     Attributes:
         branch: Label of the loss.
-        points: How many were looked at.
+        points: How many were evaluated.
         uphill: Starts with a slope that lowers the margin.
         trapped: Has a trap; of a loss that learns, at its start.
         unbounded: Has a slope without a bound.
@@ -67,8 +67,8 @@ class LossBox:
         return self.uphill == self.trapped == self.nonfinite == 0 and not self.advice
 
     def sentence(self) -> str:
-        """What is so about it, and what to change."""
-        told = [
+        """What was found, and what to change."""
+        faults = [
             (share, what)
             for share, what in (
                 (self.uphill, "starts uphill"),
@@ -79,9 +79,9 @@ class LossBox:
             if share > 0
         ]
         if self.points == 1:
-            found = ", ".join(what for _, what in told) or "starts downhill, with a bounded slope and no trap"
-        elif told:
-            (first, what), *rest = told
+            found = ", ".join(what for _, what in faults) or "starts downhill, with a bounded slope and no trap"
+        elif faults:
+            (first, what), *rest = faults
             found = f"{percent(first)} of its box {what}" + "".join(
                 f", {percent(share)} {what}" for share, what in rest
             )
@@ -98,7 +98,7 @@ def percent(share: float) -> str:
 
 
 def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
-    """Look at one branch of a search.
+    """Examine one branch of a search.
 
     Args:
         branch: Its label.
@@ -117,7 +117,7 @@ def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
 
 
 def _mixing_loss_box(branch: str, loss: DiscopopLoss | DlrmlLoss, limit: float, points: Points) -> LossBox:
-    """That of DiscoPOP and dLRML, by their c and by where exp(-z) overflows."""
+    """Box of DiscoPOP or dLRML, from c and from where exp(-z) overflows."""
     count = len(next(iter(points.values())))
     c, beta_kl = shape_numbers(loss, points)
     published = np.asarray(beta_kl * limit > LARGEST_EXPONENT)
@@ -176,8 +176,8 @@ def _mixing_advice(
         yield f"{share}keep {_safe_range(loss)}"
     if published:
         yield (
-            f"as published it overflows for beta_kl over {LARGEST_EXPONENT / limit:.3g}: numerics: stable has the same "
-            "values without that"
+            f"as published it overflows for beta_kl over {LARGEST_EXPONENT / limit:.3g}; `numerics: stable` has the "
+            "same values and does not overflow"
         )
 
 
@@ -200,7 +200,7 @@ def _safe_range(loss: DiscopopLoss | DlrmlLoss) -> str:
 
 
 def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) -> LossBox:
-    """That of any loss, built and evaluated at every point."""
+    """Box of any loss, which is built and evaluated at every point."""
     from tune_dlrml.losses.profile import overflows_within
     from tune_dlrml.losses.registry import build_loss
 
@@ -245,7 +245,7 @@ def _rows(loss: AnyLoss, points: Points) -> Iterator[dict[str, Any]]:
 
 
 def _numeric_advice(drawn: Sequence[Mapping[str, Any]], bad: Sequence[bool]) -> Iterator[str]:
-    """The one parameter whose range can be cut so that what is bad goes, where there is one."""
+    """The one parameter whose range can be cut to exclude the bad points, where there is one."""
     if not any(bad) or all(bad):
         return
     for key in drawn[0]:

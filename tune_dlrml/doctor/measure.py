@@ -1,4 +1,4 @@
-"""`doctor --measure`: one worker of a search timed on this machine, and what the search comes to."""
+"""`doctor --measure`: time one worker of a search on this machine, and estimate the cost of the search."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import SearchSpace, TrialSpec
 
 WORTH_IT = 1.5
-"""How much faster the other precision's products must be to be spoken of: half of a step is something else."""
+"""How much faster the other precision's products must be for a note: they are only half of a step."""
 
 
 def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Cost:
@@ -26,7 +26,7 @@ def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> C
         steps: Optimizer steps to train, of which the first is not counted.
 
     Raises:
-        InputError: This machine lacks what a worker is given, or the input is at fault.
+        InputError: This machine lacks the resources of one worker, or the input is invalid.
     """
     refuse_other_machine(config.resources)
     prepared = prepare(config.model_copy(update={"evaluation": None}), place)
@@ -48,7 +48,7 @@ def timed_trial(config: SearchConfig) -> TrialSpec:
 
 
 def refuse_other_machine(resources: ResourcesConfig) -> None:
-    """Refuse to time a worker where there is not what the search gives one.
+    """Refuse to time a worker on a machine that lacks the resources of one.
 
     Raises:
         InputError: Naming what is missing, and where to measure.
@@ -63,8 +63,8 @@ def refuse_other_machine(resources: ResourcesConfig) -> None:
         asked = float(getattr(resources, key))
         if asked > here[name]:
             raise InputError(
-                f"--measure times a worker on this machine, which must have what resources.{key} gives one, but "
-                f"{asked:g} {name}s are asked for and there are {here[name]:g} here; run `tune-dlrml doctor --measure` "
+                f"--measure times a worker on this machine, which must have the {name}s of resources.{key}, but "
+                f"{asked:g} are needed and there are {here[name]:g} here; run `tune-dlrml doctor --measure` "
                 f"in a job on a node that has them (`ray job submit --entrypoint-num-{name.lower()}s {asked:g} -- ...`)"
             )
 
@@ -80,33 +80,33 @@ def _precision(matrix_rates: Mapping[str, float], *, bf16: bool) -> list[str]:
 
 
 def notes(cost: Cost, config: SearchConfig) -> list[str]:
-    """What the estimate leaves out, or had to assume; a sentence each."""
-    found = ["Ray's start (10 to 30 s) and the time between trials in which a group waits for the study are not in it"]
+    """What the estimate does not include or had to assume, a sentence each."""
+    found = ["Ray's start (10 to 30 s) and the time in which a group waits for its next trial are not included"]
     found += _precision(cost.measured.matrix_rates, bf16=config.training.bf16)
     if cost.rungs:
         found.append(
             f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "
-            f"all learn the task, they all go on, up to {cost.most_optimizer_steps:,} optimizer steps"
+            f"all learn the task, they all continue, up to {cost.most_optimizer_steps:,} optimizer steps"
         )
     if config.resources.workers > 1:
         found.append(
             f"one worker was timed with its own batch: the exchange of gradients among {config.resources.workers} is "
-            "not in it"
+            "not included"
         )
     if config.evaluation is not None and config.evaluation.when != "never":
-        found.append("the answers of finished trials and the judges are not in it")
+        found.append("the answers of finished trials and the judges are not included")
     if config.training.warm_up is not None:
-        found.append(f"the warm-up of {config.training.warm_up.steps} steps before the search is not in it")
+        found.append(f"the warm-up of {config.training.warm_up.steps} steps before the search is not included")
     if cost.confirmation is not None and config.dataset.test is not None:
         found.append("confirming trials are judged on dataset.test; their evaluation was timed on dataset.eval")
     if config.search.time_budget_s is not None and config.search.time_budget_s < cost.wall_s.high:
         found.append(
-            f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case, all runs of "
-            "the same command together"
+            f"search.time_budget_s ends the search after {config.search.time_budget_s:g} s in any case, summed over "
+            "all runs of the same command"
         )
     if cost.measured.longest_share < 0.9:
         found.append(
-            f"the longest pair that was timed has {cost.measured.longest_share:.0%} of the tokens of the longest of "
-            "all, which needs more memory; --measure-steps takes more of them"
+            f"the longest pair that was timed has {cost.measured.longest_share:.0%} of the tokens of the longest pair, "
+            "which needs more memory; raise --measure-steps to time more pairs"
         )
     return found

@@ -21,9 +21,8 @@ SHARED_FIELDS = ("name", "label", "sft")
 class Loss(Frozen):
     """What all losses share.
 
-    Of the loss as such: `kind` tells whether it looks at the two completions of a pair through their difference alone
-    (pairwise) or at each by itself (pointwise), `source` the paper and the equation. Both are None where it is the
-    user's own.
+    `kind` is pairwise for a loss that uses only the difference of the two completions, and pointwise for one that uses
+    each completion by itself. `source` is the paper and the equation. Both are None for a user's own loss.
     """
 
     kind: ClassVar[Kind | None]

@@ -24,7 +24,7 @@ _HALVINGS = 40
 COMPARED = 1e4
 """Largest |margin| in nats at which the published form is held against the stable one."""
 SMALL = 1e-6
-"""Nats below which a difference is told relative to this instead of to the loss."""
+"""Nats of loss below which a difference is relative to this instead of to the loss."""
 SHOWN_Z = 6.0
 """Half of the width over which a curve is shown, in z = beta_kl * margin."""
 CURVE_POINTS = 241

@@ -1,4 +1,4 @@
-"""Every loss that a search can explore, by its name. Imports no torch: what is built is found when it is asked for."""
+"""Every loss that a search can explore, by its name. Imports no torch: a builder is imported when it is needed."""
 
 import pkgutil
 from functools import reduce
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     """A loss of the registry.
 
     Attributes:
-        config: What a search-space file says of it.
+        config: Its part of a search-space file.
         builder: Function below `tune_dlrml.losses` that makes a `PreferenceLoss` of such a config.
     """
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     AnyLoss = Loss
 else:
     AnyLoss = Annotated[reduce(or_, (entry.config for entry in LOSSES.values())), Field(discriminator="name")]
-    """An entry of `space.losses`: told apart by its name, so that each has its own fields only."""
+    """An entry of `space.losses`: `name` selects the class, so that each loss has its own fields only."""
 
 
 def build_loss(config: Loss) -> "PreferenceLoss":

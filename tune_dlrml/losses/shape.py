@@ -39,8 +39,8 @@ class Stationary:
 class Geometry:
     """Shape of a preference loss over z = beta_kl * margin.
 
-    `c` is None for a loss without mixing. `starts` tells whether descent from margin 0 first raises the margin
-    ('right') or lowers it ('wrong'). `trap` is the local minimum and `barrier` the local maximum above it; both are
+    `c` is None for a loss without mixing. `starts` is 'right' if descent from margin 0 first raises the margin,
+    and 'wrong' if it lowers it. `trap` is the local minimum and `barrier` the local maximum above it; both are
     None for a monotone loss. `bounded` means that the slope |dL/dz| is bounded. `value_at_zero` is in nats.
     """
 
@@ -70,9 +70,9 @@ def geometry_of(value: Curve, slope: Curve, *, bounded: bool | None = None) -> G
 
     The trap is a local minimum with a local maximum, the barrier, above it at larger z. Where there are several such
     pairs, the barrier with the largest z counts, and the minimum next below it. A slope that changes its sign twice
-    between two points of `GRID` is taken to keep it. A kink at which it changes its sign is a stationary point like any
-    other; a jump of the value is none, since no gradient shows it. Where the slope is 0 over an interval, as right of a
-    hinge, it counts as going on in the direction that it had.
+    between two points of `GRID` counts as keeping it. A kink at which it changes its sign is a stationary point too; a
+    jump of the value is not, since no gradient shows it. Where the slope is 0 over an interval, as right of a hinge, it
+    counts as continuing in its previous direction.
 
     Args:
         value: The loss in nats.

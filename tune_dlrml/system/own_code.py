@@ -138,9 +138,9 @@ def load_function(reference: str) -> OwnFunction:
                 f"{reference}: there is no module {error.name!r} in {here} or on PYTHONPATH; run the command in the "
                 "folder that holds it"
             ) from None
-        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+        raise InputError(f"{reference}: importing it failed: {error_line(error)}") from None
     except Exception as error:
-        raise InputError(f"{reference}: importing it failed: {told(error)}") from None
+        raise InputError(f"{reference}: importing it failed: {error_line(error)}") from None
     function: Function | None = getattr(loaded.module, name, None)
     if not callable(function):
         own = [
@@ -160,13 +160,13 @@ def _check_defined_there(reference: str, function: Function, file: Path) -> None
         raise InputError(f"{reference}: must be a Python function in a file, but is {type(inner).__name__}")
     if inner.__code__.co_filename != str(file):
         raise InputError(
-            f"{reference}: the file that is named must define the function, since its hash tells it, but {file} has it "
-            f"from {inner.__code__.co_filename}; name that module, or wrap the function with functools.wraps"
+            f"{reference}: the named file must define the function, since its hash identifies the function, but {file} "
+            f"imports it from {inner.__code__.co_filename}; name that module, or wrap the function with functools.wraps"
         )
 
 
-def told(error: BaseException, file: str | None = None) -> str:
-    """An exception of a user's code in one line, with the place in their file that it comes from."""
+def error_line(error: BaseException, file: str | None = None) -> str:
+    """An exception of a user's code in one line, with the place in their file that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     if file is not None:
         own = [frame for frame in frames if frame.filename == file]

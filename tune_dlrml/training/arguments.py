@@ -1,4 +1,4 @@
-"""What TRL, PEFT and torch are told of a trial's settings: arguments of the trainer, the adapter, the optimizer."""
+"""A trial's settings as arguments of TRL, PEFT and torch: for the trainer, the adapter and the optimizer."""
 
 import warnings
 

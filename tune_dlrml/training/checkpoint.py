@@ -3,9 +3,9 @@
     <search>/trials/<number>/attempt-<k>/checkpoint-<step>/
 
 A checkpoint is written into `checkpoint-<step>.partial`. Its last file is the marker, with the sizes and sha256 of all
-others; then the folder is renamed. So what bears the final name was complete once, and the marker tells whether it
-still is. Every attempt writes into a folder of its own: the orphan of an earlier one, on a node that was thought dead,
-may go on writing into its own.
+others; then the folder is renamed. So a folder with the final name was complete once, and the marker shows whether it
+still is. Every attempt writes into its own folder: an orphaned process of an earlier attempt, on a node that was
+thought dead, may still be writing into that one.
 """
 
 import hashlib
@@ -147,7 +147,7 @@ class Attempt:
         return final
 
     def abandon(self, partial: Path) -> None:
-        """Remove what was begun and not sealed, to give its space back."""
+        """Remove an unfinished checkpoint, to free its space."""
         shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self) -> None:

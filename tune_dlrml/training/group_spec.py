@@ -1,4 +1,4 @@
-"""What a worker group is told of its search; apart from the training, since a driver and a slot need no torch."""
+"""The part of a search that a worker group needs; apart from the training, since a driver and a slot need no torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -33,8 +33,8 @@ class Resident:
         tokenizer: The model's own.
         pairs: Preference pairs as token ids.
         training: Settings that all trials share: precision, truncation, batch size of the evaluation.
-        cache: Of the reference log-probs that were computed before by this model, with pairs in the form that it is
-            told; None keeps them in memory only.
+        cache: Of the reference log-probs that were computed before by this model, keyed by the form of the pairs as
+            well; None keeps them in memory only.
     """
 
     def __init__(

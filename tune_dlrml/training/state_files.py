@@ -1,6 +1,6 @@
 """Files of a trainer's state, in the formats that transformers and PEFT read: safetensors, and pickles of plain values.
 
-torch and safetensors tell of a disk that fails with exceptions of their own, without a common base. Here it is an
+torch and safetensors report a disk failure with exceptions of their own, which have no common base. Here it is an
 OSError, as everywhere else in Python.
 """
 

@@ -48,8 +48,8 @@ START_MARGIN = {"float32": 5e-5, "bf16": 0.4}
 """Nats by which rounding may move a margin from 0 before the first step, for the square root of a pair's tokens.
 
 SmolLM2-135M in batches of another make-up has 0.07 in bfloat16, root mean square, and up to 0.19, in float32 6e-7 and
-up to 2e-6, on a CPU, packed or padded. A loose bound will do in bfloat16: whether stored reference values are this
-model's is told more sharply by their key.
+up to 2e-6, on a CPU, packed or padded. A loose bound is enough in bfloat16: the key of stored reference values checks
+more strictly that they are this model's.
 """
 
 
@@ -120,7 +120,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
                     data_collator=collate,
                     processing_class=tokenizer,
                 )
-        # TRL patches the head anew for every trainer, with statistics that nobody asked for; one plain patch is enough.
+        # TRL patches the head again for every trainer, with statistics that are unused here; one plain patch is enough.
         model.forward = log_prob_head
         self.ref_model = None
         if args.bf16:
@@ -144,7 +144,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.add_callback(_StepHook(self, on_step))
 
     def _send_telemetry(self) -> None:
-        """Do not tell the hub of every trainer made, as TRL does: a search makes hundreds."""
+        """Send no telemetry to the hub, as TRL does for every trainer: a search makes hundreds."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

@@ -156,7 +156,7 @@ class _Run:
         return self._send(0, untrained | self.facts | self._shape(), evaluated=True, rung=False)
 
     def resume(self, checkpoint: Checkpoint) -> bool:
-        """Take the books out of a checkpoint, and report again what nobody had acknowledged when it was made."""
+        """Restore the trial's records from a checkpoint, and resend the reports that were not acknowledged then."""
         with storing(checkpoint.path):
             progress = json.loads((checkpoint.path / PROGRESS).read_bytes())
         self._rule.restore(progress["divergence"])

@@ -1,4 +1,4 @@
-"""A user's own loss: a function of the pairs and of its parameters, found by import and told by the hash of its file.
+"""A user's own loss: a function of the pairs and of its parameters, imported by name and identified by its file's hash.
 
 Shape legend: B = preference pairs in the batch.
 
@@ -20,12 +20,12 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.config import CustomLoss, LearnableParam
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import GRID, Geometry, geometry_of
-from tune_dlrml.system.own_code import Function, load_function, told
+from tune_dlrml.system.own_code import Function, error_line, load_function
 
 COMPANY = 255
 """Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""
 PROBES = (-7.0, -1.5, -0.1, 0.0, 0.3, 2.0, 11.0)
-"""Margins in nats whose losses together and apart tell whether pairs are coupled."""
+"""Margins in nats whose losses are computed together and apart, to find whether pairs are coupled."""
 FURTHEST = 13
 """A slope is followed over |z| = 1, 2, 4 ... 2^12 to judge whether it is bounded."""
 GROWTH = 1.5
@@ -154,7 +154,9 @@ def raising_input_errors(function: Function) -> Iterator[None]:
         raise
     except Exception as error:
         code = getattr(inspect.unwrap(function), "__code__", None)
-        raise InputError(f"the function raised {told(error, None if code is None else code.co_filename)}") from None
+        raise InputError(
+            f"the function raised {error_line(error, None if code is None else code.co_filename)}"
+        ) from None
 
 
 def is_coupled(loss: Custom) -> bool:
@@ -177,14 +179,14 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
     """The loss that `config` describes, without a look at what the function does.
 
     Raises:
-        InputError: The function cannot be found, or its file is not the one that `file_sha256` tells.
+        InputError: The function cannot be found, or its file does not match `file_sha256`.
         ValueError: A field still holds a domain.
     """
     own = load_function(config.function)
     if config.file_sha256 is not None and own.sha256 != config.file_sha256:
         raise InputError(
-            f"{config.function}: its file must be the one that the search began with, sha256 {config.file_sha256}, but "
-            f"{own.file} has {own.sha256}; put the old one back, or begin a search of another name"
+            f"{config.function}: its file must be the one that the search started with, sha256 {config.file_sha256}, "
+            f"but {own.file} has {own.sha256}; restore that file, or start a search with another name"
         )
     numbers: dict[str, Any] = {}
     learnt = None

@@ -1,4 +1,4 @@
-"""What a search-space file says of a loss that a user wrote: where the function is, and its parameters."""
+"""Configuration of a user's own loss: its function and parameters."""
 
 import json
 import keyword

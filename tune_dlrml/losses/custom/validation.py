@@ -1,7 +1,7 @@
-"""What a user's loss does, found out before a search pays for it.
+"""Checks of a user's loss before a search starts.
 
-Candidates are run as the trainer runs them, on pairs that a search may meet, and then further: what would end every
-trial is an error, what a person should know before they wait for it is a finding.
+The loss runs as the trainer runs it, on pairs like those of a search and on more extreme ones. A property that would
+end every trial is an error; one that the user should know before the search is a finding.
 
 Shape legend: B = preference pairs in the batch.
 """
@@ -44,11 +44,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Observation:
-    """What is so about a user's loss.
+    """A property of a user's loss.
 
     Attributes:
-        check: What was looked at, in a word or two.
-        level: `ok` as it should be, `warning` what a person should know.
+        check: What was checked, in a word or two.
+        level: `warning` for a property that the user should know, else `ok`.
     """
 
     check: str
@@ -60,7 +60,7 @@ def validate_custom(config: CustomLoss) -> list[Observation]:
     """Look at a user's loss at one point of its space.
 
     Raises:
-        InputError: It cannot be trained with: the message says what must hold, what is so, and in which line.
+        InputError: It cannot be trained with. The message has the requirement, the finding and the line.
     """
     loss = bare(config)
     check_signature(loss)
@@ -100,7 +100,7 @@ def _name(function: Function) -> str:
 
 
 def pairs_of(margins: list[float], dtype: torch.dtype, *, gradient: bool = False) -> PairBatch:
-    """Pairs of these margins, split unevenly, with lengths and a reference that has opinions."""
+    """Pairs of these margins, split unevenly, with lengths and a reference whose own margins are not 0."""
     margin_B = torch.tensor(margins, dtype=dtype)
     chosen_B, rejected_B = 0.5 * margin_B, -0.5 * margin_B
     length_B = torch.arange(5, 5 + len(margins)) % 40 + 2

@@ -1,4 +1,4 @@
-"""What a search-space file says of the losses that DiscoPOP's search discovered. Imports no torch."""
+"""Configuration of the losses that DiscoPOP's search discovered. Imports no torch."""
 
 from typing import ClassVar, Literal
 
@@ -48,7 +48,7 @@ class PadllLoss(Loss):
     decay: SearchedPositive = 0.9
     """Scales the loss of every pair."""
     mismatch_penalty: SearchedShare = 0.5
-    """Share that is taken off the loss of pairs that are ranked wrong."""
+    """Share that is subtracted from the loss of pairs that are ranked wrong."""
 
 
 class AqflLoss(Loss):

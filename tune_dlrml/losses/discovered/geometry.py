@@ -1,6 +1,6 @@
 """Geometry of the discovered losses over z = beta * margin. Imports no torch.
 
-That of a batch-coupled loss is taken at the statistics of the first step, where every margin is 0.
+A batch-coupled loss is evaluated at the statistics of the first step, where every margin is 0.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a search-space file says of DPO and its two next of kin, the hinge and IPO. Imports no torch."""
+"""Configuration of DPO and of the related hinge and IPO. Imports no torch."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What a search-space file says of KTO. Imports no torch."""
+"""Configuration of KTO. Imports no torch."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What a search-space file says of the log-ratio modulated losses, DiscoPOP and dLRML. Imports no torch."""
+"""Configuration of the log-ratio modulated losses, DiscoPOP and dLRML. Imports no torch."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -129,7 +129,7 @@ class DlrmlLoss(LrmlLoss):
         return self.c is None
 
     def form(self) -> str:
-        """Three forms of one loss, told apart by what sets the mixing."""
+        """Name of the form, one of three that differ in how the mixing is set."""
         if isinstance(self.beta_mix, LearnableBetaMix):
             return "dlrml_learnable"
         return "dlrml" if self.c is None else "dlrml_c"

@@ -25,8 +25,8 @@ def dlrml(margin_B: Tensor, *, beta_kl: float, beta_mix: float | Tensor, tau: fl
     """
     z_B = beta_kl * margin_B
     u_B = beta_mix * margin_B / tau
-    # log(m) - z. For u < 0 it is u - z - softplus(u), two large numbers whose difference is taken between the
-    # coefficients, before they are multiplied by the margin. Neither branch overflows, so both have finite gradients.
+    # log(m) - z. For u < 0 it is u - z - softplus(u), two large numbers so the coefficients are subtracted
+    # before they are multiplied by the margin. Neither branch overflows, so both have finite gradients.
     log_mixed_exp_B = torch.where(
         u_B < 0,
         margin_B * (beta_mix / tau - beta_kl) - softplus(u_B),

@@ -57,8 +57,8 @@ def choose_form(
 ) -> PairForm:
     """The form for these rows, the same on every rank; a packed one is made ready in the model.
 
-    Config and classes of a model decide, see `token_mixers`. What they say is not taken on trust: on the first and the
-    longest pair both forms must agree, token by token, in float32.
+    Config and classes of a model decide, see `token_mixers`. Their decision is verified: on the first and the longest
+    pair both forms must agree, token by token, in float32.
 
     Args:
         model: With its log-prob head.

@@ -23,7 +23,7 @@ from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.ranks import agreed
 
 UNSCORED = -100
-"""Label of a token that nobody is asked to predict."""
+"""Label of a token that is not predicted."""
 COMPARED = 64
 """Tokens of a sequence on which the two heads have to agree."""
 AGREEMENT = 1e-3

@@ -163,7 +163,7 @@ class PackedCollator:
         `input_ids`, `position_ids` and `shift_labels` have shape (1, N), `branch_N` says to which completion a token
         belongs (chosen ones first; prefixes count as 2B), `layout` where everything lies.
         """
-        row = _Row(nobody=2 * len(rows))
+        row = _Row(prefix_owner=2 * len(rows))
         layout: list[Shared] = []
         lengths = [[0] * len(rows), [0] * len(rows)]
         seen = 0
@@ -198,16 +198,16 @@ class PackedCollator:
 
 @dataclass
 class _Row:
-    """A packed row in the making; `owners` says whose each token is, and `nobody` is the number of a prefix's owner."""
+    """A packed row while it is built; `owners` has the completion of each token, `prefix_owner` for a prefix."""
 
-    nobody: int
+    prefix_owner: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
 
     def put_prefix(self, ids: list[int]) -> None:
-        self._put(ids, 0, [UNSCORED] * len(ids), self.nobody)
+        self._put(ids, 0, [UNSCORED] * len(ids), self.prefix_owner)
 
     def put_branch(self, ids: list[int], head: int, owner: int) -> None:
         """What follows the prefix of a sequence, each token with the next one as its label."""

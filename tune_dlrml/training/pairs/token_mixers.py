@@ -2,7 +2,7 @@
 
 Whoever decides which tokens see which by the attention function alone must know that nothing else mixes them, and that
 no mask says more than `causal`: neither a recurrence, a convolution nor a bias made of positions follows a layout.
-Whatever is not known here is taken for something else.
+Any other module is treated as mixing tokens in another way.
 """
 
 import ast

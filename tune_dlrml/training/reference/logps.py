@@ -32,7 +32,7 @@ Row = dict[str, Any]
 Rows = Mapping[RowId, Row]
 
 PATIENCE_S = 30.0
-"""How long rank 0 waits for the lock before it tells the others that it goes on waiting: a collective of theirs must
+"""How long rank 0 waits for the lock before it signals the other ranks that it is still waiting: their collective must
 not time out because another group is computing."""
 BATCHES_A_SAVE = 64
 """Batches of each rank between two saves: what a group that dies has computed in vain."""
