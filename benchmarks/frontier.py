@@ -31,7 +31,7 @@ def command(*arguments: str) -> dict[str, Any]:
     program = Path(sys.executable).with_name("tune-dlrml")
     done = subprocess.run([program, *arguments, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        sys.exit(f"tune-dlrml {' '.join(arguments)} ended with {done.returncode}; the same command goes on")
+        sys.exit(f"tune-dlrml {' '.join(arguments)} ended with {done.returncode}; the same command resumes")
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 

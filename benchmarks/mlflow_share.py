@@ -153,7 +153,7 @@ def search(folder: Path, space: Path, trials: int | None) -> tuple[Meter, Ends, 
         result = run_search(prepared, ends)
         wall = time.perf_counter() - began
     assert ends.trials == len(result.rows), f"{ends.trials} of {len(result.rows)} trials have ended"
-    assert result.untracked == 0, f"MLflow has not taken {result.untracked} events"
+    assert result.untracked == 0, f"{result.untracked} events were not logged to MLflow"
     return meter, ends, wall
 
 

@@ -162,7 +162,7 @@ def search(folder: Path, trials: int, profile: cProfile.Profile | None = None) -
         if profile is not None:
             profile.disable()
     assert len(result.rows) == len(ends.seconds) == trials, f"{len(ends.seconds)} of {trials} trials have ended"
-    assert result.untracked == 0, f"MLflow has not taken {result.untracked} events"
+    assert result.untracked == 0, f"{result.untracked} events were not logged to MLflow"
     return ends
 
 

@@ -95,7 +95,7 @@ def trials(space: Path, seed: int, storage: Path) -> list[dict[str, Any]]:
     arguments = ["search", str(space), "--name", name, "--set", f"training.seed={seed}", "--storage", str(storage)]
     done = subprocess.run([program, *arguments, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        sys.exit(f"{name} ended with {done.returncode}; the same command goes on")
+        sys.exit(f"{name} ended with {done.returncode}; the same command resumes")
     found: list[dict[str, Any]] = json.loads(done.stdout)["trials"]
     return found
 

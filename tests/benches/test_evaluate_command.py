@@ -177,4 +177,4 @@ def evaluating(arguments: list[str], folder: Path, servers: ExitStack) -> Interr
 @pytest.mark.parametrize("who", ["judge", "comparer", "model"])
 def test_an_interrupt_ends_the_process_though_requests_are_under_way(interrupted, who):
     assert interrupted[who].process.returncode == 130, interrupted[who].said
-    assert "the same command goes on" in interrupted[who].said
+    assert "the same command resumes" in interrupted[who].said

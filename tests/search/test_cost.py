@@ -170,7 +170,7 @@ def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
     assert estimate_cost(MEASURED, config, 6).wall_s.mean == pytest.approx(once.wall_s.mean + 7)
 
 
-def test_confirming_trials_are_a_bill_of_their_own(config_with: Config) -> None:
+def test_confirming_trials_have_a_cost_of_their_own(config_with: Config) -> None:
     plain = config_with(num_trials=4, scheduler={"grace_period": 2, "reduction_factor": 2})
     config = with_(plain, search={"confirm": {"top": 2, "seeds": 3}})
     cost = estimate_cost(MEASURED, config, 6)
@@ -181,7 +181,7 @@ def test_confirming_trials_are_a_bill_of_their_own(config_with: Config) -> None:
     # 7 s of loading, the reference pass, and 9 x (0.5 + 12 + 6 + 1) s.
     assert after.wall_s.mean == pytest.approx(7 + after.reference_s + 9 * 19.5)
     (told,) = (line for line in cost_lines(cost) if "search.confirm" in line)
-    assert "9 times 6 steps, or fewer: about 3:0" in told
+    assert "up to 9 trials of 6 steps, about 3:0" in told
     assert cost.as_json()["confirmation"]["trials"] == 9
 
 
@@ -269,7 +269,7 @@ def test_what_a_trial_wrote_down_itself_is_taken_from_there() -> None:
     assert (usage.reference_tokens, usage.reference_tokens_saved) == (700, 300)
 
 
-def test_what_a_stopped_trial_took_is_told_by_the_times_of_its_reports() -> None:
+def test_the_usage_of_a_pruned_trial_comes_from_the_times_of_its_reports() -> None:
     usage = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig())
     expected = {"starting": 1, "training": 9, "evaluation": 6, "saving": 2, "waiting": 2, "answering": 0, "other": 0}
     assert usage.trial_s == pytest.approx(20)
@@ -277,15 +277,15 @@ def test_what_a_stopped_trial_took_is_told_by_the_times_of_its_reports() -> None
     assert usage.reference_tokens is None
 
 
-def test_a_person_reads_what_was_taken_in_one_line() -> None:
+def test_resource_usage_is_shown_in_one_line() -> None:
     usage = sum_up([row(1, State.PRUNED, 8)], {1: PRUNED}.__getitem__, ResourcesConfig(cpus_per_worker=18))
     assert usage_line(usage) == (
-        "taken: 20 s of trials, 0.1 CPU-hours, 8 optimizer steps, 80 tokens trained; "
+        "resource usage: 20 s of trials, 0.1 CPU-hours, 8 optimizer steps, 80 tokens trained; "
         "45% training, 30% evaluation, 10% saving, 10% waiting, 5% starting"
     )
 
 
-def test_a_bill_is_shown_item_by_item_and_in_all(config_with: Config) -> None:
+def test_a_cost_is_shown_item_by_item_and_in_total(config_with: Config) -> None:
     cost = estimate_cost(MEASURED, config_with(num_trials=3, scheduler=None), 6)
     console = Console(file=io.StringIO(), width=120)
     console.print(cost_table(cost))

@@ -1,1 +1,1 @@
-"""`tune-dlrml`: one file a command. These files alone read argv and print."""
+"""`tune-dlrml`: one file per command. Only these files read argv and print."""

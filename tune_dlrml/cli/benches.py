@@ -1,6 +1,6 @@
-"""The benches that `tune-dlrml evaluate` has, each as its options, and what it makes of them.
+"""The benches of `tune-dlrml evaluate`: the options of each, and how it is prepared from them.
 
-Every option is written down once, as a field: it is the command's, with its default and its help, and the value's.
+Every option is defined once, as a field, with its default and its help.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tune_dlrml.search.result import SearchPlace
 
 Run = Callable[[Callable[["Judgement"], None]], dict[str, Any]]
-"""A bench that can begin: it tells of each judgement, and returns its document."""
+"""A bench that is ready to run: it reports each judgement to a callback, and returns its document."""
 MODEL_ENDPOINT = "openai:"
 
 Model = Annotated[
@@ -45,13 +45,13 @@ def _engine(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What every bench is told."""
+    """Options of every bench."""
 
     bench: ClassVar[str]
     """Name of the command."""
 
     model: Model
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first K questions or prompts.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first K questions or prompts.")] = None
     max_new_tokens: MaxNewTokens
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 8
     seed: Annotated[int, typer.Option(min=0, help="Of sampled answers and of intervals.")] = 0
@@ -70,21 +70,21 @@ class BenchOptions:
         return SearchPlace(self.storage, study=self.study_url)
 
     def prepare(self, out: Path, environment_key: str | None) -> Run:
-        """The bench, once everything that can be wrong has been looked at and before anything is written or loaded.
+        """Check every option, then return the bench; nothing is written or loaded before it runs.
 
         Args:
             out: For answers and judgements.
             environment_key: Of an endpoint for which no file holds one.
 
         Raises:
-            InputError: An option, a key's file or the model is at fault.
+            InputError: An option, a key's file or the model is invalid.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedOptions(BenchOptions):
-    """What a bench is told whose answers are judged."""
+    """Options of a bench whose answers are judged."""
 
     judge: Annotated[list[str] | None, typer.Option(metavar="JUDGE", help=JUDGE_HELP)] = None
     judge_url: Annotated[str | None, typer.Option(metavar="URL", help="Endpoint of openai:<model> judges.")] = None
@@ -114,7 +114,7 @@ class JudgedOptions(BenchOptions):
     timeout_s: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120
 
     def subject(self, environment_key: str | None) -> "Subject":
-        """Who is examined.
+        """The model under examination.
 
         Raises:
             InputError: There is no such model, search or trial.
@@ -140,7 +140,7 @@ class JudgedOptions(BenchOptions):
         return _key(self.judge_key_file, environment_key if any(map(is_remote, self.judge or ())) else None)
 
     def evaluation(self, **more: Any) -> "EvaluationConfig":
-        """What a search would have as its `evaluation` section.
+        """The options as the `evaluation` section of a search.
 
         Raises:
             InputError: No judge is given.
@@ -201,7 +201,7 @@ class MtBench(JudgedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaEval(JudgedOptions):
-    """AlpacaEval: the model's answers against a baseline's, weighed by a judge now or in a file of annotations."""
+    """AlpacaEval: the model's answers against a baseline's, compared by a judge now or in a file of annotations."""
 
     bench = "alpaca-eval"
 
@@ -221,26 +221,26 @@ class AlpacaEval(JudgedOptions):
         """See `BenchOptions.prepare`."""
         from tune_dlrml.benches.alpaca_eval import Numbers, compared, document, from_annotations
 
-        def told(numbers: Numbers) -> dict[str, Any]:
+        def as_document(numbers: Numbers) -> dict[str, Any]:
             return document(self.model, numbers, side_files=self.side_files, seed=self.seed)
 
         if (annotations := self.annotations) is not None and self.baseline is None:
-            return lambda _: told(from_annotations(annotations, self.model))
+            return lambda _: as_document(from_annotations(annotations, self.model))
         if (baseline := self.baseline) is None or annotations is not None:
             raise InputError(
-                f"{self.bench} needs either --annotations FILE, which a judge has made already, or --baseline FILE, "
-                f"whose outputs MODEL is compared with, but got {'neither' if baseline is None else 'both'}"
+                f"{self.bench} needs either --annotations FILE, made by a judge before, or --baseline FILE, with the "
+                f"outputs that MODEL is compared with, but got {'neither' if baseline is None else 'both'}"
             )
         subject, config, key = self.subject(environment_key), self.evaluation(), self.judge_key(environment_key)
         replies = self.place.replies
-        return lambda on_judgement: told(
+        return lambda on_judgement: as_document(
             compared(subject, baseline, config, replies=replies, key=key, out=out, on_judgement=on_judgement)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier(BenchOptions):
-    """Reward against KL: what a model's completions are worth, and how far it is from where its training began."""
+    """Reward against KL: the reward of a model's completions, and its divergence from the model before training."""
 
     bench = "frontier"
 
@@ -266,7 +266,9 @@ class Frontier(BenchOptions):
             complete_trials(self.model, place)
             return lambda _: search_frontier(self.model, place, draw, out)
         if self.model.startswith(MODEL_ENDPOINT):
-            raise InputError(f"the KL of {self.model} needs its log-probs over the vocabulary, which no endpoint gives")
+            raise InputError(
+                f"the KL of {self.model} needs its log-probs over the vocabulary, which an endpoint does not return"
+            )
         subject = parse_subject(self.model, place)
         return lambda _: frontier(subject, draw, out)
 

@@ -14,12 +14,12 @@ from tune_dlrml.cli.options import DEFAULT_STORAGE, AsJson, Settings, SpaceFile,
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.errors import InputError
 
-Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and say what the search will take.")]
+Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and estimate the cost of the search.")]
 MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
 BAR = 12
-"""Characters of a bar that is full."""
+"""Characters of a full bar."""
 COST_KEYS = """
-The JSON document has `findings` and, for each loss that could be looked at, in
+The JSON document has `findings` and, for each loss that could be examined, in
 `loss_boxes` the shares of its box that start uphill, have a trap or an unbounded
 slope, overflow as published, or are not finite as the search computes them.
 With --measure the JSON document has a `cost`, null if nothing was measured:
@@ -30,25 +30,25 @@ optimizer_steps, evaluations,    of all trials, each {mean, low, high}: the
 checkpoints, training_s,         middle 90 % of simulated searches
 evaluations_s, checkpoints_s,
 complete_trials, trained_tokens
-most_optimizer_steps             if no trial is stopped early
-reference_tokens, reference_s    of the reference pass, once a storage folder
+most_optimizer_steps             if no trial is pruned
+reference_tokens, reference_s    of the reference pass, once per storage folder
 wall_s, cpu_hours, gpu_hours     of the search, each {mean, low, high}
-most_wall_s                      if no trial is stopped early
+most_wall_s                      if no trial is pruned
 memory_bytes, gpu_memory_bytes   peak of all workers at once
 disk_bytes                       of checkpoints, at most
-step_s                           {median, low, high} of what was timed
-measured                         what one worker took: device, threads,
+step_s                           {median, low, high} of the timed steps
+measured                         usage of one worker: device, threads,
                                  load_s, reference_s_per_token,
                                  held_out_reference_tokens,
                                  reference_tokens_per_pair, train_pairs,
                                  step_s, tokens_per_step, evaluation_s,
-                                 checkpoint_s, trial_s (beside all these),
+                                 checkpoint_s, trial_s (all other time),
                                  checkpoint_bytes, memory_bytes,
                                  gpu_memory_bytes, longest_share,
                                  matrix_rates (FLOP/s by dtype)
-confirmation                     the same of search.confirm, at most; null
-                                 without it, and in none of the above
-left_out                         what is not in it, a sentence each
+confirmation                     upper estimate of search.confirm, not included
+                                 in the above; null without it
+left_out                         what is not included, a sentence each
 """
 
 
@@ -63,7 +63,7 @@ def doctor(
     """Check everything that can be checked before a process starts.
 
     With --measure, and if no check finds an error, one worker of the search is timed on this machine, in this process,
-    with the DPO baseline, and what the whole search will take is reckoned from it.
+    with the DPO baseline, and the cost of the whole search is estimated from it.
     """
     config = load_config(space, set_ or [])
     from tune_dlrml.doctor.finding import Finding
@@ -81,7 +81,7 @@ def doctor(
             found.append(Finding("measure", "error", str(error)))
             _print_finding(out, found[-1])
     elif measure:
-        out.print("nothing was measured: the errors come first", highlight=False)
+        out.print("nothing was measured: resolve the errors first", highlight=False)
     if as_json:
         findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
         loss_boxes = {"loss_boxes": [finding.loss_box.as_json() for finding in found if finding.loss_box is not None]}
@@ -96,7 +96,7 @@ def _print_finding(out: Console, finding: Any) -> None:
 
 
 def _print_loss_boxes(out: Console, loss_boxes: list[Any]) -> None:
-    """The search box of each loss as bars: which share of it has a bad shape."""
+    """The search box of each loss as bars: the shares of it with an unsuitable shape."""
     from rich.bar import Bar
     from rich.table import Table
 
@@ -119,7 +119,7 @@ def _print_loss_boxes(out: Console, loss_boxes: list[Any]) -> None:
 
 
 def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
-    """The estimated cost of a search as JSON, shown as well."""
+    """Print the estimated cost of a search, and return it as JSON."""
     from tune_dlrml.doctor.measure import measure_search, notes
     from tune_dlrml.search.result import SearchPlace
     from tune_dlrml.views.search import cost_lines, cost_table

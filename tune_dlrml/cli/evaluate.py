@@ -1,4 +1,4 @@
-"""`tune-dlrml evaluate`: a command a bench, and what it prints."""
+"""`tune-dlrml evaluate`: one command per bench, and its output."""
 
 import hashlib
 import inspect
@@ -19,7 +19,7 @@ NAME_LENGTH = 80
 
 
 class _Benches(TyperGroup):
-    """Commands of which one must come first; whoever names a model or an option there is told how to say it."""
+    """Commands of which one must come first; a model or an option in its place is an error with the right form."""
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, *context.help_option_names}:
@@ -30,8 +30,8 @@ class _Benches(TyperGroup):
 def _refuse(args: list[str], benches: list[str]) -> Never:
     meant = next((bench for bench in benches if bench in args or f"--bench={bench}" in args), benches[0])
     raise InputError(
-        f"`evaluate` is told its bench first, one of {', '.join(benches)}, but got {args[0]!r}: "
-        f"give `tune-dlrml evaluate {meant} MODEL`, the other options behind it"
+        f"the bench must come first after `evaluate`, one of {', '.join(benches)}, but got {args[0]!r}: "
+        f"give `tune-dlrml evaluate {meant} MODEL`, followed by the other options"
     )
 
 
@@ -71,16 +71,15 @@ def _run(options: BenchOptions, environment_key: str | None) -> None:
     except OSError as error:
         raise StorageError(f"{out} must be writable, but {error.strerror}; give another --out") from None
     log = out / "evaluate.log"
-    told = f"{options.bench} for {options.model}: what the libraries say is in {log}"
-    reader.print(told, highlight=False, soft_wrap=True)
+    reader.print(f"{options.bench} for {options.model}: log in {log}", highlight=False, soft_wrap=True)
     try:
         with (
             noise_to(log, reader.file) as stream,
             JudgingProgress(reading_console(stream, terminal=reader.is_terminal)) as view,
         ):
             document = run(view.on_judgement)
-    except KeyboardInterrupt:  # typer ends with 130, and without a word
-        typer.echo("interrupted; what was answered and judged is kept, and the same command goes on", err=True)
+    except KeyboardInterrupt:  # typer ends with 130, and without a message
+        typer.echo("interrupted; answers and judgements are kept, and the same command resumes", err=True)
         raise
     if options.as_json:
         print_json(document)
@@ -91,6 +90,6 @@ def _run(options: BenchOptions, environment_key: str | None) -> None:
 
 
 def folder_name(bench: str, model: str) -> str:
-    """The folder of what a bench said of a model; another one for each model, whatever letters its name has."""
+    """The folder of a bench's results for a model; unique for each model, whatever characters its name has."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:NAME_LENGTH]
     return f"{bench}-{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""`tune-dlrml export`: its options, and what it prints."""
+"""`tune-dlrml export`: its options and output."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from tune_dlrml.system.imports import importing
 from tune_dlrml.system.streams import noise_to
 
 EXPORTS = "exports"
-"""Folder of a search with what was exported of it."""
+"""Folder of a search with its exported trials."""
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hand a trained trial on: model, model card, and a script that repeats it with TRL alone."""
+    """Export a trained trial: model, model card, and a script that repeats it with TRL alone."""
     with importing():
         from tune_dlrml.export.trained import read_trained
         from tune_dlrml.search.result import SearchPlace
@@ -54,6 +54,6 @@ def export(
         return
     lines = [f"trial {trained.spec.number} of search {name}: {exported.kind} in {exported.folder}"]
     if script:
-        lines.append(f"again, with TRL alone: {sys.executable} {exported.folder / 'reproduce.py'}")
+        lines.append(f"to repeat it with TRL alone: {sys.executable} {exported.folder / 'reproduce.py'}")
     for line in lines:
         reader.print(line, highlight=False, markup=False, soft_wrap=True)

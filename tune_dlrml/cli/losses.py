@@ -1,4 +1,4 @@
-"""`tune-dlrml losses`: the list, and `show`, which draws one of them."""
+"""`tune-dlrml losses`: lists the losses; `show` draws one of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,9 +30,9 @@ bounded             whether the supremum of |dL/dz| is finite
 safe_c              [low, high]: bounded slope and no trap; null without c
 overflow            by format (float32, bfloat16) and form (stable, published):
                     {below, above}, the margins from which on value or slope
-                    is not finite; null where that is not so up to 1e6 nats,
+                    is not finite; null where both are finite up to 1e6 nats,
                     and as `published` for a loss that has one form
-published           by format, how it differs from the stable form:
+published           by format, the difference from the stable form:
                     max_relative_difference where both are finite, within 1e4
                     nats, at_margin, and nan {below, above}; null with one form
 curve               {margin, value, slope}, in float64
@@ -56,8 +56,8 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
     table = Table("name", "fields (default)", "what it is", "kind", "source", header_style="bold")
     for document in documents:
         fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
-        told = [document[key] or "the user's own" for key in ("description", "kind", "source")]
-        table.add_row(document["name"], fields, *told)
+        facts = [document[key] or "the user's own" for key in ("description", "kind", "source")]
+        table.add_row(document["name"], fields, *facts)
     console(False).print(table)
 
 
@@ -68,10 +68,10 @@ def show(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The picture [NAME.png].")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a loss and its slope over the margin, and say where it starts, traps and overflows.
+    """Draw a loss and its slope over the margin, and print its start, its trap and where it overflows.
 
-    Fields that are not set have the values that `tune-dlrml losses` lists. With --json a picture is written where --out
-    says so.
+    Fields that are not set have the values that `tune-dlrml losses` lists. With --json a picture is written only if
+    --out names one.
     """
     from tune_dlrml.config.choosing import chosen_loss
 
@@ -96,7 +96,7 @@ def show(
 
 
 def _table(seen: "Profile") -> "Table":
-    """What the picture cannot say in numbers."""
+    """The numbers beside the picture."""
     from rich.table import Table
 
     geometry = seen.geometry
@@ -106,7 +106,7 @@ def _table(seen: "Profile") -> "Table":
     settings = ", ".join(f"{key} {_short(value)}" for key, value in seen.settings.items())
     table.add_row("loss", f"{seen.loss.name}: {settings}" if settings else seen.loss.name)
     if geometry.c is not None:
-        table.add_row("c = beta_mix / (tau · beta_kl)", _c_told(geometry.c))
+        table.add_row("c = beta_mix / (tau · beta_kl)", _c_in_words(geometry.c))
     table.add_row("at margin 0", _start(seen))
     for what, point in (("trap", geometry.trap), ("barrier", geometry.barrier)):
         if point is not None:
@@ -116,16 +116,16 @@ def _table(seen: "Profile") -> "Table":
         table.add_row("trap", "none")
     table.add_row("slope", "bounded" if geometry.bounded else "unbounded: one far pair can outweigh a whole batch")
     for name, forms in seen.overflow.items():
-        told = {form: _overflow(sides) for form, sides in forms.items() if sides is not None}
-        several = len(told) > 1
-        text = "; ".join(f"{form}: {each}" if several else each for form, each in told.items())
+        texts = {form: _overflow(sides) for form, sides in forms.items() if sides is not None}
+        several = len(texts) > 1
+        text = "; ".join(f"{form}: {each}" if several else each for form, each in texts.items())
         table.add_row(f"overflow in {name}", text)
     for name, difference in (seen.published or {}).items():
-        off = f"{difference.largest:.1g} from the stable form at most, at margin {difference.margin:+.3g}"
+        off = f"at most {difference.largest:.1g} from the stable form, at margin {difference.margin:+.3g}"
         nan = "" if difference.nan.below is difference.nan.above is None else f"; {_overflow(difference.nan, 'NaN')}"
         table.add_row(f"published in {name}", off + nan)
     if seen.batch_coupled:
-        table.add_row("pairs", "coupled over the micro-batch; drawn as at the first step, where every margin is 0")
+        table.add_row("pairs", "coupled over the micro-batch; drawn for the first step, where every margin is 0")
     return table
 
 
@@ -136,7 +136,7 @@ def _start(seen: "Profile") -> str:
     return f"{value}; starts right: the slope is not positive"
 
 
-def _c_told(c: float) -> str:
+def _c_in_words(c: float) -> str:
     from tune_dlrml.losses.lrml.geometry import SAFE_BAND
 
     low, high = SAFE_BAND

@@ -1,4 +1,4 @@
-"""`tune-dlrml`: argv and environment to calls. The files that begin with `cli` alone read them, and print."""
+"""`tune-dlrml`: turns argv and environment into calls. Only the files of `cli/` read them, and print."""
 
 import logging
 import os
@@ -71,9 +71,8 @@ shares                           of trial_s: training, evaluation, saving,
                                  waiting (for answers to reports), answering
                                  (questions), starting (until the first
                                  report), other
-reference_tokens,                run through the reference, and not run, since
-reference_tokens_saved           their log-probs were known; null if no report
-                                 says
+reference_tokens,                computed by the reference, and read from its
+reference_tokens_saved           cache instead; null if no report has them
 """
 
 
@@ -87,7 +86,7 @@ def search(
     study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a search, or let the one of that name go on."""
+    """Run a search, or resume the one of that name."""
     trials = [] if num_trials is None else [f"search.num_trials={num_trials}"]
     config = load_config(space, [*(set_ or []), *trials], **({} if name is None else {"name": name}))
     with importing():
@@ -107,7 +106,7 @@ def search(
     out = console(as_json)
     with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
         for note in prepared.notes:
-            _log.warning("%s", note)  # the terminal's words are gone with it, the log's are not
+            _log.warning("%s", note)  # the log keeps what the terminal loses when it closes
             view.on_notice(note)
         result = run_search(prepared, view)
     usage, confirmation = read_usage(result, place), read_confirmation(result.name, place)
@@ -135,7 +134,7 @@ def status(
     study_url: StudyUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where a search stands and what it has used, from its study and event logs alone; it may be running."""
+    """Show the trials and the resource usage of a search, from its study and event logs alone; it may be running."""
     from tune_dlrml.search.confirm.verdicts import read_confirmation
     from tune_dlrml.search.result import SearchPlace, read_search
     from tune_dlrml.search.usage import read_usage
@@ -159,7 +158,7 @@ def status(
 
 
 def main() -> None:
-    """Entry point: exit 2 for the input's faults, 3 for a search without success, 130 for an interrupted one."""
+    """Entry point: exit 2 for invalid input, 3 for a search without success, 130 for an interrupted one."""
     # Decided when mlflow is imported, here and in all processes that are started from here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     reach_directly()
@@ -167,7 +166,7 @@ def main() -> None:
     try:
         app(obj=os.environ.get("OPENAI_API_KEY"))
     except KeyboardInterrupt:
-        print("interrupted at once; the same command goes on with it", file=sys.stderr)
+        print("interrupted at once; the same command resumes the search", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except TuneDlrmlError as error:
         print(error, file=sys.stderr)
@@ -175,10 +174,10 @@ def main() -> None:
 
 
 def _end_politely(*_: object) -> None:
-    """A scheduler's polite end is the same as Ctrl-C: finish what is under way, keep everything.
+    """Treat SIGTERM like Ctrl-C: finish the running trials, keep everything.
 
     Raises:
-        KeyboardInterrupt: A shell has this process ignore Ctrl-C, as one does that runs it in the background.
+        KeyboardInterrupt: This process ignores Ctrl-C, as one does that a shell runs in the background.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         raise KeyboardInterrupt
@@ -187,14 +186,14 @@ def _end_politely(*_: object) -> None:
 
 @contextmanager
 def _log_of(folder: Path, out: Console) -> Iterator[Console]:
-    """The search's log file, told of; see `noise_to`."""
+    """Send the libraries' output to the search's log file, and print its path; see `noise_to`."""
     from tune_dlrml.study.database import faults_of_storage
 
     log = folder / "search.log"
     with faults_of_storage(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         log.touch()
-    out.print(f"search {folder.name}: what the libraries say is in {log}", highlight=False)
+    out.print(f"search {folder.name}: log in {log}", highlight=False)
     with noise_to(log, out.file) as stream:
         yield reading_console(stream, width=out.width, terminal=out.is_terminal)
 
@@ -249,13 +248,13 @@ def _print_best(out: Console, result: Any) -> None:
 
     best = next((row for row in result.rows if row.number == result.best), None)
     if best is None or best.spec is None:
-        out.print("no trial is complete, so there is no best one")
+        out.print("no trial is complete, so there is no best trial")
         return
     metrics = result.metrics.get(best.number, {})
     error = metrics.get(METRICS[result.metric].error, 0.0)
     out.print(
         f"best: trial {best.number} ({best.spec.branch}: {parameters(best.spec)}), {best.value:.3f} with a standard "
-        f"error of {error:.3f}; trials closer than about two of them are not told apart",
+        f"error of {error:.3f}; differences below about two standard errors are not significant",
         highlight=False,
         soft_wrap=True,
     )
@@ -271,16 +270,16 @@ def _mlflow_command(uri: str) -> str:
 
 def _exit_as(result: Any) -> None:
     if result.interrupted:
-        print("interrupted; the same command goes on with it", file=sys.stderr)
+        print("interrupted; the same command resumes the search", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if result.same_failures:
         print(result.same_failures, file=sys.stderr)
     if result.unjudged is not None:
-        print(f"not everything is judged: {result.unjudged}", file=sys.stderr)
+        print(f"the judging is incomplete: {result.unjudged}", file=sys.stderr)
         raise typer.Exit(result.unjudged.exit_code)
     if result.untracked:
         cause = f" ({result.untracked_cause})" if result.untracked_cause else ""
-        left = f"{result.untracked} pieces are left in the event logs"
-        print(f"MLflow did not take everything; {left}{cause}", file=sys.stderr)
+        left = f"{result.untracked} events were not logged and remain in the event logs"
+        print(f"MLflow is incomplete: {left}{cause}", file=sys.stderr)
     if result.best is None or result.same_failures:
         raise typer.Exit(FAILED)

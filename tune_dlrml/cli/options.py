@@ -1,4 +1,4 @@
-"""Options that several commands of `tune-dlrml` have, and how all of them print."""
+"""Options shared by several commands of `tune-dlrml`, and the output of all of them."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from rich.console import Console
 from tune_dlrml.system.streams import reading_console
 
 WITHOUT_TERMINAL = 180
-"""Width of what is printed into a file or a pipe."""
+"""Width of the output into a file or a pipe."""
 DEFAULT_STORAGE = Path("runs")
 
 SpaceFile = Annotated[
@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 
 def console(as_json: bool) -> Console:
-    """Where people read: stdout, or stderr while stdout is kept for one JSON document."""
+    """The console for text: stdout, or stderr while stdout is reserved for one JSON document."""
     stream = sys.stderr if as_json else sys.stdout
     return reading_console(stream, width=None if stream.isatty() else WITHOUT_TERMINAL)
 

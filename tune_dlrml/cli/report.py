@@ -1,4 +1,4 @@
-"""`tune-dlrml report`: its options, and what it prints."""
+"""`tune-dlrml report`: its options and output."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +26,9 @@ def report(
 
     place = SearchPlace(storage, study=study_url)
     files = write_report(name, place, out=out)
-    refused = _hand_to_mlflow(name, place, files.page.parent)
+    refused = _log_to_mlflow(name, place, files.page.parent)
     if refused is not None:
-        typer.echo(f"MLflow has not taken the report: {refused}; the same command hands it over again", err=True)
+        typer.echo(f"the report was not logged to MLflow: {refused}; the same command tries again", err=True)
     if as_json:
         print_json(files.document)
         return
@@ -36,14 +36,14 @@ def report(
     for sentence in (verdict["answer"], verdict["warning"]):
         if sentence:
             reader.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    told = f"report: {files.page}, with {len(files.pictures)} pictures beside it"
-    reader.print(told, highlight=False, markup=False, soft_wrap=True)
+    written = f"report: {files.page}, with {len(files.pictures)} pictures"
+    reader.print(written, highlight=False, markup=False, soft_wrap=True)
     if refused is None:
-        reader.print("MLflow has it among the artifacts of the search's run", highlight=False)
+        reader.print("logged to MLflow as artifacts of the search's run", highlight=False)
 
 
-def _hand_to_mlflow(name: str, place: "SearchPlace", folder: Path) -> str | None:
-    """Why MLflow has not taken the report; None if it has."""
+def _log_to_mlflow(name: str, place: "SearchPlace", folder: Path) -> str | None:
+    """Log the report to MLflow; return why that failed, None if it did not."""
     from tune_dlrml.config import load_config
     from tune_dlrml.tracking.cursor import search_id
     from tune_dlrml.tracking.mlflow.runs import MlflowRuns

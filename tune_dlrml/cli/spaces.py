@@ -1,4 +1,4 @@
-"""`tune-dlrml spaces` lists the searches that come with the package; `schema` says what such a file may hold."""
+"""`tune-dlrml spaces` lists the searches that come with the package; `schema` prints the schema of such a file."""
 
 from tune_dlrml import builtin
 from tune_dlrml.cli.options import AsJson, console, print_json
@@ -27,7 +27,7 @@ def spaces(as_json: AsJson = False) -> None:
 
 
 def schema() -> None:
-    """Print the JSON schema of a search-space file, by which an editor completes and checks one."""
+    """Print the JSON schema of a search-space file, which editors use to complete and check one."""
     from tune_dlrml.config.json_schema import json_schema
 
     print_json(json_schema())

@@ -1,4 +1,4 @@
-"""What a person sees of a bench. Renders for a rich console."""
+"""The terminal's view of a bench. Renders for a rich console."""
 
 from collections.abc import Iterator
 from types import TracebackType
@@ -17,7 +17,7 @@ class JudgingProgress:
     """Counts judgements on a terminal.
 
     Args:
-        console: Where to.
+        console: Where the count is shown.
     """
 
     def __init__(self, console: Console) -> None:
@@ -41,7 +41,7 @@ class JudgingProgress:
         self._progress.stop()
 
     def on_judgement(self, judgement: Judgement) -> None:
-        """One more."""
+        """Count one more."""
         self._progress.advance(self._task)
 
 
@@ -51,7 +51,7 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
     if document["bench"] == "mt-bench":
         yield f"{model}: {score_text(document)}"
         yield _categories(document)
-        yield f"{document['calls']} calls, {document['cached']} judgements known from before"
+        yield f"{document['calls']} calls, {document['cached']} judgements from the cache"
         yield from _unanswered(document)
     elif document["bench"] == "alpaca-eval":
         yield f"{model}: {_win_rate(document)}"
@@ -63,7 +63,7 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
         for trial in document["trials"]:
             yield _frontier_line(trial)
         front = ", ".join(document["pareto"])
-        yield f"on the Pareto front, by rising KL: {escape(front)}; the picture: frontier.png"
+        yield f"on the Pareto front, by increasing KL: {escape(front)}; picture: frontier.png"
     else:
         yield _frontier_line(document)
 
@@ -71,8 +71,8 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
 def _unanswered(document: dict[str, Any]) -> Iterator[str]:
     if document["unanswered"]:
         yield (
-            f"{document['unanswered']} questions got no reply from the model's endpoint and count as answered with "
-            "nothing; the same command asks them again"
+            f"{document['unanswered']} questions got no reply from the model's endpoint and count as empty answers; "
+            "the same command asks them again"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: the progress of a search and its table. Renders for a rich console; prints nothing by itself."""
+"""The terminal's view of a search: its progress, its tables, its resource usage. Renders for a rich console."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,14 @@ _HIDDEN = {
 _HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
 """Of a parameter that is learnt."""
 _MEASURED = {name for name, metric in METRICS.items() if metric.reported == "evaluation" and metric.untrained is None}
-"""What an evaluation alone reports, and step 0 does not."""
+"""Metrics that only an evaluation reports, and step 0 does not."""
 
 
 class ProgressView:
-    """Tells of a search while it runs: a line when a trial starts, is evaluated and ends, and a bar on a terminal.
+    """Shows a search while it runs: a line when a trial starts, is evaluated and ends, and a bar on a terminal.
 
     Args:
-        console: Where to.
+        console: Where the lines go.
     """
 
     def __init__(self, console: Console) -> None:
@@ -58,7 +58,7 @@ class ProgressView:
         )
         self._total = self._progress.add_task("trials", total=None)
         self._tasks: dict[int, TaskID] = {}
-        self._how_told = False
+        self._facts_shown = False
 
     def __enter__(self) -> "ProgressView":
         self._progress.start()
@@ -68,11 +68,11 @@ class ProgressView:
         self._progress.stop()
 
     def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
-        """The search is open: how many trials it has, how many have ended before, the full budget in steps."""
+        """A line when the search is open: its number of trials, those that ended before, the full budget in steps."""
         self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
         self._ended, self._first_end = 0, 0.0
         self._progress.update(self._total, total=num_trials, completed=done)
-        resumed = f", {done} of them ended before" if done else ""
+        resumed = f", {done} of them already ended" if done else ""
         begins = "; starting Ray and the first worker group" if done < num_trials else ""
         self._say(f"{num_trials} trials of at most {full_steps} steps{resumed}{begins}")
 
@@ -86,8 +86,8 @@ class ProgressView:
         """The bar for every report, a line for an evaluated one."""
         if spec.number in self._tasks:
             self._progress.update(self._tasks[spec.number], completed=report.step)
-        if report.step == 0 and not self._how_told:
-            self._how_told = True
+        if report.step == 0 and not self._facts_shown:
+            self._facts_shown = True
             self._say(how_computed(report.metrics))
         if report.evaluated and report.step > 0:
             where = "rung" if report.rung else "step"
@@ -95,13 +95,13 @@ class ProgressView:
             self._say(f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: {', '.join(said)}")
 
     def on_notice(self, text: str) -> None:
-        """A line with something that a person should know."""
+        """A line with something that the user should know."""
         self._say(f"[yellow]{escape(text)}[/]")
 
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
-        """A line that a trial starts again, and why."""
+        """A line when a trial restarts, with the reason."""
         self._remove_task(spec.number)
-        self.on_notice(f"trial {spec.number} lost its workers and goes on in new ones ({left} more times): {reason}")
+        self.on_notice(f"trial {spec.number} lost its workers and resumes in new ones ({left} retries left): {reason}")
 
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A line with the trial's end and the time left."""
@@ -112,7 +112,7 @@ class ProgressView:
         self._say(f"trial {spec.number:>3} {end}{self._ahead()}")
 
     def on_judged(self, number: int, grading: Grading) -> None:
-        """A line for what each judge says."""
+        """A line for the score of each judge."""
         for score in grading.scores:
             self._say(f"trial {number:>3} judged: {score_text(score.as_json())}")
 
@@ -122,7 +122,7 @@ class ProgressView:
             self._progress.remove_task(task)
 
     def _ahead(self) -> str:
-        """What is left; its time is told once two trials have ended, since the first also waits for the group."""
+        """The trials left; their time is estimated once two have ended, since the first also waits for the group."""
         now, left = time.monotonic(), self._num_trials - self._done - self._ended
         self._first_end = self._first_end or now
         if not left:
@@ -136,7 +136,7 @@ class ProgressView:
 
 
 def how_computed(facts: Mapping[str, float]) -> str:
-    """How the first trial's group computes, by what it decided or was told; see `Resident.facts`."""
+    """How the first trial's group computes, as it decided or was configured; see `Resident.facts`."""
     prompts = "once for both completions" if facts.get("shared_prompt") else "with each completion"
     checkpointing = "on" if facts.get("gradient_checkpointing") else "off"
     need = f" (a batch's activations take {facts['activation_gib']:.2g} GiB)" if "activation_gib" in facts else ""
@@ -200,16 +200,16 @@ def _or_dash(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text in hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
 
 
 def parameters(spec: TrialSpec) -> str:
-    """The settings that tell a trial from the others."""
-    told = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
-    shown = {key: value for key, value in told.items() if not key.endswith(_HIDDEN_ENDS)}
+    """The settings that distinguish a trial from the others."""
+    settings = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
+    shown = {key: value for key, value in settings.items() if not key.endswith(_HIDDEN_ENDS)}
     return ", ".join(f"{key} {number(value)}" for key, value in shown.items())
 
 
@@ -247,10 +247,10 @@ def _filled(form: str, metric: Metric, own: Mapping[str, float]) -> str:
 
 
 def cost_table(cost: "Cost") -> Table:
-    """What a search will take, item by item, each as it was measured and as it adds up."""
+    """Estimated cost of a search, item by item: the measured time of one, and the sum."""
     one = cost.measured
     table = Table(header_style="bold", pad_edge=False)
-    for heading in ("", "one takes", "how many", "together"):
+    for heading in ("", "measured", "count", "total"):
         table.add_column(heading, justify="left" if not heading else "right")
     median, least, most = cost.step_s
     step = f"{short_time(median)} ({short_time(least)} to {short_time(most)})"
@@ -264,18 +264,16 @@ def cost_table(cost: "Cost") -> Table:
         ("checkpoints", saved, cost.checkpoints, cost.checkpoints_s),
     ):
         table.add_row(name, each, _count(count), duration(total.mean))
-    table.add_row(
-        "beside them, each trial", short_time(one.trial_s), str(cost.trials), duration(cost.trials * one.trial_s)
-    )
+    table.add_row("other, each trial", short_time(one.trial_s), str(cost.trials), duration(cost.trials * one.trial_s))
     return table
 
 
 def cost_lines(cost: "Cost") -> list[str]:
-    """What a search will take in all."""
+    """Estimated cost of the whole search."""
     measured, wall = cost.measured, cost.wall_s
-    rungs = f"rungs at {', '.join(map(str, cost.rungs))}" if cost.rungs else "none is stopped early"
-    takes = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
-    takes += f"; {duration(cost.most_wall_s)} if no trial is stopped early)" if cost.rungs else ")"
+    rungs = f"rungs at {', '.join(map(str, cost.rungs))}" if cost.rungs else "no pruning"
+    time_ = f"about {duration(wall.mean)} ({duration(wall.low)} to {duration(wall.high)}"
+    time_ += f"; {duration(cost.most_wall_s)} if no trial is pruned)" if cost.rungs else ")"
     rates = ", ".join(f"{rate / 1e12:.2g} TFLOP/s in {dtype}" for dtype, rate in measured.matrix_rates.items())
     hours, unit = (cost.gpu_hours, "GPU-hours") if cost.gpu_hours.mean else (cost.cpu_hours, "CPU-hours")
     memory = f"{size(cost.memory_bytes)} of memory"
@@ -283,7 +281,7 @@ def cost_lines(cost: "Cost") -> list[str]:
     lines = [
         f"measured on this machine ({measured.device}, {measured.threads} threads, {rates}); {cost.trials} trials of "
         f"at most {cost.full_steps} steps, {rungs}",
-        f"the search will take {takes}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
+        f"estimate for the search: {time_}, {number(hours.mean)} {unit} ({number(hours.low)} to {number(hours.high)}), "
         f"{_millions(cost.trained_tokens.mean)} tokens trained, {memory} at the peak, {size(cost.disk_bytes)} of "
         "checkpoints",
     ]
@@ -291,34 +289,34 @@ def cost_lines(cost: "Cost") -> list[str]:
         after = cost.confirmation
         hours = after.gpu_hours if unit == "GPU-hours" else after.cpu_hours
         lines.append(
-            f"search.confirm will then train {after.trials} times {after.full_steps} steps, or fewer: about "
+            f"estimate for search.confirm: up to {after.trials} trials of {after.full_steps} steps, about "
             f"{duration(after.wall_s.mean)}, {number(hours.mean)} {unit}"
         )
     return lines
 
 
 def usage_line(usage: Usage) -> str:
-    """What a search has used so far."""
+    """Resource usage of a search so far."""
     hours = f"{number(usage.gpu_hours)} GPU-hours" if usage.gpu_hours else f"{number(usage.cpu_hours)} CPU-hours"
     text = (
-        f"taken: {duration(usage.trial_s)} of trials, {hours}, {usage.optimizer_steps:,} optimizer steps, "
+        f"resource usage: {duration(usage.trial_s)} of trials, {hours}, {usage.optimizer_steps:,} optimizer steps, "
         f"{_millions(usage.trained_tokens)} tokens trained"
     )
     if usage.reference_tokens is not None:
-        text += f", {_millions(usage.reference_tokens)} run through the reference"
+        text += f", {_millions(usage.reference_tokens)} reference tokens computed"
     if usage.reference_tokens_saved:
-        text += f" and {_millions(usage.reference_tokens_saved)} saved there"
+        text += f" and {_millions(usage.reference_tokens_saved)} read from the cache"
     shares = [f"{share:.0%} {part}" for part, share in usage.shares.items() if share >= 0.005]
     return text + (f"; {', '.join(shares)}" if shares else "")
 
 
 def short_time(seconds: float) -> str:
-    """Seconds as a person says them, also where they are few."""
+    """Seconds as text, in milliseconds where they are few."""
     return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def size(count: float) -> str:
-    """Bytes as a person says them."""
+    """Bytes as text, in GB, MB or kB."""
     for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= bytes_:
             return f"{count / bytes_:.3g} {unit}"
