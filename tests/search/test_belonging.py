@@ -23,7 +23,7 @@ def test_the_first_driver_ties_them_and_the_next_finds_them_tied(study: Any, tmp
 
 def test_another_folder_is_refused(study: Any, tmp_path: Path) -> None:
     study.belong_to(tmp_path, "abc")
-    with pytest.raises(InputError, match="not of one search"):
+    with pytest.raises(InputError, match="belong to different searches"):
         study.belong_to(tmp_path / "elsewhere", "def")
 
 

@@ -88,7 +88,7 @@ def test_the_lock_of_a_killed_driver_is_gone_with_it(url: str, tmp_path: Path, s
         [sys.executable, "-c", HOLDER, url, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
+    with pytest.raises(InputError, match="already has a driver"), only_driver(url, tmp_path, "planted"):
         pass
     holder.kill()
     holder.communicate()
@@ -100,7 +100,7 @@ def test_a_driver_whose_study_is_not_there_yet_is_named_as_beginning(tmp_path: P
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with (
         only_driver(url, tmp_path, "planted"),
-        pytest.raises(InputError, match="just beginning"),
+        pytest.raises(InputError, match="just starting"),
         only_driver(url, tmp_path, "planted"),
     ):
         pass
@@ -164,7 +164,7 @@ def test_where_a_file_system_keeps_no_locks_a_lease_does(
     url = f"sqlite:///{tmp_path / 'study.db'}"
     without_locks(number)
     with only_driver(url, tmp_path, "planted") as lock:
-        with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
+        with pytest.raises(InputError, match="already has a driver"), only_driver(url, tmp_path, "planted"):
             pytest.fail("two drivers hold one lease")
         lock.check()
     with only_driver(url, tmp_path, "planted"):  # it was given back, so nobody waits for its end
@@ -208,7 +208,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     without_locks(errno.ENOLCK)
-    with pytest.raises(InputError, match="has a driver already"), only_driver(url, tmp_path, "planted"):
+    with pytest.raises(InputError, match="already has a driver"), only_driver(url, tmp_path, "planted"):
         pass
     leaseholder.kill()
     leaseholder.communicate()
@@ -226,7 +226,7 @@ def test_a_driver_that_slept_for_longer_than_its_lease_learns_that_it_is_lost(
         lock.check()
         leaseholder.send_signal(signal.SIGCONT)
         told, _ = leaseholder.communicate("\n", timeout=60)
-        assert told.startswith("StorageError") and "another driver may have begun" in told
+        assert told.startswith("StorageError") and "another driver may have started" in told
         lock.check()
 
 

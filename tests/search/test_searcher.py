@@ -348,7 +348,9 @@ def test_a_trial_that_lost_its_workers_is_the_next_one_again_until_its_budget_is
     assert issued == [(0, 0), (0, 1), (0, 2)]
     told = [event for event in tune.witness.events if event[0] != "start"]
     assert told == [("loss", 0, 1), ("loss", 0, 0), ("end", 0, State.FAILED)]
-    assert study_of(tune).row(0).stop_reason == "lost once too often: ActorDiedError: killed"
+    assert (
+        study_of(tune).row(0).stop_reason == "lost more often than search.max_failures allows: ActorDiedError: killed"
+    )
     tune.next()
     assert tune.spec.number == 1
 

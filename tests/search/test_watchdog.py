@@ -50,8 +50,8 @@ def test_a_trial_that_was_heard_again_starts_anew(watched):
 
 def test_the_message_says_what_is_waited_for(watched):
     before, after = look(watched, Silence(3, 0, 120), Silence(4, 17, 120))
-    assert before == "trial 3: nothing heard for 120 s since it was handed out; 0 CPUs are free"
-    assert "trial 4: nothing heard for 120 s since step 17" in after
+    assert before == "trial 3: no report for 120 s since it was issued; 0 CPUs are free"
+    assert "trial 4: no report for 120 s since step 17" in after
 
 
 def test_a_watchdog_looks_by_itself_and_ends_with_its_block(watched):

@@ -1,4 +1,4 @@
-"""The books of a search: what happens to its trials, written down before anyone is told of it."""
+"""The records of a search: what happens to its trials is recorded before it is shown or logged."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,27 +16,27 @@ from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_chec
 
 
 class SearchView(SearchObserver, Protocol):
-    """Who shows a search to a person."""
+    """Shows a search to the user."""
 
     def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
         """The study is open; nothing was started yet."""
 
     def on_notice(self, text: str) -> None:
-        """Something that a person should know while the search runs; may come from another thread."""
+        """Something that the user should know while the search runs; may come from another thread."""
 
     def on_judged(self, number: int, grading: Grading) -> None:
-        """What judges say of a trial's answers; comes from another thread."""
+        """Judges have scored a trial's answers; comes from another thread."""
 
 
 def reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
-    """Bring event logs and checkpoints up to the study, where a driver died between the one and the others."""
+    """Update event logs and checkpoints to the study, where a driver died before it had written all of them."""
     for row in rows:
         if row.state is not State.RUNNING and not events.ended(row.number):
             _write_end(row, events)
 
 
 def _write_end(row: TrialRow, events: EventLog) -> None:
-    """Close the books of a trial that trains no more; only a complete one keeps a checkpoint: the model it made."""
+    """Record the end of a trial; only a complete one keeps a checkpoint: the trained model."""
     trial_folder = events.path(row.number).parent
     if row.state is State.COMPLETE:
         keep_newest_checkpoint(trial_folder)
@@ -46,7 +46,7 @@ def _write_end(row: TrialRow, events: EventLog) -> None:
 
 
 class Books:
-    """Writes down everything that happens, in this order: event log, MLflow, view; and hands answers to the judges."""
+    """Records everything that happens, in this order: event log, MLflow, view. Submits answers to the judges."""
 
     def __init__(
         self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchView, evaluation: Evaluation
@@ -62,14 +62,14 @@ class Books:
         self._view.on_start(spec)
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
-        """A report arrived; one whose step is known already is shown alone."""
+        """A report arrived; one whose step is already recorded is only shown."""
         if self._events.report(report):
             self._tracker.notify(spec.number)
             self._note_run(spec.number)
         self._view.on_report(spec, report)
 
     def _note_run(self, number: int) -> None:
-        """Put MLflow's run into the study, once there is one, for those who look at the study alone."""
+        """Record the trial's MLflow run in the study once there is one, for readers of the study alone."""
         run = self._tracker.run_id(number)
         if run != self._runs.get(number):
             self._study.set_attribute(number, "mlflow_run_id", run)

@@ -1,4 +1,4 @@
-"""The time for which a search has been trained, by all of its drivers together, against `search.time_budget_s`."""
+"""The training time of a search, summed over all of its drivers, which `search.time_budget_s` limits."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ from ray.tune.stopper import Stopper
 from tune_dlrml.study.database import faults_of_storage
 
 TICK_S = 5.0
-"""How often the time is written down, which is what the sudden death of a driver loses at most."""
+"""How often the time is recorded; a driver that is killed loses at most this."""
 
 _log = logging.getLogger(__name__)
 
@@ -22,21 +22,21 @@ class TimeKeeper(Protocol):
 
     @property
     def spent_s(self) -> float:
-        """What was kept last."""
+        """The last recorded time."""
 
     def keep_time(self, spent_s: float) -> None:
-        """Keep it; called from the clock's own thread, too."""
+        """Record the time; also called from the clock's own thread."""
 
 
 class SearchClock:
-    """Stands until it is let run, and goes on from where the last driver's stood.
+    """Measures the training time of a search, starting from the time that the last driver recorded.
 
-    While it runs a thread writes its time down. One write that fails may be followed by one that does not, so it is
-    logged; the last one has to succeed.
+    While it runs a thread records the time. A failed write is only logged, since a later one may succeed; the last one
+    has to succeed.
 
     Args:
         keeper: The study.
-        budget_s: What all drivers together may spend; None for no end.
+        budget_s: Time budget of all drivers together; None for no limit.
     """
 
     def __init__(self, keeper: TimeKeeper, budget_s: float | None) -> None:
@@ -48,7 +48,7 @@ class SearchClock:
 
     @contextmanager
     def running(self, runs: bool = True) -> Iterator[None]:
-        """Let the time run meanwhile, unless `stop` comes first; once."""
+        """Run the clock inside the block, until `stop` or the block's end; once."""
         if runs:
             self._began = monotonic()
             self._thread.start()
@@ -58,7 +58,7 @@ class SearchClock:
             self.stop()
 
     def stop(self) -> None:
-        """Write the time down and let it stand; nothing where it does not run."""
+        """Record the time and stop the clock; nothing if it does not run."""
         if self._began is None:
             return
         self._stopped.set()
@@ -81,11 +81,11 @@ class SearchClock:
                 with faults_of_storage("this search"):
                     self._keeper.keep_time(self.spent_s)
             except Exception as error:
-                _log.warning("the time that the search has taken is not written down: %s", error)
+                _log.warning("the training time of the search could not be recorded: %s", error)
 
 
 class TimeIsUp(Stopper):  # type: ignore[misc]
-    """Has Tune stop all trials when a search's time is up; the study keeps them as under way."""
+    """Has Tune stop all trials when a search's time is up; in the study they stay running."""
 
     def __init__(self, clock: SearchClock) -> None:
         self._clock = clock

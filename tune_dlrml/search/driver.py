@@ -1,4 +1,4 @@
-"""A whole search: data and study opened, Ray joined, Tune run over the slots, every end recorded."""
+"""Drives a whole search: opens data and study, joins Ray, runs Tune over the slots, records how every trial ends."""
 
 import os
 import shutil
@@ -43,25 +43,25 @@ from tune_dlrml.tracking.tracker import Tracker
 from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 
 SLOT_MEMORY = 1 << 20
-"""Bytes that a slot asks Ray for: it only waits, and a share of a CPU would keep a worker from a whole node."""
+"""Bytes that a slot requests from Ray: it only waits, and a share of a CPU would block a worker that needs a node."""
 
 
 def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
-    """Run a search to its end, or let an interrupted one go on.
+    """Run a search to its end, or resume an interrupted one.
 
     Args:
         prepared: The search.
-        view: Told of the search's beginning and of every trial's start, reports and end.
+        view: Notified when the search starts, and of every trial's start, reports and end.
 
     Raises:
         InputError: The study belongs to other settings or is in use, or the cluster cannot hold the search.
-        StorageError: A disk or the study's database does not take what the search writes.
+        StorageError: A disk or the study's database refuses a write of the search.
     """
     result = _locked(prepared, view)
     again = None if result.interrupted or result.same_failures else confirmation_of(prepared, result.rows)
     if again is None:
         return result
-    view.on_notice(f"the best trials and DPO again, with new seeds: search {again.config.name}")
+    view.on_notice(f"confirming the best trials against DPO with new seeds: search {again.config.name}")
     for note in set(again.notes) - set(prepared.notes):
         view.on_notice(note)
     confirming = _locked(again, view)
@@ -86,11 +86,11 @@ def _locked(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What one driver has in hand while it drives a search.
+    """What one driver holds while it drives a search.
 
     Attributes:
         code: Versions that it runs with.
-        rows: The trials as they were when it began.
+        rows: The trials as they were when it started.
         out_of_time: Whether the search's time was up by then.
     """
 
@@ -134,14 +134,14 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
 
 
 def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
-    """Open the study and the event logs, bring them together, and say how far the search is."""
+    """Open the study and the event logs, reconcile them, and show how far the search is."""
     config, folder = prepared.config, prepared.place.folder(prepared.config.name)
     study, events, code = prepared.open_study(), EventLog(folder), code_state()
     study.belong_to(folder, search_id(folder))
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
     clock, rows = SearchClock(study, config.search.time_budget_s), study.rows()
     reconcile(rows, events)
-    out_of_time = _tell_of_the_time(study, clock, view)
+    out_of_time = _check_time(study, clock, view)
     if not out_of_time:
         view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), prepared.steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
@@ -150,7 +150,7 @@ def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
 
 
 def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> SearchResult:
-    """Train and judge what is left, as far as the time goes."""
+    """Train and judge what is left, within the time budget."""
     prepared, study, clock, evaluation = turn.prepared, turn.study, turn.clock, turn.evaluation
     place, notice = prepared.place, turn.view.on_notice
     books = Books(study, turn.events, tracker, turn.view, evaluation)
@@ -163,7 +163,7 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
                 tracker.require_answer()
             _work(turn, searcher)
     unjudged = None if turn.trains() else evaluation.finish()
-    out_of_time = turn.out_of_time or _tell_of_the_time(study, clock, turn.view)
+    out_of_time = turn.out_of_time or _check_time(study, clock, turn.view)
     return replace(
         read_search(study.config.name, place),
         interrupted=_is_unfinished(study) and not searcher.same_failures and not out_of_time,
@@ -174,7 +174,7 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
 
 
 def _work(turn: _Turn, searcher: StudySearcher) -> None:
-    """What needs the cluster: train what is left, then ask who has not been asked."""
+    """The part that needs the cluster: train what is left, then collect missing answers."""
     prepared, config, notice = turn.prepared, turn.prepared.config, turn.view.on_notice
     if is_sqlite(prepared.place.study_url(config.name)):
         refuse_sqlite_on_a_cluster(len(alive_nodes()))
@@ -219,7 +219,7 @@ def _params(config: SearchConfig) -> dict[str, Any]:
 
 
 def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock: SearchClock) -> None:
-    """Let Tune run the trials; its own files are thrown away, what counts is in the study and the event logs."""
+    """Let Tune run the trials; its own files are deleted, since the study and the event logs have everything."""
     with tempfile.TemporaryDirectory(prefix="tune_") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -244,7 +244,7 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock
         try:
             tuner.fit()
         except Exception:
-            # Tune wraps an error of the study or the observer; the cause itself says more.
+            # Tune wraps an error of the study or the observer; the cause itself is clearer.
             if searcher.broken is None:
                 raise
     if searcher.broken is not None:
@@ -257,15 +257,15 @@ def _is_unfinished(study: SearchStudy) -> bool:
     return len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
 
 
-def _tell_of_the_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> bool:
-    """Whether the time is up before all trials have ended; then it is said, and how the search can go on."""
+def _check_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> bool:
+    """Whether the time is up before all trials have ended; then the view shows that, and how to continue."""
     if not _is_unfinished(study) or not clock.is_up():
         return False
     running = sum(row.state is State.RUNNING for row in study.rows())
     view.on_notice(
         f"search.time_budget_s: the {study.config.search.time_budget_s:g} s of search {study.config.name!r} are spent, "
-        f"so it trains no more: {len(study.rows()) - running} of {study.num_trials} trials have ended and {running} "
-        "have stopped on their way; the same command with a larger budget goes on with it"
+        f"so training stops: {len(study.rows()) - running} of {study.num_trials} trials have ended and {running} were "
+        "interrupted; the same command with a larger budget resumes it"
     )
     return True
 

@@ -1,7 +1,7 @@
-"""A search found to be sound before anything is started or written.
+"""Checks a search before anything is started or written.
 
-What takes longest comes last, so that a mistake in a file is told in a second: torch, for the tokenizer, is loaded when
-all rows were read.
+The slowest checks come last, so that a mistake in a file is reported within a second: torch, for the tokenizer, is
+loaded after all rows were read.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ from tune_dlrml.study.study import SearchStudy
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A search whose input was found to be sound; nothing was started or written yet.
+    """A search whose input is valid; nothing was started or written yet.
 
     Attributes:
         pairs: Token ids of the rows that are used, without those that were dropped.
         steps: Full budget of a trial in optimizer steps.
-        notes: What a person must be told of the rows, a sentence each.
-        found: What is so about the tokens of the rows; it is in the notes, too.
+        notes: What the user must know about the rows, a sentence each.
+        found: Findings about the tokens of the rows; they are in the notes, too.
         data_hash: Content hash of the rows that are trained on, and of those that are held out.
-        questionnaire: What trials are asked; None if they are not.
-        jury: Who judges their answers.
+        questionnaire: The questions for the trials; None if there are none.
+        jury: The judges of their answers.
     """
 
     config: SearchConfig
@@ -46,14 +46,14 @@ class PreparedSearch:
     jury: Jury | None = None
 
     def proposer(self) -> Proposer:
-        """Where its trials come from."""
+        """The source of its trials."""
         return proposer_of(self.config)
 
     def open_study(self) -> SearchStudy:
-        """Its study, begun or resumed.
+        """Its study, new or resumed.
 
         Raises:
-            InputError: The storage cannot be opened, or the study was begun with other settings.
+            InputError: The storage cannot be opened, or the study was started with other settings.
         """
         hashes = {
             "data_hash": self.data_hash,
@@ -71,21 +71,21 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
         judge_key: For the judges' endpoint, if no file holds it.
 
     Raises:
-        InputError: Naming the key, the value and what is allowed; also for a confirmation, which is no search of its
-            own: it would draw trials where it has those of another.
+        InputError: Naming the key, the value and what is allowed; also for a confirmation, which is not a search of its
+            own: it repeats trials of another search and draws none.
     """
     if config.name.endswith(CONFIRM_SUFFIX):
         search = config.name.removesuffix(CONFIRM_SUFFIX)
         own = place.folder(search) / "search.yaml"
         raise InputError(
-            f"name: {config.name!r} is the confirmation of search {search!r} and goes on with that search alone; "
+            f"name: {config.name!r} is the confirmation of search {search!r} and runs only as a part of it; "
             f"run {own if own.exists() else 'its file'}, which needs search.confirm, or choose another --name"
         )
     return prepare_any(config, place, judge_key)
 
 
 def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
-    """As `prepare`, of a confirmation, too."""
+    """As `prepare`, but allow a confirmation, too."""
     check_references(config)
     questionnaire, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
@@ -102,13 +102,13 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
             f"{scheduler.grace_period} and {config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are "
             f"{steps} steps"
         )
-    config, told = check_functions(config)
+    config, notes = check_functions(config)
     return PreparedSearch(
         config,
         place,
         pairs,
         steps,
-        notes=(*selection.notes, *told),
+        notes=(*selection.notes, *notes),
         found=selection.found,
         data_hash=selection.data_hash(),
         questionnaire=questionnaire,

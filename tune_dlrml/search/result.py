@@ -1,4 +1,4 @@
-"""Where a search lives and where it stands, from its study and event logs alone. Imports no ray, torch or mlflow."""
+"""The places of a search and its state, from its study and event logs alone. Imports no ray, torch or mlflow."""
 
 import json
 import math
@@ -20,15 +20,15 @@ from tune_dlrml.tracking.mlflow.store import MlflowStore
 
 MLFLOW_FILE, MLFLOW_ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 REPLIES = "replies.jsonl"
-"""What judges have said, kept for all searches of a storage folder: no judge is asked the same twice."""
+"""Cached replies of judges, for all searches of a storage folder: no judge is asked the same twice."""
 JUDGED = "judged.json"
-"""File of a trial with what its judged answers come to."""
+"""File of a trial with the scores of its judged answers."""
 RANKING = "ranking.json"
 """File of a search with the questionnaire and the judges by which its trials are ranked."""
 EVALUATIONS = "evaluations"
-"""Folder of what was examined outside a search."""
+"""Folder of evaluations outside a search."""
 WARM_UP = "warm-up"
-"""Folder of a search with the model that its warm-up has made."""
+"""Folder of a search with its warmed-up model."""
 REFERENCE = "reference"
 """Folder with the log-probs that reference models give to pairs: no search of a storage folder computes one twice."""
 RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVALUATIONS, REFERENCE)
@@ -36,7 +36,7 @@ RESERVED_NAMES = (MLFLOW_FILE, MLFLOW_ARTIFACTS, REPLIES, f"{REPLIES}.lock", EVA
 
 @dataclass(frozen=True)
 class SearchPlace:
-    """Where a search lives. Its addresses may hold passwords, which are in no configuration, file or message.
+    """The places of a search. Its addresses may hold passwords, which are in no configuration, file or message.
 
     Attributes:
         storage: Folder of all searches; the search has `<storage>/<name>/`.
@@ -54,7 +54,7 @@ class SearchPlace:
         """This place with the addresses that a search's file names and, without their passwords, the file.
 
         Raises:
-            InputError: The study's address is none of PostgreSQL.
+            InputError: The study's address is not one of PostgreSQL.
         """
         study, mlflow = self.study or config.search.study_url, self.mlflow or config.tracking.mlflow
         place = replace(
@@ -77,10 +77,10 @@ class SearchPlace:
         """Folder of one search.
 
         Raises:
-            InputError: The name is none that a search can have, and could lead out of the storage folder.
+            InputError: The name is not valid for a search; it might lead out of the storage folder.
         """
         if name in RESERVED_NAMES:
-            raise InputError(f"--name {name!r}: another file of the storage folder bears this name; take another")
+            raise InputError(f"--name {name!r}: the storage folder reserves this name; choose another")
         if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
             raise InputError(
                 f"--name {name[:NAME_LENGTH]!r}: a search's name has at most {NAME_LENGTH} letters, digits, '.', '_' "
@@ -104,7 +104,7 @@ class SearchPlace:
 
     @property
     def replies(self) -> Path:
-        """File with what judges have said."""
+        """File with the cached replies of judges."""
         return self.storage.resolve() / REPLIES
 
     @property
@@ -129,23 +129,23 @@ class SearchPlace:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What became of a search.
+    """The state of a search.
 
     Attributes:
         rows: All trials.
-        metric: What the search is decided by.
+        metric: The objective.
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
-        runs: MLflow's run, by trial; none while MLflow has not heard of the trial.
+        runs: MLflow's run, by trial; None while MLflow has no run of the trial.
         interrupted: Its driver was ended by a signal, and it can go on; only the driver knows.
         out_of_time: Its time budget is spent and trials are left that a larger one would train; only the driver knows.
         same_failures: Why it ended early, if trials kept failing in the same way.
         spent_s: Seconds for which all drivers together have trained it, which `search.time_budget_s` bounds.
-        untracked: Pieces of work that MLflow never took.
+        untracked: Events that were not logged to MLflow.
         untracked_cause: Why, as far as it is known.
-        unjudged: Why judges have not said all that they were to; None if they have.
-        judged: What judges say of a trial's answers, in `scores`, `differences` from the baseline and `pairs` won
-            against it, each with an entry for each judge; the trial that the first judge rates best comes first.
+        unjudged: Why the judging is incomplete; None if it is complete.
+        judged: Results of judging by trial: `scores`, `differences` from the baseline and `pairs` won against it, each
+            with an entry for each judge; the trial that the first judge rates best comes first.
     """
 
     name: str
@@ -167,9 +167,9 @@ class SearchResult:
 
 
 def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """What judges say of all trials that were judged in the same way, ranked by the first judge.
+    """The results of all trials that were judged in the same way, ranked by the first judge.
 
-    Trials that were asked other questions are left out; a missing score comes last.
+    Trials with other questions are left out; a missing score comes last.
     """
     ranking = events.folder / RANKING
     if not ranking.exists():
@@ -190,14 +190,14 @@ def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, dict[str,
 
 
 def read_search(name: str, place: SearchPlace) -> SearchResult:
-    """Where a search stands, from its study and event logs; it may be running in another process.
+    """The state of a search, from its study and event logs; it may be running in another process.
 
     Raises:
         InputError: There is no such search.
     """
     resolved = place.folder(name) / "search.yaml"
     if not resolved.exists():
-        raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` begins one")
+        raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` starts one")
     place, config = place.of(load_config(resolved))
     history = StudyHistory.open(place.study_url(name), name)
     rows = tuple(history.rows())

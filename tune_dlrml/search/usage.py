@@ -10,15 +10,15 @@ from tune_dlrml.search.result import SearchPlace, SearchResult
 from tune_dlrml.study.history import TrialRow
 
 PARTS = ("training", "evaluation", "saving", "waiting", "answering", "starting", "other")
-"""What a trial's time goes into. `starting`: from being issued to the first report, which for a group's first trial is
-its start, load and reference pass; `waiting`: for the answers to reports."""
+"""Parts of a trial's time. `starting`: from its issue to the first report, which for a group's first trial includes
+start, load and reference pass; `waiting`: for the answers to reports."""
 BOOKS = ("evaluation", "saving", "waiting", "answering")
-"""What a trial that ended by itself has written down; training is in its reports."""
+"""Parts that a trial that ended by itself has recorded; training is in its reports."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Resource usage of all trials together, those under way up to their last report.
+    """Resource usage of all trials together, running ones up to their last report.
 
     Attributes:
         trial_s: Time in which a worker group had a trial, summed over the trials and their attempts.
@@ -26,9 +26,9 @@ class Usage:
         trained_tokens: Tokens of those steps.
         cpu_hours: CPUs of the groups' workers times `trial_s`.
         gpu_hours: GPUs of the groups' workers times `trial_s`.
-        shares: Of `trial_s`, by what it went into; empty before the first report.
-        reference_tokens: Tokens that the reference was run on; None where no report says.
-        reference_tokens_saved: Tokens that it was not run on, since their log-probs were known; None likewise.
+        shares: Of `trial_s`, by part; empty before the first report.
+        reference_tokens: Tokens computed by the reference; None where no report has them.
+        reference_tokens_saved: Tokens whose log-probs came from the cache instead; None likewise.
     """
 
     trial_s: float
@@ -59,7 +59,7 @@ def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], r
     Args:
         rows: The trials.
         log_of: Events of a trial, in their order; those of one trial at a time are kept in memory.
-        resources: What a worker group takes.
+        resources: Resources of a worker group.
     """
     spent = dict.fromkeys(PARTS, 0.0)
     steps = tokens = 0
@@ -90,7 +90,7 @@ def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], r
 
 @dataclass
 class _Clock:
-    """Walks through a log and puts the time between two events where it belongs."""
+    """Walks through a log and attributes the time between two events to a part."""
 
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     at_ms: int | None = None
@@ -99,7 +99,7 @@ class _Clock:
     saves: bool = False
 
     def start(self, event: Event) -> None:
-        """What lay between an attempt's last report and the next attempt belongs to nobody."""
+        """The time between an attempt's last report and the next attempt is not counted."""
         self.at_ms, self.started, self.saves = event["timestamp_ms"], False, False
 
     def report(self, event: Event) -> None:
@@ -124,10 +124,11 @@ class _Clock:
 
 
 def _spent(row: TrialRow, log: Sequence[Event]) -> dict[str, float]:
-    """Seconds of a trial by what they went into.
+    """Seconds of a trial by part.
 
-    A trial that ended by itself kept books. Of one that was stopped or is under way the times of its reports tell:
-    beside its training, what lies before an evaluated report is the evaluation, what lies behind it the checkpoint.
+    A trial that ended by itself has recorded its parts. For one that was stopped or is running they come from the times
+    of its reports: apart from training, the time before an evaluated report is the evaluation, the time after it the
+    checkpoint.
     """
     clock = _Clock()
     for event in log:

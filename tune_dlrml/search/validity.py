@@ -1,4 +1,4 @@
-"""What of a search's input is refused before a process starts."""
+"""Checks of a search's input before a process starts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -39,7 +39,7 @@ FUNCTION_EXPONENT = 3
 
 
 def check_references(config: SearchConfig) -> None:
-    """Refuse a model, a data set or a tracking store that cannot be; seconds, with or without a network.
+    """Refuse a model, a data set or a tracking store that cannot exist; seconds, with or without a network.
 
     Raises:
         InputError: Naming the key, the reference and what it may be.
@@ -52,7 +52,7 @@ def check_references(config: SearchConfig) -> None:
 
 
 def references(config: SearchConfig) -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """What a search names: its key, how it names it, and the check of it, which raises InputError."""
+    """The references of a search: key, text, and check, which raises InputError."""
     for section, text in config.dataset.references().items():
         yield f"dataset.{section}", text, partial(_check_dataset, text, config)
     yield "model", config.model, lambda: check_model_reference(parse_model_reference(config.model))
@@ -66,10 +66,10 @@ def _check_dataset(text: str, config: SearchConfig) -> None:
 
 
 def check_model(config: SearchConfig) -> None:
-    """Refuse a model that cannot be trained; imports torch, where `check_references` looks only whether it is there.
+    """Refuse a model that cannot be trained; imports torch, while `check_references` checks only that it exists.
 
     Raises:
-        InputError: It is not there, or cannot be loaded as it must be.
+        InputError: It does not exist, or cannot be loaded as configured.
     """
     reference = parse_model_reference(config.model)
     check_model_reference(reference)
@@ -77,10 +77,10 @@ def check_model(config: SearchConfig) -> None:
 
 
 def reader_of_model(config: SearchConfig) -> Reader:
-    """What reads the model's texts, after the model itself was found to be one that can be trained; imports torch.
+    """The reader of the model's texts, after a check that the model can be trained; imports torch.
 
     Raises:
-        InputError: The model cannot be loaded as it must be, or has no tokenizer.
+        InputError: The model cannot be loaded as configured, or has no tokenizer.
     """
     try:
         reference = parse_model_reference(config.model)
@@ -112,7 +112,7 @@ def _check_trainable(reference: ModelReference, config: SearchConfig) -> None:
 
 
 def _check_own_quantization(own: Mapping[str, Any], config: SearchConfig) -> None:
-    """Whether the laws of `training.quantization` hold for weights that are quantized in the model's files."""
+    """Check the laws of `training.quantization` for weights that are quantized in the model's files."""
     if config.training.quantization is not None:
         raise InputError("its weights are quantised in its files; leave training.quantization out")
     bits = {key: own.get(key) is True for key in ("load_in_4bit", "load_in_8bit")}
@@ -127,10 +127,10 @@ def _check_own_quantization(own: Mapping[str, Any], config: SearchConfig) -> Non
 
 
 def _check_tracking_uri(uri: str) -> None:
-    """Whether an MLflow store can be meant; whether it answers is another matter, since training does not wait for it.
+    """Check the form of an MLflow URI. The store need not answer, since training does not wait for it.
 
     Raises:
-        InputError: It is none of the forms that MLflow takes.
+        InputError: MLflow has no such form.
     """
     try:
         parts = urlsplit(uri)
@@ -147,7 +147,7 @@ def _check_tracking_uri(uri: str) -> None:
 
 
 def try_function(loss: CustomLoss) -> "list[Observation]":
-    """What is so about a user's function over its box: what should be otherwise at some point of it, or else at none.
+    """Properties of a user's function over its box: a warning where one is violated at any point, else ok.
 
     Raises:
         InputError: It cannot be trained with.
@@ -189,10 +189,10 @@ def _is_real(value: Any) -> bool:
 
 
 def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]]:
-    """Try users' functions before a search, and tie the search to the files that hold them.
+    """Try users' functions before a search, and tie the search to their files.
 
     Returns:
-        The search with the hash of each file in its loss, and what a person should know of them.
+        The search with the hash of each file in its loss, and what the user should know about them.
 
     Raises:
         InputError: One cannot be trained with; naming its key.

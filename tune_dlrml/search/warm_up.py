@@ -12,22 +12,22 @@ from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import PreparedSearch
 
 
-def warm_up_once(prepared: PreparedSearch, tell: Callable[[str], None]) -> None:
-    """Make the model that the trials of a search start from, unless there is one or no warm-up is asked for.
+def warm_up_once(prepared: PreparedSearch, on_notice: Callable[[str], None]) -> None:
+    """Make the model that the trials of a search start from, unless it exists or no warm-up is configured.
 
     Args:
         prepared: The search; its settings cannot have changed since the model was made.
-        tell: Told what is done.
+        on_notice: Called with the start and the result.
 
     Raises:
         InputError: The warm-up was not finite.
-        StorageError: The disk does not take the model.
+        StorageError: The model cannot be written.
     """
     config, folder = prepared.config, prepared.place.warm_up(prepared.config.name)
     settings, resources = config.training.warm_up, config.resources
     if settings is None or folder.exists():
         return
-    tell(f"warming up: {settings.steps} steps of the {settings.rule} rule on the chosen answers")
+    on_notice(f"warming up: {settings.steps} steps of the {settings.rule} rule on the chosen answers")
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_warm_up)
     model = str(parse_model_reference(config.model))
     try:
@@ -37,10 +37,10 @@ def warm_up_once(prepared: PreparedSearch, tell: Callable[[str], None]) -> None:
         if isinstance(error.cause, TuneDlrmlError):
             raise error.cause from None
         raise
-    tell(f"warmed up: loss {losses[0]:.4g} at the first step, {losses[-1]:.4g} at the last")
+    on_notice(f"warmed up: loss {losses[0]:.4g} at the first step, {losses[-1]:.4g} at the last")
 
 
 def _warm_up(model: str, pairs: Any, training: Any, folder: Path, workers: int, threads: int) -> list[float]:
-    from tune_dlrml.training.warm_up import warm_up  # torch, where the driver only hands this function over
+    from tune_dlrml.training.warm_up import warm_up  # imports torch, which the driver does without
 
     return warm_up(model, pairs, training, folder, workers=workers, threads=threads)

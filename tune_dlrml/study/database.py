@@ -1,4 +1,4 @@
-"""The study's database: opened, reached and refused in the search's own words."""
+"""Opens the study's database, and turns its errors into the search's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,24 +15,24 @@ from tune_dlrml.system.urls import without_password
 BUSY_S = 60.0
 """Seconds to wait for another process that holds the SQLite file."""
 FORM = "postgresql://user@host:5432/database"
-AGAIN = "free or mend it; the same command then goes on with the search"
+AGAIN = "free space or repair it; the same command then resumes the search"
 FULL_OR_READ_ONLY = ("is full", "readonly", "disk I/O error")
-"""What SQLite says of a disk."""
+"""SQLite's messages about a faulty disk."""
 OPENING = int.from_bytes(b"tunedlrm", "big")
-"""Number of the lock of who opens a database: eight letters, as PostgreSQL's locks have eight bytes."""
+"""Number of the lock for opening a database: eight letters, as PostgreSQL's locks have eight bytes."""
 DISK_FAULTS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO}
 
 
 def study_database(url: str) -> str:
-    """The URL of a study as SQLAlchemy takes it, with the driver that this project installs.
+    """The URL of a study for SQLAlchemy, with the driver that this project installs.
 
     Raises:
-        InputError: It is no URL, or none of PostgreSQL.
+        InputError: It is not a URL, or not one of PostgreSQL.
     """
     try:
         parsed = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
-        raise InputError(f"search.study_url: is no URL; give one such as {FORM}") from None
+        raise InputError(f"search.study_url: must be a URL such as {FORM}") from None
     if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
         raise InputError(
             f"search.study_url: a PostgreSQL database is needed, such as {FORM}, but got {without_password(url)}; "
@@ -46,7 +46,7 @@ def sqlite_url(file: Path) -> str:
     plain, url = f"sqlite:///{file}", sqlalchemy.URL.create("sqlite", database=str(file))
     if url.render_as_string() == plain:
         return plain
-    # With the driver named, since MLflow makes the folders of what stands behind `sqlite:///`, escaped as it is.
+    # With the driver named, since MLflow makes the folders of a path after `sqlite:///` in its escaped form.
     return url.set(drivername="sqlite+pysqlite").render_as_string()
 
 
@@ -61,11 +61,11 @@ def is_sqlite(url: str) -> bool:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """How SQLAlchemy connects: a file that is busy is waited for, a dead connection of PostgreSQL is noticed."""
+    """Options with which SQLAlchemy waits for a busy file, and notices a dead connection of PostgreSQL."""
     if is_sqlite(url):
         return {"connect_args": {"timeout": BUSY_S}}
     ours = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-    # The server's own, or the lock of a driver whose node lost its power would be held for hours.
+    # Also on the server, which otherwise holds the lock of a driver whose node lost power for hours.
     theirs = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "options": theirs, **ours}}
 
@@ -90,17 +90,17 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
 @contextmanager
 def _one_at_a_time(url: str) -> Iterator[None]:
-    """Keep others of this project from opening a PostgreSQL database meanwhile.
+    """Keep other processes of this project from opening a PostgreSQL database inside the block.
 
-    Optuna looks whether its tables are there and makes them, and two that do so at once on a new database fail. A file
-    belongs to one search, whose driver is alone.
+    Optuna checks whether its tables exist and makes them, and two processes that do so at once on a new database fail.
+    A file belongs to one search, which has one driver.
     """
     if is_sqlite(url):
         yield
         return
     engine = sqlalchemy.create_engine(url, **engine_options(url))
     try:
-        with engine.connect() as connection:  # the end of its transaction gives the lock back
+        with engine.connect() as connection:  # the end of its transaction releases the lock
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(OPENING)))
             yield
     finally:
@@ -109,11 +109,11 @@ def _one_at_a_time(url: str) -> Iterator[None]:
 
 @contextmanager
 def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
-    """Put all that this thread writes to a study meanwhile into it at once, on leaving, or nothing of it.
+    """Commit all that this thread writes to a study inside the block at its end, or nothing.
 
-    Optuna ends a transaction with each attribute, and each waits for the disk two or three times; a decision of a
-    search is four to six of them. So its session joins a transaction of ours, which its commits do not end. Nothing is
-    to be acted on before this is left. A storage without a database takes every write by itself.
+    Optuna commits every attribute by itself, and each commit waits for the disk two or three times; a decision of a
+    search is four to six of them. So its session joins a transaction of ours, which its commits do not end. Act on
+    nothing before the end of the block. A storage without a database commits every write by itself.
 
     Raises:
         StorageInternalError: Optuna ignored an error of the database that undid a part.
@@ -134,7 +134,7 @@ def one_transaction(storage: optuna.storages.BaseStorage) -> Iterator[None]:
 
 
 def unreachable(url: str, error: BaseException) -> str:
-    """What to say of a database that cannot be opened, without its password."""
+    """Message for a database that cannot be opened, without its password."""
     return (
         f"search.study_url: the study at {without_password(url)} cannot be opened: {_cause(error)}; the database must "
         "exist and its password come from PGPASSFILE, PGPASSWORD or the URL"
@@ -142,7 +142,7 @@ def unreachable(url: str, error: BaseException) -> str:
 
 
 def _make_file(url: str) -> None:
-    """Make the tables of a new file aside: SQLite commits each by itself, and a torn set of them stays torn."""
+    """Make the tables of a new file in a partial one: SQLite commits each by itself, and an incomplete set stays so."""
     file = sqlite_file(url)
     if file.exists():
         return
@@ -156,13 +156,13 @@ def _make_file(url: str) -> None:
 
 @contextmanager
 def faults_of_storage(place: str) -> Iterator[None]:
-    """Turn a disk or a database that does not take what a search writes into an answer to it.
+    """Turn a disk or a database that refuses a write of a search into a clear error.
 
     Args:
         place: The search's folder, for the message.
 
     Raises:
-        StorageError: Saying what is at fault and that the search can go on.
+        StorageError: With the cause, and how to resume.
     """
     try:
         yield
@@ -175,7 +175,7 @@ def faults_of_storage(place: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What the database itself says, without the statement that it refused."""
+    """The database's own message, without the statement that it refused."""
     while not getattr(error, "orig", None) and error.__cause__ is not None:
         error = error.__cause__
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (Li et al., arXiv 1810.05934): where its rungs are, and who passes one."""
+"""Asynchronous successive halving (Li et al., arXiv 1810.05934): its rungs, and which trials pass one."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def is_promoted(value: float, recorded: Sequence[float], reduction_factor: int, 
     """Whether a trial passes a rung: it is among the best 1/reduction_factor of all that reached it.
 
     While fewer than `reduction_factor` trials have reached the rung, only the best so far passes. Ties pass. This is
-    the rule of optuna.pruners.SuccessiveHalvingPruner, which answers only once for a trial and rung.
+    the rule of optuna.pruners.SuccessiveHalvingPruner, which answers only once per trial and rung.
 
     Args:
         value: The trial's own value at the rung.

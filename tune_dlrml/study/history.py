@@ -1,4 +1,4 @@
-"""What a study tells about a search to those who only read it: status, tables, reports."""
+"""Read access to the study of a search: for status, tables and reports."""
 
 import math
 import random
@@ -19,7 +19,7 @@ from tune_dlrml.study.database import is_sqlite, open_storage
 from tune_dlrml.system.urls import without_password
 
 DRIVER = "driver"
-"""Name of the attribute that says who runs the search, or ran it last."""
+"""Name of the attribute with the driver that runs the search, or ran it last."""
 DIVERGED = "diverged"
 """Name of the constraint that a diverged trial breaks."""
 CODE = "code"
@@ -29,7 +29,7 @@ SPENT = "spent_s"
 LEAST_FOR_IMPORTANCE = 20
 """Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
 SHUFFLES = 40
-"""How often values are dealt out anew to learn what importance chance alone gives."""
+"""Number of shuffles from which the importance by chance alone is estimated."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TrialRow:
 
     Attributes:
         stop_reason: Why it ended; empty while it runs.
-        spec: None only if its driver died before it was handed out.
+        spec: None only if its driver died before it was issued.
         value: The objective where it was last measured; always finite.
         steps: Optimizer steps trained; for a running trial those of the last rung that it reached.
         attempt: How often it was issued again.
@@ -87,7 +87,7 @@ class StudyHistory:
         Raises:
             InputError: There is no such study, or its storage cannot be reached.
         """
-        missing = f"there is no search {name!r} in {without_password(url)}; `search` begins one"
+        missing = f"there is no search {name!r} in {without_password(url)}; `search` starts one"
         file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
         if file and not Path(file).exists():
             raise InputError(missing)
@@ -101,7 +101,7 @@ class StudyHistory:
         return history
 
     def close(self) -> None:
-        """Give the connections to the storage back."""
+        """Release the connections to the storage."""
         self._backend.remove_session()
         self._backend.engine.dispose()
 
@@ -136,18 +136,18 @@ class StudyHistory:
 
     @property
     def data_hash(self) -> Mapping[str, str]:
-        """Content hashes of the data; empty where the driver gave none."""
+        """Content hashes of the data; empty where the driver recorded none."""
         return dict(self._study.user_attrs.get("data_hash", {}))
 
     @property
     def code(self) -> Mapping[str, str]:
-        """Versions that the newest driver ran with; empty where it wrote none down."""
+        """Versions that the newest driver ran with; empty where it recorded none."""
         return dict(self._study.user_attrs.get(CODE, {}))
 
     def importance(self) -> Importance | None:
-        """What parameters decide at the last step that enough trials reached; None if there is no such step.
+        """Importance of the parameters at the last step that enough trials reached; None if there is no such step.
 
-        Complete trials alone would be few, and chosen by what is to be explained: all that reached a rung count.
+        All trials that reached the rung count: complete trials alone are few, and selected by the objective itself.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         trials = [trial for trial in self._issued_trials() if trial.params]
@@ -186,7 +186,7 @@ class StudyHistory:
 
 
 def row_of(trial: FrozenTrial) -> TrialRow:
-    """What Optuna's trial says in the search's own words."""
+    """An Optuna trial as a row of the search."""
     attrs = dict(trial.user_attrs)
     stored = attrs.pop("spec", None)
     spec = None if stored is None else TrialSpec.from_json(stored)

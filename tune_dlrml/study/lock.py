@@ -1,9 +1,9 @@
-"""One driver a search: a lock that vanishes with the process that holds it, whatever ends that process.
+"""One driver per search: a lock that is released with the process that holds it, whatever ends that process.
 
-The operating system's own lock does so at once. Where a file system keeps none, as Lustre or NFS without its lock
-service, a lease stands in: a file that its driver refreshes while it lives, and that others take over when they have
-seen no refresh for `LEASE_S`, so that it outlives a killed driver by that long. A driver that slept for longer may have
-lost it, and asks before it goes on.
+The operating system's own lock is released at once. A file system without locks, such as Lustre or NFS without its lock
+service, gets a lease instead: a file that its driver refreshes while it lives. Other drivers take the lease over when
+it was not refreshed for `LEASE_S`, so it outlives a killed driver by that long. A driver that was suspended for longer
+may have lost it, and checks before it continues.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from tune_dlrml.study.history import StudyHistory
 from tune_dlrml.system.files import WITHOUT_LOCKS
 
 LEASE_S, REFRESH_S = 30.0, 5.0
-"""How long a lease lasts that nobody refreshes, and how often its driver does."""
+"""How long a lease lasts without a refresh, and how often its driver refreshes it."""
 
 
 class DriverLock:
     """Held by the driver of a search.
 
     Args:
-        session: Of PostgreSQL, which holds the lock; None where the lock on the folder is all.
-        lost: Why the lock on the folder is another's by now; None while it is this driver's, as a lock of the operating
-            system is to the end.
+        session: Of PostgreSQL, which holds the lock; None where there is only the lock on the folder.
+        lost: Why this driver has lost the lock on the folder; None while it holds it. A lock of the operating system is
+            never lost.
     """
 
     def __init__(
@@ -38,23 +38,23 @@ class DriverLock:
         self._session, self._lost = session, lost
 
     def check(self) -> None:
-        """Make sure that the lock is still this driver's.
+        """Check that this driver still holds the lock.
 
         Raises:
-            StorageError: PostgreSQL ended the session, or a lease was lost, and so another driver may have begun.
+            StorageError: PostgreSQL ended the session, or the lease was lost, so another driver may have started.
         """
         if (reason := self._lost()) is not None:
             raise StorageError(
-                f"the search's folder keeps no locks, and the lease that stands in was lost ({reason}), so another "
-                "driver may have begun; the same command goes on with the search"
+                f"the search's folder supports no locks, and the lease used instead was lost ({reason}), so another "
+                "driver may have started; the same command resumes the search"
             )
         if self._session is not None:
             try:
                 self._session.execute(sqlalchemy.text("SELECT 1"))
             except sqlalchemy.exc.SQLAlchemyError as error:
                 raise StorageError(
-                    "the database ended the session that held this search's lock, so another driver may have begun "
-                    f"({type(error).__name__}); the same command goes on with the search"
+                    "the database ended the session that held this search's lock, so another driver may have started "
+                    f"({type(error).__name__}); the same command resumes the search"
                 ) from None
 
 
@@ -62,7 +62,7 @@ class DriverLock:
 def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
     """Hold the locks of a search: on `<folder>/lock`, and in the database where the study is in PostgreSQL.
 
-    The first keeps two studies out of one folder, the second two folders out of one study, on whatever nodes.
+    The first prevents two studies in one folder, the second two folders for one study, on any nodes.
 
     Args:
         url: Of the study.
@@ -71,7 +71,7 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
 
     Raises:
         InputError: Another driver holds it; the message names its host and process.
-        StorageError: The database does not answer; it may be back when the same command is run again.
+        StorageError: The database does not answer; the same command may succeed later.
     """
     with _file_lock(url, folder, name) as lost:
         if is_sqlite(url):
@@ -83,7 +83,7 @@ def only_driver(url: str, folder: Path, name: str) -> Iterator[DriverLock]:
 
 @contextmanager
 def _file_lock(url: str, folder: Path, name: str) -> Iterator[Callable[[], str | None]]:
-    """Hold a lock or a lease on a folder; what is yielded says why it was lost."""
+    """Hold a lock or a lease on a folder; yields a function that returns why it was lost."""
     reasons: list[str] = []
     try:
         lock = _acquired(folder, reasons)
@@ -96,7 +96,7 @@ def _file_lock(url: str, folder: Path, name: str) -> Iterator[Callable[[], str |
 
 
 def _acquired(folder: Path, reasons: list[str]) -> BaseFileLock | SoftFileLease:
-    """The lock on a folder, or a lease where the file system keeps no locks; why a lease was lost goes to `reasons`."""
+    """The lock on a folder, or a lease where the file system has no locks; `reasons` gets why a lease was lost."""
     lock = FileLock(folder / "lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
@@ -118,7 +118,7 @@ def _acquired(folder: Path, reasons: list[str]) -> BaseFileLock | SoftFileLease:
 def _database_session(url: str, name: str) -> Iterator[sqlalchemy.Connection]:
     """A session of PostgreSQL that holds the lock of a search."""
     key = int.from_bytes(hashlib.sha256(f"tune_dlrml/{name}".encode()).digest()[:8], "big", signed=True)
-    # A pool would hand the session, and with it the lock, to others.
+    # A pool would give the session, and so the lock, to other users.
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_without_pool(engine_options(url)))
     try:
         session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -138,10 +138,10 @@ def _without_pool(options: dict[str, object]) -> dict[str, object]:
 
 
 def _refusal(url: str, name: str) -> InputError:
-    who = "it is just beginning"
+    who = "it is just starting"
     with suppress(InputError):
         history = StudyHistory.open(url, name)
         if history.driver:
-            who = "process {pid} on host {host} runs it since {since}".format_map(history.driver)
+            who = "process {pid} on host {host} has been running it since {since}".format_map(history.driver)
         history.close()
-    return InputError(f"search {name!r} has a driver already: {who}; wait for its end, or choose another --name")
+    return InputError(f"search {name!r} already has a driver: {who}; wait for its end, or choose another --name")

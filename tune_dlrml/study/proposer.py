@@ -1,4 +1,4 @@
-"""Where the trials of a search come from. The study numbers and records them; what each of them is is said here."""
+"""Where the trials of a search come from: a proposer chooses them, the study numbers and records them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from tune_dlrml.study.sampling import Draw
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a trial is.
+    """A proposed trial.
 
     Attributes:
         spec: The trial.
-        domains: Of those of its parameters that samplers learn from; empty for a trial that is no point of the space.
+        domains: Of its parameters that samplers learn from; empty for a trial outside the space.
     """
 
     spec: TrialSpec
@@ -28,31 +28,31 @@ class Proposal:
 class Proposer(Protocol):
     """A source of trials.
 
-    A proposal follows from the history, the proposer's own settings and the number alone: where a driver died before it
-    had recorded one, the next driver asks for it again and gets the same.
+    A proposal depends only on the history, the proposer's own settings and the number: if a driver dies before it has
+    recorded one, the next driver gets the same proposal.
     """
 
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """How many trials there are to be in all, those that the study has already (`rows`) among them."""
+        """Total number of trials, including those that the study already has (`rows`)."""
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
-        """What the trial of this number is; the history has it under way and knows no more of it."""
+        """The trial of this number; in the history it is running, without parameters."""
 
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Each parameter by itself, uniformly on the scale of its domain."""
+    """Draws each parameter by itself, uniformly on the scale of its domain."""
 
     space: SearchSpace
     settings: SearchSettings
 
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """As many as are asked for."""
+        """The configured number."""
         assert self.settings.num_trials is not None  # config: only a grid ends by itself
         return self.settings.num_trials
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
-        """What all branches share, the choice of the branch among it, then what that branch has of its own."""
+        """Draw the parameters shared by all branches, including the branch, then the parameters of that branch."""
         draw = Draw(history.optuna_study, number, self.settings)
         common = self.space.common()
         point = self._values(draw, "", common)
@@ -67,8 +67,8 @@ class RandomPoints:
 class TpePoints(RandomPoints):
     """Parameters that always occur together are drawn together, once there are trials enough to model them.
 
-    It is what TPESampler(group=True) infers from all past trials at each draw; but the space knows it, and the branches
-    that were not chosen need not be drawn.
+    TPESampler(group=True) infers these groups from all past trials at each draw. Here the space defines them, and only
+    the chosen branch is drawn.
     """
 
     def _values(self, draw: Draw, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class GridPoints:
 
     Attributes:
         first: Number of the trial that is the first point.
-        skipped: A point that is a trial already.
+        skipped: A point that already is a trial.
     """
 
     space: SearchSpace
@@ -94,7 +94,7 @@ class GridPoints:
         return [point for point in self.space.grid() if point != self.skipped]
 
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """All points, or as many as are asked for."""
+        """All points, or the configured number."""
         every, asked = self.first + len(self._points), self.settings.num_trials
         return every if asked is None else min(asked, every)
 
@@ -107,7 +107,7 @@ class GridPoints:
 class BaselineFirst:
     """The baseline as trial 0, then the trials of another source.
 
-    Where the space holds the baseline it is a point of it, so that samplers learn from it.
+    If the space contains the baseline, it is recorded as a point of it, so that samplers learn from it.
     """
 
     space: SearchSpace
@@ -115,11 +115,11 @@ class BaselineFirst:
     then: Proposer
 
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """The other source counts the baseline among its own."""
+        """The total of the other source, which includes the baseline."""
         return self.then.total(rows)
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
-        """The baseline or what the other source says."""
+        """The baseline, or a proposal of the other source."""
         if number > 0:
             return self.then.propose(history, number)
         point = self.space.baseline_point()
@@ -128,22 +128,22 @@ class BaselineFirst:
 
 @dataclass(frozen=True)
 class WantedTrials:
-    """Trials that are known beforehand, and of which only those are issued that the study has not.
+    """A fixed list of trials, of which those are issued that the study does not have.
 
-    Trials that were issued keep their numbers, also where they are wanted no more.
+    Issued trials keep their numbers, even if they are no longer in the list.
 
     Attributes:
-        wanted: In the order in which they are issued, told apart by their parameters; their numbers do not count.
+        wanted: In the order in which they are issued; identified by their parameters, not their numbers.
     """
 
     wanted: Sequence[TrialSpec]
 
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """What was issued and what is missing."""
+        """Issued and missing trials."""
         return max(len(rows), len(_issued(rows)) + len(self._missing(rows)))
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
-        """The next one that is missing, after those that become the trials before."""
+        """The next missing trial, after those that lower numbers get."""
         rows = history.rows()
         before = number - sum(each < number for each in _issued(rows))
         return Proposal(self._missing(rows)[before].model_copy(update={"number": number}))
@@ -171,5 +171,5 @@ def _point(space: SearchSpace, number: int, values: Point) -> Proposal:
 
 
 def _issued(rows: Sequence[TrialRow]) -> dict[int, TrialSpec]:
-    """Trials by number, without those whose driver died before it had recorded what they are."""
+    """Trials by number, without those whose driver died before it had recorded them."""
     return {row.number: row.spec for row in rows if row.spec is not None}

@@ -28,16 +28,16 @@ FREE_KEYS = (
 )
 """Settings that may change: they decide how far and where a search runs and who judges it, not what it trains.
 
-What `dataset.prompt_in_answers` decides are the pairs, whose hashes are compared: a search that was begun before there
-was such a key trains on the prompts in its answers, and goes on with `keep` alone.
-`resources.workers` is none of them: each worker adds its pairs to every step. `resources.fsdp` is one of them where
+`dataset.prompt_in_answers` decides the pairs, whose hashes are compared: a search that was started before that key
+existed trains on the prompts in its answers, and can be resumed only with `keep`.
+`resources.workers` is not in the list: each worker adds its pairs to every step. `resources.fsdp` may change where
 adapters are trained.
 """
 _ABSENT = "absent"
 
 
 def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare the settings that a search was begun with to those that it is resumed with.
+    """Compare the settings with which a search was started to those with which it is resumed.
 
     Args:
         name: The search.
@@ -59,21 +59,21 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
                 differing.append(f"  {key}: was {was}, is now {is_now}")
     if differing:
         raise InputError(
-            f"search {name!r} was begun with other settings; resume it with those, or give this one another --name:\n"
+            f"search {name!r} was started with other settings; resume it with those, or choose another --name:\n"
             + "\n".join(differing)
         )
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a search that was begun before some keys existed: those have the value that changes nothing."""
+    """Settings of a search, with defaults for keys that did not exist when it was started; they change nothing."""
     try:
         return SearchConfig.model_validate(dict(config)).model_dump(mode="json", include=set(config))
-    except ValidationError:  # not legal any more: every difference is told
+    except ValidationError:  # not legal any more: every difference is reported
         return config
 
 
 def _trains_all_weights(settings: Mapping[str, Any]) -> bool:
-    """Whether a trial's moments lie in its checkpoint as its weights were divided; those of an adapter do not."""
+    """Whether checkpoints hold optimizer state that is sharded like the weights; that of an adapter is not."""
     return settings.get("config", {}).get("training", {}).get("lora") is None
 
 

@@ -13,13 +13,13 @@ from tune_dlrml.domains import Choice, Domain
 
 
 class Draw:
-    """Draws the values of one trial, without a memory of other trials but the study.
+    """Draws the values of one trial; all state is in the study.
 
-    Each joint draw, and each parameter that is drawn alone, has a seed of its own, so that a draw that was interrupted
-    can be repeated by another process.
+    Each joint draw, and each parameter that is drawn alone, has a seed of its own, so that another process can repeat
+    an interrupted draw.
 
     Args:
-        study: It has the trial under way.
+        study: Has the trial as running.
         number: The trial.
         settings: Seed, and number of trials before the model is used.
     """
@@ -48,7 +48,7 @@ class Draw:
             n_startup_trials=self._settings.n_startup_trials,
             seed=self._seed(group),
             multivariate=True,
-            constant_liar=self._others_run,  # if no trial is under way, the same point comes out faster without
+            constant_liar=self._others_run,  # without running trials the same point is found faster with False
         )
         kinds = {name: distribution(domain) for name, domain in sorted(domains.items())}
         free = {name: kind for name, kind in kinds.items() if not kind.single()}
@@ -60,7 +60,7 @@ class Draw:
 
 
 class Given(optuna.samplers.BaseSampler):  # type: ignore[misc]  # mypy skips optuna, see pyproject.toml
-    """Hands out values that are known: how a point is recorded in a study.
+    """Returns given values: how a point is recorded in a study.
 
     Args:
         values: By parameter.
@@ -78,12 +78,12 @@ class Given(optuna.samplers.BaseSampler):  # type: ignore[misc]  # mypy skips op
         return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        """The value that is known."""
+        """The given value."""
         return self._values[param_name]
 
 
 def record(trial: optuna.Trial, values: Mapping[str, Any], domains: Mapping[str, Domain]) -> None:
-    """Make values that are known the parameters of a trial."""
+    """Record given values as the parameters of a trial."""
     trial.study.sampler = Given(values)
     for name, domain in domains.items():
         if isinstance(domain, Choice):
@@ -101,7 +101,7 @@ def derived_seed(seed: int, number: int, part: str) -> int:
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """A domain as Optuna has it."""
+    """A domain as an Optuna distribution."""
     if isinstance(domain, Choice):
         return CategoricalDistribution(domain.values)
     if domain.integer:

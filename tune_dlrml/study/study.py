@@ -1,4 +1,4 @@
-"""The one place where the decisions of a search are recorded: its trials, which of them go on, how each ended."""
+"""The one place where the decisions of a search are recorded: its trials, its verdicts, how each trial ended."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from tune_dlrml.study.resumable import refuse_differences
 from tune_dlrml.study.sampling import Given, record
 
 SEARCH_ID = "search_id"
-"""Name of the study's attribute that says which folder belongs to it."""
+"""Name of the study's attribute that identifies its folder."""
 LOSSES = "losses"
 """Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
 Verdict = Literal["continue", "prune"]
@@ -29,7 +29,7 @@ Verdict = Literal["continue", "prune"]
 
 @dataclass
 class _OpenTrial:
-    """A trial under way, with what the study holds of it: this process is the study's only writer.
+    """A running trial, with what the study holds of it: this process is the study's only writer.
 
     `earlier_attrs` are the names of rungs and constraints that an earlier driver left behind.
     """
@@ -41,21 +41,21 @@ class _OpenTrial:
 
 
 class SearchStudy(StudyHistory):
-    """A search as an Optuna study, begun or resumed.
+    """A search as an Optuna study, new or resumed.
 
     Every decision is in the study before it is acted on. A driver that dies leaves trials RUNNING: they are
     `interrupted` at the next start and keep their number when they are issued again.
 
     Args:
         config: The search; its name is the study's.
-        proposer: Says what each of its trials is.
+        proposer: The source of its trials.
         url: SQLAlchemy URL of the study's storage.
         full_steps: Full budget of a trial in optimizer steps.
         hashes: Of the data's content (`data_hash`) and of its tokens (`token_hash`), by section; like the settings,
             they must be the same when the search is resumed.
 
     Raises:
-        InputError: The storage cannot be opened, or the study was begun with other settings.
+        InputError: The storage cannot be opened, or the study was started with other settings.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SearchStudy(StudyHistory):
         self._open_trials: dict[int, _OpenTrial] = {}
 
     def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
-        """Refuse settings other than those of an earlier driver, and write down those that are new."""
+        """Refuse settings other than those of an earlier driver, and record new ones."""
         # Without `tracking`: the address of a server may hold a password.
         new: dict[str, Any] = {
             "full_steps": self.full_steps,
@@ -102,19 +102,19 @@ class SearchStudy(StudyHistory):
                 self._study.set_user_attr(key, value)
 
     def sign(self, host: str, pid: int, since: str, code: Mapping[str, str]) -> None:
-        """Write down who drives the search, for the message to a second driver, and by which code, for reports."""
+        """Record the driver of the search, for the message to a second driver, and its code, for reports."""
         self._study.set_user_attr(DRIVER, {"host": host, "pid": pid, "since": since})
         self._study.set_user_attr(CODE, dict(code))
 
     def keep_time(self, spent_s: float) -> None:
-        """Write down for how long all drivers together have trained the search."""
+        """Record for how long all drivers together have trained the search."""
         self._study.set_user_attr(SPENT, spent_s)
 
     def belong_to(self, folder: Path, identity: str) -> None:
-        """Tie the study to the folder of its search, with the first driver; the logs and checkpoints are there.
+        """Tie the study to the folder with the logs and checkpoints of its search, when the first driver starts.
 
         Raises:
-            InputError: They are those of another search.
+            InputError: The folder belongs to another search.
         """
         known = self._study.user_attrs.get(SEARCH_ID)
         if known is None and (self.rows() or any(folder.glob("trials/*"))):
@@ -123,8 +123,8 @@ class SearchStudy(StudyHistory):
             self._study.set_user_attr(SEARCH_ID, identity)
         elif known != identity:
             raise InputError(
-                f"the study of search {self.config.name!r} and the trials in {folder} are not of one search; give the "
-                "--storage and the --study-url that it was begun with, or another --name"
+                f"the study of search {self.config.name!r} and the trials in {folder} belong to different searches; "
+                "give the --storage and the --study-url that it was started with, or another --name"
             )
 
     def ask(self) -> TrialSpec | None:
@@ -148,13 +148,13 @@ class SearchStudy(StudyHistory):
         return spec
 
     def interrupted(self) -> list[int]:
-        """Trials that an earlier driver left under way, in the order of their numbers."""
+        """Trials that an earlier driver left running, in the order of their numbers."""
         return sorted(self._under_way - self._open_trials.keys())
 
     def reissue(self, number: int) -> TrialSpec:
-        """Issue a trial that is under way once more: same number and point, attempt + 1.
+        """Issue a running trial once more: same number and point, attempt + 1.
 
-        A trial whose driver died before it was recorded what it is has not been issued before, and is so now.
+        A trial whose driver died before its proposal was recorded has not been issued before; it is issued now.
         """
         trial = self._open(number).trial
         stored = trial.user_attrs.get("spec")
@@ -164,10 +164,10 @@ class SearchStudy(StudyHistory):
         return self._store(trial, spec.model_copy(update={"attempt": spec.attempt + 1}))
 
     def record(self, number: int, step: int, value: float) -> None:
-        """Keep the objective of a trial at a rung or at the full budget; the first value at a step stands.
+        """Record the objective of a trial at a rung or at the full budget; the first value at a step is kept.
 
         Raises:
-            NotFiniteError: `value` is no finite number.
+            NotFiniteError: `value` is not finite.
             ValueError: `step` is neither a rung nor the full budget.
         """
         if not math.isfinite(value):
@@ -189,7 +189,7 @@ class SearchStudy(StudyHistory):
             return self.verdict(number, step)
 
     def steps_reached(self, number: int) -> int:
-        """The last step at which a trial under way has an objective; 0 before the first."""
+        """The last step at which a running trial has an objective; 0 before the first."""
         return max(self._open(number).values, default=0)
 
     def is_rung(self, step: int) -> bool:
@@ -197,10 +197,10 @@ class SearchStudy(StudyHistory):
         return step in self.rungs
 
     def verdict(self, number: int, step: int) -> Verdict:
-        """Whether a trial goes on after a rung, once its value there is recorded.
+        """Whether a trial continues after a rung, once its value there is recorded.
 
-        The verdict is written before it is returned, and asked again, the same one is returned. A trial that reached
-        the full budget is never pruned.
+        The verdict is written before it is returned, and a second call returns the same one. A trial that reached the
+        full budget is never pruned.
         """
         known = self._open(number)
         key = str(step)
@@ -215,7 +215,7 @@ class SearchStudy(StudyHistory):
         judged = f"completed_rung_{self.rungs.index(step)}"
         if judged not in known.earlier_attrs:
             return not known.trial.should_prune()
-        # The pruner has recorded the rung, and so would answer no more, but its driver died before the verdict.
+        # The pruner has recorded the rung, so it would not answer again, but its driver died before the verdict.
         attrs = [trial.system_attrs for trial in self._study.get_trials(deepcopy=False)]
         recorded = [float(own[judged]) for own in attrs if judged in own]
         scheduler = self.config.search.scheduler
@@ -228,11 +228,11 @@ class SearchStudy(StudyHistory):
         return next((int(step) for step, verdict in verdicts.items() if verdict == "prune"), None)
 
     def set_attribute(self, number: int, key: str, value: Any) -> None:
-        """Keep a JSON value with a trial under way; a trial that has ended takes no more."""
+        """Record a JSON value with a running trial; a trial that has ended accepts no more."""
         self._open(number).trial.set_user_attr(key, value)
 
     def count_loss(self, number: int) -> int:
-        """Count that a trial lost its workers; how often it may still do so, -1 if this time was once too often.
+        """Count that a trial lost its workers; how often it may still lose them, -1 if it has exceeded the limit.
 
         Only this counts against `search.max_failures`: the death of a driver does not.
         """
@@ -244,8 +244,8 @@ class SearchStudy(StudyHistory):
     def finish(self, outcome: TrialOutcome, steps: int) -> TrialRow:
         """End a trial, `steps` optimizer steps after its start.
 
-        Diverged trials are told to the sampler as pruned and infeasible, so that it avoids where they lie; told as
-        failed, it would learn nothing from them.
+        Diverged trials are reported to the sampler as pruned and infeasible, so that it avoids their region; from
+        failed trials it would learn nothing.
 
         Raises:
             ValueError: The trial is to be COMPLETE, but has no value at the full budget.
@@ -259,10 +259,10 @@ class SearchStudy(StudyHistory):
         complete = outcome.state is State.COMPLETE
         with one_transaction(self._backend):
             self._describe_end(known, outcome, steps)
-            told = self._study.tell(known.trial, value if complete else None, state=_TOLD[outcome.state])
+            ended = self._study.tell(known.trial, value if complete else None, state=_OPTUNA_STATES[outcome.state])
         del self._open_trials[outcome.number]
         self._under_way.remove(outcome.number)
-        return row_of(told)
+        return row_of(ended)
 
     def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
         attrs: dict[str, Any] = {"stop_reason": outcome.reason, "steps": steps}
@@ -274,7 +274,7 @@ class SearchStudy(StudyHistory):
             known.trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
 
     def _open(self, number: int) -> _OpenTrial:
-        """A trial under way, fetched from the study if an earlier driver issued it."""
+        """A running trial, fetched from the study if an earlier driver issued it."""
         if number not in self._open_trials:
             frozen = self._study.get_trials(deepcopy=False)[number]
             self._open_trials[number] = _OpenTrial(
@@ -286,7 +286,7 @@ class SearchStudy(StudyHistory):
         return self._open_trials[number]
 
 
-_TOLD = {
+_OPTUNA_STATES = {
     State.COMPLETE: TrialState.COMPLETE,
     State.PRUNED: TrialState.PRUNED,
     State.DIVERGED: TrialState.PRUNED,

@@ -1,4 +1,4 @@
-"""Who is trained again when a search has ended, and under which seeds. Imports no ray: reports read it, too."""
+"""The trials that are trained again after a search, and their seeds. Imports no ray, since reports read it, too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
 
 
 def confirm_settings(config: SearchConfig) -> SearchSettings:
-    """How the confirming trials are run: as many as there can be, without a sampler's choice and without pruning."""
+    """Search settings of the confirming trials: as many as there can be, without a sampler and without pruning."""
     confirm = config.search.confirm
     assert confirm is not None
     return SearchSettings(
@@ -88,5 +88,5 @@ def seeds_of(config: SearchConfig) -> list[int]:
 
 
 def identity(spec: TrialSpec) -> tuple[Any, Any]:
-    """What a confirming trial is, whatever its number: the trial that it repeats, and its seed."""
+    """Identity of a confirming trial, independent of its number: the trial that it repeats, and its seed."""
     return spec.params[FINALIST], spec.params[SEED]

@@ -5,9 +5,9 @@ seeds is common to both; their difference is steadier than either. Seeds are few
 them, so the law of the mean difference is Student's with one degree of freedom less than there are seeds, not the
 normal one: with five seeds an interval is 1.4 times as wide.
 
-Seeds are one of two reasons for a number to come out otherwise: the held-out pairs are a sample as well, and the same
-for every seed, so that no number of seeds shows what other pairs would have said. Where the outcome of every pair is
-known, both count, see `crossed_difference`; where it is not, a verdict holds for these very pairs.
+Seeds are one of two sources of variation: the held-out pairs are a sample as well, and the same for every seed, so no
+number of seeds shows the result on other pairs. Where the outcome of every pair is known, both sources count, see
+`crossed_difference`; where it is not, a verdict holds for these pairs only.
 
 Several candidates are compared with one baseline, and the best of several equal ones looks better by luck. Holm's
 method keeps the chance of any false verdict at the level of a single one, without supposing that the comparisons are
@@ -51,8 +51,8 @@ class Difference:
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Ours minus theirs, pair by pair.
 
-    Differences that are all the same have no spread to judge by, which says more about a coarse measure than about
-    certainty; then only their sign counts: n equal signs have a chance of 2 ** (1 - n).
+    Differences that are all equal have no spread, usually because the measure is coarse and not because the result is
+    certain. Then only their sign counts: n equal signs have a probability of 2 ** (1 - n).
     """
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
     count = len(differences)
@@ -71,8 +71,8 @@ def crossed_difference(differences: Sequence[Sequence[float]]) -> Difference:
     """Mean of differences of every held-out pair (columns) under every seed (rows), both of them samples.
 
     The variance of the mean is that of a two-way layout with random rows and columns, the mean squares of both less
-    that of the rest, and its degrees of freedom are Satterthwaite's. It is never taken for less than that of the seeds
-    alone or of the pairs alone, which an estimate by subtraction may fall below.
+    that of the rest, and its degrees of freedom are Satterthwaite's. It is at least that of the seeds alone and that of
+    the pairs alone, since an estimate by subtraction may fall below them.
     """
     table = np.asarray(differences, dtype=float)
     seeds, items = table.shape
@@ -103,7 +103,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: float, p: float, *, maximize: bool) -> Verdict:
-    """What a difference from the baseline and its raised p-value say."""
+    """Verdict from a difference from the baseline and its raised p-value."""
     if p >= LEVEL or difference == 0:
         return "cannot tell"
     return "better" if (difference > 0) == maximize else "worse"

@@ -1,12 +1,12 @@
-"""The best trials once more: with seeds that the search has not seen, against DPO, on pairs that it did not choose by.
+"""Confirmation: the best trials again, with new seeds, against DPO, on pairs that did not select them.
 
-The best of many trials is chosen by the same held-out pairs and the same seed that its number comes from, so part of
-that number is luck; it says which trial to look at, not how good it is. So the finalists and the DPO baseline are
-trained again under new seeds and their full budget, in a study of their own, `<name>/confirm`, and judged on
-`dataset.test` where there is one; what they say is in `confirmed`.
+The best of many trials is selected by the same held-out pairs and the same seed as its number, so part of that number
+is luck: it ranks the trial, but overestimates its quality. So the finalists and the DPO baseline are trained again
+under new seeds and their full budget, in their own study, `<name>/confirm`, and evaluated on `dataset.test` where there
+is one. `verdicts` compares them.
 
-A search that is extended may have other finalists afterwards, and more seeds may be asked for: what is missing is then
-trained, and nothing twice.
+An extended search may have other finalists, and the number of seeds may be raised: then only the missing trials are
+trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,25 +23,25 @@ from tune_dlrml.study.proposer import Proposer, WantedTrials
 
 @dataclass(frozen=True)
 class ConfirmSearch(PreparedSearch):
-    """A search over nothing: trials that are known beforehand.
+    """A search without a space: its trials are fixed in advance.
 
     Attributes:
-        wanted: They, in the order in which they are trained; their numbers are given when they are issued.
+        wanted: The trials in the order in which they are trained; they get their numbers when they are issued.
     """
 
     wanted: tuple[TrialSpec, ...] = ()
 
     def proposer(self) -> Proposer:
-        """The trials themselves, without a sampler's choice."""
+        """The fixed trials, without a sampler."""
         return WantedTrials(self.wanted)
 
 
 def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> ConfirmSearch | None:
-    """What is to be trained once a search has ended; None where nothing is to be confirmed.
+    """The trials to train once a search has ended; None where nothing is to be confirmed.
 
     Args:
         prepared: The search.
-        rows: Its trials, all of which have ended or will train no more.
+        rows: Its trials, all of which have ended or will not train any more.
 
     Raises:
         InputError: The test set cannot be used.
@@ -56,9 +56,9 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
 
 
 def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
-    """The search as its confirmation is run: no sampler, no pruning, nobody asked, the test set in place of `eval`.
+    """The search as its confirmation is run: no sampler, no pruning, no questions, the test set in place of `eval`.
 
-    A warm-up is not repeated: what it made of the model is the model.
+    A warm-up is not repeated: the warmed-up model is the model.
     """
     dataset = config.dataset
     changes = {
@@ -73,7 +73,7 @@ def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
 
 
 def _wanted(config: SearchConfig, chosen: Sequence[Finalist], baseline: Finalist) -> Iterator[TrialSpec]:
-    """Seed by seed, so that an interrupted confirmation has whole comparisons."""
+    """The trials seed by seed, so that an interrupted confirmation has complete comparisons."""
     for seed in seeds_of(config):
         for each in [baseline, *chosen]:
             yield each.again(0, seed)

@@ -1,7 +1,7 @@
-"""What new seeds say of the best trials: better than DPO, worse, or nothing that can be told; never a bare maximum.
+"""Verdicts on the best trials from new seeds: better than DPO, worse, or undecided.
 
-A verdict comes from differences under the same seed and, where trials have left the margin of every pair in `MARGINS`,
-on the same pair; see `paired`.
+A verdict comes from differences under the same seed and, where trials have stored the margin of every pair in
+`MARGINS`, on the same pair; see `paired`.
 """
 
 import json
@@ -22,15 +22,15 @@ from tune_dlrml.study.history import StudyHistory, TrialRow
 
 
 def in_means(state: State, measured: float | None, untrained: float | None) -> float | None:
-    """What one training is in every mean over seeds; None where it has no part in it.
+    """The value of one training in a mean over seeds; None where it is left out.
 
-    A diverged one counts as the untrained reference, since leaving it out would make a setting that diverges under
-    every other seed look like its better half. One that failed or is under way says nothing of its setting.
+    A diverged training counts as the untrained reference: leaving it out would make a setting that diverges under every
+    other seed look like its better half. One that failed or is still running says nothing about its setting.
 
     Args:
         state: How it ended.
-        measured: Its own number.
-        untrained: That of the reference.
+        measured: Its own value.
+        untrained: The value of the reference.
     """
     if state is State.DIVERGED:
         return untrained
@@ -39,7 +39,7 @@ def in_means(state: State, measured: float | None, untrained: float | None) -> f
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What new seeds say of one finalist.
+    """The result of one finalist under new seeds.
 
     Attributes:
         trial: Its number in the search.
@@ -49,7 +49,7 @@ class Confirmed:
         pairs: Held-out pairs whose sampling is in interval and p; None where they hold for these pairs alone.
         diverged: How many of its trainings diverged; each counts as the untrained reference.
         mean: Its mean over those seeds.
-        baseline_mean: That of the baseline.
+        baseline_mean: The baseline's mean over those seeds.
         mean_difference: From the baseline, in units of the search's metric.
         low: Lower end of the difference's own 95 % interval; None where it has none.
         high: Upper end.
@@ -78,13 +78,13 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What new seeds say of all finalists.
+    """The results of all finalists under new seeds.
 
     Attributes:
         baseline: Number of the DPO trial that they are compared with; `DEFAULT_DPO` if the search had none.
         metric: What is compared.
         data: `dataset.test`, or `dataset.eval` where there is no test set.
-        seeds: How many were asked for.
+        seeds: The configured number of seeds.
         finalists: The best of the search first.
     """
 
@@ -100,7 +100,7 @@ class Confirmation:
         return own | {"finalists": [each.as_json() for each in self.finalists]}
 
     def sentences(self) -> Iterator[str]:
-        """What a person is told, a line for each finalist."""
+        """The results as text, a line for each finalist."""
         dpo = "default DPO" if self.baseline == DEFAULT_DPO else f"DPO (trial {self.baseline})"
         for each in self.finalists:
             interval = "" if each.low is None else f" [{each.low:+.4f}, {each.high:+.4f}]"
@@ -111,12 +111,12 @@ class Confirmation:
                 f"{each.seeds} of {self.seeds} seeds{diverged}, {self.data}"
             )
         if self.finalists and self.data != "dataset.test":
-            yield "the finalists were chosen by these very pairs, which flatters them: give dataset.test"
+            yield "the same pairs selected the finalists, which biases the result in their favour: give dataset.test"
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one training left: the search's metric, and that of every held-out pair where it is known."""
+    """Outcome of one training: the search's metric, and that of every held-out pair where it is known."""
 
     state: State
     value: float | None
@@ -126,13 +126,13 @@ class _Outcome:
 def compare(
     config: SearchConfig, rows: Sequence[TrialRow], confirming: Sequence[TrialRow], folder: Path | None = None
 ) -> Confirmation | None:
-    """What confirming trials say, finalist by finalist.
+    """Compare each finalist with the baseline, from the confirming trials.
 
     Args:
         config: The search.
         rows: Its trials.
-        confirming: Those of its confirmation, which may be under way.
-        folder: Of the confirmation, where trials may have left the margins of their pairs.
+        confirming: Trials of its confirmation, which may be running.
+        folder: Of the confirmation, where trials may have stored the margins of their pairs.
 
     Returns:
         None where nothing is to be confirmed.
@@ -178,7 +178,7 @@ def _outcome(row: TrialRow, metric: Metric, folder: Path | None) -> _Outcome:
 
 
 def _both(ended: Mapping[Any, _Outcome], ours: int, theirs: int, seed: int) -> tuple[_Outcome, _Outcome] | None:
-    """Two trainings of one seed; None unless both have a number: one that failed or is under way has none."""
+    """Two trainings of one seed; None unless both have a value: one that failed or is still running has none."""
     one, other = ended.get((ours, seed)), ended.get((theirs, seed))
     return None if one is None or other is None or None in (one.value, other.value) else (one, other)
 
@@ -189,10 +189,10 @@ def _number(outcome: _Outcome) -> float:
 
 
 def _difference(pairs: Sequence[tuple[_Outcome, _Outcome]]) -> Difference:
-    """By seed and pair where every training that ended well has left its margins, else by seed."""
+    """By seed and pair where every complete training has stored its margins, else by seed."""
     known = {len(outcome.of_pairs) for pair in pairs for outcome in pair if outcome.of_pairs is not None}
-    told = all(outcome.of_pairs or outcome.state is State.DIVERGED for pair in pairs for outcome in pair)
-    if not told or len(known) != 1:
+    stored = all(outcome.of_pairs or outcome.state is State.DIVERGED for pair in pairs for outcome in pair)
+    if not stored or len(known) != 1:
         return paired_difference([_number(ours) for ours, _ in pairs], [_number(theirs) for _, theirs in pairs])
     (count,) = known
 
@@ -203,14 +203,14 @@ def _difference(pairs: Sequence[tuple[_Outcome, _Outcome]]) -> Difference:
 
 
 def read_confirmation(name: str, place: SearchPlace) -> Confirmation | None:
-    """What new seeds say of a search, from its studies alone; None where nothing was asked or nothing has begun.
+    """The confirmation of a search, from its studies alone; None where none is configured or none has started.
 
     Raises:
         InputError: There is no such search.
     """
     resolved = place.folder(name) / "search.yaml"
     if not resolved.exists():
-        raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` begins one")
+        raise InputError(f"there is no search {name!r} in {place.storage.resolve()}; `search` starts one")
     config = load_config(resolved)
     again = name + CONFIRM_SUFFIX
     if config.search.confirm is None or not (place.folder(again) / "search.yaml").exists():

@@ -1,1 +1,1 @@
-"""The answers of a search's trials before its judges, beside the training."""
+"""Judging of the trials' answers, in parallel to the training."""

@@ -23,24 +23,24 @@ def ask_finalists(
     folder: Path,
     resources: ResourcesConfig,
     on_answered: Callable[[int, float], None],
-    tell: Callable[[str], None],
+    on_notice: Callable[[str], None],
 ) -> None:
-    """Have trials that have ended answer, as many at once as there are worker groups.
+    """Have trials that have ended answer the questions, as many at once as there are worker groups.
 
-    One that cannot does not keep the others from it.
+    A trial that fails to answer does not stop the others.
 
     Args:
-        trials: Settings of each trial, by its number, in the order in which they are asked.
-        questionnaire: What they are asked.
+        trials: Settings of each trial, by its number, in the order in which they answer.
+        questionnaire: The questions.
         model: Reference of the base model.
         folder: With a folder for each trial.
-        resources: What one worker takes; each of these trials takes one.
-        on_answered: Told of a trial whose answers are there, and of the seconds that they took.
-        tell: Told what is waited for.
+        resources: Resources of one worker; each of these trials uses one.
+        on_answered: Called with each trial whose answers are complete, and the seconds that they took.
+        on_notice: Called with what is being waited for.
 
     Raises:
         UnansweredError: Naming the trials that could not answer, and why.
-        StorageError: The disk does not take the answers.
+        StorageError: The answers cannot be written.
     """
     ask = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_answer)
     waiting, under_way = deque(trials.items()), dict[ray.ObjectRef, int]()
@@ -53,7 +53,7 @@ def ask_finalists(
         ended, _ = ray.wait([*under_way], num_returns=1, timeout=resources.silence_s)
         if not ended:
             numbers = ", ".join(map(str, under_way.values()))
-            tell(f"trials {numbers}: no answers for {resources.silence_s:g} s; {waited_for(resources)}")
+            on_notice(f"trials {numbers}: no answers for {resources.silence_s:g} s; {waited_for(resources)}")
         for asked in ended:
             number = under_way.pop(asked)
             try:
@@ -61,15 +61,17 @@ def ask_finalists(
             except RayError as error:
                 faults[number] = _reason(error)
     if faults:
-        told = "; ".join(f"trial {number}: {reason}" for number, reason in faults.items())
-        raise UnansweredError(f"every finalist must answer to be judged, but {told}; the same command asks them again")
+        reasons = "; ".join(f"trial {number}: {reason}" for number, reason in faults.items())
+        raise UnansweredError(
+            f"every finalist must answer to be judged, but {reasons}; the same command asks them again"
+        )
 
 
 def _reason(error: RayError) -> str:
     """Why a trial could not answer.
 
     Raises:
-        StorageError: It is the disk, which all trials share.
+        StorageError: The disk failed, which all trials share.
     """
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, StorageError):
@@ -78,12 +80,12 @@ def _reason(error: RayError) -> str:
 
 
 def _answer(model: str, folder: Path, training: TrainingConfig, questionnaire: Questionnaire, threads: int) -> float:
-    """In a process of the cluster: load a trial's policy, ask it, write its answers down; the seconds that it took."""
+    """In a process of the cluster: load a trial's policy and store its answers; the seconds that this took."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        raise InputError(f"a trial is examined with the model that it ended with, but {folder} has no whole checkpoint")
+        raise InputError(f"a trial answers with its final model, but {folder} has no complete checkpoint")
     from tune_dlrml.evaluation.engines.policy import (
-        load_policy,  # torch, where the driver only hands this function over
+        load_policy,  # imports torch, which the driver does without
     )
     from tune_dlrml.training.reference.logps import computing
 

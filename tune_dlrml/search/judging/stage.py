@@ -1,4 +1,4 @@
-"""The examined trials of a search: which they are, who of them still has to answer, who to be judged."""
+"""The examined trials of a search: which they are, and which of them have still to answer or to be judged."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BASELINE = 0
 
 
 class Evaluation:
-    """From a trial's end to what judges say of it. Nothing happens where the search has no `evaluation`.
+    """Judging of trials that have ended. Does nothing where the search has no `evaluation`.
 
     Args:
         prepared: The search.
@@ -35,7 +35,7 @@ class Evaluation:
         self._trials = events.folder / "trials"
         self._judging: Judging | None = None
         self._unanswered: UnansweredError | None = None
-        self._tell: Callable[[str], None] = lambda text: None
+        self._notify: Callable[[str], None] = lambda text: None
 
     def left(self) -> bool:
         """Whether a search whose training has ended still has trials to be examined or judged."""
@@ -50,17 +50,17 @@ class Evaluation:
         )
 
     def begin(self, on_judged: Callable[[int, Grading], None], on_notice: Callable[[str], None]) -> None:
-        """Start judging, beginning with what earlier drivers left over.
+        """Start judging, first what earlier drivers left.
 
         Args:
-            on_judged: Told what judges say of a trial; it and `on_notice` are called from the judging thread.
-            on_notice: Told what a person should know.
+            on_judged: Called with the grading of a trial; it and `on_notice` are called from the judging thread.
+            on_notice: Called with what the user should know.
         """
         parts = self._parts()
         if parts is None:
             return
         config, questionnaire, jury = parts
-        self._tell = on_notice
+        self._notify = on_notice
         ranking = {"questionnaire": questionnaire.fingerprint, "judges": jury.names}
         replace_file(self._events.folder / RANKING, json.dumps(ranking))
         self._judging = Judging(
@@ -75,7 +75,7 @@ class Evaluation:
             self.on_end(row)
 
     def on_end(self, row: TrialRow) -> None:
-        """A trial has ended, and its answers, if it gave any, can be judged while others train."""
+        """A trial has ended, and its answers, if there are any, can be judged while others train."""
         if self._judging is not None and row.state is State.COMPLETE:
             answering_s = row.attrs.get("seconds", {}).get("answering")
             self._judging.submit(Submission(row.number, row.steps, answering_s))
@@ -89,12 +89,12 @@ class Evaluation:
         return [row for row in self._finalists(config, ended=True) if not self._has_answered(row.number, questionnaire)]
 
     def ask(self) -> None:
-        """Have those answer from the models that they ended with; needs a Ray cluster."""
+        """Have those trials answer with their final models; needs a Ray cluster."""
         parts, rows, judging = self._parts(), {row.number: row for row in self.unanswered()}, self._judging
         if parts is None or not rows or judging is None:
             return
         config = self._prepared.config
-        self._tell(f"examining {len(rows)} trials from the models that they ended with")
+        self._notify(f"examining the final models of {len(rows)} trials")
         try:
             ask_finalists(
                 {row.number: config.training if row.spec is None else row.spec.training for row in rows.values()},
@@ -103,25 +103,25 @@ class Evaluation:
                 folder=self._trials,
                 resources=config.resources,
                 on_answered=lambda number, took: judging.submit(Submission(number, rows[number].steps, took)),
-                tell=self._tell,
+                on_notice=self._notify,
             )
         except UnansweredError as error:
             self._unanswered = error
 
     def finish(self) -> TuneDlrmlError | None:
-        """Wait until everything is judged; why it could not be, if it could not."""
+        """Wait until everything is judged; return why something could not be, None if everything was."""
         parts = self._parts()
         if parts is None or self._judging is None:
             return None
         config, questionnaire, _ = parts
         if config.pairwise and not self._has_answered(BASELINE, questionnaire):
-            self._tell(f"nothing is compared with the DPO baseline: trial {BASELINE} did not use up its budget")
+            self._notify(f"no answers are compared with the DPO baseline: trial {BASELINE} is not complete")
         for row in self._finalists(config, ended=True):  # once more, since the baseline may have ended after others
             self.on_end(row)
         return self._judging.finish() or self._unanswered
 
     def leave(self) -> None:
-        """Ask judges no more; the next driver goes on."""
+        """Stop judging; the next driver resumes it."""
         if self._judging is not None:
             self._judging.leave()
 

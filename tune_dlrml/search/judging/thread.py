@@ -1,4 +1,4 @@
-"""The answers of a search's trials before its judges: one thread, beside the training of other trials."""
+"""Judges the answers of a search's trials in one thread, while other trials train."""
 
 import json
 import queue
@@ -19,9 +19,9 @@ from tune_dlrml.study.database import faults_of_storage
 from tune_dlrml.system.files import replace_file
 
 JUDGEMENTS, TABLE, PAIRS_TABLE = "judgements.jsonl", "mt_bench.json", "mt_bench_pairs.json"
-"""Files of a trial: what each judge said, and the same beside the answers as tables to look at."""
+"""Files of a trial: the judgements, and tables of the answers with their judgements."""
 LEAVE_S = 10.0
-"""How long a search that ends waits for what its judges are asked at that moment."""
+"""How long a search that ends waits for the requests to its judges that are in flight."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Submission:
     Attributes:
         number: The trial's.
         steps: Optimizer steps after which it gave them.
-        answering_s: What giving them took, in seconds; None where nobody knows any more.
+        answering_s: Seconds that answering took; None where they are unknown.
     """
 
     number: int
@@ -42,17 +42,17 @@ class Submission:
 class Judging:
     """Has the answers of trials judged, one trial after another, while others train.
 
-    What was judged before costs nothing: a trial whose grading is whole is passed over, and the jury remembers every
-    reply. So all finalists can be submitted at every start and once more at the end. Where a judge does not answer,
-    what waits is tried again with the next submission, and at the end.
+    Judging again is free: a trial whose grading is complete is skipped, and the jury caches every reply. So all
+    finalists can be submitted at every start and once more at the end. If a judge does not answer, the waiting
+    submissions are tried again with the next one, and at the end.
 
     Args:
-        questionnaire: What the trials were asked.
-        jury: Who judges.
+        questionnaire: The questions of the trials.
+        jury: The judges.
         events: The event logs of the search.
-        on_judged: Told what judges say of a trial; it and `on_notice` are called from the judging thread.
-        on_notice: Told what a person should know.
-        baseline: Trial whose answers the others' are compared with; None compares none.
+        on_judged: Called with the grading of a trial; it and `on_notice` are called from the judging thread.
+        on_notice: Called with what the user should know.
+        baseline: Trial with whose answers the others' are compared; None compares none.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Judging:
         self._thread.start()
 
     def submit(self, submission: Submission) -> None:
-        """Have the answers of a trial judged; nothing if it gave none, or if they are."""
+        """Have the answers of a trial judged; nothing if there are none, or if they are judged already."""
         self._submitted.put(submission)
 
     def finish(self) -> TuneDlrmlError | None:
         """Wait until everything that was submitted is judged.
 
         Returns:
-            Why something could not be: a judge may not be called any more or does not answer, an endpoint refuses what
-            it is asked, a file cannot be read or written; None if everything is judged.
+            Why something could not be: a judge has reached its limits or does not answer, an endpoint refuses a
+            request, a file cannot be read or written; None if everything is judged.
         """
         self._submitted.put(None)
         self._thread.join()
@@ -90,7 +90,7 @@ class Judging:
         return self._error
 
     def leave(self) -> None:
-        """Ask no more; what judges are asked at this moment is waited for a while, and the next driver goes on."""
+        """Stop judging, after a short wait for the requests in flight; the next driver resumes it."""
         self._jury.stop()
         self._submitted.put(None)
         self._thread.join(LEAVE_S)
@@ -109,7 +109,7 @@ class Judging:
         self._judge_all(waiting)
 
     def _judge_all(self, waiting: deque[Submission]) -> None:
-        """Judge what waits, as far as it goes; training goes on without judges."""
+        """Judge the waiting submissions as far as possible; training continues without judges."""
         try:
             while waiting:
                 with faults_of_storage(str(self._events.folder)):
@@ -118,8 +118,8 @@ class Judging:
             self._error = None
         except Exception as error:
             if str(error) != str(self._error):
-                self._on_notice(f"judging waits, training goes on: {error}")
-            self._error = error  # told now, and again by `finish`
+                self._on_notice(f"judging waits, training continues: {error}")
+            self._error = error  # reported now, and again by `finish`
 
     def _judge(self, submission: Submission) -> None:
         number = submission.number
@@ -139,26 +139,26 @@ class Judging:
         metrics = grading.metrics()
         if submission.answering_s is not None:
             metrics["answering_s"] = submission.answering_s
-        if self._events.judgement(number) != metrics:  # else the last driver died behind this line
+        if self._events.judgement(number) != metrics:  # else the last driver died after this line
             self._events.judged(number, submission.steps, metrics, files)
         replace_file(folder / JUDGED, json.dumps(_summary(grading, self._questionnaire, self._jury)), durable=True)
         self._on_judged(number, grading)
 
     def _others(self, number: int) -> list[Answers] | None:
-        """The baseline's answers; None for the baseline itself, and where it gave none."""
+        """The baseline's answers; None for the baseline itself, and where it has none."""
         if self._baseline is None or number == self._baseline:
             return None
         return self._questionnaire.answers(self._events.path(self._baseline).parent)
 
 
 def is_judged(folder: Path, questionnaire: Questionnaire, jury: Jury, *, compared: bool) -> bool:
-    """Whether all of this jury was heard on a trial's answers to this questionnaire.
+    """Whether this whole jury has judged a trial's answers to this questionnaire.
 
     Args:
         folder: The trial's.
-        questionnaire: What it was asked.
-        jury: Who judges, and how.
-        compared: Whether there is a baseline that it is to be compared with.
+        questionnaire: The questions.
+        jury: The judges, and how they judge.
+        compared: Whether there is a baseline to compare with.
     """
     if not (folder / JUDGED).exists():
         return False

@@ -1,4 +1,4 @@
-"""One long-lived Ray Train run, and what it means when it ends before its time."""
+"""One long-lived Ray Train run, and what its early end means for a trial."""
 
 import threading
 import time
@@ -65,7 +65,7 @@ class WorkerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether the Train run goes on."""
+        """Whether the Train run is still running."""
         return self._thread.is_alive()
 
     def call(self, method: str, *args: Any) -> Any:
@@ -85,11 +85,11 @@ class WorkerGroup:
             with suppress(GroupDiedError):
                 self.call("put", None)
                 self._thread.join(CLOSE_S)
-        # Workers that did not hear of it, since the mailbox could not be reached, leave when it is gone.
+        # Workers that did not get the message, since the mailbox could not be reached, leave when it is gone.
         ray.kill(self._mailbox)
 
     def how_it_was_lost(self, number: int) -> TrialOutcome:
-        """What the end of the run means for the trial that it was training; what a worker raises, it tells itself."""
+        """The outcome of the trial that the run was training when it ended; a worker reports its own exceptions."""
         error = self._error or GroupDiedError("the worker group ended without an error and without a result")
         return lost(number, error)
 

@@ -1,4 +1,4 @@
-"""The letter box between a slot and its worker group, an actor of its own."""
+"""The mailbox between a slot and its worker group, an actor of its own."""
 
 import asyncio
 from collections import defaultdict
@@ -8,11 +8,11 @@ from typing import Any
 from tune_dlrml.records import Answer
 
 GATHER_S = 0.25
-"""Tune takes 20 ms of a CPU for a result, beside workers that may train a small model's step in 80."""
+"""Tune uses 20 ms of a CPU per result, beside workers that may train a small model's step in 80."""
 
 
 class Mailbox:
-    """Orders go to the workers by index, reports come back; at a rung the workers wait for the verdict."""
+    """Passes orders to the workers by index and reports back; at a rung the workers wait for the verdict."""
 
     def __init__(self) -> None:
         self._orders: list[dict[str, Any] | None] = []
@@ -33,13 +33,13 @@ class Mailbox:
         return len(self._orders) - 1
 
     async def order(self, index: int) -> dict[str, Any] | None:
-        """The order of that index, waited for."""
+        """Wait for the order of that index."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._orders) > index)
         return self._orders[index]
 
     async def send(self, index: int, report: dict[str, Any], rung: bool) -> Answer:
-        """Take a report in; at a rung, wait for the verdict. Says whether the trial is to go on, and what is kept."""
+        """Receive a report; at a rung, wait for the verdict. Returns whether to continue, and what is recorded."""
         async with self._changed:
             if index not in self._dropped:
                 self._news[index].append({"report": report})
@@ -51,23 +51,23 @@ class Mailbox:
         return Answer(index not in self._dropped, self._acknowledged[index])
 
     async def finish(self, index: int, outcome: dict[str, Any]) -> None:
-        """Take in how a trial ended."""
+        """Receive the outcome of a trial."""
         async with self._changed:
             self._news[index].append({"outcome": outcome})
             self._changed.notify_all()
 
     async def release(self, index: int) -> None:
-        """Let a trial go on behind the rung at which it waits."""
+        """Let a trial continue after the rung at which it waits."""
         async with self._changed:
             self._released[index] = self._rungs[index]
             self._changed.notify_all()
 
     async def collect(self, index: int, timeout_s: float) -> list[dict[str, Any]]:
-        """What came in for a trial since the last call, waited for up to `timeout_s`.
+        """Reports and outcome of a trial since the last call; waits for some up to `timeout_s`.
 
-        Reports on which nothing hangs are left to gather for `GATHER_S`, until one comes at a rung or the trial ends.
-        Asking for more acknowledges what the last call handed out, since Tune lets a slot go on only once its result
-        is dealt with.
+        Reports for which no worker waits are gathered for `GATHER_S`, until one comes at a rung or the trial ends. A
+        call acknowledges what the previous call returned, since Tune lets a slot continue only once its result is
+        processed.
         """
         async with self._changed:
             self._acknowledged[index] = self._handed_out[index]
@@ -80,11 +80,11 @@ class Mailbox:
             return news
 
     def _waits(self, index: int) -> bool:
-        """Whether the workers stand still until the news is dealt with: at a rung, or at the end of the trial."""
+        """Whether the workers wait until the news is processed: at a rung, or at the end of the trial."""
         return self._rungs[index] > self._released[index] or any("outcome" in item for item in self._news[index])
 
     async def _comes(self, what: Callable[[], bool], within_s: float) -> bool:
-        """Whether something comes true in time; the lock is held before and after."""
+        """Whether a condition becomes true in time; the lock is held before and after."""
         try:
             await asyncio.wait_for(self._changed.wait_for(what), within_s)
         except TimeoutError:

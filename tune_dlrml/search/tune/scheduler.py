@@ -11,14 +11,14 @@ from tune_dlrml.errors import GroupDiedError
 from tune_dlrml.search.tune.searcher import StudySearcher
 
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, GroupDiedError)
-"""What Ray, and a slot whose new group dies at once, say of processes and nodes that are gone."""
+"""Exceptions with which Ray, and a slot whose new group dies at once, report dead processes and nodes."""
 
 
 class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
     """Passes Tune's results on to the study, through the searcher, and the study's verdicts back.
 
-    Tune asks the scheduler before it tells the searcher, and does not tell the searcher of a result on which the
-    scheduler stops the trial. So results go through here, and the searcher's own notification is left empty.
+    Tune asks the scheduler before it notifies the searcher, and does not notify the searcher of a result on which the
+    scheduler stops the trial. So results go through here, and the searcher's own notification does nothing.
 
     Args:
         searcher: The searcher of the same run.
@@ -36,9 +36,9 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(self.STOP if verdict == "prune" else self.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Keep the exception, which Tune does not give to the searcher, and whether it is the death of the slot."""
+        """Keep the exception, which Tune does not pass to the searcher, and whether the slot died."""
         text = Path(trial.error_file).read_text() if trial.error_file else ""
-        _, _, exception = text.partition("\n")  # behind Tune's own line with the time
+        _, _, exception = text.partition("\n")  # after Tune's own line with the time
         # Trial.get_pickled_error looks in the storage, where Tune has not copied the file yet.
         pickled = trial.pickled_error_file
         lost = pickled is not None and isinstance(cloudpickle.loads(Path(pickled).read_bytes()), DEATHS)

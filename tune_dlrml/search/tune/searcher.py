@@ -19,21 +19,21 @@ from tune_dlrml.study.study import SearchStudy, Verdict
 
 SLOT_DIED = "the trial's slot died"
 SAME_FAILURES = 3
-"""So many trials in a row that fail with the same exception end the search."""
+"""Number of trials in a row with the same exception that ends the search."""
 
 
 class SearchObserver(Protocol):
-    """Who is told of a search while it runs: the event log, MLflow, the progress display."""
+    """Observes a search while it runs: the event log, MLflow, the progress display."""
 
     def on_start(self, spec: TrialSpec) -> None:
-        """A trial is issued, for the first time or again, as its attempt says; the study takes attributes for it.
+        """A trial is issued, for the first time or again, see its attempt; the study accepts attributes for it.
 
-        Where the last driver died between a verdict and the end that it means, the attempt is the one that trained,
-        and the end follows at once.
+        Where the last driver died between a verdict and the trial's end, the attempt is the one that trained, and the
+        end follows at once.
         """
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
-        """A report arrived; before the study learns of it, so that what counts there is in the event log."""
+        """A report arrived; called before the study records it, so that the event log has all that the study has."""
 
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
         """A trial lost its workers and will be issued again; it may lose them `left` more times."""
@@ -53,10 +53,10 @@ class _LiveTrial:
 
 @dataclass(frozen=True)
 class Silence:
-    """A trial under way from which no report came for a while.
+    """A running trial without a report for a while.
 
     Attributes:
-        steps: Of its last report; 0 also while its worker group is still to start.
+        steps: Of its last report; 0 also while its worker group has not started.
         seconds: Since then.
     """
 
@@ -66,7 +66,7 @@ class Silence:
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Hands the study's trials to Tune and Tune's results to the study.
+    """Passes the study's trials to Tune and Tune's results to the study.
 
     A result of a trial is a dict with the trial's `number`, its `reports` since the last one (at most one of them at
     a rung, and that the last), its `outcome` once it has ended, and `done`. A result without reports and outcome is
@@ -74,20 +74,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     A trial ends here by a verdict (PRUNED), by its outcome (COMPLETE, DIVERGED, FAILED) or by an error that Tune
     reports (FAILED). One that only lost its workers, its slot or its node is issued again as the next one, with its
-    number, until its budget of `search.max_failures` is used up. Tune stops trials of its own accord when the search is
-    interrupted or its time is up; it does so without a word to its searcher, or in the worst case without outcome and
-    verdict: such a trial stays RUNNING in the study, and the next driver that may train issues it again.
+    number, until its budget of `search.max_failures` is used up. Tune stops trials by itself when the search is
+    interrupted or its time is up. It then does not notify its searcher, or notifies it without outcome and verdict:
+    such a trial stays RUNNING in the study, and the next driver that trains issues it again.
 
     Args:
-        study: Where the decisions are.
-        observer: Who is told.
+        study: Makes and records the decisions.
+        observer: Notified of starts, reports, losses and ends.
         expired: Whether the time of the search is up; then no new trial is issued.
-        allowed: Raises if this driver may drive the search no more; asked before a trial is issued.
+        allowed: Raises if this driver must not drive the search any more; called before a trial is issued.
 
     Attributes:
         same_failures: Why the search ended early, if trials kept failing in the same way; else empty.
-        broken: An error of the study or the observer. It is no trial's fault: it ends the search, and Tune, which
-            would make a trial's failure of it or wrap it, raises it from the next `suggest`.
+        broken: An error of the study or the observer, which no trial caused. It ends the search: the next `suggest`
+            raises it, since Tune would otherwise treat it as a trial's failure or wrap it.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.broken: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as Tune's configuration, or FINISHED; None while it depends on the trials under way."""
+        """The next trial as Tune's configuration, or FINISHED; None while it depends on running trials."""
         if self.broken is not None:
             raise self.broken
         if self.same_failures or self._expired():
@@ -127,7 +127,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             step = self._study.pruned_at(number)
             if step is None:
                 return self._study.reissue(number)
-            # The last driver died between the verdict and the end that it means.
+            # The last driver died between the verdict and the trial's end.
             spec = self._study.row(number).spec
             assert spec is not None
             self._observer.on_start(spec)
@@ -135,7 +135,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return self._study.ask()
 
     def receive(self, trial_id: str, result: Mapping[str, Any]) -> Verdict:
-        """Take the reports of a result; the scheduler, whom Tune asks first, passes every result on to here."""
+        """Process the reports of a result; the scheduler, which Tune asks first, passes every result to this method."""
         with self._search_ends_on_error():
             return self._take(self._live[trial_id], result)
 
@@ -168,7 +168,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             live.error = TrialOutcome(live.spec.number, State.FAILED, headline_of_traceback(text), text, fault=fault)
 
     def silences(self, longer_than_s: float) -> list[Silence]:
-        """Trials under way without a report for so long; safe to be called from another thread."""
+        """Running trials without a report for so long; safe to be called from another thread."""
         now = time.monotonic()
         every = [Silence(live.spec.number, live.steps, now - live.heard_s) for live in list(self._live.values())]
         return [silence for silence in every if silence.seconds > longer_than_s]
@@ -177,7 +177,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Nothing: the scheduler has passed the result on to `receive`."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial has ended for Tune; record how, unless Tune stopped it of its own accord."""
+        """A trial has ended for Tune; record how, unless Tune stopped it by itself."""
         live = self._live.pop(trial_id, None)
         if live is None or self.broken is not None:
             return
@@ -200,7 +200,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._interrupted.appendleft(outcome.number)
                 self._observer.on_loss(live.spec, outcome.reason, left)
                 return
-            outcome = replace(outcome, reason=f"lost once too often: {outcome.reason}")
+            outcome = replace(outcome, reason=f"lost more often than search.max_failures allows: {outcome.reason}")
         row = self._study.finish(outcome, live.steps)
         self._count_failures(row)
         self._observer.on_end(live.spec, row)

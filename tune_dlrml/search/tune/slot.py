@@ -1,4 +1,4 @@
-"""A Tune trial actor that owns no training process: it hands trials to a worker group that outlives them."""
+"""A Tune trial actor without a training process of its own: it passes trials to a worker group that outlives them."""
 
 import time
 from dataclasses import asdict
@@ -19,7 +19,7 @@ HEARTBEAT_S = 2.0
 
 
 class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see pyproject.toml
-    """Trains one trial at a time in its worker group; Tune reuses the slot, and with it the group, for the next.
+    """Trains one trial at a time in its worker group; Tune reuses the slot, and so the group, for the next.
 
     A result is `{"number", "reports", "outcome", "done"}`: the reports that came in since the last one, of which only
     the last can be at a rung, and how the trial ended, once it has. An empty one is a heartbeat.
@@ -33,7 +33,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Drop the present trial, if it still runs, and hand the group the next."""
+        """Drop the present trial, if it still runs, and pass the next to the group."""
         self._begin(new_config)
         return True
 
@@ -55,7 +55,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
         assert group is not None
         if self._at_rung:
             group.call("release", self._index)
-        was_alive = group.alive  # asked first: what a group says before it ends is still in the mailbox
+        was_alive = group.alive  # checked first: what a group sends before it ends is still in the mailbox
         news: list[dict[str, Any]] = group.call("collect", self._index, HEARTBEAT_S)
         if not news and not was_alive:
             news = [{"outcome": asdict(group.how_it_was_lost(self._number))}]
@@ -73,7 +73,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
         """Nothing to load, see `save_checkpoint`."""
 
     def _begin(self, config: dict[str, Any]) -> None:
-        """Hand a trial to the group, or to a new one where the last is used up or gone."""
+        """Pass a trial to the group, or to a new one where the last has reached its limit or died."""
         order = {"spec": config["spec"], "handed_over_s": time.time()}
         self._number, self._at_rung = int(config["spec"]["number"]), False
         limit = self._group_spec.resources.trials_per_group

@@ -1,4 +1,4 @@
-"""Trials that are under way and from which nothing is heard: silent waiting becomes a message, or comes to an end."""
+"""Reports running trials that send no reports, and frees the resources for which they may be waiting."""
 
 import logging
 import threading
@@ -14,38 +14,38 @@ from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.search.tune.searcher import Silence, StudySearcher
 
 LOOK_S, LOOKS = 5.0, 4
-"""How often the watchdog looks, and how often at least within the time after which silence is told of."""
+"""How often the watchdog looks, and how often at least within the time after which silence is reported."""
 QUIET_S = 10.0
-"""A trial that says nothing for so long may wait for resources that a dead worker group still holds."""
+"""A trial without a report for so long may be waiting for resources that a dead worker group still holds."""
 
 _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Tells of every silence once it has lasted `resources.silence_s`, and again each time it has doubled.
+    """Reports every silence once it has lasted `resources.silence_s`, and again each time it has doubled.
 
     It ends no trial: a first step may take long, and a group may wait for a node that comes tomorrow. But it frees the
     resources of worker groups that are gone.
 
     Args:
-        searcher: Knows the trials under way.
-        resources: What a worker group asks for, and the patience.
-        tell: Whom to tell; called from the watchdog's own thread.
-        waiting: Says what a worker group that has not started may be waiting for.
-        free: Frees what dead worker groups still hold; how many did.
+        searcher: Knows the running trials.
+        resources: What a worker group requests, and the patience.
+        on_notice: Called with each message, from the watchdog's own thread.
+        waiting: Describes what a worker group that has not started may be waiting for.
+        free: Frees what dead worker groups still hold; returns how many did.
     """
 
     def __init__(
         self,
         searcher: StudySearcher,
         resources: ResourcesConfig,
-        tell: Callable[[str], None],
+        on_notice: Callable[[str], None],
         waiting: Callable[[ResourcesConfig], str] = waited_for,
         free: Callable[[], int] | None = None,
     ) -> None:
-        self._searcher, self._resources, self._tell, self._waiting = searcher, resources, tell, waiting
+        self._searcher, self._resources, self._notify, self._waiting = searcher, resources, on_notice, waiting
         self._free = free or OrphanedGroups().free
-        self._told: dict[int, float] = {}
+        self._reported: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -64,31 +64,31 @@ class Watchdog:
             self.look()
 
     def look(self) -> None:
-        """Free what holds a silent trial up, and tell of the silences that have lasted long enough."""
+        """Free what may block a silent trial, and report the silences that have lasted long enough."""
         if self._searcher.silences(QUIET_S):
             self._free_orphans()
         silences = self._searcher.silences(self._resources.silence_s)
         for silence in silences:
-            if silence.seconds >= 2 * self._told.get(silence.number, 0.0):
-                self._told[silence.number] = silence.seconds
-                self._tell(self._text(silence))
-        self._told = {silence.number: self._told[silence.number] for silence in silences}
+            if silence.seconds >= 2 * self._reported.get(silence.number, 0.0):
+                self._reported[silence.number] = silence.seconds
+                self._notify(self._text(silence))
+        self._reported = {silence.number: self._reported[silence.number] for silence in silences}
 
     def _free_orphans(self) -> None:
         try:
             freed = self._free()
         except (RayError, RayStateApiException) as error:
-            _log.warning("what dead worker groups hold is not known: %s", error)
+            _log.warning("whether dead worker groups still hold resources is unknown: %s", error)
             return
         if freed:
-            self._tell(f"removed {freed} placement groups whose worker groups had died")
+            self._notify(f"removed {freed} placement groups whose worker groups had died")
 
     def _text(self, silence: Silence) -> str:
-        since = f"trial {silence.number}: nothing heard for {silence.seconds:.0f} s"
+        since = f"trial {silence.number}: no report for {silence.seconds:.0f} s"
         if silence.steps:
-            return f"{since} since step {silence.steps}; its workers hang, or a step of it takes longer than that"
+            return f"{since} since step {silence.steps}; its workers hang, or one step takes longer than that"
         try:
             waiting = self._waiting(self._resources)
         except RayError as error:
-            waiting = f"what is free is not known ({type(error).__name__})"
-        return f"{since} since it was handed out; {waiting}"
+            waiting = f"the free resources are unknown ({type(error).__name__})"
+        return f"{since} since it was issued; {waiting}"
