@@ -73,7 +73,7 @@ def test_the_parameters_to_change_are_named_with_their_range(published_box):
         (dlrml(beta_mix=0.2, tau={"uniform": [0.01, 0.1]}), "beta_mix/(tau * beta_kl) within 1..9.109"),
         (DiscopopLoss(beta=0.05), "tau within 0.11..1, since c = 1 / tau"),
         (dlrml(beta_mix=LearnableBetaMix(init=0.2, c_bounds=None)), "keep init/beta_kl within 0.05..0.455"),
-        (dlrml(c=4.0, beta_kl=0.3, numerics="published"), "for beta_kl over 0.177: numerics: stable"),
+        (dlrml(c=4.0, beta_kl=0.3, numerics="published"), "for beta_kl over 0.177; `numerics: stable`"),
     ],
 )
 def test_advice_is_in_the_words_of_the_file(loss, says):
