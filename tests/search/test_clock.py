@@ -228,7 +228,7 @@ def test_a_budget_is_spent_once_however_often_the_command_is_repeated(search: An
     assert cluster.trained == [0, 1] and states(result.rows) == ["complete", "complete", "running"]
     assert result.out_of_time and not result.interrupted and result.spent_s == 33
     (told,) = view.notices
-    assert "30 s" in told and "2 of 4 trials" in told and "1 have stopped" in told and "larger" in told
+    assert "30 s" in told and "2 of 4 trials" in told and "1 were interrupted" in told and "larger" in told
     for _ in range(2):
         again, view, cluster = search(time_budget_s=30)
         assert (cluster.started, view.begun, view.notices) == (0, 0, [told])
