@@ -1,6 +1,7 @@
 """From a search-space file to the parameters a sampler draws, and from a drawn point to the trial it means."""
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -44,6 +45,18 @@ class TrialSpec(Frozen):
         loss.pop("label", None)
         varied = {key: value for key, value in self.params.items() if key.startswith(f"{TRAINING}.")}
         return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
+
+
+class OutsideError(ValueError):
+    """A trial that is no point of a search space.
+
+    Attributes:
+        key: Parameter at fault, where there is one.
+    """
+
+    def __init__(self, reason: str, key: str = "") -> None:
+        super().__init__(reason)
+        self.key = key
 
 
 def loss_at(loss: AnyLoss, values: Mapping[str, Any]) -> AnyLoss:
@@ -107,21 +120,66 @@ class SearchSpace:
     def baseline_point(self) -> Point | None:
         """The baseline as a point of the space, where the space holds it, so that the sampler learns from it."""
         spec = self.baseline_spec(0)
-        if spec is None:
+        try:
+            return None if spec is None else self.point_of(spec)
+        except OutsideError:
             return None
-        branch = next((name for name, loss in self.branches.items() if loss.name == spec.loss.name), None)
-        if branch is None:
-            return None
-        point: dict[str, Any] = {BRANCH: branch} if len(self.branches) > 1 else {}
-        training = self._training.flat()
-        for key, domain in self.domains(branch).items():
-            value = (
-                training.get(key.partition(".")[2]) if key in self.shared else getattr(spec.loss, key.partition(".")[2])
-            )
-            if value not in domain:
-                return None
-            point[key] = value
-        return point if self.branches[branch].domains() or self.branches[branch] == spec.loss else None
+
+    def point_of(self, spec: TrialSpec) -> Point:
+        """The point of this space that is a trial of the same loss, under the same values of what the space varies.
+
+        Raises:
+            OutsideError: There is none.
+        """
+        self._check_fixed(spec)
+        reasons: list[str] = []
+        for branch, loss in self.branches.items():
+            if loss.name != spec.loss.name:
+                continue
+            values = self._values_of(spec, branch)
+            outside = {key: values[key] for key, domain in self.domains(branch).items() if values[key] not in domain}
+            reasons += [f"{key} is {value!r} there" for key, value in outside.items()]
+            if outside:
+                continue
+            point = ({BRANCH: branch} if len(self.branches) > 1 else {}) | values
+            if self.spec(spec.number, point).loss.model_copy(update={"label": None}) == spec.loss.model_copy(
+                update={"label": None}
+            ):
+                return point
+            reasons.append(f"its loss differs from {branch} where that is fixed")
+        raise OutsideError(reasons[0] if reasons else f"no loss here is {spec.loss.name}")
+
+    def _values_of(self, spec: TrialSpec, branch: str) -> dict[str, Any]:
+        loss, training = spec.loss.flat(), spec.training.flat()
+        return {
+            key: (training if key in self.shared else loss).get(key.partition(".")[2]) for key in self.domains(branch)
+        }
+
+    def _check_fixed(self, spec: TrialSpec) -> None:
+        """Refuse a trial whose search varied a setting that this space fixes at another value."""
+        fixed = self._training.flat()
+        for key, value in spec.params.items():
+            section, _, name = key.partition(".")
+            if section == TRAINING and key not in self.shared and fixed.get(name) != value:
+                raise OutsideError(f"{key} is {value!r} there and {fixed.get(name)!r} here")
+
+    def check_point(self, point: Point) -> None:
+        """Check a point of which some parameters may be left out.
+
+        Raises:
+            OutsideError: It names no branch, a parameter that its branch does not have, or a value outside a domain.
+        """
+        choice = self.choice_of_branch()
+        if choice is not None and point.get(BRANCH) not in choice:
+            raise OutsideError(f"`{BRANCH}` is one of {', '.join(self.branches)}, but got {point.get(BRANCH)!r}")
+        domains = self.domains(self.branch_of(point))
+        for key, value in point.items():
+            if key == BRANCH and choice is not None:
+                continue
+            if key not in domains:
+                raise OutsideError(f"no such parameter; there are {', '.join(domains) or 'none'}", key)
+            if value not in domains[key]:
+                raise OutsideError(f"{json.dumps(domains[key].as_yaml())} is searched, but got {value!r}", key)
 
     def grid(self) -> Iterator[Point]:
         """Every point of the product of each branch's grids."""

@@ -167,3 +167,8 @@ def test_epochs_are_counted_in_optimizer_steps_of_all_workers(epochs, rows, work
     training = load(document, "training.max_steps=null", f"training.num_train_epochs={epochs}").training
     training = training.at({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8})
     assert training.steps(rows, workers) == steps
+
+
+def test_a_baseline_is_no_point_of_a_branch_that_fixes_another_field(load):
+    losses = "[{name: dpo, beta: {log_uniform: [0.01, 0.5]}, sft: {rule: logarithmic, weight: 0.1}}, {name: hinge}]"
+    assert SearchSpace(load(TWO_LOSSES, f"space.losses={losses}")).baseline_point() is None

@@ -180,12 +180,27 @@ class SearchConfig(Frozen):
                 f"max_steps={full}",
                 key="search.scheduler.grace_period",
             )
+        self._check_start()
         if self.search.sampler == "grid":
             self._check_grid(searched)
         elif self.search.num_trials is None:
             raise law(
                 f"sampler {self.search.sampler} needs a number of trials, but got null; only a grid ends by itself",
                 key="search.num_trials",
+            )
+
+    def _check_start(self) -> None:
+        search = self.search
+        key = "search.points" if search.points else "search.start_from"
+        first = len(search.points or ()) + (0 if search.start_from is None else search.start_from.top)
+        if first and search.sampler == "grid":
+            raise law("sampler grid trains every point by itself; leave this out or take another sampler", key=key)
+        baseline = 0 if search.baseline is None else 1
+        if search.num_trials is not None and first and baseline + first > search.num_trials:
+            raise law(
+                f"{first} points to start with{' and the baseline' if baseline else ''} must fit search.num_trials, "
+                f"but got num_trials={search.num_trials}",
+                key=key,
             )
 
     def _check_grid(self, searched: dict[str, Range | Choice]) -> None:

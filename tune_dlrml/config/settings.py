@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tune_dlrml.config.numbers import Auto, Natural, NotNegative, NotNegativeInt, Positive
-from tune_dlrml.domains import Frozen, law
+from tune_dlrml.domains import Frozen, Scalar, law
 from tune_dlrml.metrics import Objective
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +37,15 @@ class ConfirmConfig(Frozen):
     """New seeds for each of them."""
 
 
+class StartFromConfig(Frozen):
+    """An earlier search in the same storage folder or database, whose best points this one starts with."""
+
+    search: Text
+    """Its name."""
+    top: Natural = 5
+    """Complete trials of it, the best ones by its own metric; those outside this space are named and left out."""
+
+
 class SearchSettings(Frozen):
     """How the space is explored, by how many trials and for how long."""
 
@@ -65,6 +74,11 @@ class SearchSettings(Frozen):
     """Which trials are stopped early; null prunes none."""
     baseline: BaselineConfig | None = BaselineConfig()
     """Plain DPO as trial 0; null leaves it out."""
+    points: Annotated[list[dict[str, Scalar]], Field(min_length=1)] | None = None
+    """Points that are trials before any is drawn, keyed as parameters are in tables: `loss: dpo`, `dpo.beta: 0.1`,
+    `training.learning_rate: 1e-4`. What a point leaves out is drawn by chance."""
+    start_from: StartFromConfig | None = None
+    """Begins with the best points of an earlier search, behind `points`."""
     confirm: ConfirmConfig | None = None
     """Trains the best again under new seeds, beyond num_trials and time_budget_s, also after the search has ended."""
 

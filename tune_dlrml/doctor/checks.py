@@ -12,6 +12,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
+from tune_dlrml.search.starting import check_points
 from tune_dlrml.search.validity import check_model, references, try_function
 from tune_dlrml.space import SearchSpace
 
@@ -30,6 +31,8 @@ def examine(config: SearchConfig) -> Iterator[Finding]:
         yield from _examine_data(config, with_model="model" in sound)
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         yield from _examine_loss(config, index, label, loss)
+    if config.search.points:
+        yield _examine_reference("search.points", f"{len(config.search.points)}", partial(check_points, config))
 
 
 def _examine_reference(subject: str, named: str, check: Callable[[], object]) -> Finding:

@@ -16,7 +16,9 @@ from tune_dlrml.evaluation.judges.jury import Jury
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.search.starting import start_of
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
+from tune_dlrml.space import Point
 from tune_dlrml.study.proposer import Proposer, proposer_of
 from tune_dlrml.study.study import SearchStudy
 
@@ -33,6 +35,7 @@ class PreparedSearch:
         data_hash: Content hash of the rows that are trained on, and of those that are held out.
         questionnaire: The questions for the trials; None if there are none.
         jury: The judges of their answers.
+        start: Points that are issued first.
     """
 
     config: SearchConfig
@@ -44,10 +47,11 @@ class PreparedSearch:
     data_hash: Mapping[str, str] = field(default_factory=dict)
     questionnaire: Questionnaire | None = None
     jury: Jury | None = None
+    start: tuple[Point, ...] = ()
 
     def proposer(self) -> Proposer:
         """The source of its trials."""
-        return proposer_of(self.config)
+        return proposer_of(self.config, self.start)
 
     def open_study(self) -> SearchStudy:
         """Its study, new or resumed.
@@ -59,7 +63,11 @@ class PreparedSearch:
             "data_hash": self.data_hash,
             "token_hash": {"train": self.pairs.train.sha256(), "eval": self.pairs.eval.sha256()},
         }
-        return SearchStudy(self.config, self.proposer(), self.place.study_url(self.config.name), self.steps, hashes)
+        url, kept = (
+            self.place.study_url(self.config.name),
+            None if self.config.search.start_from is None else self.start,
+        )
+        return SearchStudy(self.config, self.proposer(), url, self.steps, hashes, kept)
 
 
 def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
@@ -103,16 +111,18 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
             f"{steps} steps"
         )
     config, notes = check_functions(config)
+    start = start_of(config, place)
     return PreparedSearch(
         config,
         place,
         pairs,
         steps,
-        notes=(*selection.notes, *notes),
+        notes=(*selection.notes, *notes, *start.notes),
         found=selection.found,
         data_hash=selection.data_hash(),
         questionnaire=questionnaire,
         jury=jury,
+        start=start.points,
     )
 
 

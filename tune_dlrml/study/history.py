@@ -26,6 +26,8 @@ CODE = "code"
 """Name of the attribute with the versions that the newest driver ran with."""
 SPENT = "spent_s"
 """Name of the attribute with the time for which all drivers have trained the search."""
+START = "start_points"
+"""Name of the attribute with the points that a search started with, where some are those of an earlier search."""
 LEAST_FOR_IMPORTANCE = 20
 """Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
 SHUFFLES = 40
@@ -143,6 +145,12 @@ class StudyHistory:
     def code(self) -> Mapping[str, str]:
         """Versions that the newest driver ran with; empty where it recorded none."""
         return dict(self._study.user_attrs.get(CODE, {}))
+
+    @property
+    def start_points(self) -> tuple[Mapping[str, Any], ...] | None:
+        """The points that it started with; None where none are those of an earlier search."""
+        known = self._study.user_attrs.get(START)
+        return None if known is None else tuple(known)
 
     def importance(self) -> Importance | None:
         """Importance of the parameters at the last step that enough trials reached; None if there is no such step.

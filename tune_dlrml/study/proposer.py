@@ -9,7 +9,7 @@ from tune_dlrml.config import SearchConfig, SearchSettings
 from tune_dlrml.domains import Domain
 from tune_dlrml.space import BRANCH, Point, SearchSpace, TrialSpec
 from tune_dlrml.study.history import StudyHistory, TrialRow
-from tune_dlrml.study.sampling import Draw
+from tune_dlrml.study.sampling import Draw, derived_seed
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,37 @@ class BaselineFirst:
 
 
 @dataclass(frozen=True)
+class PointsFirst:
+    """Points that are known beforehand, then the trials of another source.
+
+    Attributes:
+        points: What a point leaves out is drawn by chance.
+        first: Number of the trial that is the first point.
+        then: A source whose trials do not depend on their numbers but for their seeds.
+    """
+
+    space: SearchSpace
+    settings: SearchSettings
+    points: Sequence[Point]
+    first: int
+    then: Proposer
+
+    def total(self, rows: Sequence[TrialRow]) -> int:
+        """The other source counts the points among its own."""
+        return self.then.total(rows)
+
+    def propose(self, history: StudyHistory, number: int) -> Proposal:
+        """The point at that place or, behind the last, what the other source proposes."""
+        if not 0 <= number - self.first < len(self.points):
+            return self.then.propose(history, number)
+        point = self.points[number - self.first]
+        draw = Draw(history.optuna_study, number, self.settings)
+        domains = self.space.domains(self.space.branch_of(point))
+        drawn = {name: draw.alone(name, domain) for name, domain in domains.items() if name not in point}
+        return _point(self.space, number, drawn | dict(point))
+
+
+@dataclass(frozen=True)
 class WantedTrials:
     """A fixed list of trials, of which those are issued that the study does not have.
 
@@ -153,15 +184,27 @@ class WantedTrials:
         return [spec for spec in self.wanted if spec.params not in known]
 
 
-def proposer_of(config: SearchConfig) -> Proposer:
-    """The source of a search's trials as its settings have it."""
+def proposer_of(config: SearchConfig, start: Sequence[Point] = ()) -> Proposer:
+    """The source of a search's trials as its settings have it.
+
+    Args:
+        config: The search.
+        start: Points that are issued first, behind the baseline.
+    """
     space, settings = SearchSpace(config), config.search
+    if settings.start_from is not None:  # by its own seed it would draw what the earlier search has drawn
+        seed = derived_seed(settings.seed, 0, settings.start_from.search)
+        settings = settings.model_copy(update={"seed": seed})
     baseline = space.baseline_spec(0)
+    first = 0 if baseline is None else 1
+    proposer: Proposer
     if settings.sampler == "grid":
-        grid = GridPoints(space, settings, 0 if baseline is None else 1, space.baseline_point())
-        return grid if baseline is None else BaselineFirst(space, baseline, grid)
-    points = {"tpe": TpePoints, "random": RandomPoints}[settings.sampler](space, settings)
-    return points if baseline is None else BaselineFirst(space, baseline, points)
+        proposer = GridPoints(space, settings, first, space.baseline_point())
+    else:
+        proposer = {"tpe": TpePoints, "random": RandomPoints}[settings.sampler](space, settings)
+    if start:
+        proposer = PointsFirst(space, settings, start, first, proposer)
+    return proposer if baseline is None else BaselineFirst(space, baseline, proposer)
 
 
 def _point(space: SearchSpace, number: int, values: Point) -> Proposal:

@@ -1,7 +1,7 @@
 """The one place where the decisions of a search are recorded: its trials, its verdicts, how each trial ended."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.halving import is_promoted, rung_steps
-from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, StudyHistory, TrialRow, row_of
+from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, START, StudyHistory, TrialRow, row_of
 from tune_dlrml.study.proposer import Proposer
 from tune_dlrml.study.resumable import refuse_differences
 from tune_dlrml.study.sampling import Given, record
@@ -53,6 +53,7 @@ class SearchStudy(StudyHistory):
         full_steps: Full budget of a trial in optimizer steps.
         hashes: Of the data's content (`data_hash`) and of its tokens (`token_hash`), by section; like the settings,
             they must be the same when the search is resumed.
+        start_points: The points that it starts with, kept where some are those of an earlier search.
 
     Raises:
         InputError: The storage cannot be opened, or the study was started with other settings.
@@ -65,6 +66,7 @@ class SearchStudy(StudyHistory):
         url: str,
         full_steps: int,
         hashes: Mapping[str, Mapping[str, str]] | None = None,
+        start_points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         backend = open_storage(url)
@@ -82,6 +84,8 @@ class SearchStudy(StudyHistory):
         self.metric = config.search.metric
         self.rungs = rung_steps(config.search.scheduler, full_steps)
         self._adopt_settings(hashes or {})
+        if start_points is not None and self.start_points is None:
+            self._study.set_user_attr(START, [dict(point) for point in start_points])
         rows = self.rows()
         self.num_trials = proposer.total(rows)
         self._issued = len(rows)
