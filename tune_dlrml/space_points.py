@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune_dlrml.domains import Choice, Domain
+from tune_dlrml.losses.faults import Points
 
-Points = Mapping[str, NDArray[Any]]
-"""By parameter, one value a point."""
 SEED = 0
 
 

@@ -90,7 +90,7 @@ def test_a_users_own_loss_goes_along_as_its_file(custom, heat, tmp_path, monkeyp
     value = 2.0 if heat == 2.0 else 1.0
     expected = torch.nn.functional.softplus(-0.2 * value * values[5] - 0.1 * values[4]) / value
     assert torch.allclose(pair_loss(*values), expected)
-    assert source.mix_metric == (("beta_mix", "MIX.beta_mix()") if heat == 2.0 else ("params.heat", "MIX.value()"))
+    assert source.mix_metric == (None if heat == 2.0 else "params.heat")
     assert source.mix_learning_rate == (None if heat == 2.0 else 0.05)
 
 
@@ -139,7 +139,7 @@ def test_a_learnable_beta_mix_goes_along_with_its_start_and_its_rate():
     source = loss_source(parsed(LEARNABLE))
     assert source.mix_learning_rate == 0.02
     mix = executed(LEARNABLE)["MIX"]
-    assert mix.beta_mix().item() == pytest.approx(4.0 * 0.05 * 0.1)
+    assert mix.value().item() == pytest.approx(4.0 * 0.05 * 0.1)
     assert [name for name, _ in mix.named_parameters()] == ["theta"]
 
 

@@ -292,7 +292,7 @@ def test_a_learnable_start_may_be_given_in_either_unit():
     of_beta_mix = build_loss(DlrmlLoss(beta_kl=0.05, beta_mix=by_mix, tau=0.05))
     of_c = build_loss(STABLE["dlrml learnable"])
     assert of_beta_mix.mix.c().item() == pytest.approx(5.0, rel=1e-6)
-    assert of_c.mix.beta_mix().item() == pytest.approx(0.0125, rel=1e-6)
+    assert of_c.mix.value().item() == pytest.approx(0.0125, rel=1e-6)
 
 
 def test_geometry_of_a_learnable_loss_follows_the_present_c():

@@ -146,7 +146,7 @@ def test_a_learnt_param_starts_at_init_and_stays_inside_its_bounds(module):
     param = {"learnable": True, "init": 0.3, "bounds": [0.1, 0.5]}
     loss = build_loss(parsed(function=f"{module(LOGISTIC)}:f", params={"beta": param}))
     assert loss.mix.value().item() == pytest.approx(0.3)
-    assert loss.mix.metrics() == {"params.beta": pytest.approx(0.3)}
+    assert loss.mix.reported() == {"params.beta": pytest.approx(0.3)}
     assert loss.beta_kl == 0.3
     pairs, _ = batch(-4.0)
     loss(pairs).sum().backward()
@@ -163,7 +163,7 @@ def test_a_learnt_param_without_bounds_is_the_value_itself(module):
     assert loss.mix.theta.item() == 0.25
     with torch.no_grad():
         loss.mix.theta.fill_(math.nan)
-    assert loss.mix.metrics() == {}
+    assert loss.mix.reported() == {}
 
 
 def test_the_file_of_the_function_is_hashed_and_held_against_it(module, tmp_path):

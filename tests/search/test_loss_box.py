@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from tune_dlrml.doctor.loss_box import loss_box_of, percent
+from tune_dlrml.doctor.loss_box import loss_box_of
 from tune_dlrml.domains import Choice, Range
 from tune_dlrml.losses.discovered.config import AqlLoss, CellLoss
 from tune_dlrml.losses.dpo.config import DpoLoss, HingeLoss
+from tune_dlrml.losses.faults import percent
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.losses.profile import overflows_within
 from tune_dlrml.losses.registry import build_loss

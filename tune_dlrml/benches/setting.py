@@ -7,14 +7,6 @@ from typing import Any
 from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.evaluation.frontier.picture import Setting
 
-LABELS = {
-    "dpo": "DPO",
-    "discopop": "DiscoPOP",
-    "dlrml": "dLRML, fixed β_mix",
-    "dlrml_c": "dLRML",
-    "dlrml_learnable": "dLRML, learned β_mix",
-}
-"""By `Loss.default_label`."""
 SEED = "training.seed"
 SHORTEST = 3
 """Significant digits of a number, as long as that tells all numbers apart."""
@@ -36,16 +28,16 @@ def _values(trial: Loaded) -> dict[str, Any]:
     loss, training = trial.spec.loss, trial.spec.training.flat()
     own = {key: value for key, value in loss.flat().items() if key not in ("name", "label")}
     shared = {f"training.{key}": value for key, value in training.items() if f"training.{key}" != SEED}
-    return {"form": loss.default_label(), **own, **shared}
+    return {"form": loss.title(), "strength": next(iter(loss.placing), None), **own, **shared}
 
 
 def _setting(own: Mapping[str, Any], everyone: Sequence[Mapping[str, Any]]) -> Setting:
     peers = [other for other in everyone if other["form"] == own["form"]]
-    label, strength = LABELS.get(own["form"], own["form"]), "beta" if "beta" in own else "beta_kl"
-    notes = [f"β {_text(strength, own, peers)}"]
+    label, strength = own["form"], own["strength"]
+    notes = [] if strength is None else [f"β {_text(strength, own, peers)}"]
     for key in own:
         compared = everyone if key.startswith("training.") else peers
-        if key not in ("form", strength) and _varies(key, compared):
+        if key not in ("form", "strength", strength) and _varies(key, compared):
             notes.append(f"{key.removeprefix('training.')} {_text(key, own, compared)}")
     if "c" in own and not _varies("c", peers):
         label += f", c = {own['c']:g}"

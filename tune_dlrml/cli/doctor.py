@@ -100,7 +100,7 @@ def _print_loss_boxes(out: Console, loss_boxes: list[Any]) -> None:
     from rich.bar import Bar
     from rich.table import Table
 
-    from tune_dlrml.doctor.loss_box import percent
+    from tune_dlrml.losses.faults import percent
 
     if not loss_boxes:
         return

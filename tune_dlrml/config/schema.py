@@ -22,8 +22,7 @@ from tune_dlrml.config.settings import (
 from tune_dlrml.config.training import Schedule, TrainingConfig
 from tune_dlrml.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.losses.base import searched_fields
-from tune_dlrml.losses.dpo.config import DpoLoss
-from tune_dlrml.losses.registry import AnyLoss
+from tune_dlrml.losses.registry import AnyLoss, baseline
 
 
 class TrainingSpace(Frozen):
@@ -212,10 +211,10 @@ class SearchConfig(Frozen):
                 given = json.dumps(domain.as_yaml())
                 raise law(f"sampler grid needs `num`, the number of points, in every range, but got {given}", key=key)
 
-    def baseline_loss(self) -> DpoLoss | None:
+    def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""
-        baseline = self.search.baseline
-        return None if baseline is None else DpoLoss(beta=baseline.beta)
+        given = self.search.baseline
+        return None if given is None else baseline(beta=given.beta)
 
 
 def _without_effect(training: TrainingConfig, searched: Mapping[str, Any]) -> set[str]:

@@ -9,7 +9,6 @@ from tune_dlrml.data import Section, select_pairs
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.doctor.loss_box import loss_box_of
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.search.starting import check_points
@@ -68,7 +67,7 @@ def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -
     """Check a user's function, and the share of a branch's box whose loss is unsuitable."""
     key = f"space.losses[{index}].function"
     try:
-        if isinstance(loss, CustomLoss):
+        if loss.own_function() is not None:
             yield from _function_findings(key, try_function(loss))
         loss_box = loss_box_of(label, loss, config.divergence.margin_limit)
     except InputError as error:

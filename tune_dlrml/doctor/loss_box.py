@@ -2,10 +2,9 @@
 
 Each branch's box is sampled on the scales of its own domains, as the random sampler draws, but evenly (Sobol's
 sequence with a fixed seed), so that a share of 4096 points is right to about half a percent and the same every time.
-`losses/lrml/geometry.py` explains these properties.
+What makes a point bad is told by the loss's own formulas, or by its geometry.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,13 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_dlrml.losses.custom.config import CustomLoss
-from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss
-from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
-from tune_dlrml.losses.lrml.geometry import MONOTONE_C, SAFE_BAND, WRONG_START_C
+from tune_dlrml.losses.faults import Faults, Points, percent
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.space import loss_at
-from tune_dlrml.space_points import Points, sampled
+from tune_dlrml.space_points import sampled
 
 EXPONENT, EXPONENT_BUILT, EXPONENT_SOUGHT = 12, 10, 6
 """Base-2 logarithms of the points: where the answer is a formula, where a loss is built, where its trap is sought."""
@@ -27,8 +23,6 @@ COUPLED_POINTS = 16
 """Points at which a user's batch-coupled function is evaluated, a third of a second each."""
 MARGINS = 201
 """Margins at which a loss is tried, evenly from -limit to +limit."""
-LARGEST_EXPONENT = math.log(float(np.finfo(np.float32).max))
-"""exp(-z) is infinite below minus this (88.72), in float32 and in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +84,6 @@ class LossBox:
         return found + "".join(f"; {each}" for each in self.advice)
 
 
-def percent(share: float) -> str:
-    """A share in whole percent that is 0 % and 100 % only where it is."""
-    if 0 < share < 0.005:
-        return "under 1 %"
-    return "over 99 %" if 0.995 <= share < 1 else f"{share:.0%}".replace("%", " %")
-
-
 def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
     """Examine one branch of a search.
 
@@ -108,95 +95,31 @@ def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
     Raises:
         InputError: It is a custom loss whose function cannot be called.
     """
-    if isinstance(loss, (DiscopopLoss, DlrmlLoss)):
-        return _mixing_loss_box(branch, loss, limit, sampled(loss.domains(), EXPONENT))
-    sought = isinstance(loss, (AqlLoss, AqflLoss, CustomLoss))
-    return _numeric_loss_box(
-        branch, loss, limit, sampled(loss.domains(), EXPONENT_SOUGHT if sought else EXPONENT_BUILT)
-    )
+    points = sampled(loss.domains(), EXPONENT)
+    faults = loss.faults(points, limit)
+    if faults is not None:
+        return _loss_box_by_formula(branch, faults, limit, points)
+    exponent = EXPONENT_SOUGHT if loss.trap_is_sought else EXPONENT_BUILT
+    return _numeric_loss_box(branch, loss, limit, sampled(loss.domains(), exponent))
 
 
-def _mixing_loss_box(branch: str, loss: DiscopopLoss | DlrmlLoss, limit: float, points: Points) -> LossBox:
-    """Box of DiscoPOP or dLRML, from c and from where exp(-z) overflows."""
+def _loss_box_by_formula(branch: str, faults: Faults, limit: float, points: Points) -> LossBox:
     count = len(next(iter(points.values())))
-    c, beta_kl = shape_numbers(loss, points)
-    published = np.asarray(beta_kl * limit > LARGEST_EXPONENT)
-    numerics = _values(loss, points, "numerics")
-    # The stable form is finite wherever its true value is: for c < 1 that grows like exp((1 - c) * |z|).
-    stable = (1 - c) * beta_kl * limit > LARGEST_EXPONENT
-    nonfinite = np.where(numerics == "published", published, stable)
 
     def share(these: NDArray[Any]) -> float:
         return float(np.broadcast_to(these, (count,)).mean())
 
-    advice = tuple(_mixing_advice(loss, c, beta_kl, limit, share(nonfinite & (numerics == "published")) > 0))
     return LossBox(
         branch=branch,
         points=count,
-        uphill=share(c > WRONG_START_C),
-        trapped=share(c > MONOTONE_C),
-        unbounded=share(c < SAFE_BAND[0]),
-        overflowing=share(published | stable),
-        nonfinite=share(nonfinite),
+        uphill=share(faults.uphill),
+        trapped=share(faults.trapped),
+        unbounded=share(faults.unbounded),
+        overflowing=share(faults.overflowing),
+        nonfinite=share(faults.nonfinite),
         limit=limit,
-        advice=advice,
+        advice=faults.advice,
     )
-
-
-def shape_numbers(loss: DiscopopLoss | DlrmlLoss, points: Points) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The shape number c at every point, at the start where it is learnt, and beta_kl per nat."""
-    tau = _values(loss, points, "tau").astype(float)
-    if isinstance(loss, DiscopopLoss):
-        return 1 / tau, _values(loss, points, "beta").astype(float)
-    beta_kl = _values(loss, points, "beta_kl").astype(float)
-    own, key = (loss.beta_mix, "beta_mix.") if isinstance(loss.beta_mix, LearnableBetaMix) else (loss, "")
-    c_key, mix_key = (f"{key}c_init", f"{key}init") if key else ("c", "beta_mix")
-    if getattr(own, c_key.rpartition(".")[2]) is not None:
-        return _values(loss, points, c_key).astype(float), beta_kl
-    return _values(loss, points, mix_key).astype(float) / (tau * beta_kl), beta_kl
-
-
-def _values(loss: AnyLoss, points: Points, key: str) -> NDArray[Any]:
-    """A field at every point: as it was drawn, or the one value that it has."""
-    if key in points:
-        return points[key]
-    value: Any = loss
-    for part in key.split("."):
-        value = getattr(value, part)
-    return np.array([value], dtype=object)
-
-
-def _mixing_advice(
-    loss: DiscopopLoss | DlrmlLoss, c: NDArray[Any], beta_kl: NDArray[Any], limit: float, published: bool
-) -> Iterator[str]:
-    low, high = SAFE_BAND
-    if bool(((c > high) | (c < low)).any()):
-        inside = float(((c >= low) & (c <= high)).mean())
-        share = f"{percent(inside)} of it is in the safe band: " if c.size > 1 else ""
-        yield f"{share}keep {_safe_range(loss)}"
-    if published:
-        yield (
-            f"as published it overflows for beta_kl over {LARGEST_EXPONENT / limit:.3g}; `numerics: stable` has the "
-            "same values and does not overflow"
-        )
-
-
-def _safe_range(loss: DiscopopLoss | DlrmlLoss) -> str:
-    """The safe band in the parameters that the file gives."""
-    low, high = SAFE_BAND
-    if isinstance(loss, DiscopopLoss):
-        return f"tau within {1 / high:.3g}..{1 / low:g}, since c = 1 / tau"
-    if isinstance(loss.beta_mix, LearnableBetaMix):
-        if loss.beta_mix.c_init is not None:
-            return f"c_init within {low:g}..{high:.4g}"
-        mix = "init"
-    elif loss.c is not None:
-        return f"c within {low:g}..{high:.4g}"
-    else:
-        mix = "beta_mix"
-    if isinstance(loss.tau, (int, float)):
-        return f"{mix}/beta_kl within {low * loss.tau:.3g}..{high * loss.tau:.3g} at tau {loss.tau:g}, or search c"
-    return f"{mix}/(tau * beta_kl) within {low:g}..{high:.4g}, or search c"
 
 
 def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) -> LossBox:
@@ -206,7 +129,7 @@ def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) 
 
     found = []
     drawn = list(_rows(loss, points))
-    if isinstance(loss, CustomLoss) and build_loss(loss_at(loss, drawn[0])).batch_coupled:
+    if loss.own_function() is not None and build_loss(loss_at(loss, drawn[0])).batch_coupled:
         drawn = drawn[:: max(1, len(drawn) // COUPLED_POINTS)]
     for values in drawn:
         built = build_loss(loss_at(loss, values))

@@ -7,7 +7,7 @@ from tune_dlrml.config import ResourcesConfig, SearchConfig
 from tune_dlrml.config.settings import BaselineConfig
 from tune_dlrml.doctor.cost import Cost, estimate_cost
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.registry import baseline
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
@@ -40,10 +40,10 @@ def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> C
 
 def timed_trial(config: SearchConfig) -> TrialSpec:
     """The search's baseline, or the one that it would have by default where it is switched off."""
-    baseline = SearchSpace(config).baseline_spec(0)
-    if baseline is not None:
-        return baseline
-    loss = DpoLoss(beta=BaselineConfig().beta)
+    spec = SearchSpace(config).baseline_spec(0)
+    if spec is not None:
+        return spec
+    loss = baseline(beta=BaselineConfig().beta)
     return TrialSpec(number=0, branch="baseline", loss=loss, training=config.training, params={})
 
 

@@ -11,16 +11,14 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom.build import LearntParam, bare
-from tune_dlrml.losses.custom.config import CustomLoss
-from tune_dlrml.losses.lrml.config import LearnableBetaMix
-from tune_dlrml.losses.lrml.mixing import LearnableMix
+from tune_dlrml.losses.custom.build import bare
+from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.preference import OF_THE_PAIRS, PairBatch, PureLoss
 from tune_dlrml.losses.registry import AnyLoss, build_loss
 from tune_dlrml.losses.scoring_rules.function import TokenRule, rule_of
@@ -46,7 +44,7 @@ class LossSource:
         call: An expression over `OF_THE_PAIRS` and `MIX` with the trial's numbers in it, shape (B,).
         mix: An expression that makes `MIX`; None if nothing is learnt.
         mix_learning_rate: Its constant rate.
-        mix_metric: What is learnt, by the name that reports have for it, and the expression that is its value.
+        mix_metric: What is learnt, by the name that reports have for it; None if nothing is.
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
         documentation: What the function says of itself: formula, shapes, source.
@@ -59,7 +57,7 @@ class LossSource:
     call: str
     mix: str | None
     mix_learning_rate: float | None
-    mix_metric: tuple[str, str]
+    mix_metric: str | None
     rule: str | None
     rule_weight: float | None
     documentation: str
@@ -72,9 +70,9 @@ class _Called:
 
     Attributes:
         function: What the trial minimised.
-        call: See `LossSource`, as `mix` and `mix_metric`.
-        needed: Functions and classes of `losses` that the two expressions use.
-        learning_rate: Of what is learnt.
+        call: See `LossSource`.
+        needed: Functions and classes of `losses` that it uses.
+        learnt: What is learnt beside the policy; None if nothing is.
         imports: Lines that import more.
         file: See `LossSource`.
     """
@@ -82,9 +80,7 @@ class _Called:
     function: Callable[..., Any]
     call: str
     needed: list[Callable[..., Any] | type]
-    mix: str | None = None
-    mix_metric: tuple[str, str] = ("beta_mix", f"{MIX}.beta_mix()")
-    learning_rate: Any = None
+    learnt: Learnt | None
     imports: tuple[str, ...] = ()
     file: Path | None = None
 
@@ -96,18 +92,19 @@ def loss_source(config: AnyLoss) -> LossSource:
         InputError: The loss is no pure function of a pair that can be told by its name and fields, or its file cannot
             stand alone or is no longer that of the trial.
     """
-    called = _custom(config) if isinstance(config, CustomLoss) else _known(config)
+    called = _known(config) if config.own_function() is None else _own(config)
     cut = _Cut()
-    for each in [*called.needed, *([] if config.sft is None else [TokenRule])]:
+    learnt: list[Any] = [] if called.learnt is None else [type(called.learnt)]
+    for each in [*called.needed, *learnt, *([] if config.sft is None else [TokenRule])]:
         cut.take(importlib.import_module(each.__module__), each.__name__)
     return LossSource(
         name=called.function.__name__,
         imports="\n".join(sorted({*cut.imports, *called.imports})),
         definitions="\n\n\n".join(cut.definitions.values()),
         call=called.call,
-        mix=called.mix,
-        mix_learning_rate=None if called.learning_rate is None else float(called.learning_rate),
-        mix_metric=called.mix_metric,
+        mix=None if called.learnt is None else _made(called.learnt),
+        mix_learning_rate=config.learnt_rate(),
+        mix_metric=next(reversed(config.learnt_metrics()), None),
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
         documentation=inspect.getdoc(called.function) or "",
@@ -123,36 +120,32 @@ def _known(config: AnyLoss) -> _Called:
         )
     function = loss.function
     call = f"{function.__name__}({', '.join(_arguments(loss))})"
-    learnt = getattr(config, "beta_mix", None)
-    if isinstance(learnt, LearnableBetaMix):
-        mix = _mix(config, learnt)
-        return _Called(function, call, [function, LearnableMix], mix=mix, learning_rate=learnt.learning_rate)
-    return _Called(function, call, [function])
+    return _Called(function, call, [function], loss.mix)
 
 
-def _custom(config: CustomLoss) -> _Called:
-    loss, file = bare(config), load_function(config.function).file
+def _made(learnt: Learnt) -> str:
+    """An expression that makes it anew."""
+    arguments = ", ".join(f"{key}={value!r}" for key, value in learnt.arguments.items())
+    return f"{type(learnt).__name__}({arguments})"
+
+
+def _own(config: AnyLoss) -> _Called:
+    """A user's function, with its file."""
+    reference = config.own_function()
+    assert reference is not None
+    loss = bare(config)  # type: ignore[arg-type]  # that loss has a function of its own
+    file = load_function(reference).file
     _check_alone(file)
-    name = config.function.partition(":")[2]
-    numbers = [f"{key}={value!r}" for key, value in loss.numbers.items()]
-    called = _Called(
+    given = [f"{key}={value!r}" for key, value in loss.numbers.items()]
+    if loss.learnt is not None:
+        given.append(f"{loss.learnt.keyword}={MIX}.value()")
+    return _Called(
         function=inspect.unwrap(loss.function),
-        call=_call_of_pairs(name, numbers),
+        call=_call_of_pairs(reference.partition(":")[2], given),
         needed=[PairBatch],
+        learnt=loss.learnt,
         imports=(f"import {CUSTOM_MODULE}",),
         file=file,
-    )
-    learnt = config.params.learnt()
-    if learnt is None:
-        return called
-    key, param = learnt
-    return replace(
-        called,
-        call=_call_of_pairs(name, [*numbers, f"{key}={MIX}.value()"]),
-        needed=[PairBatch, LearntParam],
-        mix=f"LearntParam({key!r}, init={float(param.init)!r}, bounds={param.bounds!r})",  # type: ignore[arg-type]
-        mix_metric=(f"params.{key}", f"{MIX}.value()"),
-        learning_rate=param.learning_rate,
     )
 
 
@@ -184,19 +177,12 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, int]]:
 
 def _arguments(loss: PureLoss) -> list[str]:
     """Arguments of the call, each as text; one that has no number, such as a statistic, keeps its default."""
-    learnt = {} if loss.mix is None else {"beta_mix": f"{MIX}.beta_mix()"}
+    learnt = {} if loss.mix is None else {loss.mix.keyword: f"{MIX}.value()"}
     given = {name: repr(value) for name, value in loss.numbers.items()} | learnt
     names = inspect.signature(loss.function).parameters
     return [
         name if name in OF_THE_PAIRS else f"{name}={given[name]}" for name in names if name in (*OF_THE_PAIRS, *given)
     ]
-
-
-def _mix(config: Any, learnt: LearnableBetaMix) -> str:
-    c_init = learnt.c_init if learnt.init is None else learnt.init / (config.tau * config.beta_kl)  # type: ignore[operator]
-    return (
-        f"LearnableMix(beta_kl={config.beta_kl!r}, tau={config.tau!r}, c_init={c_init!r}, c_bounds={learnt.c_bounds!r})"
-    )
 
 
 class _Cut:

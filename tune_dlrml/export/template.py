@@ -101,7 +101,7 @@ class Steps(TrainerCallback):
             names = ("loss", "preference_loss", "sft_loss", "margin", "grad_norm", "learning_rate")
             line = {"step": state.global_step} | {name: logs[name] for name in names if name in logs}
             if MIX is not None:
-                line["$learnt_name"] = $learnt_value.item()
+                line["$learnt_name"] = MIX.value().item()
             print(json.dumps(line), flush=True)
 
 

@@ -1,11 +1,17 @@
 """What the configurations of all losses share. Imports no torch."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from tune_dlrml.domains import Choice, Frozen, Range, Searchable
 from tune_dlrml.losses.scoring_rules.config import SftTerm
+
+if TYPE_CHECKING:
+    from tune_dlrml.losses.custom.validation import Observation
+    from tune_dlrml.losses.faults import Faults, Points
+    from tune_dlrml.losses.shape import Geometry
 
 Kind = Literal["pairwise", "pointwise"]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,6 +24,13 @@ TAU = 0.05
 SHARED_FIELDS = ("name", "label", "sft")
 
 
+class ClosedForm(NamedTuple):
+    """A loss that needs no torch to be drawn: of a pair in nats over its margin in nats, and its geometry."""
+
+    value: "Callable[[float], float]"
+    geometry: "Geometry"
+
+
 class Loss(Frozen):
     """What all losses share.
 
@@ -27,6 +40,14 @@ class Loss(Frozen):
 
     kind: ClassVar[Kind | None]
     source: ClassVar[str | None]
+    titles: ClassVar[Mapping[str, str]] = {}
+    """What it is called in a picture, by its form; a form without an entry by its label."""
+    placing: ClassVar[tuple[str, ...]] = ("beta",)
+    """Fields that tell its place on the stability map: first its strength, then what gives its shape number."""
+    one_beta: ClassVar[bool] = False
+    """Whether one beta is both strength and mixing, so that all its trials of one c lie on a line of that map."""
+    trap_is_sought: ClassVar[bool] = False
+    """Whether its trap is found numerically, which takes long."""
 
     name: str
     """Which loss it is."""
@@ -57,9 +78,57 @@ class Loss(Frozen):
         own = type(self).model_fields.keys() - set(SHARED_FIELDS)
         return {name: drawn(getattr(self, name)) for name in sorted(own)}
 
+    @property
+    def strength(self) -> Any:
+        """What scales the margin, per nat."""
+        return getattr(self, self.placing[0])
+
+    def title(self) -> str:
+        """What it is called in a picture."""
+        return self.titles.get(self.default_label(), self.default_label())
+
+    def shape_number(self) -> float | None:
+        """The shape number c that training begins with; None without mixing."""
+        return None
+
     def learnt_rate(self) -> float | None:
         """Constant learning rate of what the loss learns beside the policy; None if it learns nothing."""
         return None
+
+    def learnt_metrics(self) -> tuple[str, ...]:
+        """Names under which reports have what is learnt beside the policy, itself as the last."""
+        return ()
+
+    def closed_form(self, c: float | None) -> ClosedForm | None:
+        """How it is drawn without torch, at a shape number c; None where it cannot be."""
+        return None
+
+    def faults(self, points: "Points", limit: float) -> "Faults | None":
+        """What is wrong with it at each point of a box of its fields, up to a margin of `limit` nats.
+
+        None where no formula tells that, so that it has to be evaluated.
+        """
+        return None
+
+    def own_function(self) -> str | None:
+        """package.module:function of a user's loss; None of this project's own."""
+        return None
+
+    def tied(self) -> Self:
+        """The loss tied to the file that its function is in; itself without such a file.
+
+        Raises:
+            InputError: There is no such file.
+        """
+        return self
+
+    def observations(self) -> "list[Observation]":
+        """What is so about a user's function, at one value of each field.
+
+        Raises:
+            InputError: It cannot be trained with.
+        """
+        return []
 
 
 def drawn(field: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tune_dlrml.losses.lrml.mixing import LearnableMix
+from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.shape import Geometry
 
 
@@ -42,14 +42,14 @@ OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
 class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
     """A loss per pair: called with a `PairBatch` it returns a tensor of shape (B,), in nats.
 
-    `beta_kl` scales the margin (DPO's beta), per nat; it is 1 for a loss without such a scale. `mix` is the learnable
-    beta_mix, None if nothing is learnt. `batch_coupled` says that a pair's loss depends on the other pairs of its
-    micro-batch, through statistics that carry a gradient of their own.
+    `beta_kl` scales the margin (DPO's beta), per nat; it is 1 for a loss without such a scale. `mix` is what is
+    learnt beside the policy, None if nothing is. `batch_coupled` says that a pair's loss depends on the other pairs of
+    its micro-batch, through statistics that carry a gradient of their own.
     """
 
     batch_coupled: bool = False
 
-    def __init__(self, *, beta_kl: float = 1.0, mix: LearnableMix | None = None) -> None:
+    def __init__(self, *, beta_kl: float = 1.0, mix: Learnt | None = None) -> None:
         super().__init__()
         self.beta_kl = beta_kl
         self.mix = mix
@@ -64,6 +64,10 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
 
         Of a batch-coupled loss it is the shape at the statistics of the first step, where every margin is 0.
         """
+
+    def reported(self) -> dict[str, float]:
+        """What every report says of the loss as it is now, by the names of metrics; empty when that is not finite."""
+        return {} if self.mix is None else self.mix.reported()
 
     def at_start(self, pairs: PairBatch) -> Tensor:
         """`forward`, but with the batch statistics of the first step, where every margin is 0; shape (B,), in nats."""
@@ -91,7 +95,7 @@ class PureLoss(PreferenceLoss):
             returns the losses (B,). An indifferent reference is a margin of 0.
         numbers: Its keyword arguments, `beta` or `beta_kl` among them.
         geometry: Shape of the loss over that times the margin.
-        mix: What is learnt; the function takes it as `beta_mix`.
+        mix: What is learnt; the function takes it by its keyword.
         statistic: Of a function that is coupled over the micro-batch and takes its statistics as the keyword
             `statistic` too: their values where every margin is 0. None for one that scores every pair by itself.
     """
@@ -102,7 +106,7 @@ class PureLoss(PreferenceLoss):
         numbers: Mapping[str, Any],
         geometry: Geometry,
         *,
-        mix: LearnableMix | None = None,
+        mix: Learnt | None = None,
         statistic: float | tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(beta_kl=numbers["beta_kl"] if "beta_kl" in numbers else numbers["beta"], mix=mix)
@@ -115,7 +119,7 @@ class PureLoss(PreferenceLoss):
 
     def forward(self, pairs: PairBatch) -> Tensor:
         """Loss of each pair, shape (B,)."""
-        learnt = {} if self.mix is None else {"beta_mix": self.mix.beta_mix()}
+        learnt = {} if self.mix is None else {self.mix.keyword: self.mix.value()}
         return self.function(*self._seen(pairs), **self.numbers, **learnt)
 
     def at_start(self, pairs: PairBatch) -> Tensor:

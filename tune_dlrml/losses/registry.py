@@ -54,6 +54,16 @@ else:
     """An entry of `space.losses`: `name` selects the class, so that each loss has its own fields only."""
 
 
+def baseline(**numbers: Any) -> Loss:
+    """The loss with which every other is compared: plain DPO."""
+    return DpoLoss(**numbers)
+
+
+def is_baseline(loss: Loss) -> bool:
+    """Whether a loss is plain DPO, at whatever strength."""
+    return isinstance(loss, DpoLoss) and loss.sft is None
+
+
 def build_loss(config: Loss) -> "PreferenceLoss":
     """The loss that `config` describes; every searched field of it must be a number by now."""
     built: PreferenceLoss = pkgutil.resolve_name(f"tune_dlrml.losses.{LOSSES[config.name].builder}")(config)

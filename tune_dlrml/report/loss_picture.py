@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.dpo.geometry import dpo_slope, dpo_value
 from tune_dlrml.losses.profile import SHOWN_Z, Profile, curve_of
+from tune_dlrml.losses.registry import is_baseline
 from tune_dlrml.report.style import WIDTH, styled
 from tune_dlrml.system.palette import BLACK, COLOURS, GREY, PALE, STROKE
 
@@ -70,13 +72,13 @@ def _title(seen: Profile) -> str:
 def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) -> None:
     xs = [half * (2 * at / (POINTS - 1) - 1) for at in range(POINTS)]
     values, slopes = curve_of(seen.loss, xs)
-    others = [_dpo(seen.beta_kl * x) for x in xs]
+    others = [(dpo_value(seen.beta_kl * x), dpo_slope(seen.beta_kl * x)) for x in xs]
     for axes, ys, dpo in (
         (value, values, [each for each, _ in others]),
         (slope, slopes, [seen.beta_kl * each for _, each in others]),
     ):
         axes.axvline(0.0, color=PALE, linewidth=0.9, zorder=1)
-        if seen.loss.name != "dpo":
+        if not is_baseline(seen.loss):
             axes.plot(xs, dpo, color=_OTHER, linewidth=1.2, linestyle="--", zorder=3, label="DPO of the same strength")
         axes.plot(xs, ys, color=_LOSS, linewidth=2.2, zorder=4, label=seen.loss.name)
         _shade_trap(axes, seen, half)
@@ -93,11 +95,6 @@ def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) 
     if not close:
         value.set_ylabel("loss of a pair, nats")
         slope.set_ylabel("slope, per nat of margin")
-
-
-def _dpo(z: float) -> tuple[float, float]:
-    """DPO's loss and its slope over z."""
-    return max(-z, 0.0) + math.log1p(math.exp(-abs(z))), -1 / (1 + math.exp(z))
 
 
 def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> None:

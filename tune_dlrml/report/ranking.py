@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from tune_dlrml.losses.registry import is_baseline
 from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import BASELINE, SearchData, TrialData, finite
@@ -180,10 +181,10 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
     told = [each for each in confirmed if each.trial == best.trial]
     answer = f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(len(complete))}: {_value(best)}."
-    is_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
+    of_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
     if told:
         answer += f" {_confirmed(data, told[0])}"
-    elif is_baseline:
+    elif of_baseline:
         answer += f" {_against_finalists(confirmed)}{_equals(complete)}"
     else:
         answer += f" {_against_baseline(data, best)}{_equals(complete)}"
@@ -194,7 +195,7 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
             f"would still come out up to about {bias:.3f} better than they are, by chance alone."
         )
         warning += (
-            "" if told or is_baseline else " Only fresh runs with new seeds can confirm it; this search has none."
+            "" if told or of_baseline else " Only fresh runs with new seeds can confirm it; this search has none."
         )
     return Verdict(answer, warning, best.trial, bias)
 
@@ -251,7 +252,7 @@ def baseline_of(data: SearchData) -> TrialData | None:
     first, settings = data.trial(0), data.config.baseline_loss()
     if first is None or first.state is not State.COMPLETE or settings is None or first.row.spec is None:
         return None
-    same = first.row.spec.loss.name == "dpo" and getattr(first.row.spec.loss, "beta", None) == settings.beta
+    same = is_baseline(first.row.spec.loss) and first.row.spec.loss.strength == settings.strength
     return first if same or first.branch == BASELINE else None
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from tune_dlrml.config import SearchConfig, load_config
 from tune_dlrml.events import Event, EventLog, as_report, parsed
-from tune_dlrml.losses.custom.config import CustomLoss
-from tune_dlrml.losses.lrml.config import LearnableBetaMix
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.result import SearchPlace, read_search
 from tune_dlrml.search.usage import Usage, read_usage
@@ -101,11 +99,7 @@ class TrialData:
     @property
     def learnt(self) -> tuple[str, ...]:
         """Metrics of what is trained beside the policy; none where nothing is."""
-        loss = None if self.row.spec is None else self.row.spec.loss
-        if isinstance(loss, CustomLoss):
-            own = loss.params.learnt()
-            return () if own is None else (f"params.{own[0]}",)
-        return ("c", "beta_mix") if isinstance(getattr(loss, "beta_mix", None), LearnableBetaMix) else ()
+        return () if self.row.spec is None else self.row.spec.loss.learnt_metrics()
 
     @cached_property
     def shape(self) -> Shape | None:
@@ -113,11 +107,10 @@ class TrialData:
         if self.row.spec is None:
             return None
         loss = self.row.spec.loss
-        beta_kl = getattr(loss, "beta_kl", getattr(loss, "beta", None))
-        if not isinstance(beta_kl, int | float):
+        if not isinstance(loss.strength, int | float):
             return None
-        start = _c_of(loss, float(beta_kl))
-        return Shape(float(beta_kl), self.newest.get("c", start), start)
+        start = loss.shape_number()
+        return Shape(float(loss.strength), self.newest.get("c", start), start)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -239,21 +232,6 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
             yield step, max(0, at - before) / 1000
             at = max(at, before)  # clocks of machines differ
         before = at
-
-
-def _c_of(loss: Any, beta_kl: float) -> float | None:
-    """The shape number that a loss begins with; None without mixing."""
-    mix, tau = getattr(loss, "beta_mix", None), getattr(loss, "tau", None)
-    given = getattr(loss, "c", None)
-    if isinstance(mix, LearnableBetaMix):
-        given, mix = mix.c_init, mix.init
-    if given is not None:
-        return float(given)
-    if loss.name == "discopop":
-        return 1 / float(loss.tau)
-    if isinstance(mix, int | float) and isinstance(tau, int | float):
-        return float(mix) / (float(tau) * beta_kl)
-    return None
 
 
 def finite(value: float | None) -> float | None:

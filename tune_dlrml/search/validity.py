@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import check_dataset_reference, parse_dataset_reference
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.division import refuse_undividable
 from tune_dlrml.models.loading import (
@@ -27,7 +26,6 @@ from tune_dlrml.models.loading import (
 from tune_dlrml.models.quantization import check_bitsandbytes
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.space_points import sampled
-from tune_dlrml.system.own_code import load_function
 from tune_dlrml.system.urls import without_password
 
 if TYPE_CHECKING:
@@ -146,14 +144,12 @@ def _check_tracking_uri(uri: str) -> None:
         )
 
 
-def try_function(loss: CustomLoss) -> "list[Observation]":
+def try_function(loss: AnyLoss) -> "list[Observation]":
     """Properties of a user's function over its box: a warning where one is violated at any point, else ok.
 
     Raises:
         InputError: It cannot be trained with.
     """
-    from tune_dlrml.losses.custom.validation import validate_custom
-
     found: dict[str, Observation] = {}
     for point in _points_to_try(loss):
         shown = ", ".join(
@@ -161,7 +157,7 @@ def try_function(loss: CustomLoss) -> "list[Observation]":
         )
         at = f" (at {shown})" if shown else ""
         try:
-            observations = validate_custom(cast(CustomLoss, loss_at(loss, point)))
+            observations = loss_at(loss, point).observations()
         except InputError as error:
             raise InputError(f"{error}{at}") from None
         for each in observations:
@@ -173,7 +169,7 @@ def try_function(loss: CustomLoss) -> "list[Observation]":
     return [each for each in found.values() if each.level == "warning" or each.check not in troubled]
 
 
-def _points_to_try(loss: CustomLoss) -> Iterator[dict[str, Any]]:
+def _points_to_try(loss: AnyLoss) -> Iterator[dict[str, Any]]:
     """Both ends of all domains at once, and a few points between."""
     domains = loss.domains()
     points = sampled(domains, FUNCTION_EXPONENT)
@@ -201,9 +197,9 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
     notes: list[str] = []
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         given = config.space.losses[index]
-        if isinstance(given, CustomLoss) and isinstance(loss, CustomLoss):
+        if given.own_function() is not None:
             try:
-                given = given.model_copy(update={"file_sha256": load_function(given.function).sha256})
+                given = given.tied()
                 seen = try_function(loss)
             except InputError as error:
                 raise InputError(f"space.losses[{index}].function: {error}") from None

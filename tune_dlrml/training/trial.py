@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from tune_dlrml.errors import NotFiniteError, TuneDlrmlError
-from tune_dlrml.losses.custom.build import LearntParam
 from tune_dlrml.losses.preference import PreferenceLoss
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
@@ -153,7 +152,7 @@ class _Run:
     def start(self) -> bool:
         """Report the state at step 0, which every trial shares and which needs no forward pass."""
         untrained = self.resident.held_out.untrained()
-        return self._send(0, untrained | self.facts | self._shape(), evaluated=True, rung=False)
+        return self._send(0, untrained | self.facts | self.loss.reported(), evaluated=True, rung=False)
 
     def resume(self, checkpoint: Checkpoint) -> bool:
         """Restore the trial's records from a checkpoint, and resend the reports that were not acknowledged then."""
@@ -265,7 +264,7 @@ class _Run:
         self.seconds["answering"] = self.clock() - began
 
     def _evaluate(self) -> dict[str, float]:
-        if self.loss.mix is not None and not self._shape():
+        if self.loss.mix is not None and not self.loss.reported():
             raise NotFiniteError("what the loss learns is not finite")
         began = self.clock()
         metrics = self.resident.held_out.evaluate(self.policy, beta_kl=self.loss.beta_kl, geometry=self.loss.geometry())
@@ -296,18 +295,7 @@ class _Run:
             "steps_per_second": len(steps) / max(now - self.reported_s, 1e-9),
         }
         self.since_report = []
-        return metrics | self._shape()
-
-    def _shape(self) -> dict[str, float]:
-        """What the loss has learnt, and the present c and beta_mix; absent without them, or when not finite."""
-        mix = self.loss.mix
-        if isinstance(mix, LearntParam):
-            return mix.metrics()
-        c = self.loss.geometry().c if mix is None else mix.c().item()
-        if c is None or not math.isfinite(c):
-            return {}
-        tau = getattr(self.spec.loss, "tau", None)
-        return {"c": c} | ({} if tau is None else {"beta_mix": c * tau * self.loss.beta_kl})
+        return metrics | self.loss.reported()
 
     def _send(self, step: int, metrics: dict[str, float], *, evaluated: bool, rung: bool) -> bool:
         report = Report(

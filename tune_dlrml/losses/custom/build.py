@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.config import CustomLoss, LearnableParam
+from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import GRID, Geometry, geometry_of
 from tune_dlrml.system.own_code import Function, error_line, load_function
@@ -32,15 +33,15 @@ GROWTH = 1.5
 """Factor by which a bounded slope may still grow over the last fourfold of |z|."""
 
 
-class LearntParam(nn.Module):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
+class LearntParam(Learnt):
     """A parameter of a user's function that is trained beside the policy, as one scalar float32 `theta`.
 
     With `bounds = (low, high)` the value is low + (high - low) * sigmoid(theta), without them it is theta.
     """
 
-    def __init__(self, name: str, *, init: float, bounds: tuple[float, float] | None) -> None:
-        super().__init__()
-        self.name, self.bounds = name, bounds
+    def __init__(self, *, name: str, init: float, bounds: tuple[float, float] | None) -> None:
+        super().__init__(name, name=name, init=init, bounds=bounds)
+        self.bounds = bounds
         start = init if bounds is None else math.log((init - bounds[0]) / (bounds[1] - init))
         self.theta = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
@@ -51,10 +52,10 @@ class LearntParam(nn.Module):  # type: ignore[misc]  # mypy skips torch, see pyp
         low, high = self.bounds
         return low + (high - low) * torch.sigmoid(self.theta)
 
-    def metrics(self) -> dict[str, float]:
-        """The present value by the parameter's name, for reports; empty when it is not finite."""
+    def reported(self) -> dict[str, float]:
+        """The present value by the parameter's name; empty when it is not finite."""
         value = self.value().item()
-        return {f"params.{self.name}": value} if math.isfinite(value) else {}
+        return {f"params.{self.keyword}": value} if math.isfinite(value) else {}
 
 
 class Custom(PreferenceLoss):
@@ -82,7 +83,7 @@ class Custom(PreferenceLoss):
 
     def forward(self, pairs: PairBatch) -> Tensor:
         """Loss of each pair, shape (B,), in nats, differentiable in the learnt parameter too."""
-        learnt = {} if self.learnt is None else {self.learnt.name: self.learnt.value()}
+        learnt = {} if self.learnt is None else {self.learnt.keyword: self.learnt.value()}
         return self.function(pairs, **self.numbers, **learnt)
 
     def geometry(self) -> Geometry:
@@ -192,7 +193,7 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
     learnt = None
     for name, value in config.params.given().items():
         if isinstance(value, LearnableParam):
-            learnt = LearntParam(name, init=float(_number(value.init)), bounds=value.bounds)
+            learnt = LearntParam(name=name, init=float(_number(value.init)), bounds=value.bounds)
         else:
             numbers[name] = _number(value)
     strength = config.params.strength()

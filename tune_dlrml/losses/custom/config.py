@@ -3,7 +3,7 @@
 import json
 import keyword
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,9 @@ from tune_dlrml.domains import (
     law,
 )
 from tune_dlrml.losses.base import Kind, Loss, searched_fields
+
+if TYPE_CHECKING:
+    from tune_dlrml.losses.custom.validation import Observation
 
 Number = float | Range | Choice
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -156,6 +159,8 @@ class CustomLoss(Loss):
 
     kind: ClassVar[Kind | None] = None
     source: ClassVar[str | None] = None
+    placing: ClassVar[tuple[str, ...]] = ()
+    trap_is_sought: ClassVar[bool] = True
     name: Literal["custom"] = "custom"
     function: FunctionReference
     """package.module:function, importable where the search starts and on its workers; the folder that the search
@@ -178,7 +183,36 @@ class CustomLoss(Loss):
         learnt = self.params.learnt()
         return None if learnt is None else float(learnt[1].learning_rate)  # type: ignore[arg-type]
 
+    def learnt_metrics(self) -> tuple[str, ...]:
+        """The learnable parameter, by its name."""
+        learnt = self.params.learnt()
+        return () if learnt is None else (f"params.{learnt[0]}",)
+
     @property
-    def beta_kl(self) -> Any:
-        """What scales the margin, per nat: the parameter of that name or else `beta`; 1 without."""
+    def strength(self) -> Any:
+        """What scales the margin, per nat: the parameter `beta_kl` or else `beta`; 1 without."""
         return self.params.strength()
+
+    def own_function(self) -> str:
+        """Where the function is."""
+        return self.function
+
+    def tied(self) -> Self:
+        """With the hash of the file that the function is in.
+
+        Raises:
+            InputError: There is no such file.
+        """
+        from tune_dlrml.system.own_code import load_function
+
+        return self.model_copy(update={"file_sha256": load_function(self.function).sha256})
+
+    def observations(self) -> "list[Observation]":
+        """What is so about the function, at one value of each parameter.
+
+        Raises:
+            InputError: It cannot be trained with.
+        """
+        from tune_dlrml.losses.custom.validation import validate_custom
+
+        return validate_custom(self)

@@ -80,7 +80,7 @@ def check_signature(loss: Custom) -> None:
     Raises:
         InputError: Naming what the function takes and what it would be given.
     """
-    given = [*loss.numbers] + ([] if loss.learnt is None else [loss.learnt.name])
+    given = [*loss.numbers] + ([] if loss.learnt is None else [loss.learnt.keyword])
     try:
         signature = inspect.signature(loss.function)
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ def _check_gradient(loss: Custom) -> None:
         )
         if slope is None or not math.isfinite(slope.item()):
             raise InputError(
-                f"the learnable parameter {loss.learnt.name} must have a finite gradient, but has "
+                f"the learnable parameter {loss.learnt.keyword} must have a finite gradient, but has "
                 f"{'none' if slope is None else slope.item()}"
             )
 

@@ -25,6 +25,7 @@ class AqlLoss(Loss):
     """Adaptive quantile loss; batch-coupled."""
 
     kind: ClassVar[Kind] = "pairwise"
+    trap_is_sought: ClassVar[bool] = True
     source: ClassVar[str] = DISCOVERED
     name: Literal["aql"] = "aql"
     beta: SearchedPositive = 0.05
@@ -55,6 +56,7 @@ class AqflLoss(Loss):
     """Adaptive quantile feedback loss; batch-coupled."""
 
     kind: ClassVar[Kind] = "pairwise"
+    trap_is_sought: ClassVar[bool] = True
     source: ClassVar[str] = DISCOVERED
     name: Literal["aqfl"] = "aqfl"
     beta: SearchedPositive = 0.05

@@ -1,8 +1,9 @@
 """Configuration of DPO and of the related hinge and IPO. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from tune_dlrml.losses.base import Kind, Loss, SearchedFlag, SearchedPositive
+from tune_dlrml.losses.base import ClosedForm, Kind, Loss, SearchedFlag, SearchedPositive
 
 
 class DpoLoss(Loss):
@@ -10,9 +11,16 @@ class DpoLoss(Loss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2305.18290, equation 7"
+    titles: ClassVar[Mapping[str, str]] = {"dpo": "DPO"}
     name: Literal["dpo"] = "dpo"
     beta: SearchedPositive = 0.1
     """Strength per nat: z = beta * margin."""
+
+    def closed_form(self, c: float | None) -> ClosedForm:
+        """softplus(-beta * margin)."""
+        from tune_dlrml.losses.dpo.geometry import dpo_geometry, dpo_value
+
+        return ClosedForm(lambda margin: dpo_value(self.strength * margin), dpo_geometry())
 
 
 class HingeLoss(Loss):

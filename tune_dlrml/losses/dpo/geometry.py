@@ -2,12 +2,23 @@
 
 import math
 
+from tune_dlrml.losses.scalars import sigmoid, softplus
 from tune_dlrml.losses.shape import Geometry, falling
 
 
 def dpo_geometry() -> Geometry:
     """Geometry of DPO, softplus(-z): monotone, slope within [-1, 0], ln 2 at margin 0 (arXiv 2305.18290)."""
     return falling(math.log(2), bounded=True)
+
+
+def dpo_value(z: float) -> float:
+    """DPO at z, in nats."""
+    return softplus(-z)
+
+
+def dpo_slope(z: float) -> float:
+    """Derivative of `dpo_value` with respect to z."""
+    return -sigmoid(-z)
 
 
 def hinge_geometry() -> Geometry:

@@ -19,6 +19,16 @@ DISCOPOP: dict[Numerics, Callable[..., Tensor]] = {
 }
 
 
+class Mixed(PureLoss):
+    """A mixed loss of a fixed shape number."""
+
+    def reported(self) -> dict[str, float]:
+        """The c and beta_mix that it has throughout."""
+        c = self.geometry().c
+        assert c is not None
+        return {"c": c, "beta_mix": c * self.numbers["tau"] * self.beta_kl}
+
+
 class LearnableDlrml(PureLoss):
     """dLRML at the beta_mix that `mix` holds at present."""
 
@@ -33,7 +43,7 @@ def build_discopop(config: DiscopopLoss) -> PureLoss:
     """DiscoPOP as configured: dLRML with one beta in both places."""
     beta, tau = drawn(config.beta), drawn(config.tau)
     shape = dlrml_geometry(shape_number(beta_kl=beta, beta_mix=beta, tau=tau))
-    return PureLoss(DISCOPOP[drawn(config.numerics)], {"beta": beta, "tau": tau}, shape)
+    return Mixed(DISCOPOP[drawn(config.numerics)], {"beta": beta, "tau": tau}, shape)
 
 
 def build_dlrml(config: DlrmlLoss) -> PureLoss:
@@ -45,7 +55,7 @@ def build_dlrml(config: DlrmlLoss) -> PureLoss:
         return LearnableDlrml(per_pair, {"beta_kl": beta_kl, "tau": tau}, learned_geometry(mix.c().item()), mix=mix)
     beta_mix = drawn(config.c) * (tau * beta_kl) if config.beta_mix is None else drawn(config.beta_mix)
     numbers = {"beta_kl": beta_kl, "beta_mix": beta_mix, "tau": tau}
-    return PureLoss(per_pair, numbers, dlrml_geometry(shape_number(**numbers)))
+    return Mixed(per_pair, numbers, dlrml_geometry(shape_number(**numbers)))
 
 
 def _build_mix(config: LearnableBetaMix, *, beta_kl: float, tau: float) -> LearnableMix:

@@ -1,11 +1,17 @@
 """Configuration of the log-ratio modulated losses, DiscoPOP and dLRML. Imports no torch."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
 from tune_dlrml.domains import Choice, Frozen, Range, Searchable, as_yaml, law
-from tune_dlrml.losses.base import TAU, Kind, Loss, SearchedPositive
+from tune_dlrml.losses.base import TAU, ClosedForm, Kind, Loss, SearchedPositive
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tune_dlrml.losses.faults import Faults, Points
 
 Numerics = Literal["stable", "published"]
 StrictPositive = Annotated[float, Field(gt=0, strict=True)]
@@ -19,12 +25,49 @@ class LrmlLoss(Loss):
         """Both, by the value of `numerics`."""
         return {name: self.model_copy(update={"numerics": name}) for name in get_args(Numerics)}
 
+    def closed_form(self, c: float | None) -> ClosedForm | None:
+        """DLRML at the shape number that it has, or that training has reached."""
+        if c is None:
+            return None
+        from tune_dlrml.losses.lrml.geometry import dlrml_value, learned_geometry
+
+        return ClosedForm(lambda margin: dlrml_value(self.strength * margin, c), learned_geometry(c))
+
+    def faults(self, points: "Points", limit: float) -> "Faults":
+        """By c, and by where exp(-z) overflows."""
+        from tune_dlrml.losses.lrml.faults import mixing_faults
+
+        strength = self._values(points, self.placing[0]).astype(float)
+        numerics = self._values(points, "numerics")
+        return mixing_faults(self._shape_numbers(points), strength, numerics, limit, self._safe_range())
+
+    def _shape_numbers(self, points: "Points") -> "NDArray[Any]":
+        """The shape number c at every point, at the start where it is learnt."""
+        raise NotImplementedError
+
+    def _safe_range(self) -> str:
+        """The safe band in the parameters that the file gives."""
+        raise NotImplementedError
+
+    def _values(self, points: "Points", key: str) -> "NDArray[Any]":
+        """A field at every point: as it was drawn, or the one value that it has."""
+        import numpy as np
+
+        if key in points:
+            return points[key]
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return np.array([value], dtype=object)
+
 
 class DiscopopLoss(LrmlLoss):
     """DiscoPOP, the log-ratio modulated loss LRML."""
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2406.08414, equation 5"
+    titles: ClassVar[Mapping[str, str]] = {"discopop": "DiscoPOP"}
+    one_beta: ClassVar[bool] = True
     name: Literal["discopop"] = "discopop"
     beta: SearchedPositive = 0.05
     """Strength per nat: z = beta * margin."""
@@ -32,6 +75,19 @@ class DiscopopLoss(LrmlLoss):
     """Temperature of the mixing coefficient. The shape number is c = 1 / tau."""
     numerics: SearchedNumerics = "stable"
     """`stable` is evaluated in log space; `published` is 0 * inf = NaN far out."""
+
+    def shape_number(self) -> float:
+        """1 / tau."""
+        return 1 / float(self.tau)  # type: ignore[arg-type]
+
+    def _shape_numbers(self, points: "Points") -> "NDArray[Any]":
+        return 1 / self._values(points, "tau").astype(float)
+
+    def _safe_range(self) -> str:
+        from tune_dlrml.losses.lrml.geometry import SAFE_BAND
+
+        low, high = SAFE_BAND
+        return f"tau within {1 / high:.3g}..{1 / low:g}, since c = 1 / tau"
 
 
 class LearnableBetaMix(Frozen):
@@ -81,6 +137,12 @@ class DlrmlLoss(LrmlLoss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2406.08414, equation 5, with the beta inside the mixing coefficient set free"
+    titles: ClassVar[Mapping[str, str]] = {
+        "dlrml": "dLRML, fixed β_mix",
+        "dlrml_c": "dLRML",
+        "dlrml_learnable": "dLRML, learned β_mix",
+    }
+    placing: ClassVar[tuple[str, ...]] = ("beta_kl", "c", "beta_mix")
     name: Literal["dlrml"] = "dlrml"
     beta_kl: SearchedPositive = 0.05
     """Strength per nat: z = beta_kl * margin."""
@@ -137,6 +199,44 @@ class DlrmlLoss(LrmlLoss):
     def learnt_rate(self) -> float | None:
         """That of a learnable beta_mix."""
         return float(self.beta_mix.learning_rate) if isinstance(self.beta_mix, LearnableBetaMix) else None  # type: ignore[arg-type]
+
+    def learnt_metrics(self) -> tuple[str, ...]:
+        """Of a learnable beta_mix: its c and itself."""
+        return ("c", "beta_mix") if isinstance(self.beta_mix, LearnableBetaMix) else ()
+
+    def shape_number(self) -> float:
+        """That given, or beta_mix / (tau * beta_kl); of a learnable one that at its start."""
+        c, mix, _ = self._mixing()
+        if c is not None:
+            return float(c)
+        return float(mix) / (float(self.tau) * float(self.beta_kl))  # type: ignore[arg-type]
+
+    def _mixing(self) -> tuple[Any, Any, str]:
+        """The shape number, or else the beta_mix, that training begins with, and the prefix of their keys."""
+        if isinstance(self.beta_mix, LearnableBetaMix):
+            return self.beta_mix.c_init, self.beta_mix.init, "beta_mix."
+        return self.c, self.beta_mix, ""
+
+    def _shape_numbers(self, points: "Points") -> "NDArray[Any]":
+        c, _, prefix = self._mixing()
+        c_key, mix_key = (f"{prefix}c_init", f"{prefix}init") if prefix else ("c", "beta_mix")
+        if c is not None:
+            return self._values(points, c_key).astype(float)
+        tau, beta_kl = (self._values(points, key).astype(float) for key in ("tau", "beta_kl"))
+        found: NDArray[Any] = self._values(points, mix_key).astype(float) / (tau * beta_kl)
+        return found
+
+    def _safe_range(self) -> str:
+        from tune_dlrml.losses.lrml.geometry import SAFE_BAND
+
+        low, high = SAFE_BAND
+        c, _, prefix = self._mixing()
+        if c is not None:
+            return f"{'c_init' if prefix else 'c'} within {low:g}..{high:.4g}"
+        mix = "init" if prefix else "beta_mix"
+        if isinstance(self.tau, (int, float)):
+            return f"{mix}/beta_kl within {low * self.tau:.3g}..{high * self.tau:.3g} at tau {self.tau:g}, or search c"
+        return f"{mix}/(tau * beta_kl) within {low:g}..{high:.4g}, or search c"
 
 
 def _ends(value: Any) -> list[Any]:

@@ -1,15 +1,17 @@
-"""The learnable beta_mix: the only state among the losses."""
+"""The learnable beta_mix."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from tune_dlrml.losses.learnt import Learnt
+
 CLOSEST_TO_BOUND = 1e-6
 """Smallest distance of a start from either bound, as a fraction of the interval: nearer, float32 cannot resolve it."""
 
 
-class LearnableMix(nn.Module):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
+class LearnableMix(Learnt):
     """A beta_mix that is trained beside the policy, as one scalar float32 parameter `theta`.
 
     With `c_bounds = (low, high)`: c = low + (high - low) * sigmoid(theta), so that no step leaves the bounds. With
@@ -24,7 +26,7 @@ class LearnableMix(nn.Module):  # type: ignore[misc]  # mypy skips torch, see py
     """
 
     def __init__(self, *, beta_kl: float, tau: float, c_init: float, c_bounds: tuple[float, float] | None) -> None:
-        super().__init__()
+        super().__init__("beta_mix", beta_kl=beta_kl, tau=tau, c_init=c_init, c_bounds=c_bounds)
         self.beta_mix_per_c = tau * beta_kl
         self.c_bounds = c_bounds
         start = c_init * self.beta_mix_per_c if c_bounds is None else _theta_of(c_init, *c_bounds)
@@ -37,9 +39,14 @@ class LearnableMix(nn.Module):  # type: ignore[misc]  # mypy skips torch, see py
         low, high = self.c_bounds
         return low + (high - low) * torch.sigmoid(self.theta)
 
-    def beta_mix(self) -> Tensor:
+    def value(self) -> Tensor:
         """Present beta_mix per nat of margin, shape (), differentiable."""
         return self.theta if self.c_bounds is None else self.c() * self.beta_mix_per_c
+
+    def reported(self) -> dict[str, float]:
+        """The present c and beta_mix; empty when they are not finite."""
+        c = self.c().item()
+        return {"c": c, "beta_mix": c * self.arguments["tau"] * self.arguments["beta_kl"]} if math.isfinite(c) else {}
 
 
 def _theta_of(c: float, low: float, high: float) -> float:

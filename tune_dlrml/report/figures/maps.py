@@ -20,7 +20,6 @@ from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.report.style import WIDTH, Drawing, log_scale, looks, scale_of, shade, styled
 from tune_dlrml.system.palette import BLACK, GREY, PALE, STROKE, VERMILION
 
-DISCOPOP = "discopop"
 MOST_NUMBERED = 25
 """Trials up to which all marks bear their number; beyond, those that are complete do, and of many the best alone."""
 _PALE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
@@ -82,14 +81,14 @@ def _draw_map(axes: Axes, data: SearchData, trials: Sequence[TrialData], colours
         _mark(axes, x, y, trial, data, colours)
     for c, name in C_LINES:
         _draw_c_line(axes, c, name, data.tau, above=c != MONOTONE_C)
-    for c in _c_of_discopop(trials):
+    for c in _c_of_one_beta(trials):
         _draw_c_line(axes, c, "", data.tau, dashes=(1, 2))
     axes.set_xlabel(f"beta_mix = c · tau · beta_kl (tau {data.tau:g}), per nat")
 
 
-def _c_of_discopop(trials: Sequence[TrialData]) -> list[float]:
-    """The one c that all DiscoPOP trials share; none where they do not."""
-    shapes = [t.shape for t in trials if t.row.spec is not None and t.row.spec.loss.name == DISCOPOP]
+def _c_of_one_beta(trials: Sequence[TrialData]) -> list[float]:
+    """The one c that all trials with beta_mix = beta share; none where they do not."""
+    shapes = [t.shape for t in trials if t.row.spec is not None and t.row.spec.loss.one_beta]
     found = {shape.c for shape in shapes if shape is not None and shape.c is not None}
     return [*found] if len(found) == 1 else []
 
@@ -168,7 +167,7 @@ def _fates(trials: Sequence[TrialData]) -> list[Line2D]:
         for fate, marker in _FATES.items() if fate in shown
     ]  # fmt: skip
     handles.append(Line2D([], [], color=STROKE, dashes=(4, 3), linewidth=0.9, label="c = 1, 9.11, 9.78"))
-    for c in _c_of_discopop(trials):
+    for c in _c_of_one_beta(trials):
         handles.append(Line2D([], [], color=STROKE, dashes=(1, 2), linewidth=0.9, label=f"DiscoPOP (c = {c:g})"))
     return handles
 

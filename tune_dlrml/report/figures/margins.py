@@ -1,16 +1,13 @@
 """Where the held-out pairs sit on the loss: their margins laid over its curve, for the best and the worst trial."""
 
-import math
 from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.dpo.config import DpoLoss
-from tune_dlrml.losses.drawn import curve_and_geometry
-from tune_dlrml.losses.lrml.geometry import dlrml_value, learned_geometry
-from tune_dlrml.losses.registry import AnyLoss
+from tune_dlrml.losses.base import ClosedForm
+from tune_dlrml.losses.drawn import drawn_form
 from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, METRICS
 from tune_dlrml.report.reading import SearchData, TrialData
@@ -19,9 +16,6 @@ from tune_dlrml.system.palette import BLACK, GREY, GRID, INK, PALE, STROKE
 
 LOWEST, *WITHIN, HIGHEST = MARGIN_QUANTILES
 """The least and the largest held-out margin, which widen the picture where a report has them, and those between."""
-
-MIXING = ("discopop", "dlrml")
-"""Losses whose curve is dLRML's at their c."""
 
 
 def margins_over_loss(data: SearchData) -> Drawing:
@@ -112,32 +106,23 @@ def _box(axes: Axes, last: Mapping[str, float], low: float, high: float, at: flo
 
 def loss_curve(trial: TrialData) -> Callable[[float], float] | None:
     """Loss of a pair in nats over its margin; None for a loss whose curve is not known here."""
-    shape = trial.shape
-    if shape is None or trial.row.spec is None:
-        return None
-    strength, c = shape.beta_kl, shape.c
-    if c is not None and trial.row.spec.loss.name in MIXING:
-        return lambda margin: dlrml_value(strength * margin, c)
-    if isinstance(trial.row.spec.loss, DpoLoss):
-        return lambda margin: max(-strength * margin, 0.0) + math.log1p(math.exp(-abs(strength * margin)))
-    return _drawn(trial.row.spec.loss)[0]
+    form = _form(trial)
+    return None if form is None else form.value
 
 
 def geometry_of(trial: TrialData) -> Geometry | None:
-    """Where the loss of a trial has its trap and its barrier; None for one that is known to have none, or not known."""
-    shape = trial.shape
-    if shape is None or trial.row.spec is None:
+    """Where the loss of a trial has its trap and its barrier; None where that is not known here."""
+    form = _form(trial)
+    return None if form is None else form.geometry
+
+
+def _form(trial: TrialData) -> ClosedForm | None:
+    if trial.shape is None or trial.row.spec is None:
         return None
-    if shape.c is not None and trial.row.spec.loss.name in MIXING:
-        return learned_geometry(shape.c)
-    return None if isinstance(trial.row.spec.loss, DpoLoss) else _drawn(trial.row.spec.loss)[1]
-
-
-def _drawn(loss: AnyLoss) -> tuple[Callable[[float], float] | None, Geometry | None]:
     try:
-        return curve_and_geometry(loss)
+        return drawn_form(trial.row.spec.loss, trial.shape.c)
     except InputError:  # a custom loss may be elsewhere by now
-        return None, None
+        return None
 
 
 def _marks(geometry: Geometry, strength: float) -> dict[str, float]:

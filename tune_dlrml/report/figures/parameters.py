@@ -1,7 +1,7 @@
 """What the settings have to do with the objective: all of them at once, and how much each one decides."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +69,15 @@ def _names(trials: Sequence[TrialData]) -> list[str]:
     shared = dict.fromkeys(
         key.partition(".")[2] for trial in trials for key in trial.row.params if key.startswith(f"{TRAINING}.")
     )
-    own = dict.fromkeys(
-        key.partition(".")[2] for trial in trials for key in trial.row.params if key.startswith(f"{trial.branch}.")
-    )
-    others = [key for key in own if key not in ("beta", "beta_kl", "c", "beta_mix")]
+    others = dict.fromkeys(key for trial in trials for key in _others(trial))
     return ["loss", "beta_kl", "c", *others, *shared][:MOST_AXES]
+
+
+def _others(trial: TrialData) -> Iterator[str]:
+    """Searched fields of a trial's loss beside strength and shape."""
+    assert trial.row.spec is not None
+    own = (key.partition(".")[2] for key in trial.row.params if key.startswith(f"{trial.branch}."))
+    yield from (key for key in own if key not in trial.row.spec.loss.placing)
 
 
 def _column(name: str, trials: Sequence[TrialData]) -> dict[int, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_dlrml.config import SearchConfig, SearchSettings
-from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.registry import baseline, is_baseline
 from tune_dlrml.records import State
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
@@ -58,10 +58,11 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
     if confirm is None or not ranked:
         return None
     of_search = [Finalist(row.number, row.spec) for row in ranked if row.spec is not None]
-    default = TrialSpec(number=0, branch="dpo", loss=DpoLoss(), training=config.training, params={})
-    plain = (each for each in of_search if each.spec.loss.name == "dpo" and each.spec.loss.sft is None)
-    baseline = next(plain, Finalist(DEFAULT_DPO, default))
-    return [each for each in of_search[: confirm.top] if each.trial != baseline.trial], baseline
+    loss = baseline()
+    default = TrialSpec(number=0, branch=loss.name, loss=loss, training=config.training, params={})
+    plain = (each for each in of_search if is_baseline(each.spec.loss))
+    compared = next(plain, Finalist(DEFAULT_DPO, default))
+    return [each for each in of_search[: confirm.top] if each.trial != compared.trial], compared
 
 
 def confirm_settings(config: SearchConfig) -> SearchSettings:
