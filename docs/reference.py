@@ -188,12 +188,16 @@ def losses() -> Iterator[str]:
     """Every loss with formula, geometry and source: the index of papers."""
     yield "# Every loss\n"
     yield "The shape of each at its defaults is computed when this page is made; `tune-dlrml losses show` draws it.\n"
-    yield "| loss | source | c | first step | trap | slope | pairs |\n|---|---|---|---|---|---|---|"
+    yield "| loss | source | kind | reference | TRL | c | first step | trap | slope | pairs |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     listed = list(tune_dlrml.losses.list())
     shown = {entry["name"]: shape(entry["name"]) for entry in listed}
     for entry in listed:
         name = entry["name"]
-        yield f"| [`{name}`](#{name}) | {paper(entry)} | {summary(shown[name])} |"
+        reference = "needed" if entry["needs_reference"] else "none"
+        trl = "" if entry["trl"] is None else f"`{entry['trl']}`"
+        told = f"{paper(entry)} | {entry['kind'] or ''} | {reference} | {trl}"
+        yield f"| [`{name}`](#{name}) | {told} | {summary(shown[name])} |"
     for entry in listed:
         yield from loss(entry)
     for name, title in (

@@ -86,10 +86,11 @@ def test_a_users_own_loss_goes_along_as_its_file(custom, heat, tmp_path, monkeyp
     monkeypatch.delitem(sys.modules, CUSTOM_MODULE, raising=False)
     pair_loss = executed(with_heat(heat))["pair_loss"]
     monkeypatch.delitem(sys.modules, CUSTOM_MODULE)
-    values = torch.tensor([[-2.0, 0.5], [1.0, -0.25], [3, 4], [5, 6], [0.7, -0.3], [-3.0, 0.75]])
+    values = torch.tensor([[-2.0, 0.5], [1.0, -0.25], [3, 4], [5, 6], [0.7, -0.3], [-1, -2], [-3, -4]])
+    pairs = PairBatch(*values)
     value = 2.0 if heat == 2.0 else 1.0
-    expected = torch.nn.functional.softplus(-0.2 * value * values[5] - 0.1 * values[4]) / value
-    assert torch.allclose(pair_loss(*values), expected)
+    expected = torch.nn.functional.softplus(-0.2 * value * (values[0] - values[1]) - 0.1 * values[4]) / value
+    assert torch.allclose(pair_loss(**{name: getattr(pairs, name) for name in OF_THE_PAIRS}), expected)
     assert source.mix_metric == (None if heat == 2.0 else "params.heat")
     assert source.mix_learning_rate == (None if heat == 2.0 else 0.05)
 
@@ -117,11 +118,12 @@ def test_a_file_that_has_changed_since_is_not_exported(custom):
 def test_the_exported_text_computes_the_loss_and_its_slope_bit_for_bit(loss):
     chosen = torch.tensor([-300.0, -3.0, -0.2, 0.0, 0.4, 5.0, 40.0], requires_grad=True)
     rejected = torch.tensor([2.0, 1.0, -0.1, 0.0, -0.3, 2.0, -30.0], requires_grad=True)
-    others = torch.arange(3, 10), torch.arange(12, 5, -1), torch.tensor([3.0, -2.0, 0.1, -0.1, 1.0, -9.0, 0.0])
-    pairs = PairBatch(chosen, rejected, *others)
+    reference = torch.tensor([[-30.0, -25.0, -9.0, -8.0, -7.0, -99.0, -5.0], [-33, -23, -9.1, -7.9, -8, -90, -5]])
+    lengths = torch.arange(3, 10), torch.arange(12, 5, -1)
+    pairs = PairBatch(chosen, rejected, *lengths, reference[0] - reference[1], *reference)
     expected = build_loss(parsed(loss))(pairs)
     pair_loss = executed(loss)["pair_loss"]
-    found = pair_loss(chosen, rejected, *others, chosen - rejected)
+    found = pair_loss(**{name: getattr(pairs, name) for name in OF_THE_PAIRS})
     assert found.shape == (7,) and torch.equal(found, expected)
     slopes = [torch.autograd.grad(values.sum(), (chosen, rejected)) for values in (found, expected)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*slopes, strict=True))

@@ -193,7 +193,7 @@ def test_a_loss_is_coupled_over_the_batch_exactly_if_it_says_so(config):
     loss_B = loss(pairs_of(margin_B))
     one_by_one = torch.cat([loss(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
     assert torch.allclose(loss_B, one_by_one, rtol=1e-12, atol=0) != loss.batch_coupled
-    assert loss.batch_coupled == (config in COUPLED.values())
+    assert loss.batch_coupled == config.couples_batch == (config in COUPLED.values())
     if not loss.batch_coupled:
         assert torch.equal(loss.at_start(pairs_of(margin_B)), loss_B)
 
@@ -280,6 +280,16 @@ def test_the_margin_of_a_pair_is_the_difference_of_its_log_ratios():
     tokens_B = torch.tensor([3, 4])
     pairs = PairBatch(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0]), tokens_B, tokens_B)
     assert pairs.margin_B.tolist() == [0.5, -3.0]
+
+
+def test_log_probs_of_the_policy_are_log_ratios_on_top_of_the_reference():
+    ratios, tokens_B = (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])), torch.tensor([3, 4])
+    alone = PairBatch(*ratios, tokens_B, tokens_B)
+    assert torch.equal(alone.chosen_logps_B, ratios[0]) and torch.equal(alone.rejected_logps_B, ratios[1])
+    reference = torch.tensor([-30.0, -40.0]), torch.tensor([-50.0, -60.0])
+    pairs = PairBatch(*ratios, tokens_B, tokens_B, reference[0] - reference[1], *reference)
+    assert pairs.chosen_logps_B.tolist() == [-29.0, -42.0]
+    assert pairs.rejected_logps_B.tolist() == [-49.5, -59.0]
 
 
 @pytest.mark.parametrize(("label", "c"), [("discopop", 20.0), ("dlrml at c = 5", 5.0), ("dlrml at beta_mix 0.2", 80.0)])

@@ -18,6 +18,10 @@ The JSON document:
 
 \b
 loss                the loss with all its fields
+kind                `pairwise` where it looks at the difference of the two
+                    completions alone, else `pointwise`; null for your own
+needs_reference     whether it looks at the reference's log-probs
+trl                 its loss_type in TRL's DPOTrainer; null where it has none
 beta_kl             what scales the margin, per nat: z = beta_kl * margin
 batch_coupled       whether pairs depend on the others of their micro-batch;
                     the curve is then that of the first step
@@ -53,11 +57,12 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(documents)
         return
-    table = Table("name", "fields (default)", "what it is", "kind", "source", header_style="bold")
+    table = Table("name", "fields (default)", "what it is", "kind", "reference", "source", header_style="bold")
     for document in documents:
         fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
-        facts = [document[key] or "the user's own" for key in ("description", "kind", "source")]
-        table.add_row(document["name"], fields, *facts)
+        description, kind, source = (document[key] or "the user's own" for key in ("description", "kind", "source"))
+        reference = "needed" if document["needs_reference"] else "none"
+        table.add_row(document["name"], fields, description, kind, reference, source)
     console(False).print(table)
 
 
@@ -105,6 +110,8 @@ def _table(seen: "Profile") -> "Table":
     table.add_column()
     settings = ", ".join(f"{key} {_short(value)}" for key, value in seen.settings.items())
     table.add_row("loss", f"{seen.loss.name}: {settings}" if settings else seen.loss.name)
+    reference = "with a reference" if seen.loss.needs_reference else "without a reference"
+    table.add_row("kind", f"{seen.loss.kind or 'your own'}, {reference}")
     if geometry.c is not None:
         table.add_row("c = beta_mix / (tau · beta_kl)", _c_in_words(geometry.c))
     table.add_row("at margin 0", _start(seen))

@@ -46,11 +46,13 @@ class LossTrainer(DPOTrainer):
     """TRL's trainer with the loss above in place of its own."""
 
     def _compute_loss(self, model, inputs, return_outputs):
-        chosen_B, rejected_B = log_probs(model, inputs)
-        ref_chosen_B, ref_rejected_B = self.reference_log_probs(model, inputs)
-        chosen_logratio_B, rejected_logratio_B = chosen_B - ref_chosen_B, rejected_B - ref_rejected_B
+        chosen_logps_B, rejected_logps_B = log_probs(model, inputs)
+        reference_chosen_logps_B, reference_rejected_logps_B = self.reference_log_probs(model, inputs)
+        chosen_logratio_B = chosen_logps_B - reference_chosen_logps_B
+        rejected_logratio_B = rejected_logps_B - reference_rejected_logps_B
         chosen_length_B, rejected_length_B = inputs["completion_mask"].sum(dim=1).chunk(2)
-        margin_B, reference_margin_B = chosen_logratio_B - rejected_logratio_B, ref_chosen_B - ref_rejected_B
+        margin_B = chosen_logratio_B - rejected_logratio_B
+        reference_margin_B = reference_chosen_logps_B - reference_rejected_logps_B
         self._metrics["train"]["margin"].append(margin_B.mean().item())
         loss = pair_loss($of_the_pairs).mean()
         return loss${sft_term}

@@ -40,6 +40,12 @@ class Loss(Frozen):
 
     kind: ClassVar[Kind | None]
     source: ClassVar[str | None]
+    needs_reference: ClassVar[bool] = True
+    """Whether it looks at the reference's log-probabilities."""
+    couples_batch: ClassVar[bool | None] = False
+    """Whether a pair's loss depends on the other pairs of its micro-batch; None where only trying it tells."""
+    trl: ClassVar[str | None] = None
+    """Its `loss_type` in TRL's DPOTrainer, which computes the same; None where it has none."""
     titles: ClassVar[Mapping[str, str]] = {}
     """What it is called in a picture, by its form; a form without an entry by its label."""
     placing: ClassVar[tuple[str, ...]] = ("beta",)

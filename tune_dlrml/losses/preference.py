@@ -20,7 +20,8 @@ class PairBatch(NamedTuple):
 
     Log-ratios are log-probabilities of the policy minus those of the reference, summed over the completion, in nats.
     Lengths are in tokens of the completion. `reference_margin_B` is the reference's own log-probability of the chosen
-    completion minus that of the rejected one, in nats; None counts as a reference that is indifferent.
+    completion minus that of the rejected one, in nats, and `reference_chosen_logps_B` and `reference_rejected_logps_B`
+    are the two; None counts as 0, a reference that is indifferent, whose log-ratios are the policy's log-probabilities.
     """
 
     chosen_logratio_B: Tensor
@@ -28,14 +29,28 @@ class PairBatch(NamedTuple):
     chosen_length_B: Tensor
     rejected_length_B: Tensor
     reference_margin_B: Tensor | None = None
+    reference_chosen_logps_B: Tensor | None = None
+    reference_rejected_logps_B: Tensor | None = None
 
     @property
     def margin_B(self) -> Tensor:
         """Margin of each pair, shape (B,), in nats: log-ratio of the chosen minus that of the rejected."""
         return self.chosen_logratio_B - self.rejected_logratio_B
 
+    @property
+    def chosen_logps_B(self) -> Tensor:
+        """Log-probability of the chosen completion under the policy, shape (B,), in nats, summed over its tokens."""
+        reference_B = self.reference_chosen_logps_B
+        return self.chosen_logratio_B if reference_B is None else self.chosen_logratio_B + reference_B
 
-OF_THE_PAIRS = (*PairBatch._fields, "margin_B")
+    @property
+    def rejected_logps_B(self) -> Tensor:
+        """That of the rejected completion, shape (B,), in nats."""
+        reference_B = self.reference_rejected_logps_B
+        return self.rejected_logratio_B if reference_B is None else self.rejected_logratio_B + reference_B
+
+
+OF_THE_PAIRS = (*PairBatch._fields, "margin_B", "chosen_logps_B", "rejected_logps_B")
 """What a function may look at, by the name of its argument."""
 
 

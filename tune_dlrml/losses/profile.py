@@ -87,6 +87,9 @@ class Profile:
         """The document of `losses show`; without mixing, `c` and `safe_c` are null."""
         return {
             "loss": {"name": self.loss.name} | self.settings,
+            "kind": self.loss.kind,
+            "needs_reference": self.loss.needs_reference,
+            "trl": self.loss.trl,
             "beta_kl": self.beta_kl,
             "batch_coupled": self.batch_coupled,
             "c": self.geometry.c,

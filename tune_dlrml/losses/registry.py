@@ -82,6 +82,9 @@ def described() -> list[dict[str, Any]]:
                 "description": (loss.__doc__ or "").strip().splitlines()[0],
                 "kind": loss.kind,
                 "source": loss.source,
+                "needs_reference": loss.needs_reference,
+                "couples_batch": loss.couples_batch,
+                "trl": loss.trl,
             }
         )
     return listed

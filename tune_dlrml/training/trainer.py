@@ -159,6 +159,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             inputs["chosen_lengths"],
             inputs["rejected_lengths"],
             inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"],
+            inputs["ref_chosen_logps"],
+            inputs["ref_rejected_logps"],
         )
         if self.state.global_step == 0:
             self._check_start(pairs.margin_B.detach(), inputs["chosen_lengths"] + inputs["rejected_lengths"])

@@ -159,6 +159,7 @@ class CustomLoss(Loss):
 
     kind: ClassVar[Kind | None] = None
     source: ClassVar[str | None] = None
+    couples_batch: ClassVar[bool | None] = None
     placing: ClassVar[tuple[str, ...]] = ()
     trap_is_sought: ClassVar[bool] = True
     name: Literal["custom"] = "custom"

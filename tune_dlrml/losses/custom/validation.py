@@ -105,7 +105,8 @@ def pairs_of(margins: list[float], dtype: torch.dtype, *, gradient: bool = False
     chosen_B, rejected_B = 0.5 * margin_B, -0.5 * margin_B
     length_B = torch.arange(5, 5 + len(margins)) % 40 + 2
     reference_B = 0.25 * torch.arange(len(margins), dtype=dtype) % 3 - 1
-    pairs = PairBatch(chosen_B, rejected_B, length_B, length_B.flip(0), reference_B)
+    likely_B = -3.0 * length_B.to(dtype)
+    pairs = PairBatch(chosen_B, rejected_B, length_B, length_B.flip(0), reference_B, likely_B, likely_B - reference_B)
     if gradient:
         chosen_B.requires_grad_()
         rejected_B.requires_grad_()

@@ -12,6 +12,7 @@ class DbaqlLoss(Loss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = DISCOVERED
+    couples_batch: ClassVar[bool] = True
     name: Literal["dbaql"] = "dbaql"
     beta: SearchedPositive = 0.05
     """Strength per nat: z = beta * margin."""
@@ -27,6 +28,7 @@ class AqlLoss(Loss):
     kind: ClassVar[Kind] = "pairwise"
     trap_is_sought: ClassVar[bool] = True
     source: ClassVar[str] = DISCOVERED
+    couples_batch: ClassVar[bool] = True
     name: Literal["aql"] = "aql"
     beta: SearchedPositive = 0.05
     """Strength per nat: z = beta * margin."""
@@ -58,6 +60,7 @@ class AqflLoss(Loss):
     kind: ClassVar[Kind] = "pairwise"
     trap_is_sought: ClassVar[bool] = True
     source: ClassVar[str] = DISCOVERED
+    couples_batch: ClassVar[bool] = True
     name: Literal["aqfl"] = "aqfl"
     beta: SearchedPositive = 0.05
     """Strength per nat: z = beta * margin."""

@@ -11,6 +11,7 @@ class DpoLoss(Loss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2305.18290, equation 7"
+    trl: ClassVar[str] = "sigmoid"
     titles: ClassVar[Mapping[str, str]] = {"dpo": "DPO"}
     name: Literal["dpo"] = "dpo"
     beta: SearchedPositive = 0.1
@@ -28,6 +29,7 @@ class HingeLoss(Loss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2305.10425"
+    trl: ClassVar[str] = "hinge"
     name: Literal["hinge"] = "hinge"
     beta: SearchedPositive = 0.1
     """Strength per nat: z = beta * margin."""
@@ -38,6 +40,7 @@ class IpoLoss(Loss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2310.12036, equation 17"
+    trl: ClassVar[str] = "ipo"
     name: Literal["ipo"] = "ipo"
     beta: SearchedPositive = 0.1
     """Strength per nat: the margin is drawn to 1 / (2 * beta)."""

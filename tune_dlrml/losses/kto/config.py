@@ -10,6 +10,7 @@ class KtoLoss(Loss):
 
     kind: ClassVar[Kind] = "pointwise"
     source: ClassVar[str] = "arXiv 2402.01306, equation 7"
+    couples_batch: ClassVar[bool] = True
     name: Literal["kto"] = "kto"
     beta: SearchedPositive = 0.1
     """Strength per nat of each log-ratio."""

@@ -66,6 +66,7 @@ class DiscopopLoss(LrmlLoss):
 
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2406.08414, equation 5"
+    trl: ClassVar[str] = "discopop"
     titles: ClassVar[Mapping[str, str]] = {"discopop": "DiscoPOP"}
     one_beta: ClassVar[bool] = True
     name: Literal["discopop"] = "discopop"
