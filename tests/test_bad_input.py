@@ -152,7 +152,9 @@ def test_doctor_tells_what_is_left_out_cut_or_repeated(tmp_path, monkeypatch, ca
     assert code == 0
     assert found == {
         "dataset.train: 1 of 42 pairs (row 42 (line 42)) are truncated to training.max_length=64 tokens": "warning",
-        "dataset.train: 1 of 42 pairs (row 41 (line 41)) repeat an earlier one, and so count more than once": "warning",
+        (
+            "dataset.train: 1 of 42 pairs (row 41 (line 41)) repeat an earlier one, so they count more than once"
+        ): "warning",
         "dataset.eval: left out 1 of 41 pairs (row 41 (line 41)), whose prompts are trained on": "warning",
         "42 pairs to train on, 40 held out": "ok",
     }

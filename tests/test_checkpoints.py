@@ -264,7 +264,7 @@ WRONG: dict[str, tuple[Config, Shapes, list[str]]] = {
     "a reward model with tied embeddings": (
         LLAMA | {"tie_word_embeddings": True, "architectures": ["LlamaForSequenceClassification"]},
         without(LLAMA_SHAPES, "lm_head.weight") | {"score.weight": (1, 8)},
-        ["checkpoint holds score.weight, for which a LlamaForCausalLM has no place"],
+        ["checkpoint holds score.weight, which a LlamaForCausalLM does not have"],
     ),
     "a base without a head": (
         LLAMA | {"architectures": ["LlamaModel"]},

@@ -62,7 +62,7 @@ def test_a_person_reads_a_table_and_the_path_of_the_picture(run, tmp_path):
     ("argv", "says"),
     [
         (["dlrm"], "did you mean dlrml\\? allowed: dpo, discopop"),
-        (["dpo", "--set", "betta=0.1"], "--set betta: is no key of this section \\(did you mean beta"),
+        (["dpo", "--set", "betta=0.1"], "--set betta: is not a key of this section \\(did you mean beta"),
         (["dpo", "--set", "beta=-1"], "--set beta: input should be greater than 0, but got -1"),
         (["dpo", "--set", "beta={uniform: [0.1, 0.2]}"], "--set beta: one value is drawn"),
         (["dpo", "--set", "beta"], "must be dotted.key=value"),

@@ -98,7 +98,7 @@ def test_a_file_stays_the_same_file_in_another_working_directory(folder, monkeyp
     "text", ["name", "train.txt", "a/b/c", "org/name#a b", "a.jsonl#[1]", "a.jsonl#[::2]", "#x", ""]
 )
 def test_a_text_that_is_no_reference_is_refused_with_the_legal_forms(text, folder):
-    with pytest.raises(InputError, match=r"is no reference to a data set: .*builtin:<name>.*org/name.*#split"):
+    with pytest.raises(InputError, match=r"is not a reference to a data set: .*builtin:<name>.*org/name.*#split"):
         parse_dataset_reference(text)
 
 
@@ -106,7 +106,7 @@ def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(folder):
     (folder / "pairs").mkdir()
     write_jsonl(folder / "pairs" / "train.jsonl", PLAIN)
     (folder / "pairs" / "train.txt").touch()
-    with pytest.raises(InputError, match=r"is no reference to a data set: .*builtin"):
+    with pytest.raises(InputError, match=r"is not a reference to a data set: .*builtin"):
         parse_dataset_reference("pairs/train.txt")
 
 
@@ -136,7 +136,7 @@ def test_rows_with_fields_that_are_not_used_are_counted_and_told(folder):
     rows = [CHAT, {**CHAT, "tools": TOOLS}, {**CHAT, "chosen": [CALL], "tools": None}]
     reference = write_jsonl(folder / "train.jsonl", *rows)
     assert notes_of(reference) == (
-        "dataset.train: 2 of 3 rows have fields that are not used: tools, tool_calls (first: row 2 (line 2))",
+        "dataset.train: 2 of 3 rows have unused fields: tools, tool_calls (first: row 2 (line 2))",
     )
     assert notes_of(f"{reference}#[:1]") == ()
 
@@ -145,7 +145,7 @@ def test_columns_of_a_table_that_are_not_read_are_told(folder):
     rows = [{**CHAT, "chosen": [{**BLUE, "name": None}], "tools": "look", "id": 1}] * 2
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
     (note,) = notes_of("train.parquet")
-    assert note == "dataset.train: 2 of 2 rows have fields that are not used: tools, id (first: row 1)"
+    assert note == "dataset.train: 2 of 2 rows have unused fields: tools, id (first: row 1)"
 
 
 def test_of_many_fields_that_are_not_used_the_first_are_named_and_fit_to_be_shown(folder):
@@ -304,7 +304,7 @@ def test_all_rows_of_a_data_set_have_one_format(folder):
 def test_of_many_bad_rows_the_message_counts_all_and_shows_three(folder):
     message = refusal(write_jsonl(folder / "train.jsonl", PLAIN, *[{**PLAIN, "chosen": number} for number in range(5)]))
     head, *shown, rest, remedy = message.splitlines()
-    assert head.endswith("train.jsonl: 5 of 6 rows are no preference pairs:")
+    assert head.endswith("train.jsonl: 5 of 6 rows are not preference pairs:")
     assert [line.strip()[:14] for line in shown] == ["row 2 (line 2)", "row 3 (line 3)", "row 4 (line 4)"]
     assert rest == "  and 2 more"
     assert remedy == "Set dataset.bad_rows: drop to leave such rows out."
@@ -503,9 +503,9 @@ def test_cells_are_read_as_they_were_written(suffix, text, pair, folder):
 
 
 NO_CELLS = {
-    "semicolons": (".csv", "prompt;chosen;rejected\na;b;c\n", "parted by commas, not by ';'"),
-    "tabs": (".csv", "prompt\tchosen\trejected\na\tb\tc\n", r"parted by commas, not by '\t'"),
-    "commas": (".tsv", "prompt,chosen,rejected\na,b,c\n", "parted by tabs, not by ','"),
+    "semicolons": (".csv", "prompt;chosen;rejected\na;b;c\n", "separated by commas, not by ';'"),
+    "tabs": (".csv", "prompt\tchosen\trejected\na\tb\tc\n", r"separated by commas, not by '\t'"),
+    "commas": (".tsv", "prompt,chosen,rejected\na,b,c\n", "separated by tabs, not by ','"),
     "backslashes": (".csv", 'prompt,chosen,rejected\na,"say \\"x\\"",c\n', "line 2: is not CSV ("),
     "an open quote": (
         ".csv",
@@ -545,7 +545,7 @@ def test_a_url_is_no_file(scheme, folder):
 
 def test_rows_taken_without_their_sign_are_refused_with_it(folder):
     reference = write_jsonl(folder / "train.jsonl", PLAIN)
-    assert refusal(f"{reference}[:1]").endswith("rows are taken by `#[:64]`.")
+    assert refusal(f"{reference}[:1]").endswith("`#[:64]` selects rows.")
 
 
 PARQUET = {
@@ -609,7 +609,7 @@ def test_a_hub_data_set_loads_its_train_split_with_the_prompt_made_explicit(hub)
     dataset = load_pairs("org/name")
     assert hub == [("ask", "org/name", None), ("load", "org/name", None, "train")]
     assert dataset.column_names == ["prompt", "chosen", "rejected"]
-    assert notes_of("org/name") == ("dataset.train: 5 of 5 rows have fields that are not used: rating (first: row 1)",)
+    assert notes_of("org/name") == ("dataset.train: 5 of 5 rows have unused fields: rating (first: row 1)",)
     assert dataset[3] == {"prompt": [{"role": "user", "content": "3"}], "chosen": [BLUE], "rejected": [GREEN]}
 
 

@@ -128,7 +128,7 @@ def test_cells_of_csv_are_the_texts_that_were_written(text, expected, tmp_path):
 
 BAD_CSV = {
     "other columns": ("a,b\n1,2\n", "column `chosen` is needed, but is missing or null; the columns given are a, b"),
-    "another delimiter": ("prompt;chosen;rejected\na;b;c\n", "parted by commas, not by"),
+    "another delimiter": ("prompt;chosen;rejected\na;b;c\n", "separated by commas, not by"),
     "a cell too many": (
         "prompt,chosen,rejected\na,b,c\na,b,c,d\n",
         "row 2 (line 3): has 4 cells, but the header names 3",
@@ -149,7 +149,7 @@ def test_csv_of_other_things_is_refused_by_line(text, says, tmp_path):
 def test_bytes_that_are_no_text_are_a_bad_row_of_their_line(tmp_path):
     content = text_of(ROWS).splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_bytes(b"".join([content[0], b'{"prompt": "\xe9"}\n', *content[1:]]))
-    assert "row 2 (line 2): is not UTF-8 text (byte 0xe9 behind 12 characters)" in refusal(tmp_path / "train.jsonl")
+    assert "row 2 (line 2): is not UTF-8 text (byte 0xe9 after 12 characters)" in refusal(tmp_path / "train.jsonl")
     assert pairs(tmp_path / "train.jsonl", bad_rows="drop") == ROWS
     assert pairs(f"{tmp_path}/train.jsonl#[2:]") == ROWS[1:]
     cells = csv_of(ROWS).splitlines(keepends=True)

@@ -426,8 +426,8 @@ def test_a_finding_names_the_pairs_and_says_what_is_so():
     pairs = [*PLAIN, pair("the sun was war", "m", "ning"), *PLAIN]
     early, repeated = found("bytes", None, pairs, {})
     assert (early.positions, repeated.positions) == ([1], [2])
-    assert early.text.startswith("dataset.train: 1 of 3 pairs (row 2) have a prompt that is written otherwise alone")
-    assert repeated.text == "dataset.train: 1 of 3 pairs (row 3) repeat an earlier one, and so count more than once"
+    assert early.text.startswith("dataset.train: 1 of 3 pairs (row 2) have a prompt that is written differently alone")
+    assert repeated.text == "dataset.train: 1 of 3 pairs (row 3) repeat an earlier one, so they count more than once"
     table = as_table([early, repeated])
     assert json.loads(json.dumps(table))["data"][1][:6] == ["dataset.train", "repeated", 1, 3, "row 3", False]
     assert all(len(row) == len(table["columns"]) for row in table["data"])

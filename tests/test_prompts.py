@@ -305,7 +305,7 @@ def test_messages_that_were_written_as_text_are_refused(text, tmp_path):
         {"prompt": text, "chosen": "Yes", "rejected": "No"},
         {"prompt": [said("user", text)], "chosen": [YES], "rejected": [NO]},
     ):
-        assert "is a text that holds messages as JSON or Python would write them" in refusal(tmp_path, row)
+        assert "is a text with messages written as JSON or Python" in refusal(tmp_path, row)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_columns_have_the_names_that_the_file_gives_them(tmp_path):
     columns = ColumnsConfig(prompt="q", chosen="good", rejected="bad")
     assert read(tmp_path, row, columns=columns) == ("Why?", " So.", " Never.")
     (note,) = section(tmp_path, [row], RowsConfig(columns=columns))[1]
-    assert note.endswith("1 of 1 rows have fields that are not used: prompt, chosen (first: row 1 (line 1))")
+    assert note.endswith("1 of 1 rows have unused fields: prompt, chosen (first: row 1 (line 1))")
     message = refusal(tmp_path, {"Q": "Why?", "good": " So.", "bad": " No."}, columns=columns)
     assert "column `q` is needed, but is missing or null; the columns given are Q, good, bad" in message
 

@@ -95,7 +95,7 @@ def test_truncation_that_keeps_the_end_leaves_room_for_every_completion(select):
     assert prompts(selection.sections["train"]) == ["a", "b", LONG, "c"]
     assert selection.notes == (
         "dataset.train: 2 of 4 pairs (row 2 (line 2), row 3 (line 3)) are truncated to training.max_length=64 tokens",
-        "dataset.train: 1 of 4 pairs (row 2 (line 2)) keep nothing of their prompt behind the truncation: their "
+        "dataset.train: 1 of 4 pairs (row 2 (line 2)) have no prompt left after truncation: their "
         "completions are scored without it",
     )
 
@@ -137,7 +137,7 @@ BAD_ROWS = [plain("a"), "{broken", {**plain("b"), "chosen": 3}, plain("c")]
 
 
 def test_bad_rows_are_refused_unless_the_file_says_otherwise(select):
-    with pytest.raises(InputError, match=r"dataset\.train: .*train\.jsonl: 2 of 4 rows are no preference pairs:"):
+    with pytest.raises(InputError, match=r"dataset\.train: .*train\.jsonl: 2 of 4 rows are not preference pairs:"):
         select(BAD_ROWS, [plain("held out")])
 
 
@@ -227,8 +227,8 @@ def test_conversations_share_a_prompt_when_all_their_messages_are_the_same(selec
 def test_fields_that_are_not_used_are_told_of_each_set(select):
     notes = select([{**plain("a"), "tools": ["x"]}, plain("b")], [{**plain("c"), "score": 0}]).notes
     assert notes == (
-        "dataset.train: 1 of 2 rows have fields that are not used: tools (first: row 1 (line 1))",
-        "dataset.eval: 1 of 1 rows have fields that are not used: score (first: row 1 (line 1))",
+        "dataset.train: 1 of 2 rows have unused fields: tools (first: row 1 (line 1))",
+        "dataset.eval: 1 of 1 rows have unused fields: score (first: row 1 (line 1))",
     )
 
 

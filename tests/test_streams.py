@@ -19,14 +19,14 @@ def pipe():
     return LastingStream(os.fdopen(writer, "wb"), encoding="utf-8", line_buffering=True)
 
 
-def test_a_search_tells_on_though_nobody_reads(pipe, caplog):
+def test_a_search_continues_without_a_reader_of_its_output(pipe, caplog):
     with pipe:
         console = Console(file=pipe, width=80)
         for line in range(3):
             console.print(f"trial {line}")
         assert not console.quiet, "the console gave up by itself, as it does before it ends the process"
     assert [record.message for record in caplog.records] == [
-        "nobody reads what the search tells any more (Broken pipe); it goes on"
+        "the search's output has no reader any more (Broken pipe); the search continues"
     ]
 
 

@@ -528,8 +528,8 @@ def test_a_search_goes_on_while_mlflow_is_away_and_the_next_driver_delivers(even
         patch.setattr("tune_dlrml.tracking.tracker.CLOSE_S", 0.2)
         assert tracker.close({}, {}, status="FINISHED") == 6
     assert tracker.run_id(0) is None
-    assert [record.message[:14] for record in caplog.records if record.name.startswith("tune_dlrml")] == [
-        "MLflow is away"
+    assert [record.message[:21] for record in caplog.records if record.name.startswith("tune_dlrml")] == [
+        "MLflow is unavailable"
     ]
     tracker._thread.join()
     away.clear()
@@ -830,7 +830,7 @@ def test_a_search_that_goes_on_in_a_deleted_experiment_names_the_remedy_and_keep
     assert tracker._tried.wait(60)
     tracker.leave()
     assert f"mlflow experiments restore --experiment-id {number}" in tracker.trouble
-    assert "MLflow is away" not in caplog.text and tracker.trouble in caplog.text
+    assert "MLflow is unavailable" not in caplog.text and tracker.trouble in caplog.text
     client.restore_experiment(number)
     send(events, store)
     assert_mlflow_has_it_once(events, store)

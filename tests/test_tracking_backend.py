@@ -243,6 +243,6 @@ def test_trouble_is_in_the_log_before_anybody_can_see_it(
     away[0] = False
     assert trackers[0].close({}, {}, status="FINISHED") == 0
     assert seen == [
-        ("Notebook is away; training goes on, and Notebook gets everything later: no ink", ""),
-        ("Notebook is back and has everything up to now", "no ink"),
+        ("Notebook is unavailable; training continues, and everything is logged to Notebook later: no ink", ""),
+        ("Notebook is available again and has everything up to now", "no ink"),
     ]

@@ -30,12 +30,12 @@ NUMBER_REMEDY = "; a number is written as 40 or 5e-7: no quotes, leading zero, c
 
 
 def is_like_a_number(value: Any) -> bool:
-    """Whether a value is a text in which a person, or another reader of YAML, may see a number: 010, 1:30, −5, 10k."""
+    """Whether a value is a text that a person, or another YAML reader, may read as a number: 010, 1:30, −5, 10k."""
     return isinstance(value, str) and _LIKE_A_NUMBER.fullmatch(value.strip()) is not None
 
 
 def remedy(kind: str, given: Any) -> str:
-    """What to write instead of a value of the wrong type; empty where the message of its type says it all.
+    """Hint what to write instead of a value of the wrong type; empty where the message of its type is enough.
 
     Args:
         kind: The type of pydantic's error.
@@ -123,7 +123,7 @@ class Choice(Frozen):
     values: tuple[Scalar, ...]
 
     def extremes(self) -> list[Scalar]:
-        """Every value, since nothing orders them."""
+        """Every value, since they have no order."""
         return list(self.values)
 
     def grid(self) -> list[Scalar]:
@@ -143,10 +143,10 @@ KINDS = ("uniform", "log_uniform", "int_uniform", "log_int_uniform", "choice")
 
 
 def parse_domain(mapping: dict[str, Any]) -> Domain:
-    """The domain that a mapping such as {log_uniform: [0.01, 0.5]} means.
+    """The domain of a mapping such as {log_uniform: [0.01, 0.5]}.
 
     Raises:
-        PydanticCustomError: An unknown kind, bounds that are no two finite numbers with low < high, a logarithm of
+        PydanticCustomError: An unknown kind, bounds that are not two finite numbers with low < high, a logarithm of
             zero, a fraction in an int domain, or an empty or repeated choice.
     """
     keys = [key for key in mapping if key != "num"]

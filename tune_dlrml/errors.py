@@ -13,13 +13,13 @@ class TuneDlrmlError(Exception):
 
 
 class InputError(TuneDlrmlError):
-    """The input is at fault: a search-space file, data, a model reference or the resources asked for."""
+    """The input is invalid: a search-space file, data, a model reference or the requested resources."""
 
     exit_code = 2
 
 
 class StorageError(TuneDlrmlError):
-    """A disk is full or read-only, or the study's database is away: the search stops and can go on later."""
+    """A disk is full or read-only, or the study's database is unavailable: the search stops and can be resumed."""
 
     exit_code = 130
 
@@ -33,19 +33,19 @@ class NotFiniteError(TuneDlrmlError):
 
 
 class UnansweredError(TuneDlrmlError):
-    """Trials that have ended could not be asked; they stay as they are, and the same command asks them again."""
+    """Trials that have ended could not answer the questions; the same command asks them again."""
 
     exit_code = 130
 
 
 class JudgeEndedError(TuneDlrmlError):
-    """A judge may not be called any more or does not answer; what it has said is kept, and the same command goes on."""
+    """A judge has reached its limits or does not answer; its replies are kept, and the same command resumes."""
 
     exit_code = 130
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of at most 300 characters."""
+    """The message of an exception, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
@@ -53,9 +53,9 @@ def headline(error: BaseException) -> str:
     """Type of an exception and its last line: the first sentence, and those after it that fit a table."""
     lines = str(error).strip().splitlines() or [""]
     first, *others = re.split(r"(?<=\.)\s+", lines[-1].strip())
-    told = first[:REASON_LENGTH]
-    for sentence in others:  # what a library says to do stands behind what is wrong
-        if len(told) + 1 + len(sentence) > REASON_LENGTH:
+    text = first[:REASON_LENGTH]
+    for sentence in others:  # the remedy in a library's message follows the problem
+        if len(text) + 1 + len(sentence) > REASON_LENGTH:
             break
-        told += f" {sentence}"
-    return f"{type(error).__name__}: {told}"
+        text += f" {sentence}"
+    return f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""The event logs of a search: one file a trial, one line an event; the source of every curve and MLflow's outbox."""
+"""Event logs of a search: one file per trial, one line per event. They feed every curve, and are MLflow's outbox."""
 
 import errno
 import json
@@ -22,15 +22,15 @@ FIELDS: Mapping[str, Mapping[str, type]] = {
     "end": {"timestamp_ms": int, "state": str, "reason": str},
     "judged": {"timestamp_ms": int, "step": int, "metrics": dict, "artifacts": list},
 }
-"""What every event of a kind has."""
+"""Required fields of each kind of event."""
 ENDS = frozenset(map(str, State)) - {str(State.RUNNING)}
 CHUNK = 1 << 20
-"""Bytes of a log that `EventLog.read` takes at a time."""
+"""Bytes of a log that `EventLog.read` reads at a time."""
 
 
 @dataclass
 class _Log:
-    """What the writer knows of the log of one trial."""
+    """The writer's state for the log of one trial."""
 
     last_step: int
     ended: bool
@@ -39,18 +39,18 @@ class _Log:
 class EventLog:
     """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`: one writer at a time, many readers.
 
-    A line has `kind` and `timestamp_ms`. `start`: the trial was handed out, for the first time or again, with its
-    `attempt` and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`.
-    `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its folder, that show them; a
-    line that names others is no event.
+    A line has `kind` and `timestamp_ms`. `start`: the trial was issued, for the first time or again, with its `attempt`
+    and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`. `judged`, of a
+    trial that has ended: the `metrics` of its answers and the files, in its folder, that show them; a line that names
+    files elsewhere is not an event.
 
-    **The first report of a step stands.** A trial that goes on from a checkpoint trains some steps again and reports
+    **The first report of a step is kept.** A trial that resumes from a checkpoint trains some steps again and reports
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
-    over all attempts, with the timestamp under which MLflow may have it already.
+    over all attempts, with the timestamp under which MLflow may already have it.
 
-    A torn line counts nowhere, see `line_files`. Starts, ends and evaluated reports, on which decisions of the study
-    rest, are on the disk when their method returns; a power cut may take the other reports since, and with them nothing
-    but points of a curve.
+    An incomplete line is ignored, see `line_files`. Starts, ends and evaluated reports, on which decisions of the study
+    depend, are on the disk when their method returns; a power cut may lose the other reports since then, which are only
+    points of a curve.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,10 +67,10 @@ class EventLog:
         return sorted(int(path.parent.name) for path in self.folder.glob("trials/[0-9]*/events.jsonl"))
 
     def start(self, spec: TrialSpec) -> None:
-        """A trial was handed to a worker group.
+        """Record that a trial was passed to a worker group.
 
         Raises:
-            StorageError: The line could not be written; so do `report` and `end`. What stood in the log stays.
+            StorageError: The line could not be written; the log is unchanged. `report` and `end` raise it, too.
         """
         event = {
             "kind": "start",
@@ -83,7 +83,7 @@ class EventLog:
         self._append(spec.number, event, durable=True)
 
     def report(self, report: Report) -> bool:
-        """A trial reported; False if the log has its step or a later one already, and so drops the report."""
+        """Record a report; False if it is dropped, since the log already has its step or a later one."""
         log = self._log(report.number)
         if report.step <= log.last_step:
             return False
@@ -92,13 +92,13 @@ class EventLog:
         return True
 
     def end(self, number: int, state: State, reason: str) -> None:
-        """A trial ended."""
+        """Record the end of a trial."""
         event = {"kind": "end", "timestamp_ms": int(time.time() * 1000), "state": str(state), "reason": reason}
         self._append(number, event, durable=True)
         self._log(number).ended = True
 
     def judged(self, number: int, step: int, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None:
-        """The answers of a trial that has ended, made at `step`, were judged; `artifacts` are names in its folder."""
+        """Record the judging of a trial's answers, made at `step`; `artifacts` are names in its folder."""
         event = {
             "kind": "judged",
             "timestamp_ms": int(time.time() * 1000),
@@ -125,7 +125,7 @@ class EventLog:
         return self._log(number).last_step
 
     def ended(self, number: int) -> bool:
-        """Whether the trial's end is written down."""
+        """Whether the trial's end is recorded."""
         return self._log(number).ended
 
     def reports(self, number: int) -> Iterator[Report]:
@@ -146,21 +146,21 @@ class EventLog:
         return newest
 
     def size(self, number: int) -> int:
-        """Bytes of a trial's log, a torn tail included."""
-        with _told(self.path(number), "read"):
+        """Bytes of a trial's log, including an incomplete line at its end."""
+        with _storage_errors(self.path(number), "read"):
             return self.path(number).stat().st_size if self.path(number).exists() else 0
 
     def sync(self, number: int) -> None:
-        """Put what is in a trial's log on the disk: what is passed on after that cannot be lost here any more."""
-        with _told(self.path(number), "written"), self.path(number).open("rb") as file:
+        """Flush a trial's log to the disk, so that events sent after that cannot be lost here."""
+        with _storage_errors(self.path(number), "written"), self.path(number).open("rb") as file:
             os.fsync(file.fileno())
 
     def read(self, number: int, offset: int) -> list[tuple[bytes, int]]:
-        """The next complete lines behind `offset`, about `CHUNK` bytes of them, each with the offset behind it."""
+        """The next complete lines after `offset`, about `CHUNK` bytes, each with the offset of its end."""
         path = self.path(number)
         if self.size(number) <= offset:
             return []
-        with _told(path, "read"), path.open("rb") as file:
+        with _storage_errors(path, "read"), path.open("rb") as file:
             file.seek(offset)
             data = file.read(CHUNK)
             data += b"" if data.endswith(b"\n") else file.readline()
@@ -183,15 +183,15 @@ class EventLog:
         if event is None:
             raise StorageError(
                 f"{self.path(number)}, line {row}: every complete line is an event of its trial, but got "
-                f"{line[:40]!r}; something else wrote to the file or the disk lost it: take the line out, or restore it"
+                f"{line[:40]!r}; another program wrote to the file or the disk is damaged: remove or restore the line"
             )
         return event
 
     def _log(self, number: int) -> _Log:
-        """What the writer knows of a log, read from the file's end where this process does not know it yet."""
+        """The writer's state for a log, read from the file's end the first time."""
         if number not in self._logs:
             path = self.path(number)
-            with _told(path, "read"):
+            with _storage_errors(path, "read"):
                 data = path.read_bytes() if path.exists() else b""
             self._logs[number] = self._newest(number, complete_lines(data))
         return self._logs[number]
@@ -212,18 +212,18 @@ class EventLog:
         clean = number in self._clean
         self._clean.discard(number)
         try:
-            with _told(path, "written"):
+            with _storage_errors(path, "written"):
                 # Below the search's folder, `trials/<number>` and `trials` may be new as well.
                 append_line(path, line, clean=clean, durable=durable, folders=3)
         except StorageError:
-            # The line may be there all the same, where only the wait for the disk failed.
+            # The line may still be there, if only the flush to the disk failed.
             self._logs.pop(number, None)
             raise
         self._clean.add(number)
 
 
 def parsed(line: bytes) -> Event | None:
-    """The event in a line; None if it is none. Whoever gets an event can rely on what its kind has."""
+    """The event in a line; None if it is not a valid event. An event has all fields of its kind."""
     try:
         event = json.loads(line)
         return event if isinstance(event, dict) and _is_event(event) else None
@@ -232,12 +232,12 @@ def parsed(line: bytes) -> Event | None:
 
 
 def _is_event(event: Event) -> bool:
-    """Whether an event has what its kind has.
+    """Whether an event has the fields of its kind.
 
     Raises:
         ValueError: A number is not finite.
-        TypeError: A metric is no number, or a report has other fields.
-        OverflowError: A metric is beyond every float.
+        TypeError: A metric is not a number, or a report has other fields.
+        OverflowError: A metric exceeds every float.
     """
     kind = str(event.get("kind"))
     if kind not in FIELDS or not all(isinstance(event.get(name), of) for name, of in FIELDS[kind].items()):
@@ -254,7 +254,7 @@ def _is_event(event: Event) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a name is one inside a folder, and leads to no other."""
+    """Whether a name is a file inside a folder, and does not lead out of it."""
     return name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
@@ -264,8 +264,8 @@ def as_report(event: Mapping[str, Any]) -> Report:
 
 
 @contextmanager
-def _told(path: Path, done: str) -> Iterator[None]:
-    """An error of the operating system, told as what it means for the search."""
+def _storage_errors(path: Path, done: str) -> Iterator[None]:
+    """Turn an error of the operating system into a StorageError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -274,8 +274,8 @@ def _told(path: Path, done: str) -> Iterator[None]:
             errno.EDQUOT: "free space in the quota",
             errno.EROFS: "mount the disk for writing",
             errno.EACCES: "make it writable for this user",
-        }.get(error.errno or 0, "see to the disk")
+        }.get(error.errno or 0, "check the disk")
         raise StorageError(
-            f"{path} must be {done} for the search to go on, but: {error.strerror}; {remedy}, "
+            f"{path} must be {done} for the search to continue, but: {error.strerror}; {remedy}, "
             "then run the same command again"
         ) from error

@@ -1,7 +1,7 @@
-"""Every number that a trial reports: what it is, its unit, its range, which way is better. Nothing else lists metrics.
+"""Every metric that a trial reports: meaning, unit, range, which way is better. Nothing else lists metrics.
 
-Names of held-out numbers begin with `eval_`, those of the training pairs with `train_`. Whoever computes a metric says
-its name; everybody else looks here.
+Names of held-out metrics start with `eval_`, those of the training pairs with `train_`. The code that computes a metric
+uses its name; all other code reads this table.
 """
 
 import math
@@ -21,22 +21,22 @@ class Metric:
 
     Attributes:
         name: In reports, tables and MLflow; `{...}` in it stands for any text.
-        words: What a person calls it, on an axis and in a sentence.
-        meaning: What it is, in one sentence.
+        words: Its name on an axis and in a sentence.
+        meaning: Its definition, in one sentence.
         unit: Of its values.
         reported: With a held-out `evaluation`, as a mean over the optimizer `steps` since the last report, once at the
             `start` of a trial, or in the `judgement` of its answers.
         least: Smallest value that it can have.
         most: Largest one.
-        better: Which values are; None where neither is.
-        untrained: That of the reference itself, which every trial has at step 0 and a diverged one in means over seeds;
-            None where it has none, or one that depends on the loss.
-        objective: Whether a search may be decided by it. It then has `better`, `untrained` and, as `<name>_se`, its
-            standard error over the held-out pairs.
-        of_pair: Of one held-out pair by its margin, where the metric is the mean of that; None where it is no mean.
-        heading: Of its column in the table of trials; empty if it has none.
-        form: Of a value there, and of its standard error.
-        line: What is said of it while a search runs, likewise; empty if nothing is.
+        better: Which values are better; None where neither is.
+        untrained: Value of the reference itself, which every trial has at step 0 and a diverged one in means over
+            seeds; None where it has none, or one that depends on the loss.
+        objective: Whether it can be the objective of a search. It then has `better`, `untrained` and, as `<name>_se`,
+            its standard error over the held-out pairs.
+        of_pair: Its value for one held-out pair by the margin, where the metric is the mean; None where it is not.
+        heading: Heading of its column in the table of trials; empty if it has none.
+        form: Format of a value there, and of its standard error.
+        line: Format of a value and its standard error while a search runs; empty if it is not shown.
         on_card: Whether the card of an exported model has it.
     """
 
@@ -58,7 +58,7 @@ class Metric:
 
     @property
     def error(self) -> str:
-        """Name of its standard error, a metric of its own where it is known."""
+        """Name of its standard error, which is a metric of its own if it exists."""
         return f"{self.name}_se"
 
     @property
@@ -67,7 +67,7 @@ class Metric:
         return self.unit == PAIRS
 
     def within(self, low: float, high: float) -> tuple[float, float]:
-        """An interval without what the metric cannot be."""
+        """An interval cut to the range of the metric."""
         return max(self.least, low), min(self.most, high)
 
 
@@ -90,7 +90,7 @@ def _interval(metric: Metric) -> tuple[Metric, ...]:
 
 
 MARGIN_QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in (0, 5, 25, 50, 75, 95, 100)}
-"""Where the held-out margins lie, by the name of the metric, so that a report can lay them over the loss."""
+"""Quantiles of the held-out margins by metric, which a report draws over the loss."""
 
 _of_evaluation = partial(Metric, reported="evaluation")
 _of_steps = partial(Metric, reported="steps")
@@ -101,7 +101,7 @@ _of_rating = partial(Metric, reported="judgement", unit="points of 10", least=1,
 _EVALUATION = (
     _of_evaluation(
         name="eval_accuracy", words="held-out accuracy", unit=PAIRS, least=0, most=1, better="higher",
-        meaning="Held-out pairs with a margin above 0, which the policy tells apart better than the reference; a tie "
+        meaning="Held-out pairs with a margin above 0, which the policy separates better than the reference; a tie "
         "counts one half.",
         untrained=0.5, objective=True, of_pair=_right,
         heading="accuracy", form="{:.3f} +- {:.3f}", line="accuracy {:.3f} +- {:.3f}", on_card=True),
@@ -140,7 +140,7 @@ _EVALUATION = (
 _STEPS = (
     _of_steps(
         name="train_loss", words="training loss", unit="nats", better="lower",
-        meaning="Mean preference loss of the pairs trained on; values of different losses do not compare.",
+        meaning="Mean preference loss of the pairs trained on; values of different losses are not comparable.",
         on_card=True),
     _of_steps(
         name="train_sft_loss", words="scoring rule", unit="that of the rule", better="lower",
@@ -202,10 +202,10 @@ _START = (
         meaning="What the largest micro-batch needs for its backward pass without gradient checkpointing."),
     _of_start(
         name="reference_tokens", words="reference tokens", unit="tokens",
-        meaning="Tokens that ran through the reference since the group's last trial began."),
+        meaning="Tokens computed by the reference since the group's last trial started."),
     _of_start(
         name="reference_tokens_saved", words="reference tokens saved", unit="tokens",
-        meaning="Tokens of one pass over the trial's pairs that the reference was spared."),
+        meaning="Tokens of one pass over the trial's pairs whose log-probs came from the cache."),
 )
 
 _JUDGEMENT = (
@@ -220,7 +220,7 @@ _JUDGEMENT = (
         meaning="Mean rating by a judge over all questions and turns.")),
     *_interval(_of_rating(
         name="mt_bench/{judge}/above_baseline", words="above the baseline by {judge}", least=-9, most=9,
-        meaning="By how much a judge rates the answers higher than the baseline's.")),
+        meaning="Mean rating of the answers by a judge minus that of the baseline's answers.")),
     *_interval(_of_rating(
         name="mt_bench/{judge}/win_rate_adjusted", words="won by {judge}", unit="share of answers", least=0, most=1,
         meaning="Answers that a judge prefers to the baseline's; a tie counts one half.")),
@@ -234,15 +234,15 @@ _JUDGEMENT = (
 # fmt: on
 
 METRICS = {metric.name: metric for metric in (*_EVALUATION, *_STEPS, *_START, *_JUDGEMENT)}
-"""All metrics by their names; of two that could be meant by a text, the first one is."""
+"""All metrics by their names; where a text matches two of them, the first one counts."""
 UNTRAINED = {name: metric.untrained for name, metric in METRICS.items() if metric.untrained is not None}
-"""The numbers of the reference itself, known without a forward pass."""
+"""The values of the reference itself, known without a forward pass."""
 
 if TYPE_CHECKING:
     Objective = str
 else:
     Objective = Literal[tuple(name for name, metric in METRICS.items() if metric.objective)]
-"""Names of the metrics that a search may be decided by."""
+"""Names of the metrics that can be the objective of a search."""
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Searches from a notebook or a program: run one, look at one as tables and figures.
+"""Searches from a notebook or a program: run one, read one as tables and figures.
 
-The same searches as the command line's, in the same folders, so that either goes on with what the other began.
+They are the command line's searches, in the same folders, so that either can resume what the other started.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ Config = SearchConfig | Mapping[str, Any] | str | Path
 
 @dataclass(frozen=True)
 class Search:
-    """A search as it stood when it was loaded; load it again to see more of one that is running.
+    """A search as it was when it was loaded; load a running one again to see its progress.
 
     Attributes:
         result: Its trials, as the command line shows them.
-        place: Where it is.
+        place: Its folders and addresses.
     """
 
     result: SearchResult
@@ -56,7 +56,7 @@ class Search:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row a trial, indexed by its number.
+        """One row per trial, indexed by its number.
 
         Columns: `state`, `branch`, `value` (the objective where it was last measured), `steps`, `attempt`,
         `stop_reason`, `mlflow_run_id`; the settings under `params.`; the newest of every metric under `metrics.`.
@@ -81,7 +81,7 @@ class Search:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One row a report: `trial`, `step`, `evaluated`, `rung`, `time`, and a column for every metric.
+        """One row per report: `trial`, `step`, `evaluated`, `rung`, `time`, and a column for every metric.
 
         Metrics that a report does not carry are NaN there; held-out ones are in the evaluated reports alone.
         """
@@ -102,11 +102,11 @@ class Search:
 
     @cached_property
     def confirmed(self) -> Confirmation | None:
-        """What new seeds say of the best trials; None without `search.confirm`."""
+        """Results of the best trials under new seeds; None without `search.confirm`."""
         return read_confirmation(self.name, self.place)
 
     def figures(self) -> dict[str, Any]:
-        """The pictures of the report by their names, as matplotlib figures; without those that cannot be drawn yet."""
+        """The pictures of the report by name, as matplotlib figures, except those that cannot be drawn yet."""
         from tune_dlrml.report.figures import draw_all
         from tune_dlrml.report.reading import read_data
 
@@ -123,7 +123,7 @@ def run_search(
     judge_key: str | None = None,
     view: "SearchView | None" = None,
 ) -> Search:
-    """Run a search to its end, or let the one of its name go on.
+    """Run a search to its end, or resume the one of its name.
 
     Args:
         config: A search-space file, its content as a mapping, or a SearchConfig.
@@ -131,11 +131,11 @@ def run_search(
         study_url: PostgreSQL database of the study; None is SQLite in the search's folder.
         ray_address: A running Ray cluster; None starts Ray on this machine.
         judge_key: Key of the judges' endpoint, if no file holds it.
-        view: Told how it goes; None prints lines.
+        view: Shows the progress; None prints lines.
 
     Raises:
-        InputError: The input is at fault: what, and what is allowed.
-        StorageError: A disk or the study's database does not take what the search writes.
+        InputError: The input is invalid; the message has the value and what is allowed.
+        StorageError: A disk or the study's database refuses a write of the search.
     """
     from tune_dlrml.search import driver
     from tune_dlrml.search.preparation import prepare

@@ -1,14 +1,14 @@
-"""Which of several policies no other one beats in both what it gains and how far it has gone for it."""
+"""The Pareto front: the policies that no other policy beats in both gain and cost."""
 
 import math
 from collections.abc import Sequence
 
 
 def pareto_front(places: Sequence[tuple[float, float]], *, maximize: bool = True) -> list[int]:
-    """Indices of the places that no other one beats, by rising cost.
+    """Indices of the places that no other place beats, by increasing cost.
 
-    A place is beaten by one with no less gain at no more cost that is better in one of the two; equal ones stay. One
-    whose cost or gain is not finite is none, and beats nobody.
+    A place is beaten by one with no less gain at no more cost that is better in one of the two; equal places both stay.
+    A place whose cost or gain is not finite is ignored.
 
     Args:
         places: Cost, of which less is better, and gain.

@@ -1,4 +1,4 @@
-"""Frozen values that cross the stages of a search."""
+"""Frozen values that the stages of a search exchange."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ MARGINS = "margins.json"
 
 
 class State(StrEnum):
-    """Where a trial stands: under way, or one of its four ends."""
+    """State of a trial: running, or one of its four ends."""
 
     RUNNING = "running"
     COMPLETE = "complete"
@@ -22,10 +22,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial says after an optimizer step.
+    """Report of a trial after an optimizer step.
 
-    Metrics are finite; a quantity that was not finite is left out and counted by the non-finite fractions beside it.
-    `evaluated` marks a report that carries held-out metrics, `rung` one that waits for a verdict.
+    Metrics are finite; a quantity that was not finite is left out and counted in the non-finite fractions.
+    `evaluated` marks a report with held-out metrics, `rung` one that waits for a verdict.
     """
 
     number: int
@@ -52,10 +52,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a trial hears when it reports.
+    """Answer to a trial's report.
 
     Attributes:
-        go_on: Whether to train on.
+        go_on: Whether to continue training.
         acknowledged: Step of the newest report that is in the trial's event log; -1 while none is.
     """
 
@@ -64,21 +64,21 @@ class Answer:
 
 
 class Fault(StrEnum):
-    """What lies behind a failure, and so what follows from it."""
+    """Cause of a failure, which decides what follows from it."""
 
     TRIAL = "trial"
     """Training raised: the trial has failed, and would fail again."""
     LOST = "lost"
-    """A process or a node died: the trial goes on elsewhere, from its last checkpoint."""
+    """A process or a node died: the trial resumes elsewhere, from its last checkpoint."""
     STORAGE = "storage"
-    """A disk is full or read-only: the search stops, and can go on later."""
+    """A disk is full or read-only: the search stops, and can be resumed."""
     INPUT = "input"
-    """The search's own settings are at fault: no trial of it can be trained."""
+    """The search's own settings are invalid: no trial of it can be trained."""
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended in its worker group: complete, diverged or failed; being pruned is the study's decision."""
+    """How a trial ended in its worker group: complete, diverged or failed; the study decides about pruning."""
 
     number: int
     state: State

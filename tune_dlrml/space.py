@@ -1,4 +1,4 @@
-"""From a search-space file to the parameters a sampler draws, and from a drawn point to the trial it means."""
+"""From a search-space file to the parameters that a sampler draws, and from a drawn point to its trial."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ class SearchSpace:
         return str(point[BRANCH]) if BRANCH in point else next(iter(self.branches))
 
     def spec(self, number: int, point: Point) -> TrialSpec:
-        """The trial that a point means."""
+        """The trial of a point."""
         branch = self.branch_of(point)
         loss = self.branches[branch]
         own = {key.removeprefix(f"{branch}."): value for key, value in point.items() if key.startswith(f"{branch}.")}

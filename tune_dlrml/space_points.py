@@ -1,4 +1,4 @@
-"""Points all over the domains of a search space, for those who look at it before anything is drawn from it."""
+"""Points spread over the domains of a search space, for checks before a search draws from it."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ SEED = 0
 def sampled(domains: Mapping[str, Domain], exponent: int) -> Points:
     """Points of a box, by parameter: all of them where every domain is a choice, else 2^exponent; one without domains.
 
-    Each point stands for the same share of the box.
+    Each point represents the same share of the box.
     """
     if not domains:
         return {"": np.zeros(1)}

@@ -166,7 +166,7 @@ def test_what_is_no_switch_is_told_how_one_is_written(written, document, refusal
         (
             "window:",
             "window\u200b:",
-            "search.yaml:28: divergence.window\u200b: is no key of this section (did you mean window",
+            "search.yaml:28: divergence.window\u200b: is not a key of this section (did you mean window",
         ),
         ("window: 20", "on: 20", "search.yaml:28: divergence: a key must be text, but got on; a text is put in quotes"),
         ("window: 20", ": 20", "search.yaml:28: divergence: a key must be text, but got nothing; "),
@@ -201,7 +201,7 @@ def test_a_split_that_yaml_takes_for_a_comment_is_told(key, written, document, r
     message = refusal(document.replace(f"{key}: {key}.jsonl", f"{key}: {written}"))
     line = document[: document.index(f"{key}: {key}.jsonl")].count("\n") + 1
     assert message.startswith(f"search.yaml:{line}: dataset.{key}: `#")
-    assert "is a comment, since a space is before it; write it directly behind the reference" in message
+    assert "is a comment, since a space is before it; write it directly after the reference" in message
 
 
 def test_a_split_that_yaml_takes_for_a_comment_is_told_of_an_override(document, refusal):

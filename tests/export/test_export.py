@@ -189,7 +189,7 @@ def test_a_model_of_the_hub_is_named_with_its_commit(adapters, monkeypatch):
 
 
 def test_trials_without_a_model_name_those_that_have_one(adapters, tmp_path):
-    with pytest.raises(InputError, match=r"--trial 2: .* is pruned: .* can be exported are 0, 1$"):
+    with pytest.raises(InputError, match=r"--trial 2: .* is pruned: .* exportable trials: 0, 1$"):
         read_trained(adapters.name, 2, adapters.place)
     with pytest.raises(InputError, match="--trial 7: search 'toy' has trials 0 to 2"):
         read_trained(adapters.name, 7, adapters.place)

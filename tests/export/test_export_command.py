@@ -37,7 +37,7 @@ def test_a_person_is_told_where_it_is_and_how_to_repeat_it(search, tmp_path):
 
 def test_a_trial_without_a_model_is_the_inputs_fault(search, tmp_path):
     done = export(search, "toy", "--trial", "1", "--out", str(tmp_path / "mine"))
-    assert done.returncode == 2 and "those that can be exported are 0" in done.stderr
+    assert done.returncode == 2 and "exportable trials: 0" in done.stderr
     assert not (tmp_path / "mine").exists() and "Traceback" not in done.stderr
 
 

@@ -148,7 +148,7 @@ def test_few_trials_give_no_importance_but_the_reason(make_search, nothing_drawn
 
 def test_reports_without_margins_leave_their_picture_out(make_search, nothing_drawn):
     _, page = written(make_search(LOSSES, num_trials=4).run(lambda _: Fate()))
-    assert "do not hold the distribution" in page.reasons["margins"]
+    assert "do not have the distribution" in page.reasons["margins"]
 
 
 def test_a_running_search_can_be_reported_and_its_half_written_line_counts_nowhere(make_search, nothing_drawn):
@@ -159,7 +159,7 @@ def test_a_running_search_can_be_reported_and_its_half_written_line_counts_nowhe
     after, _ = written(search)
     assert after.document | {"read_at": ""} == before.document | {"read_at": ""}
     text = after.page.read_text(encoding="utf-8")
-    assert "trial 2 under way" in text and "3 of 6 trials have been handed out" in text
+    assert "trial 2 running" in text and "3 of 6 trials have been started" in text
 
 
 def test_an_older_picture_goes_where_there_is_none_any_more(make_search, tmp_path):
@@ -192,12 +192,10 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
         and "<strong>cannot tell</strong>" in text
     )
     assert [one["verdict"] for one in files.document["confirmed"]] == ["better", "cannot tell"]
-    cells = re.findall(
-        r"<td[^>]*>([^<]*)</td>", text.partition("What each setting came to")[2].partition("</table>")[0]
-    )
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", text.partition("Results of each setting")[2].partition("</table>")[0])
     assert cells == ["1", "dpo", "beta 0.1", "5", "0", "0.612", "0.500 to 0.750", "0.321", "–", "25", "12 to 38"]
     assert files.document["confirming"][0]["kl"] == {"value": 0.3214, "low": None, "high": None}
-    assert "which the search never used" not in text and "the held-out pairs by which the search chose" in text
+    assert "which the search never used" not in text and "the held-out pairs that the search selected by" in text
 
 
 def test_judged_scores_stand_beside_the_ranking(make_search, nothing_drawn):

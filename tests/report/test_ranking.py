@@ -56,8 +56,8 @@ def test_an_accuracy_of_one_is_bounded_by_the_rule_of_three(make_search):
     assert (line.low, line.high) == (pytest.approx(1 - 3 / 64), 1.0)
 
 
-def test_trials_are_told_apart_only_beyond_the_error_of_their_difference(make_search):
-    # Standard errors of 0.05 and 0.0625: values 0.1 apart are not told apart, values 0.3 apart are.
+def test_trials_differ_only_beyond_the_error_of_their_difference(make_search):
+    # Standard errors of 0.05 and 0.0625: a difference of 0.1 is not significant, one of 0.3 is.
     lines = {line.trial: line for line in ranking(searched(make_search, Fate(0.8), Fate(0.7), Fate(0.5)))}
     assert (lines[0].apart, lines[1].apart, lines[2].apart) == (None, False, True)
 
@@ -73,8 +73,8 @@ def test_the_baseline_is_the_plain_dpo_of_trial_0(make_search):
 @pytest.mark.parametrize(
     ("fates", "said"),
     [
-        ([Fate(0.6), Fate(0.7)], "whether it is better, this search cannot tell"),
-        ([Fate(0.5), Fate(0.9)], "more than the error of one comparison, but picked as the best"),
+        ([Fate(0.6), Fate(0.7)], "which is not significant"),
+        ([Fate(0.5), Fate(0.9)], "significant for one comparison, but it was selected as the best"),
         ([Fate(0.9), Fate(0.5)], "It is the DPO baseline itself"),
         ([Fate(diverges_at=2), Fate(0.9)], "There is no complete baseline"),
         ([Fate(diverges_at=2), Fate(fails_at=2)], "No trial is complete yet"),
@@ -88,9 +88,9 @@ def test_the_verdict_says_no_more_than_the_numbers(make_search, fates, said):
 def test_the_best_of_several_comes_with_a_warning_that_a_confirmation_takes_the_edge_off(make_search):
     data = searched(make_search, Fate(0.6), Fate(0.7), Fate(0.65))
     bare = verdict(data, ranking(data), [])
-    assert "biased" in bare.warning and "Only fresh runs" in bare.warning
+    assert "biased" in bare.warning and "Only new runs" in bare.warning
     told = verdict(data, ranking(data), [confirmed(1, "better", 0.04, (0.01, 0.07))])
-    assert "Only fresh runs" not in told.warning
+    assert "Only new runs" not in told.warning
     assert "Trained again with 5 new seeds it is better than the baseline" in told.answer
     assert "+0.010 to +0.070" in told.answer
     unconfirmed = verdict(data, ranking(data), [confirmed(2, "better", 0.04, (0.01, 0.07))])
@@ -109,7 +109,7 @@ def test_the_dpo_that_finalists_are_compared_with_is_told_how_they_did(make_sear
     assert (
         "It is the DPO that the other finalist was compared with under new seeds: none of them is better" in told.answer
     )
-    assert "Only fresh runs" not in told.warning
+    assert "Only new runs" not in told.warning
 
 
 def test_one_complete_trial_is_no_maximum_and_needs_no_warning(make_search):

@@ -61,7 +61,7 @@ def test_nodes_that_come_later_are_waited_for_and_asked_for_once(growing):
 
 def test_nodes_that_do_not_come_are_refused_with_what_there_is(growing):
     growing.cpus = []
-    with pytest.raises(InputError, match=r"4 CPUs are asked for and the Ray cluster has 0"):
+    with pytest.raises(InputError, match=r"4 CPUs are needed and the Ray cluster has 0"):
         cluster._wait_for(ResourcesConfig(workers=2, cpus_per_worker=2, wait_s=5), lambda text: None)
     assert 5 < growing.now < 8
     assert growing.demands[-1] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.system.code_state import COMMIT, DIRTY, commit_of, told
+from tune_dlrml.system.code_state import COMMIT, DIRTY, commit_of, in_words
 
 Checkout = Callable[[str], Path]
 
@@ -92,6 +92,6 @@ def test_a_repository_without_a_commit_or_a_machine_without_git_has_none(
 
 def test_a_person_reads_commit_and_state_as_one() -> None:
     tags = {"version.trl": "1.16.0", COMMIT: "0123456789abcdef", DIRTY: "true"}
-    assert [*told(tags)] == ["trl 1.16.0", "commit 0123456789ab with changes"]
-    assert [*told(tags | {DIRTY: "false"})] == ["trl 1.16.0", "commit 0123456789ab"]
-    assert [*told({COMMIT: "0123456789abcdef"})] == ["commit 0123456789ab"]  # of a study before dirty states
+    assert [*in_words(tags)] == ["trl 1.16.0", "commit 0123456789ab with changes"]
+    assert [*in_words(tags | {DIRTY: "false"})] == ["trl 1.16.0", "commit 0123456789ab"]
+    assert [*in_words({COMMIT: "0123456789abcdef"})] == ["commit 0123456789ab"]  # of a study before dirty states

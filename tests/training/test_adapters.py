@@ -98,7 +98,7 @@ def test_plain_peft_gives_the_margins_of_the_trial(lora_resident: Resident, toy_
     "start", [False, "pissa", "pissa_niter_4", "olora", "loftq", "corda", "eva", "lora_ga", "mica"]
 )
 def test_a_start_that_is_not_the_reference_is_refused(start: Any) -> None:
-    with pytest.raises(ValidationError, match=r"an adapter begins with a product of 0 .* leave it out, or give"):
+    with pytest.raises(ValidationError, match=r"an adapter must start with a product of 0 .* leave it out, or give"):
         LoraSettings(init_lora_weights=start)
 
 
@@ -110,8 +110,8 @@ def test_a_start_that_is_not_the_reference_is_refused(start: Any) -> None:
         ({"target_parameters": ["a"], "use_dora": True}, "no such adapter for `target_parameters`"),
         ({"target_parameters": ["a"], "lora_dropout": 0.1}, "no such adapter for `target_parameters`"),
         ({"modules_to_save": []}, "at least 1 item"),
-        ({"init_lora_weights": "guassian"}, "no way of PEFT"),
-        ({"init_lora_weights": 1}, "no way of PEFT"),
+        ({"init_lora_weights": "guassian"}, "not an initialization of PEFT"),
+        ({"init_lora_weights": 1}, "not an initialization of PEFT"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(lora: dict[str, Any], message: str) -> None:

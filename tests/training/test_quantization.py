@@ -191,7 +191,7 @@ def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: 
             {"quantization": {"load_in_8bit": True}, "bf16": True, "lora": {"use_dora": True}},
             "for 4 bits, but not for 8",
         ),
-        ({"quantization": {"load_in_8bit": True}}, "rounds as bfloat16 does"),
+        ({"quantization": {"load_in_8bit": True}}, "rounds like bfloat16"),
     ],
 )
 def test_training_that_a_quantized_base_cannot_have_is_refused(changes: dict[str, Any], message: str) -> None:

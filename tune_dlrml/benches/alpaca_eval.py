@@ -82,8 +82,8 @@ def compared(
 
     Raises:
         InputError: Files or judge are at fault.
-        JudgeEndedError: The judge, or the model's endpoint, ended early; what was said is kept, and the same command
-            goes on.
+        JudgeEndedError: The judge, or the model's endpoint, ended early; replies are kept, and the same command
+            resumes.
     """
     with closing(_only_judge(config, key)) as judge:  # also at an interrupt: requests under way take minutes
         theirs = read_outputs(baseline)[: config.limit]

@@ -44,9 +44,9 @@ def answers_of(subject: Subject, questionnaire: Questionnaire, folder: Path) -> 
     goes on. A turn without a reply is asked for again by the next run.
 
     Raises:
-        InputError: The endpoint refuses the requests, or the file was changed and is no file of answers any more.
-        JudgeEndedError: The endpoint may not be asked any more, or is away.
-        StorageError: A reply cannot be kept.
+        InputError: The endpoint refuses the requests, or the file was changed and is not a file of answers any more.
+        JudgeEndedError: The endpoint has reached its limits, or is unavailable.
+        StorageError: A reply cannot be stored.
     """
     made_from = fingerprint(subject.identity(), questionnaire.fingerprint)
     path = folder / f"answers-{made_from}.jsonl"

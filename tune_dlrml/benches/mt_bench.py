@@ -42,8 +42,8 @@ def mt_bench(
 
     Raises:
         InputError: Questions, prompts or judges are at fault.
-        JudgeEndedError: A judge, or the model's endpoint, ended early; what was said is kept, and the same command
-            goes on.
+        JudgeEndedError: A judge, or the model's endpoint, ended early; replies are kept, and the same command
+            resumes.
     """
     from tune_dlrml.evaluation.engines.policy import own_device
 

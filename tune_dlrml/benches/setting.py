@@ -9,7 +9,7 @@ from tune_dlrml.evaluation.frontier.picture import Setting
 
 SEED = "training.seed"
 SHORTEST = 3
-"""Significant digits of a number, as long as that tells all numbers apart."""
+"""Significant digits of a number, if all numbers stay distinct."""
 
 
 def settings_of(trials: Sequence[Loaded]) -> list[Setting]:
@@ -24,7 +24,7 @@ def settings_of(trials: Sequence[Loaded]) -> list[Setting]:
 
 def _values(trial: Loaded) -> dict[str, Any]:
     """All that a trial was trained with but its seed, the loss's fields by their names and the training's dotted."""
-    assert trial.spec is not None, "a complete trial was handed out"
+    assert trial.spec is not None, "a complete trial has a spec"
     loss, training = trial.spec.loss, trial.spec.training.flat()
     own = {key: value for key, value in loss.flat().items() if key not in ("name", "label")}
     shared = {f"training.{key}": value for key, value in training.items() if f"training.{key}" != SEED}
@@ -53,7 +53,7 @@ def _distinct(key: str, compared: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _text(key: str, own: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
-    """A value in so few digits as tell it from the others'."""
+    """A value in the fewest digits that distinguish it from the others'."""
     if not _is_number(own[key]):
         return str(own[key])
     numbers = {other[key] for other in compared if _is_number(other.get(key))}

@@ -78,7 +78,7 @@ class Loaded(Model):
     def identity(self) -> dict[str, Any]:
         """Whose answers they are, as JSON: another one for other weights, also under the same name.
 
-        Files of a folder are told apart by size and time; a hub id is trusted to stay what it is.
+        Files of a folder are identified by size and time; a hub id is assumed not to change.
         """
         reference = parse_model_reference(self.model)
         folder = Path(reference.location) if reference.kind == "folder" else None
@@ -110,7 +110,7 @@ class Loaded(Model):
             )
         if self.training is not None and self.training.quantization is not None:
             raise InputError(
-                f"{self.name}: its base is quantized as its search was told, which vLLM does not do; use transformers"
+                f"{self.name}: its base is quantized by the search's settings, which vLLM does not do; use transformers"
             )
         return Stored(self.model, self.checkpoint)
 

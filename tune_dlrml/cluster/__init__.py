@@ -1,1 +1,1 @@
-"""Ray as a driver meets it: joined or started, with room for the search, and left without a trace."""
+"""Ray for a driver: joins or starts a cluster, checks its resources, and cleans up afterwards."""

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and whether it can hold what a search asks for."""
+"""Joins or starts Ray, and checks that it has the resources of a search."""
 
 import os
 import signal
@@ -27,15 +27,15 @@ ROUNDING = 1e-9
 
 @contextmanager
 def ray_cluster(
-    address: str | None, resources: ResourcesConfig, scratch: Path, tell: Callable[[str], None]
+    address: str | None, resources: ResourcesConfig, scratch: Path, on_notice: Callable[[str], None]
 ) -> Iterator[None]:
-    """Ray for the time of a search: the cluster at `address`, or one of this machine's own.
+    """Ray for the time of a search: the cluster at `address`, or a new one on this machine.
 
     Args:
         address: Address of a running cluster; None starts one here and ends it afterwards.
-        resources: What the search asks for.
-        scratch: Folder for the files of a cluster of this machine's own.
-        tell: Told what is waited for, or was cleared away.
+        resources: Resources of the search.
+        scratch: Folder for the files of a new cluster.
+        on_notice: Called with what is being waited for, and what was removed.
 
     Raises:
         InputError: The cluster cannot be reached, or cannot hold the search within `wait_s`.
@@ -57,27 +57,27 @@ def ray_cluster(
             context = joined(address, **options)
             stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
             reach_directly(*_hosts(context))
-            _free_dead_placement_groups(tell)
-        signal.signal(signal.SIGTERM, polite_end)  # Ray puts one of its own there, which ends this process at once
-        _wait_for(resources, tell)
+            _free_dead_placement_groups(on_notice)
+        signal.signal(signal.SIGTERM, polite_end)  # Ray installs its own handler, which ends this process at once
+        _wait_for(resources, on_notice)
         yield
 
 
 def _hosts(context: Any) -> list[str]:
-    """Where the head and the dashboard of a cluster are."""
+    """Hosts of the head and the dashboard of a cluster."""
     addresses = (context.address_info["gcs_address"], context.address_info["webui_url"])
     return [address.rpartition(":")[0].strip("[]") for address in addresses if address]
 
 
-def _free_dead_placement_groups(tell: Callable[[str], None]) -> None:
-    """Clear away what other drivers left on the cluster; without it a search may wait longer, and loses nothing."""
+def _free_dead_placement_groups(on_notice: Callable[[str], None]) -> None:
+    """Remove what other drivers left on the cluster; if that fails, a search may only have to wait longer."""
     try:
         freed = free_dead_placement_groups()
     except (RayError, RayStateApiException) as error:
-        tell(f"whether jobs that have ended still hold resources of the cluster is not known: {headline(error)}")
+        on_notice(f"it is unknown whether ended jobs still hold resources of the cluster: {headline(error)}")
         return
     if freed:
-        tell(f"removed {freed} placement groups that jobs which have ended had left on the cluster")
+        on_notice(f"removed {freed} placement groups that ended jobs had left on the cluster")
 
 
 def local_capacity() -> dict[str, float]:
@@ -89,15 +89,15 @@ def local_capacity() -> dict[str, float]:
 
 
 def check_resources(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]], where: str) -> None:
-    """Refuse what cannot be had.
+    """Refuse resources that the nodes do not have.
 
     Args:
-        resources: What the search asks for.
+        resources: Resources of the search.
         nodes: CPUs and GPUs of each node.
-        where: What the nodes are, for the message.
+        where: Name of the nodes, for the message.
 
     Raises:
-        InputError: Naming the resource, what is asked for and what there is.
+        InputError: Naming the resource, what is needed and what there is.
     """
     groups = resources.concurrent_trials
     for name, key, each in (
@@ -108,7 +108,7 @@ def check_resources(resources: ResourcesConfig, nodes: Sequence[Mapping[str, flo
         if asked > there + ROUNDING:
             raise InputError(
                 f"resources: concurrent_trials x workers x {key} must fit the cluster, but {groups} x "
-                f"{resources.workers} x {each:g} = {asked:g} {name}s are asked for and {where} has {there:g}; "
+                f"{resources.workers} x {each:g} = {asked:g} {name}s are needed and {where} has {there:g}; "
                 "lower one of them"
             )
     asked, room = groups * resources.workers, sum(_room(node, _bundle(resources)) for node in nodes)
@@ -130,15 +130,15 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _wait_for(resources: ResourcesConfig, tell: Callable[[str], None]) -> None:
-    """Wait for nodes that are still to come, at most `wait_s`; an autoscaler is asked for what is missing."""
+def _wait_for(resources: ResourcesConfig, on_notice: Callable[[str], None]) -> None:
+    """Wait for missing nodes, at most `wait_s`, and request them from an autoscaler."""
     deadline, asked = time.monotonic() + resources.wait_s, False
     try:
         while (lack := _lack(resources)) is not None:
             if time.monotonic() > deadline:
                 raise lack
             if not asked:
-                tell(f"waiting up to {resources.wait_s:g} s for nodes: {lack}")
+                on_notice(f"waiting up to {resources.wait_s:g} s for nodes: {lack}")
                 request_resources(bundles=[_bundle(resources)] * (resources.workers * resources.concurrent_trials))
             asked = True
             time.sleep(POLL_S)
@@ -156,18 +156,18 @@ def _lack(resources: ResourcesConfig) -> InputError | None:
 
 
 def _bundle(resources: ResourcesConfig) -> dict[str, float]:
-    """What a worker asks for."""
+    """Resources of a worker."""
     gpus = {"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {}
     return {"CPU": float(resources.cpus_per_worker)} | gpus
 
 
 def each_worker(resources: ResourcesConfig) -> str:
-    """What one worker takes, in words."""
+    """Resources of one worker, as text."""
     return f"{resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
 
 
 def refuse_sqlite_on_a_cluster(nodes: int) -> None:
-    """SQLite has one writer on one machine: a driver that starts again on another node would not find it locked.
+    """Refuse a SQLite study on several nodes: its lock does not stop a second driver on another node.
 
     Raises:
         InputError: There is more than one node.
@@ -175,20 +175,20 @@ def refuse_sqlite_on_a_cluster(nodes: int) -> None:
     if nodes > 1:
         raise InputError(
             f"the study of a search on a cluster needs a PostgreSQL database, but this cluster has {nodes} nodes and "
-            "the study would be a SQLite file, which is for one machine; give --study-url "
+            "the study is a SQLite file, which works on one machine only; give --study-url "
             "postgresql://user@host:5432/database or search.study_url"
         )
 
 
 def waited_for(resources: ResourcesConfig) -> str:
-    """What a worker group asks for and what is free, for those who wait."""
+    """Resources that a worker group needs, and those that are free, as text."""
     free = ray.available_resources()
     asked = f"{resources.workers} x {each_worker(resources)}"
-    return f"its worker group asks for {asked}; {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
+    return f"its worker group needs {asked}; {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
 
 
 def group_storage(folder: Path) -> str:
-    """Folder for the files that Ray Train insists on; nothing in it counts."""
+    """Folder for the files that Ray Train requires; they are not used."""
     path = folder / "ray"
     path.mkdir(parents=True, exist_ok=True)
     return str(path)

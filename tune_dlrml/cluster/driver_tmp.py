@@ -1,4 +1,4 @@
-"""The temporary folder of a driver, and what a killed one leaves behind in it for its successor to clear away."""
+"""The temporary folder of a driver, and the cleanup of one that a killed driver left."""
 
 import json
 import os
@@ -19,34 +19,34 @@ from tune_dlrml.errors import InputError
 
 NAME = "ray_[0-9a-f]{8}"
 SHORT_FOLDERS = ("/tmp", "/var/tmp")
-"""Where a scratch folder goes if the temporary folder's path is too long."""
+"""Places of a scratch folder if the temporary folder's path is too long."""
 SOCKET_BYTES = 107
-"""Of the path of a Unix socket."""
+"""Longest path of a Unix socket."""
 LONGEST_BELOW = "/ray_01234567/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray puts below the temporary folder, with the largest process id of Linux."""
+"""Longest path that Ray makes below the temporary folder, with the largest process id of Linux."""
 ENDING_S = 10.0
 POLL_S = 0.02
 
 
 @contextmanager
-def scratch_folder(search: Path, tell: Callable[[str], None]) -> Iterator[Path]:
-    """A short-lived folder for all that this driver and the processes that it starts put into the temporary folder.
+def scratch_folder(search: Path, on_notice: Callable[[str], None]) -> Iterator[Path]:
+    """The temporary folder of this driver and of the processes that it starts, removed at the end.
 
-    Where it is stands in `<search>/scratch.json`, before it is made: the next driver of the search, which has the
-    search's lock, removes it and ends what processes of the dead driver still run. The path is short, since Ray puts
-    Unix sockets below it: where the temporary folder's is too long, the scratch folder is beside it in /tmp.
+    `<search>/scratch.json` names it before it is made: the next driver of the search, which has the search's lock,
+    removes it and ends the processes that the dead driver left. Its path is short, since Ray puts Unix sockets below
+    it: if the path of the temporary folder is too long, the scratch folder is in /tmp instead.
 
     Args:
         search: Folder of the search.
-        tell: Told of a temporary folder that could not be used.
+        on_notice: Called if the temporary folder could not be used.
 
     Raises:
-        InputError: No folder on this machine will do.
+        InputError: This machine has no suitable folder.
     """
     record = search / "scratch.json"
     _clear(record)
     before = tempfile.tempdir
-    folder = _made(record, tell)
+    folder = _made(record, on_notice)
     try:
         with changed_environment({"TMPDIR": str(folder)}):
             tempfile.tempdir = str(folder)
@@ -56,13 +56,13 @@ def scratch_folder(search: Path, tell: Callable[[str], None]) -> Iterator[Path]:
         _clear(record)
 
 
-def _made(record: Path, tell: Callable[[str], None]) -> Path:
-    """A new folder, noted before it is made, in the first place that has room for the paths of sockets."""
+def _made(record: Path, on_notice: Callable[[str], None]) -> Path:
+    """A new folder, recorded before it is made, in the first place that leaves room for the paths of sockets."""
     faults = []
     for outer in _places():
         if len(os.fsencode(f"{outer}{LONGEST_BELOW}")) > SOCKET_BYTES:
             most = SOCKET_BYTES - len(LONGEST_BELOW)
-            faults.append(f"the path of {outer} is longer than {most} bytes, which Ray's sockets leave for it")
+            faults.append(f"the path of {outer} is longer than {most} bytes, the limit for Ray's sockets")
             continue
         folder = Path(outer) / f"ray_{secrets.token_hex(4)}"
         record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
@@ -72,10 +72,10 @@ def _made(record: Path, tell: Callable[[str], None]) -> Path:
             faults.append(f"{outer}: {error.strerror}")
             continue
         if faults:
-            tell(f"temporary files go to {outer}: {'; '.join(faults)}")
+            on_notice(f"temporary files go to {outer}: {'; '.join(faults)}")
         return folder
     raise InputError(
-        f"TMPDIR: a short folder that can be written is needed, but: {'; '.join(faults)}; set TMPDIR to one"
+        f"TMPDIR: a writable folder with a short path is needed, but: {'; '.join(faults)}; set TMPDIR to one"
     )
 
 
@@ -101,11 +101,11 @@ def _clear(record: Path) -> None:
 
 
 def _end_processes(folder: str) -> None:
-    """End what uses `folder`, this process and its parents excepted."""
+    """End the processes that use `folder`, except this one and its parents."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     left = []
     for process in psutil.process_iter():
-        # Others' processes do not show their environment, and some end while they are looked at.
+        # Processes of other users do not show their environment, and some end meanwhile.
         with suppress(psutil.Error):
             if process.pid not in spared and _uses(process, folder):
                 process.kill()
@@ -125,7 +125,7 @@ def _holds_anything(process: psutil.Process) -> bool:
 
 
 def _uses(process: psutil.Process, folder: str) -> bool:
-    """Whether a process has it as its temporary folder, or a file in it open: Ray's agents overwrite what they had."""
+    """Whether a process has `folder` as its temporary folder, or a file in it open: Ray's agents overwrite TMPDIR."""
     if process.environ().get("TMPDIR") == folder:
         return True
     return any(opened.path.startswith(f"{folder}/") for opened in process.open_files())

@@ -1,4 +1,4 @@
-"""The environment of a search's processes. What the driver changes of its own, all that it starts inherits."""
+"""The environment of a search's processes. They inherit the changes that the driver makes to its own."""
 
 import ipaddress
 import os
@@ -17,20 +17,20 @@ ENVIRONMENT = {
 WORKER_ENVIRONMENT = ENVIRONMENT | {
     # Ray Train polls reports and health this often; the default of 2 s also delays the news of a dead worker.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # It tells a training loop of nodes that will be drained, by a process of its own; this loop does not ask.
+    # It reports nodes that will be drained to a training loop, by a process of its own; this loop does not use it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A group may wait for a node that comes tomorrow: the watchdog tells of it, and no trial is lost by it.
+    # A group may wait for a node that comes tomorrow: the watchdog reports it, and no trial is lost.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 DRIVER_ENVIRONMENT = ENVIRONMENT | {
-    # Nothing that Tune writes is ever read again: the study is the one truth.
+    # Nothing that Tune writes is ever read again: the study has everything.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "TUNE_WARN_THRESHOLD_S": str(10**6),
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Of a cluster that is started here: workers made beforehand lack the environment of ours, and nobody takes them.
+    # Of a cluster that is started here: prestarted workers lack our environment, so they would stay unused.
     "RAY_prestart_worker_first_driver": "0",
 }
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -39,7 +39,7 @@ EVERY_HOST = "*"
 
 @contextmanager
 def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process, and of those that it starts, for a while; afterwards they are what they were."""
+    """Change variables of this process, and of those that it starts, inside the block; then restore them."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -53,7 +53,7 @@ def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def reach_directly(*hosts: str) -> None:
-    """Ask no proxy for this machine's own addresses and for `hosts`, in this process and in those that it starts.
+    """Use no proxy for this machine's own addresses and for `hosts`, in this process and in those that it starts.
 
     A proxy of a company or a cluster reaches neither Ray's dashboard nor a server on this machine.
     """
@@ -61,10 +61,10 @@ def reach_directly(*hosts: str) -> None:
 
 
 def past_proxies(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
-    """`no_proxy` with hosts added, in both spellings, since of two that differ every library reads another one.
+    """`no_proxy` with hosts added, in both spellings, since libraries differ in which one they read.
 
     Args:
-        environment: Has the spellings that are set already.
+        environment: Has the present values.
         hosts: Names and addresses, without ports.
     """
     changes = {}

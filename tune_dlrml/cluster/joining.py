@@ -1,4 +1,4 @@
-"""Ray as a driver meets it: a cluster that runs, or one of this machine's own for the time of a search."""
+"""Joins a running Ray cluster, or starts one on this machine for the time of a search."""
 
 import gc
 import secrets
@@ -19,17 +19,17 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.system.deadline import answer_in_time
 
 FAULTS = (OSError, ValueError, RuntimeError, RayError)
-"""What Ray raises where it cannot be joined or started."""
+"""Exceptions of Ray if it cannot be joined or started."""
 KNOCK_S = 5.0
 """How long a head that is just starting may take to open its port."""
 ANSWER_S = 6.0
-"""How long what has opened the port may take to answer as Ray does."""
+"""How long the server behind an open port may take to answer as Ray does."""
 PAUSE_S = 0.5
 TOKEN = "auth_token"
 
 
 def joined(address: str, **options: Any) -> Any:
-    """The context of a cluster that runs.
+    """The context of a running cluster.
 
     Args:
         address: `host:port` of its head, or `auto`.
@@ -51,7 +51,7 @@ def joined(address: str, **options: Any) -> Any:
         with _without_uv_hook():
             return ray.init(address=head, **options)
     except TimeoutError:
-        cause = f"what listens there is no Ray, or of another version: it gave no answer in {ANSWER_S:g} s"
+        cause = f"the server there is not Ray, or has another version: it gave no answer in {ANSWER_S:g} s"
     except FAULTS as error:
         cause = _cause(error)
     raise InputError(f"RAY_ADDRESS: a Ray cluster must answer at {address}, but: {cause}; {remedy}")
@@ -59,11 +59,11 @@ def joined(address: str, **options: Any) -> Any:
 
 @contextmanager
 def own_cluster(scratch: Path, **options: Any) -> Iterator[Any]:
-    """The context of a cluster of this machine's own, which ends on leaving.
+    """The context of a new cluster on this machine, which ends with the block.
 
     Its address is fixed before it starts, so that its processes have it in their environment: Ray Train's placement
-    group cleaner, an actor, looks the cluster up afresh by RAY_ADDRESS. Without it, it dies where it finds another
-    cluster on the machine or the trace of a dead one, and what a killed group held is never freed.
+    group cleaner, an actor, looks the cluster up again by RAY_ADDRESS. Without that variable the cleaner dies if it
+    finds another cluster on the machine or the trace of a dead one, and a killed group's resources are never freed.
 
     Args:
         scratch: Folder for its files.
@@ -83,11 +83,11 @@ def own_cluster(scratch: Path, **options: Any) -> Iterator[Any]:
 
 
 def leave_ray() -> None:
-    """Leave the cluster, or end that of this process, in which no other thread may let go of anything of Ray's.
+    """Leave the cluster, or end that of this process; no other thread may free Ray's objects meanwhile.
 
-    Python collects cycles in whichever thread allocates, and the threads of MLflow and of the judges live on. What
-    Tune leaves in cycles reaches into Ray: where another thread frees that while Ray is being left (2.60), Ray ends
-    the whole process with exit code 1 and a line in the log. So it is freed here, and nothing is collected meanwhile.
+    Python collects cycles in whichever thread allocates, and the threads of MLflow and of the judges are still running.
+    Tune leaves cycles that refer to Ray: if another thread frees them during the shutdown (2.60), Ray ends the whole
+    process with exit code 1 and a line in the log. So they are freed here first, with the collector off.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -134,9 +134,9 @@ def _free_port() -> int:
 
 
 def _token(scratch: Path) -> dict[str, str]:
-    """What the environment must say of the token: nothing where this user has one, else that of a new one.
+    """Environment variables for the token: none if this user has a token, else the path of a new one.
 
-    Ray would make it in the home folder, which may be missing, and readable by everyone.
+    Ray would make one in the home folder, which may be missing, and readable by everyone.
 
     Raises:
         InputError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
@@ -158,10 +158,10 @@ def _token(scratch: Path) -> dict[str, str]:
 
 @contextmanager
 def _without_uv_hook() -> Iterator[None]:
-    """Have Ray start its workers by Python itself, as always, also where this driver was started by `uv run`.
+    """Have Ray start its workers with Python itself, also if this driver was started by `uv run`.
 
-    It would start each by `uv run` in an upload of the current folder, of any size, and wait for ever for a node that
-    has no uv. The switch in the environment is read when ray is imported, which may be long ago in a notebook.
+    Otherwise it starts each by `uv run` in an upload of the current folder, of any size, and waits for ever for a node
+    without uv. The switch in the environment is read when ray is imported, which may be long ago in a notebook.
     """
     before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
@@ -172,6 +172,6 @@ def _without_uv_hook() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What Ray says, without the traceback in its midst."""
+    """Ray's message, without the traceback inside it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(dict.fromkeys([lines[0], lines[-1]]))

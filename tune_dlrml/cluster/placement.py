@@ -1,4 +1,4 @@
-"""Placement groups that nobody needs any more and that Ray leaves on the cluster, and with them their resources."""
+"""Frees unused placement groups that Ray leaves on the cluster with their resources."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,17 +9,17 @@ from ray.util import state
 from ray.util.placement_group import PlacementGroup
 
 STATE_LIMIT = 10_000
-"""Jobs, actors and placement groups that are looked through; the limit of Ray's State API."""
+"""Most jobs, actors and placement groups that are examined; the limit of Ray's State API."""
 
 
 def free_dead_placement_groups() -> int:
     """Remove the placement groups that still wait for resources though their job has ended.
 
-    A driver that was killed while it waited leaves one behind. One that was placed goes with its creator, which may be
-    somebody's detached actor that rightly outlives its job.
+    A driver that was killed while it waited leaves one. A group that was placed ends with its creator, which may be a
+    detached actor that is meant to outlive its job.
 
     Returns:
-        How many.
+        The number of removed groups.
     """
     ended = {
         job.job_id for job in state.list_jobs(limit=STATE_LIMIT) if job.status in ("SUCCEEDED", "FAILED", "STOPPED")
@@ -43,10 +43,10 @@ class OrphanedGroups:
         self._suspected: set[str] = set()
 
     def free(self) -> int:
-        """Remove what had no living actor in it at the last look and has none now; how many.
+        """Remove groups that had no living actor at the last call and have none now; returns how many.
 
         Raises:
-            RayStateApiException: Ray does not say what there is.
+            RayStateApiException: Ray does not answer.
         """
         job = ray.get_runtime_context().get_job_id()
         groups = state.list_placement_groups(
@@ -56,7 +56,7 @@ class OrphanedGroups:
             filters=[("job_id", "=", job), ("state", "!=", "DEAD")], limit=STATE_LIMIT, detail=True
         )
         lived_in = {actor.placement_group_id for actor in actors}
-        # Those of Tune's slots ask for no CPU, and are removed by Tune.
+        # Those of Tune's slots have no CPU, and Tune removes them.
         empty = {group.placement_group_id for group in groups if _asks_for_cpus(group.bundles)} - lived_in
         orphaned, self._suspected = empty & self._suspected, empty
         return _remove(orphaned)

@@ -1,4 +1,4 @@
-"""What a search asks its trained models, and who judges the answers."""
+"""Questions for the trained models of a search, and the judges of their answers."""
 
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -34,36 +34,36 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class JudgeLimits(Frozen):
-    """What one run of a command may spend on each judge behind an endpoint."""
+    """Limits of one run of a command for each judge behind an endpoint."""
 
     concurrency: Natural = 4
-    """Requests under way at once."""
+    """Concurrent requests."""
     timeout_s: Seconds = 120
     """Seconds that one request may take."""
     deadline_s: Seconds = 604_800
     """Seconds from the first request to the last."""
     max_calls: Natural = 20_000
-    """Requests that are sent, repeated ones too."""
+    """Requests sent, including retries."""
     max_tokens: Natural = 50_000_000
     """Tokens of prompts and replies, as the endpoint counts them."""
 
 
 class EvaluationConfig(Frozen):
-    """MT-Bench in the loop: which trials answer its questions, how, and who judges."""
+    """MT-Bench in the loop: the trials that answer its questions, how they answer, and the judges."""
 
     when: Literal["never", "final_rung", "best"] = "final_rung"
-    """`final_rung` examines every trial that uses up its budget, while others train; `best` the
-    `best` ones by the search's metric at its end; `never` none."""
+    """`final_rung` examines every complete trial while others train; `best` examines the `best` trials
+    by the search's metric at its end; `never` examines none."""
     best: Natural = 3
     """Trials that are examined under `when: best`."""
     questions: Text = "builtin:mt-bench"
     """`builtin:mt-bench` or a file in FastChat's format."""
     references: Text | None = None
-    """Right answers in FastChat's format; null takes those that belong to the questions."""
+    """Right answers in FastChat's format; null uses those that belong to the questions."""
     judge_prompts: Text = "builtin:mt-bench"
-    """What a judge is told: `builtin:mt-bench` or a file in FastChat's format."""
+    """Prompts of the judges: `builtin:mt-bench` or a file in FastChat's format."""
     limit: Natural | None = None
-    """Takes the first questions only."""
+    """Uses only the first questions."""
     max_new_tokens: Natural = 1024
     """Longest answer in tokens."""
     batch_size: Natural = 8
@@ -71,17 +71,17 @@ class EvaluationConfig(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of sampled answers."""
     pairwise: bool = False
-    """Has each trial's answers compared with those of the DPO baseline as well."""
+    """Also compares each trial's answers with those of the DPO baseline."""
     judges: Annotated[list[JudgeName], Field(min_length=1)]
     """Kind and model of each, such as `openai:gpt-4o` or `local:org/model`."""
     judge_url: Text | None = None
     """Endpoint of the judges that have one: http(s)://host[:port][/path] and nothing else."""
     judge_key_file: Text | None = None
-    """Holds the endpoint's key, which the driver alone reads; else OPENAI_API_KEY."""
+    """File with the endpoint's key, which only the driver reads; else OPENAI_API_KEY."""
     judge_max_tokens: Natural = 2048
     """Longest reply of a judge behind an endpoint in tokens, its thoughts included."""
     limits: JudgeLimits = JudgeLimits()
-    """What each judge behind an endpoint may spend."""
+    """Limits of each judge behind an endpoint."""
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
@@ -89,8 +89,8 @@ class EvaluationConfig(Frozen):
             raise law(f"every judge judges once, but got {self.judges}", key="judges")
         if self.judge_url is not None and not _is_plain(self.judge_url):
             raise law(
-                "http(s)://host[:port][/path] and nothing else is needed, since it is written down in many places; a "
-                "key comes from judge_key_file or OPENAI_API_KEY",
+                "http(s)://host[:port][/path] and nothing else is needed, since it is stored in many places; a key "
+                "comes from judge_key_file or OPENAI_API_KEY",
                 key="judge_url",
             )
         if self.judge_url is not None and not any(map(is_remote, self.judges)):

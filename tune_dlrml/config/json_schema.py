@@ -19,7 +19,7 @@ from tune_dlrml.domains import Frozen
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SAME_MEANING: dict[type[Frozen], type[Frozen]] = {TrainingSpace: TrainingConfig, LoraSpace: LoraSettings}
-"""Sections whose keys mean what keys of another one mean."""
+"""Sections whose keys have the meaning of another section's keys."""
 
 
 class _WithoutTitles(GenerateJsonSchema):
@@ -42,9 +42,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def meanings(section: type[Frozen]) -> dict[str, str]:
-    """What each key of a section means: the docstring behind it in the class, or in the one that it is taken from.
+    """Meaning of each key of a section: the docstring after it in the class, or in the class of the same meaning.
 
-    Read from the source when a schema is asked for: pydantic would read it whenever a command starts.
+    Read from the source only when a schema is needed: pydantic would read it whenever a command starts.
     """
     found = {} if section not in SAME_MEANING else meanings(SAME_MEANING[section])
     for base in reversed(section.__mro__[: section.__mro__.index(Frozen)]):

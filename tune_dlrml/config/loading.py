@@ -47,7 +47,7 @@ def parse_config(document: dict[str, Any], *, source: str, places: dict[str, str
 
     Args:
         document: The mapping.
-        source: What the message of a mistake names where no place is known.
+        source: Name of the document, for errors without a known place.
         places: Where each dotted key was given, such as `search.yaml:12`.
     """
     try:
@@ -78,17 +78,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     document, places = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise InputError(f"{path}: must hold a mapping of keys such as name, model, dataset, training, space")
-    told = {key: f"{path}:{place.line}" for key, place in places.items()}
+    lines = {key: f"{path}:{place.line}" for key, place in places.items()}
     for key, place in places.items():
-        _refuse_split_as_comment(key, place, f"{told[key]}: {key}")
-    return document, told
+        _refuse_split_as_comment(key, place, f"{lines[key]}: {key}")
+    return document, lines
 
 
 def _refuse_split_as_comment(key: str, place: Place, where: str) -> None:
     if _TAKE_A_SPLIT.fullmatch(key) and len(place.comment) > 1 and _SPLIT_AS_COMMENT.fullmatch(place.comment):
         raise InputError(
-            f"{where}: `{place.comment}` is a comment, since a space is before it; write it directly behind the "
-            "reference if it is its split, or with a space behind the # if not"
+            f"{where}: `{place.comment}` is a comment, since a space is before it; write it directly after the "
+            "reference if it is its split, or with a space after the # if not"
         )
 
 
@@ -96,7 +96,7 @@ def parse_override(override: str, document: dict[str, Any]) -> tuple[str, Any]:
     """Key and value of a `dotted.key=value`.
 
     Raises:
-        InputError: It is none, or a section that it names is a plain value in `document`.
+        InputError: It has another form, or a section that it names is a plain value in `document`.
     """
     key, equals, text = override.partition("=")
     key = key.strip()

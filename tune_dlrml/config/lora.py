@@ -1,8 +1,8 @@
-"""Low-rank adapters, in PEFT's names: those with which a trial starts as its reference.
+"""Low-rank adapters, in PEFT's names, with which a trial starts equal to its reference.
 
-At its start a policy is its reference: every margin is 0, and the reference log-probs that a search computes once are
-those of the base without an adapter. So an adapter's product has to be 0 before the first step, and the base's weights
-have to stay as they are.
+At its start a policy equals its reference: every margin is 0, and the reference log-probs that a search computes once
+are those of the base without an adapter. So an adapter's product must be 0 before the first step, and the base's
+weights must not change.
 """
 
 import json
@@ -15,9 +15,9 @@ from tune_dlrml.domains import Domain, Frozen, Searchable, law
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 STARTS = (True, "gaussian", "orthogonal")
-"""Ways to begin whose product of the two matrices is 0."""
+"""Initializations whose product of the two matrices is 0."""
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva", "mica")
-"""Beginnings of the names of ways that take their matrices out of the base's weights, or out of data."""
+"""Prefixes of the names of initializations that derive their matrices from the base's weights, or from data."""
 
 
 def _target_modules(value: Any) -> Any:
@@ -34,14 +34,14 @@ def _start(value: Any) -> Any:
         return value
     shown = json.dumps(value)
     if value is False:
-        why = "draws both matrices at random, so that the policy would start elsewhere than at its reference"
+        why = "draws both matrices at random, so the policy would not start at its reference"
     elif isinstance(value, str) and value.startswith(MOVES_THE_BASE):
-        why = "takes the adapter out of the base's weights or out of data, and changes the base that all trials share"
+        why = "derives the adapter from the base's weights or from data, and changes the base that all trials share"
     else:
-        why = "is no way of PEFT to begin"
+        why = "is not an initialization of PEFT"
     allowed = ", ".join(json.dumps(start) for start in STARTS)
     raise law(
-        f"an adapter begins with a product of 0 ({allowed}), but {shown} {why}; leave it out, or give one of these"
+        f"an adapter must start with a product of 0 ({allowed}), but {shown} {why}; leave it out, or give one of these"
     )
 
 
@@ -74,9 +74,9 @@ class LoraSettings(Frozen):
         PlainValidator(_start, json_schema_input_type=Start),
         Field(exclude_if=lambda value: value is True),
     ] = True
-    """How the two matrices begin; their product is 0 in each way."""
+    """Initialization of the two matrices; their product is always 0."""
     target_parameters: Annotated[Names | None, Field(exclude_if=lambda value: value is None)] = None
-    """Weights that no linear layer holds, as the experts of a mixture that are kept in one tensor."""
+    """Weights outside of linear layers, such as the experts of a mixture in one tensor."""
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

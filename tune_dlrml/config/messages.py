@@ -1,4 +1,4 @@
-"""What a mistake in a search-space file is told as: its place, key, value and what is allowed."""
+"""Error messages for a search-space file: place, key, value and what is allowed."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ from tune_dlrml.losses.registry import LOSSES
 
 
 def moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
-    """The places after `key`, with all that it held, was given anew at `place`, and sections made for it."""
+    """The places after `key` and everything below it was given again at `place`, with the sections around it."""
     inside = (f"{key}.", f"{key}[")
     kept = {other: old for other, old in places.items() if not other.startswith(inside)}
     parts = key.split(".")
@@ -22,12 +22,12 @@ def moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
 
 
 def message_of(error: ValidationError, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
-    """The first ten mistakes, a line each.
+    """The first ten errors, a line each.
 
     Args:
-        error: What was found in `document`.
+        error: The errors in `document`.
         document: The mapping of plain values that was read.
-        source: What a mistake is told of where no place is known.
+        source: Name of the document, for errors without a known place.
         places: Where each dotted key was given.
     """
     messages = list(dict.fromkeys(_one_message(detail, document, source, places) for detail in error.errors()))
@@ -48,7 +48,7 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
     if kind == "extra_forbidden":
         name = str(path[-1])
         unseen = "" if name.isascii() else f"; its letters are {json.dumps(name)}"
-        return f"{prefix}: is no key of this section ({nearest(name, _legal_keys(detail['loc']))}){unseen}"
+        return f"{prefix}: is not a key of this section ({nearest(name, _legal_keys(detail['loc']))}){unseen}"
     if kind == "missing":
         return f"{prefix}: must be given, but is missing"
     shown = json.dumps(given, default=str)[:200]

@@ -1,4 +1,4 @@
-"""How the rows of preference pairs are read: which columns and fields hold what, and what is done about odd rows."""
+"""How the rows of preference pairs are read: names of columns and fields, and what to do about bad rows."""
 
 from collections import Counter
 from typing import Annotated, Literal, Self
@@ -18,8 +18,8 @@ class ColumnsConfig(Frozen):
     """
 
     prompt: Name | None = "prompt"
-    """`prompt` is looked for where rows give it; another name is needed in every row; null takes the start that chosen
-    and rejected share, whatever columns there are."""
+    """`prompt` is used in rows that have it; another name is needed in every row; null uses the start that chosen and
+    rejected share, whatever columns there are."""
     system: Name | None = None
     """Of a system message that is put in front."""
     chosen: Name = "chosen"
@@ -64,30 +64,30 @@ class RowsConfig(Frozen):
     messages: MessagesConfig = MessagesConfig()
     """Fields and roles of messages with names other than TRL's."""
     prompt_in_answers: Literal["refuse", "strip", "keep"] = "refuse"
-    """What is done where both answers begin with the prompt, which would then be trained on twice."""
+    """What to do if both answers start with the prompt, which would then be trained on twice."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
-    """What is done about rows that are no pairs, that the chat template refuses or that nothing can be learnt from."""
+    """What to do about rows that are not pairs, that the chat template refuses or from which nothing can be learnt."""
 
 
 class DatasetConfig(RowsConfig):
     """References to preference pairs: files, folders or globs of them, a hub id or `builtin:`, each with `#split[a:b]`.
 
-    Whatever is dropped or truncated is counted and told before a search starts.
+    Everything that is dropped or truncated is counted and reported before a search starts.
     """
 
     train: Text
     """Pairs to train on."""
     eval: Text
-    """Held-out pairs that every rung is decided by."""
+    """Held-out pairs that decide every rung."""
     test: Text | None = None
-    """Held-out pairs that the final verdict alone touches."""
+    """Held-out pairs for the final verdict only."""
     shared_prompts: Literal["drop", "refuse", "keep"] = "drop"
-    """What is done about held-out rows whose prompt is trained on."""
+    """What to do about held-out rows whose prompt is trained on."""
     long_pairs: Literal["truncate", "drop", "refuse"] = "truncate"
-    """What is done about pairs of more than training.max_length tokens; truncated as training.truncation_mode says.
+    """What to do about pairs of more than training.max_length tokens; `truncate` follows training.truncation_mode.
 
-    A pair whose prompt alone fills max_length is left out also where they are truncated, as in TRL, and so is one whose
-    completions are then the same.
+    `truncate` also leaves out a pair whose prompt alone fills max_length, as in TRL, and one whose completions are then
+    the same.
     """
 
     def references(self) -> dict[str, str]:

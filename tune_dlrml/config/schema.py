@@ -74,12 +74,12 @@ class SpaceConfig(Frozen):
             if name in names[:index]:
                 raise law(f"every loss needs its own label, but {name!r} is used twice", key=key)
             if name in RESERVED_LABELS:
-                raise law(f"{name!r} names something else in tables and parameters; take another label", key=key)
+                raise law(f"{name!r} is reserved in tables and parameters; choose another label", key=key)
         return self
 
 
 CONFIRM_SUFFIX = "/confirm"
-"""Behind the name of a search: the study and the folder of its confirmation."""
+"""Suffix of the name of a search: the study and the folder of its confirmation."""
 NAME_PATTERN = rf"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?:{CONFIRM_SUFFIX})?$"
 NAME_LENGTH = 100
 
@@ -88,9 +88,9 @@ class SearchConfig(Frozen):
     """A search-space file, complete and legal."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
-    """Of the search: its folder, its study and its run in MLflow; the same name goes on with it."""
+    """Of the search: its folder, its study and its run in MLflow; the same name resumes it."""
     model: Text
-    """What is trained: a hub id `org/name[@revision]`, a folder, or `package:<python_package>/<file>.gguf`."""
+    """The model to train: a hub id `org/name[@revision]`, a folder, or `package:<python_package>/<file>.gguf`."""
     dataset: DatasetConfig
     """The preference pairs, and how they are read."""
     training: TrainingConfig
@@ -98,15 +98,15 @@ class SearchConfig(Frozen):
     search: SearchSettings = SearchSettings()
     """How the space is explored."""
     space: SpaceConfig
-    """What is explored."""
+    """The losses and settings to explore."""
     divergence: DivergenceConfig = DivergenceConfig()
     """When a trial has diverged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When a trial is saved."""
     resources: ResourcesConfig = ResourcesConfig()
-    """What the workers take."""
+    """Resources of the workers."""
     evaluation: EvaluationConfig | None = None
-    """Questions in the loop, and their judges; without it nobody is asked and nobody judges."""
+    """Questions in the loop, and their judges; null switches both off."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow is."""
 
@@ -141,7 +141,7 @@ class SearchConfig(Frozen):
         if self.resources.fsdp is True and self.training.warm_up is not None:
             raise law(
                 "is done by one worker, which has to hold the whole model, but resources.fsdp is true; fine-tune the "
-                "model beforehand and give its folder as `model`",
+                "model first and give its folder as `model`",
                 key="training.warm_up",
             )
         undividable = self.training.undividable() if self.resources.fsdp is True else None
@@ -218,7 +218,7 @@ class SearchConfig(Frozen):
 
 
 def _without_effect(training: TrainingConfig, searched: Mapping[str, Any]) -> set[str]:
-    """Settings that the optimizer and the schedule do not look at, and so would be a dead dimension."""
+    """Settings that the optimizer and the schedule do not use, so that searching them has no effect."""
     warmless = training.lr_scheduler_type == "constant" and "lr_scheduler_type" not in searched
     adam = set() if training.optim.startswith("adamw") else {"adam_beta1", "adam_beta2", "adam_epsilon"}
     return adam | ({"warmup_steps"} if warmless else set())

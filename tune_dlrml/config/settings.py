@@ -1,4 +1,4 @@
-"""Sections of a search-space file beside data, training and space: how it is searched, run, saved and shown."""
+"""Sections of a search-space file other than data, training and space: search, resources, checkpoints, tracking."""
 
 from typing import Annotated, Literal, Self
 
@@ -22,7 +22,7 @@ class SchedulerConfig(Frozen):
 
 
 class BaselineConfig(Frozen):
-    """The plain DPO of trial 0, against which every other trial is read."""
+    """The plain DPO of trial 0, with which every other trial is compared."""
 
     beta: Positive = 0.1
     """Strength of its loss; its training settings are those of `training`."""
@@ -50,28 +50,28 @@ class SearchSettings(Frozen):
     """How the space is explored, by how many trials and for how long."""
 
     num_trials: Natural | None = None
-    """Trials of the search, the baseline among them; null takes every point of a grid."""
+    """Trials of the search, including the baseline; null uses every point of a grid."""
     metric: Objective = "eval_accuracy"
-    """Held-out number that decides; both can be compared between losses."""
+    """Held-out metric that decides; both can be compared between losses."""
     mode: Literal["max", "min"] = "max"
     """Whether larger or smaller values of it are better."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """Where the next trial comes from: Optuna's TPE, chance, or every point of a grid (`num` in every range)."""
+    """Where the next trial comes from: Optuna's TPE, random draws, or every point of a grid (`num` in every range)."""
     n_startup_trials: NotNegativeInt = 10
-    """Trials drawn by chance before TPE models anything."""
+    """Random trials before TPE uses its model."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the sampler; the same seed draws the same trials, given the same results."""
     time_budget_s: Positive | None = None
-    """Wall time in seconds that all runs of the command together may train, with Ray's start and a warm-up.
+    """Wall time in seconds for training in all runs of the command together, including Ray's start and a warm-up.
 
-    Trials under way then stop, and go on where a larger budget is given.
+    Running trials then stop, and resume if a larger budget is given.
     """
     max_failures: NotNegativeInt = 3
-    """How often a trial whose worker, slot or node died goes on from its last checkpoint."""
+    """How often a trial whose worker, slot or node died resumes from its last checkpoint."""
     study_url: Text | None = None
-    """Database of the study; null is SQLite in the search's folder. A password in it is used and not written down."""
+    """Database of the study; null is SQLite in the search's folder. A password in it is used but not stored."""
     scheduler: SchedulerConfig | None = SchedulerConfig()
-    """Which trials are stopped early; null prunes none."""
+    """Which trials are pruned; null prunes none."""
     baseline: BaselineConfig | None = BaselineConfig()
     """Plain DPO as trial 0; null leaves it out."""
     points: Annotated[list[dict[str, Scalar]], Field(min_length=1)] | None = None
@@ -94,7 +94,7 @@ class DivergenceConfig(Frozen):
     nonfinite_fraction: Share = 0.05
     """More than this share of the window's steps were non-finite."""
     window: Natural = 20
-    """Optimizer steps that are looked back on."""
+    """Number of latest optimizer steps that are considered."""
     nonfinite_step: Literal["skip", "apply"] = "skip"
     """Whether a non-finite gradient is skipped on every rank or applied as TRL does."""
     loss_factor: Annotated[float, Field(gt=1)] = 20.0
@@ -104,7 +104,7 @@ class DivergenceConfig(Frozen):
 
 
 class ResourcesConfig(Frozen):
-    """What one worker group takes, how many run at once, and how long to wait for it."""
+    """Resources of one worker group, how many run at once, and how long to wait for them."""
 
     workers: Natural = 1
     """Processes that train one trial together (DDP or FSDP2)."""
@@ -117,11 +117,11 @@ class ResourcesConfig(Frozen):
     concurrent_trials: Natural = 1
     """Worker groups that train at once, a trial each."""
     wait_s: NotNegative = 60
-    """Seconds to wait for nodes that are still to come."""
+    """Seconds to wait for missing nodes."""
     silence_s: Positive = 120
-    """Seconds without a report after which a trial is told of, with what its group may be waiting for."""
+    """Seconds without a report after which a trial is reported as silent, with what its group may be waiting for."""
     trials_per_group: Natural | None = None
-    """Trials after which a group is started anew; null keeps it for the whole search."""
+    """Trials after which a group is replaced by a new one; null keeps it for the whole search."""
 
     @model_validator(mode="after")
     def _weights_are_divided_over_several(self) -> Self:
@@ -140,9 +140,9 @@ class ResourcesConfig(Frozen):
 
 
 class CheckpointConfig(Frozen):
-    """When a trial is saved so that it can go on after a fault, and how many of its checkpoints are kept.
+    """When a trial is saved so that it can resume after a fault, and how many of its checkpoints are kept.
 
-    A trial is saved behind every rung that it passes, every `save_steps` optimizer steps between them, and at its end.
+    A trial is saved after every rung that it passes, every `save_steps` optimizer steps between them, and at its end.
     """
 
     save_steps: Natural = 50

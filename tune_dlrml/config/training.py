@@ -17,7 +17,7 @@ Schedule = Literal[
 
 
 class TrainingConfig(Frozen):
-    """One trial's training, in TRL's and transformers' names and with their defaults unless said here.
+    """One trial's training, in TRL's and transformers' names and with their defaults unless noted here.
 
     Exactly one of `max_steps` and `num_train_epochs` is given.
     """
@@ -43,9 +43,9 @@ class TrainingConfig(Frozen):
     per_device_train_batch_size: Natural = 8
     """Pairs that a worker trains on at once."""
     per_device_eval_batch_size: Natural = 8
-    """Held-out pairs that a worker looks at at once."""
+    """Held-out pairs that a worker evaluates at once."""
     gradient_accumulation_steps: Natural = 1
-    """Batches an optimizer step."""
+    """Batches per optimizer step."""
     gradient_checkpointing: Auto = "auto"
     """Computes activations twice to save memory; `auto` does so where those of the
     largest batch, measured, would not fit."""
@@ -97,8 +97,8 @@ class TrainingConfig(Frozen):
             raise law("weights in 4 or 8 bits cannot be trained themselves; give a `lora` section", key="quantization")
         if self.warm_up is not None:
             raise law(
-                "merges what it learns into the weights, which those of 4 or 8 bits cannot take; warm a model up in a "
-                "search without `quantization`, and give the result as `model`",
+                "merges its adapter into the weights, which is impossible in 4 or 8 bits; warm a model up in a search "
+                "without `quantization`, and give the result as `model`",
                 key="warm_up",
             )
         if self.lora.init_lora_weights == "orthogonal":
@@ -107,7 +107,7 @@ class TrainingConfig(Frozen):
             raise law("bfloat16 needs `bf16: true`, but it is false", key="quantization.bnb_4bit_compute_dtype")
         if quantization.load_in_8bit and not self.bf16:
             raise law(
-                "LLM.int8() rounds as bfloat16 does, and otherwise in training than in evaluation; set `bf16: true`",
+                "LLM.int8() rounds like bfloat16, and differently in training and evaluation; set `bf16: true`",
                 key="quantization.load_in_8bit",
             )
         if quantization.load_in_8bit and self.lora.use_dora:
@@ -118,7 +118,7 @@ class TrainingConfig(Frozen):
         return None if self.quantization is None else self.quantization.arguments(bf16=self.bf16)
 
     def undividable(self) -> tuple[str, str] | None:
-        """The setting that keeps a model from being divided over workers, by its key, and why; None if none does."""
+        """Key of the setting that prevents sharding over workers, and the reason; None if none does."""
         if self.lora is None and self.optim == "adafactor":
             return "optim", "adafactor takes means over whole rows and columns of a weight, which no worker has"
         if self.quantization is not None:

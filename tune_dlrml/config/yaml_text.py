@@ -1,4 +1,4 @@
-"""YAML 1.2 text to plain values that know their lines, and back. What a person may not have meant is refused."""
+"""YAML 1.2 text to plain values with their lines, and back. Ambiguous text is refused."""
 
 import io
 import re
@@ -34,11 +34,11 @@ _OCTAL_OR_NOT = re.compile(r"[-+]?0o?[0-9_]+")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands in a text.
+    """Place of a value in a text.
 
     Attributes:
         line: Its key's line, from 1.
-        comment: The comment behind it on its last line, with its `#`; empty without one.
+        comment: The comment after it on its last line, with its `#`; empty without one.
     """
 
     line: int
@@ -102,14 +102,14 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, dict[str, Place]]:
-    """The value of a text, and where each of its dotted keys stands; the whole has the key "".
+    """The value of a text, and the place of each of its dotted keys; the whole has the key "".
 
     Args:
         text: One YAML document.
-        source: What a message calls it.
+        source: Its name in messages.
 
     Raises:
-        InputError: The text is no YAML, repeats a key, has a tag or a key that is no text, or grows out of bounds.
+        InputError: The text is not YAML, repeats a key, has a tag or a key that is not text, or grows out of bounds.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _Reading

@@ -1,4 +1,4 @@
-"""Which files a reference names - one, a glob, a folder or a data set that was saved - and their rows in order."""
+"""The files of a reference - one, a glob, a folder or a saved data set - and their rows in order."""
 
 from __future__ import annotations
 
@@ -37,14 +37,13 @@ def file_rows(ref: DatasetReference, reading: RowsConfig) -> Iterator[Row]:
             yield from _rows_of_files(_files_of_folder(path, ref), str(ref), columns)
         return
     if ref.split not in (None, "train"):
-        raise InputError(f"{ref}: a file has no split {ref.split!r}, only rows; take some of them by `#[:64]`.")
+        raise InputError(f"{ref}: a file has no split {ref.split!r}, only rows; select some of them with `#[:64]`.")
     if glob.has_magic(str(path)) and not path.exists():
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         files = [file for file in found if format_of(file) is not None]
         if not files:
             raise InputError(
-                f"{ref}: no file of pairs has such a name; endings are {', '.join(SUFFIXES)}; rows are "
-                "taken by `#[:64]`."
+                f"{ref}: no file of pairs has such a name; endings are {', '.join(SUFFIXES)}; `#[:64]` selects rows."
             )
         yield from _rows_of_files(files, str(ref), columns)
     else:
@@ -67,7 +66,7 @@ def _rows_of_files(files: Sequence[Path], source: str, columns: Sequence[str]) -
 
 
 def _files_of_folder(folder: Path, ref: DatasetReference) -> list[Path]:
-    """Files of one split, told by their names as `datasets` does."""
+    """Files of one split, recognized by their names as in `datasets`."""
     from datasets.data_files import DataFilesDict, get_data_patterns
 
     try:
@@ -96,7 +95,7 @@ def _saved(folder: Path, ref: DatasetReference) -> Dataset:
 
 
 def _split(splits: Mapping[str, object], ref: DatasetReference) -> str:
-    """The split that is meant: the one that is named, `train`, or the only one."""
+    """The selected split: the named one, `train`, or the only one."""
     name = ref.split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
     if name not in splits:
         raise InputError(

@@ -1,8 +1,8 @@
-"""What the tokens of preference pairs must not be, and what a person should know of them: one table, `KINDS`.
+"""Problems in the tokens of preference pairs, which are refused or reported: one table, `KINDS`.
 
-Texts do not tell: a chat template may cut what tells two answers apart, a tokenizer may end an answer twice. So every
-pair is looked at as the model meets it. A kind that makes the number of its pairs meaningless, or that no model can
-compute, is refused; the others are reported.
+Texts are not enough: a chat template may cut the difference of two answers, a tokenizer may end an answer twice. So
+every pair is examined as the model sees it. A kind that makes the results of its pairs meaningless, or that no model
+can compute, is refused; the others are reported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that the tokens of a pair may be.
+    """A kind of problem in the tokens of a pair.
 
     Attributes:
         name: In the table of findings.
-        words: What the pairs do, behind `4 of 64 pairs`; `{example}` stands for what `example` says of the first.
-        find: Which pairs are so.
-        refused: Whether they are refused, or dropped where the file says so; else they are reported.
-        remedy: Of a refused kind, beside dropping.
+        words: Description of the pairs, after `4 of 64 pairs`; `{example}` stands for the result of `example`.
+        find: Finds such pairs.
+        refused: Whether they are refused, or dropped if the file says so; else they are reported.
+        remedy: For a refused kind, apart from dropping.
         example: See `words`.
     """
 
@@ -49,11 +49,11 @@ class Found:
 
     Attributes:
         key: Of the section.
-        kind: What they are.
+        kind: Their kind.
         positions: Of the pairs in the section, as it was then.
         of: Pairs of the section.
         places: Where the first ones are.
-        text: All that in a sentence.
+        text: All of this in a sentence.
     """
 
     key: str
@@ -79,7 +79,7 @@ def examine(section: Section, reader: Reader, training: TrainingConfig, *, refus
 
 
 def as_table(found: Sequence[Found]) -> dict[str, Any]:
-    """What was found, as MLflow shows a table; no column is a sentence but the last."""
+    """The findings as a table of MLflow; only the last column is a sentence."""
     columns = ["set", "kind", "pairs", "of", "first", "dropped", "text"]
     rows = [
         [each.key, each.kind.name, len(each.positions), each.of, each.places, each.kind.refused, each.text]
@@ -93,7 +93,7 @@ ROLES = "give roles that the template knows (dataset.messages.roles)"
 KINDS = (
     Kind(
         "turn_left_out",
-        "have turns that the chat template leaves out, whatever they say: those of {example}",
+        "have turns that the chat template always leaves out: those of {example}",
         looks.leaves_turns_out(guiding=False),
         refused=True,
         remedy=ROLES,
@@ -101,7 +101,7 @@ KINDS = (
     ),
     Kind(
         "no_prompt",
-        "have no token of a prompt: the chat template passes over its roles, or writes a prompt alone and one with its "
+        "have no token of a prompt: the chat template skips its roles, or writes a prompt alone and one with its "
         "answer differently from the first token",
         each(looks.has_no_prompt),
         refused=True,
@@ -109,18 +109,18 @@ KINDS = (
     ),
     Kind(
         "no_answer",
-        "have a completion without a token: the chat template passes over its roles or its text",
+        "have a completion without a token: the chat template skips its roles or its text",
         each(looks.has_no_answer),
         refused=True,
         remedy=ROLES,
     ),
     Kind(
         "same_answers",
-        "have two completions of the same tokens, which no loss tells apart: what differs in the texts is cut out by "
-        "the chat template or the tokenizer",
+        "have two completions of the same tokens, which no loss can distinguish: the chat template or the tokenizer "
+        "removes the difference of the texts",
         each(looks.has_the_same_answers),
         refused=True,
-        remedy="take a model whose template keeps it",
+        remedy="use a model whose template keeps it",
     ),
     Kind(
         "beyond_embeddings",
@@ -140,18 +140,18 @@ KINDS = (
     ),
     Kind(
         "long_for_the_model",
-        "are longer than what the model was trained for, where its attention is a guess: it has {example}",
+        "are longer than the model was trained for, so its attention is unreliable: it has {example}",
         looks.is_beyond_the_positions(learned=False),
         example=looks.positions,
     ),
     Kind(
         "prompt_cut_off",
-        "keep nothing of their prompt behind the truncation: their completions are scored without it",
+        "have no prompt left after truncation: their completions are scored without it",
         each(looks.lost_its_prompt),
     ),
     Kind(
         "guide_left_out",
-        "have turns that the chat template leaves out, so that the model reads none of them: those of {example}",
+        "have turns that the chat template leaves out, so the model does not read them: those of {example}",
         looks.leaves_turns_out(guiding=True),
         example=looks.roles_left_out,
     ),
@@ -163,12 +163,12 @@ KINDS = (
     ),
     Kind(
         "differ_in_space",
-        "have two completions that differ in white space alone",
+        "have two completions that differ only in white space",
         each(looks.differs_in_space),
     ),
     Kind(
         "blank_answer",
-        "have a completion of which the chat template leaves white space and special tokens only",
+        "have a completion of which the chat template keeps only white space and special tokens",
         each(looks.says_nothing),
     ),
     Kind(
@@ -178,13 +178,13 @@ KINDS = (
     ),
     Kind(
         "user_turns",
-        "have turns of others than the assistant in what is scored, since chosen and rejected part before them",
+        "have turns of others than the assistant in the scored part, since chosen and rejected diverge before them",
         each(looks.scores_users),
     ),
     Kind(
         "prompt_parts_early",
-        "have a prompt that is written otherwise alone than with its answer: its end {example} is in no sequence that "
-        "is trained on, though the model reads it when it is asked",
+        "have a prompt that is written differently alone and with its answer: its end {example} is in no sequence that "
+        "is trained on, though the model reads it when it generates",
         each(looks.parts_early),
         example=looks.lost_end,
     ),
@@ -195,7 +195,7 @@ KINDS = (
     ),
     Kind(
         "ends_twice",
-        "have a completion with the end-of-sequence token twice, so the model learns to go on behind the first",
+        "have a completion with the end-of-sequence token twice, so the model learns to continue after the first",
         each(looks.ends_twice),
     ),
     Kind("unknown_words", "have words that the tokenizer does not know", each(looks.has_unknown_words)),
@@ -215,6 +215,6 @@ KINDS = (
         "contradict another pair, which prefers the two completions the other way round",
         looks.contradicting,
     ),
-    Kind("repeated", "repeat an earlier one, and so count more than once", looks.repeated),
+    Kind("repeated", "repeat an earlier one, so they count more than once", looks.repeated),
 )
-"""All kinds, the gravest first; a new one is a row here and a predicate above."""
+"""All kinds, the most serious first; a new one is a row here and a predicate in `looks`."""

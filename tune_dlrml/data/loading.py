@@ -22,7 +22,8 @@ AS_TRL = RowsConfig()
 def check_dataset_reference(ref: DatasetReference, reading: RowsConfig = AS_TRL) -> None:
     """Raise InputError unless the data set exists and, of files, the first rows are pairs.
 
-    Without a network a hub id is answered within 5 s. Where bad rows are dropped, all are looked at when they are read.
+    Without a network the check of a hub id ends within 5 s. If bad rows are dropped, they are checked when all rows are
+    read.
     """
     if ref.kind == "hub":
         _check_hub(ref)
@@ -35,19 +36,19 @@ def check_dataset_reference(ref: DatasetReference, reading: RowsConfig = AS_TRL)
 
 
 def load_section(reference_text: str, key: str, reading: RowsConfig = AS_TRL) -> tuple[Section, tuple[str, ...]]:
-    """The preference pairs of a reference, and what is to be told of rows and fields that are not used.
+    """The preference pairs of a reference, and notes about unused rows and fields.
 
     Args:
         reference_text: As in the search-space file.
-        key: Where it stands there, for the message of a mistake: `dataset.train`.
-        reading: Names of columns and fields, and what to do about rows that are no pairs.
+        key: Its key there, for error messages: `dataset.train`.
+        reading: Names of columns and fields, and what to do about rows that are not pairs.
 
     Raises:
-        InputError: The data set does not exist or holds no pair, or some rows are no pairs and are refused.
+        InputError: The data set does not exist or has no pair, or some rows are not pairs and are refused.
     """
     try:
         ref = parse_dataset_reference(reference_text)
-        # A slice is taken first: what is wrong with the rows outside does not matter.
+        # Slice first: faults of the rows outside do not matter.
         rows = list(_sliced(_hub_rows(ref, reading) if ref.kind == "hub" else file_rows(ref, reading), ref))
         checked = check_rows(rows, str(ref), reading)
         message = faults_message(checked.faults, str(len(rows)), str(ref)) if checked.faults else ""
@@ -58,13 +59,13 @@ def load_section(reference_text: str, key: str, reading: RowsConfig = AS_TRL) ->
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
     notes = [f"{key}: bad rows are dropped. {message}"] if message else []
-    # What ships here says how it was made; nobody has to be told that it is not trained on.
+    # Built-in sets have fields that describe their origin; that these are unused needs no note.
     notes += [f"{key}: {note}" for note in checked.notes if ref.kind != "builtin"]
     return Section(key, checked.pairs, checked.places), tuple(notes)
 
 
 def _sliced(rows: Iterator[Row], ref: DatasetReference) -> Iterator[Row]:
-    """The rows that Python's slice takes, without reading on behind them where none counts from the end."""
+    """The rows of Python's slice; reading stops after them if no bound counts from the end."""
     if any(bound is not None and bound < 0 for bound in (ref.start, ref.stop)):
         return iter(list(rows)[ref.start : ref.stop])
     return itertools.islice(rows, ref.start, ref.stop)
@@ -97,7 +98,7 @@ def _check_hub(ref: DatasetReference) -> None:
 
 
 def _ask_hub(ref: DatasetReference) -> str | None:
-    """Why the hub does not give this data set; None where it does."""
+    """Why this data set cannot be loaded from the hub; None where it can."""
     from huggingface_hub import dataset_info, errors
 
     def ask() -> str | None:

@@ -1,4 +1,4 @@
-"""How the pairs of a kind are told, each from the tokens of a pair or, where tokens do not say it, from its roles."""
+"""Predicates that find the pairs of a kind, from the tokens of a pair or, where tokens are not enough, its roles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWERING = frozenset({"assistant", "model", "gpt", "bot", "chatbot", "ai"})
 GUIDING = frozenset({"system", "developer", "tool", "function", "ipython", "environment", "observation"})
 """Roles of messages that neither ask nor answer."""
 USUAL = GUIDING | {"user", "assistant", "model"}
-"""Roles as the chat templates of models call them."""
+"""Names of roles in the chat templates of models."""
 _USER_LABEL = re.compile(
     r"^[ \t]*(?:#+ *)?(human|user|instruction|question)\b[^\n:]{0,20}:", re.IGNORECASE | re.MULTILINE
 )
@@ -29,7 +29,7 @@ _USER_MARK = re.compile(
     re.IGNORECASE,
 )
 LEAST_REPEATED = 3
-"""Tokens of a prompt, without its ends, that cannot stand twice by chance."""
+"""Tokens of a prompt, without its ends, that do not occur twice by chance."""
 HEADER = 8
 """Tokens that a template may put between a prompt and its repetition."""
 
@@ -38,17 +38,17 @@ Find = Callable[[Sequence[Seen], Context], list[int]]
 
 
 def each(is_so: Callable[[Seen, Context], bool]) -> Find:
-    """The pairs for which something is so."""
+    """Find the pairs for which a predicate holds."""
     return lambda pairs, context: [index for index, pair in enumerate(pairs) if is_so(pair, context)]
 
 
 def has_no_prompt(pair: Seen, _: Context) -> bool:
-    """Whether nothing stands before the completions."""
+    """Whether there is nothing before the completions."""
     return not pair.tokens.prompt
 
 
 def leaves_turns_out(*, guiding: bool) -> Find:
-    """The pairs of which the chat template leaves out whole turns, by whether they ask and answer or only guide."""
+    """Find the pairs of which the chat template leaves out whole turns, of guiding roles or of the others."""
 
     def is_so(pair: Seen, context: Context) -> bool:
         return any((role in GUIDING) is guiding for role in context.roles_left_out(pair.pair))
@@ -101,7 +101,7 @@ def first_unknown(pair: Seen, context: Context) -> str:
 
 
 def is_beyond_the_positions(*, learned: bool) -> Find:
-    """The pairs that are longer than the model's positions, which are a table of the model or not."""
+    """Find the pairs that are longer than the model's positions, which are a learned table or not."""
 
     def is_so(pair: Seen, context: Context) -> bool:
         reader = context.reader
@@ -113,7 +113,7 @@ def is_beyond_the_positions(*, learned: bool) -> Find:
 
 
 def positions(pair: Seen, context: Context) -> str:
-    """The positions that there are, and the tokens of a pair."""
+    """The number of positions, and of the tokens of a pair."""
     return f"{context.reader.positions} positions, and the first of them has {pair.longest} tokens"
 
 
@@ -154,7 +154,7 @@ def _comes_again(ids: Tokens, core: Tokens, start: int, prompt: int) -> bool:
 
 
 def scores_users(pair: Seen, _: Context) -> bool:
-    """Whether somebody else than the model speaks in a completion."""
+    """Whether a completion has turns of others than the model."""
     for column in COMPLETIONS:
         answer = pair.pair[column]
         if isinstance(answer, str):
@@ -166,12 +166,12 @@ def scores_users(pair: Seen, _: Context) -> bool:
 
 
 def _labels(text: str) -> set[str]:
-    """Labels of a user's lines; what an answer labels so is a turn only where the prompt does it, too."""
+    """Labels of a user's lines; in an answer they are turns only if the prompt has them, too."""
     return {label.lower() for label in _USER_LABEL.findall(text)}
 
 
 def parts_early(pair: Seen, context: Context) -> bool:
-    """Whether the prompt alone ends otherwise than before a completion."""
+    """Whether the prompt ends differently alone and before a completion."""
     return bool(pair.tokens.lost)
 
 
@@ -203,7 +203,7 @@ def _ends(ids: Tokens, context: Context) -> int:
 
 
 def differs_in_space(pair: Seen, _: Context) -> bool:
-    """Whether both completions are the same texts but for white space, which the tokenizer tells apart."""
+    """Whether both completions differ only in white space, but in their tokens."""
     chosen, rejected = (_written(pair.pair[column]) for column in COMPLETIONS)
     return chosen == rejected and pair.tokens.chosen != pair.tokens.rejected
 
@@ -214,7 +214,7 @@ def _written(cell: Cell) -> list[str]:
 
 
 def has_unknown_words(pair: Seen, context: Context) -> bool:
-    """Whether the tokenizer gave up on something."""
+    """Whether there is an unknown token."""
     tokenizer = context.reader.tokenizer
     unknown = tokenizer.unk_token_id
     means_more = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -237,7 +237,7 @@ def _identity(first: Side, second: Side) -> tuple[bytes, ...]:
 
 
 def repeated(pairs: Sequence[Seen], _: Context) -> list[int]:
-    """The pairs that stand before in the same order."""
+    """The pairs that occur earlier in the same order."""
     known: set[tuple[bytes, ...]] = set()
     found = []
     for index, pair in enumerate(pairs):
@@ -248,7 +248,7 @@ def repeated(pairs: Sequence[Seen], _: Context) -> list[int]:
 
 
 def contradicting(pairs: Sequence[Seen], _: Context) -> list[int]:
-    """The pairs that stand in the other order, too."""
+    """The pairs that also occur in the other order."""
     own = [_identity(pair.chosen, pair.rejected) for pair in pairs]
     other = [_identity(pair.rejected, pair.chosen) for pair in pairs]
     known = set(own)

@@ -1,4 +1,4 @@
-"""What a preference pair is made of: texts or lists of messages, read out of the columns that the file names."""
+"""The cells of a preference pair: texts or lists of messages, read from the configured columns."""
 
 import json
 import re
@@ -14,7 +14,7 @@ NAMES_SHOWN = 8
 SHORT = 80
 """Characters of a value that a message shows."""
 TEXT_LIMIT = 1_000_000
-"""Characters of one text: more than any model reads, and few enough that a tokenizer is done with it in a second."""
+"""Most characters of one text: more than any model reads, and few enough to tokenize within a second."""
 
 Cell = str | list[dict[str, str]]
 Pair = dict[str, Cell]
@@ -23,11 +23,11 @@ _OPENING = re.compile(r"""[\s"'\\]*(?:array\()?\s*[\[{]""")
 _KEY = r"""["'\\]+(?:{})["'\\]+\s*:\s*["'\\]+"""
 _ROLES = ("user", "assistant", "system", "human", "gpt", "chatgpt", "bot", "model", "tool", "function", "developer")
 DUMPED_WITHIN = 4096
-"""Characters in which role and content must stand for a text to be a list of messages that was dumped."""
+"""Characters within which role and content must occur for a text to count as a dumped list of messages."""
 
 
 class Fault(ValueError):
-    """Why one row is no preference pair."""
+    """Why one row is not a preference pair."""
 
 
 def read_cell(row: dict[str, Any], column: str, fields: MessagesConfig, others: Collection[str] = ()) -> Cell:
@@ -47,7 +47,7 @@ def read_cell(row: dict[str, Any], column: str, fields: MessagesConfig, others: 
         columns = some_names([*row, *others]) or "none"
         raise Fault(
             f"column `{column}` is needed, but is missing or null; the columns given are {columns} (dataset.columns "
-            "says which is which)"
+            "maps their names)"
         )
     if isinstance(given, str):
         cell: Cell = _text(given, column, fields)
@@ -67,7 +67,7 @@ def _is_message(given: object, fields: MessagesConfig) -> bool:
 
 
 def _turn(turn: object, column: str, fields: MessagesConfig) -> dict[str, str]:
-    """Role and content, which alone are trained on; other fields, such as `tool_calls`, are told as not used."""
+    """Role and content, the only fields that are used; others, such as `tool_calls`, are reported as unused."""
     given = (turn.get(fields.role), turn.get(fields.content)) if isinstance(turn, dict) else (None, None)
     role, content = given
     if not isinstance(role, str) or not isinstance(content, str):
@@ -88,8 +88,8 @@ def _text(text: str, column: str, fields: MessagesConfig) -> str:
         raise Fault(f"`{column}` must be Unicode text, but character {error.start} is half of a pair") from None
     if _is_dumped(text, fields):
         raise Fault(
-            f"`{column}` is a text that holds messages as JSON or Python would write them, not a list of messages; "
-            f"write the rows anew with the list itself (json.loads or ast.literal_eval reads it), but got {short(text)}"
+            f"`{column}` is a text with messages written as JSON or Python, not a list of messages; write the rows "
+            f"again with the list itself (json.loads or ast.literal_eval reads it), but got {short(text)}"
         )
     return text
 
@@ -106,7 +106,7 @@ def _is_dumped(text: str, fields: MessagesConfig) -> bool:
 
 
 def format_name(cell: Cell) -> str:
-    """How a message calls the form of a cell."""
+    """The form of a cell, for messages."""
     return "a text" if isinstance(cell, str) else "a list of messages"
 
 
@@ -122,7 +122,7 @@ def is_empty(cell: Cell) -> bool:
 
 
 def some_names(names: Collection[str]) -> str:
-    """The first names, fit to be shown in a message."""
+    """The first names, for a message."""
     shown = [name if name.isidentifier() and len(name) <= SHORT else short(name) for name in islice(names, NAMES_SHOWN)]
     more = [f"and {len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
     return ", ".join(shown + more)

@@ -25,8 +25,8 @@ WINDOW = 16
 def batch_plan(lengths: Sequence[int], *, steps: int, pairs_per_step: int, seed: int) -> list[int]:
     """Row indices in training order, `pairs_per_step` for each optimizer step, in a fresh permutation each epoch.
 
-    Within a window of steps the pairs of one step are of similar length and the longest of it comes first, so that
-    little is padded and ranks wait little for each other; the steps of a window come in random order.
+    Within a window of steps the pairs of one step have similar lengths, the longest first, so that there is little
+    padding and ranks wait little for each other; the steps of a window come in random order.
 
     Equal arguments give equal plans on every platform, and a plan of fewer steps is the start of a longer one: trials
     with the same seed and batch size differ by their parameters, not by their data.
@@ -40,20 +40,20 @@ def batch_plan(lengths: Sequence[int], *, steps: int, pairs_per_step: int, seed:
     if not lengths:
         raise ValueError("`rows >= 1` must hold, but got rows=0")
     plan: list[int] = []
-    begun: list[int] = []
+    partial: list[int] = []
     for epoch in itertools.count():
         order = list(range(len(lengths)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
-        # A step that two epochs share is left as it comes: sorted, it could hold one row twice, side by side.
-        cut = (-len(begun)) % pairs_per_step
-        begun, order = begun + order[:cut], order[cut:]
-        if len(begun) == pairs_per_step:
-            plan, begun = plan + begun, []
+        # A step that two epochs share is not sorted: it could then have one row twice, side by side.
+        cut = (-len(partial)) % pairs_per_step
+        partial, order = partial + order[:cut], order[cut:]
+        if len(partial) == pairs_per_step:
+            plan, partial = plan + partial, []
         whole = len(order) - len(order) % pairs_per_step
         for start in range(0, whole, WINDOW * pairs_per_step):
             window = order[start : min(start + WINDOW * pairs_per_step, whole)]
             plan += _alike(window, lengths, pairs_per_step, random.Random(f"{seed}-{epoch}-{start}"))
-        begun += order[whole:]
+        partial += order[whole:]
         if len(plan) >= steps * pairs_per_step:
             return plan[: steps * pairs_per_step]
     raise AssertionError("epochs never end")

@@ -17,7 +17,7 @@ _LABEL = re.compile(
     r"|<\|end_header_id\|>\s*|<[|\uff5c](?:assistant|model|bot)[|\uff5c]>\n?",
     re.IGNORECASE | re.MULTILINE,
 )
-"""What a turn of a transcript begins with."""
+"""Start of a turn in a transcript."""
 WITHOUT_SPACES = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI "),
     *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "BALINESE"),
@@ -37,11 +37,11 @@ def make_pair(
         value: The row as it was read.
         unread: Columns that the file has beside those of `value`.
         rows: Names of columns and fields, and what to do where answers begin with the prompt.
-        explicit: Whether the prompt stands in a column of its own.
-        echoed: Whether the answers say a short prompt again because that is how the rows were written.
+        explicit: Whether the prompt has a column of its own.
+        echoed: Whether the answers repeat a short prompt because that is how the rows were written.
 
     Raises:
-        Fault: It is none.
+        Fault: It is not a pair.
     """
     names = rows.columns
     chosen, rejected = (read_cell(value, name, rows.messages, unread) for name in (names.chosen, names.rejected))
@@ -65,7 +65,7 @@ def make_pair(
 
 
 def is_echo(value: object, rows: RowsConfig) -> bool | None:
-    """Whether both answers say the prompt of a row again; None of rows that are no texts."""
+    """Whether both answers repeat the prompt of a row; None for rows without texts."""
     names = (rows.columns.prompt, rows.columns.chosen, rows.columns.rejected)
     prompt, chosen, rejected = (value.get(name) if isinstance(value, dict) and name else None for name in names)
     if not (isinstance(prompt, str) and prompt.strip() and isinstance(chosen, str) and isinstance(rejected, str)):
@@ -75,7 +75,7 @@ def is_echo(value: object, rows: RowsConfig) -> bool | None:
 
 
 def unused_of_turns(cell: object, rows: RowsConfig) -> list[str]:
-    """Fields of messages that no pair has a place for."""
+    """Unused fields of messages."""
     turns = [turn for turn in cell if isinstance(turn, dict)] if isinstance(cell, list) else []
     used = (rows.messages.role, rows.messages.content)
     return [name for turn in turns for name, given in turn.items() if name not in used and given is not None]
@@ -88,7 +88,7 @@ def _compared(value: dict[str, Any], rows: RowsConfig) -> str:
 
 
 def _refuse_other_texts(value: dict[str, Any], rows: RowsConfig) -> None:
-    """With a column left over that may hold the prompt, the start that two texts share is none."""
+    """Refuse a shared start of two texts as the prompt if another column may hold the prompt."""
     names = rows.columns
     others = [name for name, given in value.items() if name not in names.names() and _holds_text(given)]
     if others and names.prompt is not None:
@@ -126,7 +126,7 @@ def _words(text: str) -> str:
 
 
 def _unrepeated(pair: Pair, rows: RowsConfig) -> Pair:
-    """The pair, unless its answers say the prompt again, which would then be trained on twice."""
+    """The pair, unless its answers repeat the prompt, which would then be trained on twice."""
     repeated = [_repeated(pair["prompt"], pair[column]) for column in COMPLETIONS]
     # One answer of two may well quote a text; a message of the prompt is no part of an answer.
     if not (all(repeated) if isinstance(pair["prompt"], str) else any(repeated)):
@@ -146,7 +146,7 @@ def _unrepeated(pair: Pair, rows: RowsConfig) -> Pair:
 
 
 def _repeated(prompt: Cell, answer: Cell) -> int:
-    """Length of the start of an answer that says the prompt, or the last messages of it, again."""
+    """Length of the start of an answer that repeats the prompt, or its last messages."""
     if isinstance(prompt, list) and isinstance(answer, list):
         longest = min(len(prompt), len(answer))
         return next((length for length in range(longest, 0, -1) if answer[:length] == prompt[-length:]), 0)

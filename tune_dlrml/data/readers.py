@@ -1,7 +1,7 @@
 """The rows of one file, each with its place: JSON, CSV, Parquet and Arrow, compressed or not.
 
-The loaders of `datasets` would lose what makes a row findable and its text what it was: lines, keys that are given
-twice, fields that a row does not have, and texts such as `NA`. Compressed files are read by the standard library and
+The loaders of `datasets` would lose the line of a row and change texts: keys that are given twice, fields that a row
+does not have, and texts such as `NA`. Compressed files are read by the standard library and
 pyarrow.
 """
 
@@ -47,19 +47,19 @@ MAGIC = {
 NEVER = tuple(magic for magic, (_, remedy) in MAGIC.items() if remedy != NAMED)
 """Those of which no name would make a file of rows."""
 DELIMITERS = ";\t|,"
-"""What people part cells with."""
+"""Usual delimiters of cells."""
 
 
 def read_file(path: Path, source: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a file, read as they are asked for.
+    """The rows of a file, read lazily.
 
     Args:
-        path: Its name tells its format.
-        source: What messages call it.
-        columns: Those that are needed; a table's others are read only where they hold text.
+        path: The end of its name decides the format.
+        source: Its name in messages.
+        columns: The needed ones; a table's others are read only if they hold text.
 
     Raises:
-        InputError: It is no such file, or cannot be read to its end.
+        InputError: It is not such a file, or cannot be read to its end.
     """
     _check_is_file(path, source)
     suffix, compression = format_of(path) or ("", "")
@@ -163,7 +163,7 @@ def _not_utf8(text: str) -> Fault | None:
         text.encode()
     except UnicodeEncodeError as error:
         byte = ord(text[error.start]) & 0xFF
-        return Fault(f"is not UTF-8 text (byte 0x{byte:02x} behind {error.start} characters); write the file as UTF-8")
+        return Fault(f"is not UTF-8 text (byte 0x{byte:02x} after {error.start} characters); write the file as UTF-8")
     return None
 
 
@@ -198,13 +198,13 @@ def _csv_rows(file: TextIO, delimiter: str, source: str) -> Iterator[Row]:
 
 
 def _check_delimiter(header: Sequence[str], delimiter: str, source: str) -> None:
-    """A header of one cell that holds what other files part cells with."""
+    """Refuse a header of one cell that has the delimiter of other files."""
     others = [sign for sign in DELIMITERS if len(header) == 1 and sign in header[0] and sign != delimiter]
     if others:
         own = "tabs" if delimiter == "\t" else "commas"
         raise InputError(
-            f"{source}: the header is one cell, {short(header[0])}: cells of such a file are parted by {own}, not by "
-            f"{others[0]!r}; write it anew, or name it as what it is (.csv: commas, .tsv: tabs)."
+            f"{source}: the header is one cell, {short(header[0])}: cells of such a file are separated by {own}, not "
+            f"by {others[0]!r}; write it again, or give it the right ending (.csv: commas, .tsv: tabs)."
         )
 
 
@@ -252,7 +252,7 @@ def _arrow_batches(handle: Any) -> tuple[Any, Iterable[Any]]:
 
 
 def columns_of(schema: Any, wanted: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Columns of a table that are read, with all that hold text where one is missing, and those that are not."""
+    """Columns of a table that are read, including all texts if a wanted one is missing, and the unread columns."""
     whole = set(wanted) <= set(schema.names)
     read = [field.name for field in schema if field.name in wanted or (not whole and _holds_text(field.type))]
     return read, tuple(name for name in schema.names if name not in read)

@@ -1,4 +1,4 @@
-"""What a reference to preference pairs says: files, a built-in set or a hub id, and which of the rows."""
+"""References to preference pairs: files, a built-in set or a hub id, with a selection of rows."""
 
 import difflib
 import glob
@@ -34,7 +34,7 @@ class DatasetReference:
         location: An absolute path or pattern, the name of a built-in set, or a hub id.
         revision: Branch, tag or commit of a hub id; None is the hub's default branch.
         split: Name of the split; None is the only one of a file, and `train` of a folder or a hub data set.
-        start: First row taken, as in a Python slice.
+        start: First row, as in a Python slice.
         stop: Row before which to stop, as in a Python slice.
     """
 
@@ -56,13 +56,13 @@ class DatasetReference:
 
 
 def parse_dataset_reference(text: str) -> DatasetReference:
-    """Tell which form `text` has; only its form is judged, see `check_dataset_reference`.
+    """Parse a reference; only its form is checked, see `check_dataset_reference`.
 
     Files become absolute, since the workers that load the pairs run in another working directory.
     """
     match = _REFERENCE.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{text!r} is no reference to a data set: {FORMS}.")
+        raise InputError(f"{text!r} is not a reference to a data set: {FORMS}.")
     location, split = match["location"].strip(), match["split"]
     start, stop = (None if match[bound] is None else int(match[bound]) for bound in ("start", "stop"))
     if location.startswith(BUILTIN_PREFIX):
@@ -75,7 +75,7 @@ def parse_dataset_reference(text: str) -> DatasetReference:
         return DatasetReference("file", _absolute(path), split=split, start=start, stop=stop)
     hub = HUB_ID.fullmatch(location)
     if hub is None or path.exists():
-        raise InputError(f"{text!r} is no reference to a data set: {FORMS}.{did_you_mean(path)}")
+        raise InputError(f"{text!r} is not a reference to a data set: {FORMS}.{did_you_mean(path)}")
     return DatasetReference("hub", hub["id"], hub["revision"], split, start, stop)
 
 
@@ -89,11 +89,11 @@ def format_of(path: Path) -> tuple[str, str] | None:
 
 def _absolute(path: Path) -> str:
     if glob.has_magic(str(path)) and not path.exists():
-        # Only what was written is a pattern, not the working directory.
+        # Only the given text is a pattern, not the working directory.
         return str(path if path.is_absolute() else Path(glob.escape(str(Path.cwd()))) / path)
     try:
         return str(path.resolve())
-    except (OSError, RuntimeError):  # links that go round in a circle; opening the file will say so
+    except (OSError, RuntimeError):  # circular links; opening the file reports them
         return str(path.absolute())
 
 

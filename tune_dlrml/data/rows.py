@@ -1,4 +1,4 @@
-"""From rows as they were read to preference pairs in one format, or to a message that names the first bad rows."""
+"""From raw rows to preference pairs in one format, or to a message that names the first bad rows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Checked:
-    """Rows told apart: the pairs with their places, and what is wrong with the others, in their order.
+    """Checked rows: the pairs with their places, and the faults of the others, in their order.
 
-    `notes` says what the prompt is where no column holds it, and which fields are not used.
+    `notes` describes the prompt if no column has it, and lists unused fields.
     """
 
     pairs: list[Pair]
@@ -36,9 +36,9 @@ class Checked:
 
 
 def check_rows(rows: Sequence[Row], source: str, reading: RowsConfig) -> Checked:
-    """The rows as pairs with an explicit prompt, and the faults of those that are none.
+    """The rows as pairs with an explicit prompt, and the faults of those that are not pairs.
 
-    A prompt is explicit where any row gives one; otherwise it is the start that chosen and rejected share.
+    A prompt is explicit if any row has one; otherwise it is the start that chosen and rejected share.
 
     Raises:
         InputError: There is no row.
@@ -64,23 +64,23 @@ def check_rows(rows: Sequence[Row], source: str, reading: RowsConfig) -> Checked
                 unused.append((row.place, names))
         except Fault as fault:
             faults.append(f"{row.place}: {fault}")
-    notes = [] if explicit or not pairs else [_taken_as_prompt(pairs, places)]
+    notes = [] if explicit or not pairs else [_shared_start_note(pairs, places)]
     notes.append(_unused_message(unused, len(rows)))
     return Checked(pairs, places, faults, tuple(note for note in notes if note))
 
 
 def refusal_of_rows(faults: Sequence[str], rows: str, source: str) -> str:
-    """The message that refuses rows: what is wrong, and how to do without them."""
+    """The message that refuses rows: their faults, and how to leave them out."""
     return f"{faults_message(faults, rows, source)}\nSet dataset.bad_rows: drop to leave such rows out."
 
 
 def faults_message(faults: Sequence[str], rows: str, source: str) -> str:
-    """How many of the rows (such as `42` or `the first 20`) are no pairs, and what is wrong with the first three."""
+    """How many of the rows (such as `42` or `the first 20`) are not pairs, and the first three faults."""
     if len(faults) == 1:
         return f"{source}: {faults[0]}."
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
     lines = "".join(f"\n  {line}" for line in [*faults[:FAULTS_SHOWN], *more])
-    return f"{source}: {len(faults)} of {rows} rows are no preference pairs:{lines}"
+    return f"{source}: {len(faults)} of {rows} rows are not preference pairs:{lines}"
 
 
 def _is_explicit(rows: Sequence[Row], reading: RowsConfig) -> bool:
@@ -99,7 +99,7 @@ def _pair(row: Row, reading: RowsConfig, *, explicit: bool, echoed: bool) -> Pai
     return make_pair(row.value, row.unread, reading, explicit=explicit, echoed=echoed)
 
 
-def _taken_as_prompt(pairs: Sequence[Pair], places: Sequence[str]) -> str:
+def _shared_start_note(pairs: Sequence[Pair], places: Sequence[str]) -> str:
     first = pairs[0]["prompt"]
     if not isinstance(first, str):
         return ""
@@ -110,7 +110,7 @@ def _taken_as_prompt(pairs: Sequence[Pair], places: Sequence[str]) -> str:
 
 
 def _unused(row: Row, reading: RowsConfig) -> list[str]:
-    """Fields of a row, and of its messages, that no pair has a place for; in a table, null stands for none."""
+    """Unused fields of a row and of its messages; in a table null means a missing field."""
     assert isinstance(row.value, dict)
     used = reading.columns.names()
     columns = [name for name, given in row.value.items() if name not in used and given is not None]
@@ -122,4 +122,4 @@ def _unused_message(unused: Sequence[tuple[str, Sequence[str]]], rows: int) -> s
     if not unused:
         return ""
     names = some_names(dict.fromkeys(name for _, own in unused for name in own))
-    return f"{len(unused)} of {rows} rows have fields that are not used: {names} (first: {unused[0][0]})"
+    return f"{len(unused)} of {rows} rows have unused fields: {names} (first: {unused[0][0]})"

@@ -1,4 +1,4 @@
-"""The pairs of one data set with the places they came from, so that a row that is left out can be named."""
+"""The pairs of one data set with their places in the source, so that messages can name rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Section:
         key: `dataset.train`, `dataset.eval` or `dataset.test`.
         pairs: At least one, all in the same format.
         places: Such as `row 7 (line 8)`, one for each pair.
-        tokens: Of each pair; none before there is a tokenizer.
+        tokens: Of each pair; empty before tokenization.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Section:
         return Section(self.key, pairs, places, [self.tokens[index] for index in kept] if self.tokens else ())
 
     def some_of_all(self, positions: Sequence[int]) -> str:
-        """How many of the pairs are meant, and the places of the first ones: `4 of 64 pairs (row 3, row 7, ...)`."""
+        """The number of these pairs, and the places of the first ones: `4 of 64 pairs (row 3, row 7, ...)`."""
         return f"{len(positions)} of {len(self.pairs)} pairs ({self.first_places(positions)})"
 
     def first_places(self, positions: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A preference pair as the model meets it: as token ids, behind chat template and truncation."""
+"""A preference pair as the model sees it: as token ids, after chat template and truncation."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What the pairs of a section are looked at with."""
+    """Shared state for examining the pairs of a section."""
 
     reader: Reader
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """Ids that stand for no text."""
+        """Ids without a text."""
         tokenizer = self.reader.tokenizer
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset({*tokenizer.all_special_ids, *added})
 
     @cached_property
     def left_out(self) -> dict[tuple[str, ...], list[str]]:
-        """Roles that the chat template leaves out, by the roles of the conversations that were looked at."""
+        """Cache: roles that the chat template leaves out, by the roles of a conversation."""
         return {}
 
     def roles_left_out(self, pair: Pair) -> list[str]:
@@ -46,7 +46,7 @@ class Context:
 
     @cached_property
     def blanks(self) -> dict[int, bool]:
-        """Whether a token is white space, of those that were looked at."""
+        """Cache: whether a token is white space."""
         return {}
 
     def is_blank(self, token: int) -> bool:
@@ -58,7 +58,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Side:
-    """Prompt and completion of one sequence behind its truncation."""
+    """Prompt and completion of one sequence after truncation."""
 
     prompt: Tokens
     completion: Tokens
@@ -71,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Seen:
-    """A pair as the model meets it."""
+    """A pair as the model sees it."""
 
     pair: Pair
     tokens: TokenPair
@@ -90,7 +90,7 @@ class Seen:
 
 
 def seen(pair: Pair, tokens: TokenPair, training: TrainingConfig) -> Seen:
-    """A pair behind truncation, which is TRL's."""
+    """A pair after truncation, as in TRL."""
     return Seen(pair, tokens, *(_side(tokens.prompt, part, training) for part in (tokens.chosen, tokens.rejected)))
 
 

@@ -1,4 +1,4 @@
-"""Which rows a search uses: what is dropped, truncated or refused as the configuration says, and all of it told."""
+"""Selects the rows of a search: drops, truncates or refuses them as configured, and reports all of it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Selection:
 
     Attributes:
         sections: Each with at least one pair.
-        notes: A sentence for everything that was dropped, is not used, will be truncated or was found.
-        found: What is so about the tokens of the pairs, kind by kind; in the notes, too.
+        notes: A sentence for everything that was dropped, is unused, will be truncated or was found.
+        found: Findings about the tokens of the pairs, kind by kind; in the notes, too.
     """
 
     sections: Mapping[str, Section]
@@ -44,7 +44,7 @@ class Selection:
     found: tuple[Found, ...] = ()
 
     def pairs(self) -> Pairs:
-        """What is trained on and what is held out, as token ids."""
+        """Training pairs and held-out pairs, as token ids."""
         train, held_out = (TokenRows.of(self.sections[name].tokens) for name in ("train", "eval"))
         return Pairs(train, held_out)
 
@@ -54,33 +54,33 @@ class Selection:
 
 
 def select_pairs(dataset: DatasetConfig, training: TrainingConfig, load_reader: LoadReader | None) -> Selection:
-    """Read the rows and choose those that are used.
+    """Read the rows and select those that are used.
 
-    Prompts are compared when it is known what is trained on, and what is told is told of the pairs that are used.
+    Prompts are compared after the training pairs are known, and findings are reported of the pairs that are used.
 
     Args:
         dataset: The references and what to do about rows that cannot be used as they are.
         training: max_length and truncation_mode.
-        load_reader: The model's; called once all rows were read. None leaves tokens unlooked at.
+        load_reader: The model's; called once all rows were read. With None tokens are not examined.
 
     Raises:
-        InputError: Rows are refused, or none is left: key, how many, the first ones and what to do.
+        InputError: Rows are refused, or none is left: key, number, the first ones and the remedy.
     """
     sections: dict[str, Section] = {}
     notes: list[str] = []
     found: list[Found] = []
     for name, reference in dataset.references().items():
-        sections[name], told = load_section(reference, f"dataset.{name}", dataset)
-        notes += told
+        sections[name], own = load_section(reference, f"dataset.{name}", dataset)
+        notes += own
     reader = None if load_reader is None else load_reader()
     if reader is not None:
         for name, section in sections.items():
-            sections[name], told = _of_fitting_length(section, dataset, training, reader)
-            notes += told
+            sections[name], own = _of_fitting_length(section, dataset, training, reader)
+            notes += own
         found += _without_refused(sections, dataset, training, reader)
     for name in [name for name in sections if name != "train"]:
-        sections[name], told = _held_out(sections["train"], sections[name], dataset)
-        notes += told
+        sections[name], own = _held_out(sections["train"], sections[name], dataset)
+        notes += own
     if reader is not None:
         found += [each for section in sections.values() for each in examine(section, reader, training, refused=False)]
     return Selection(sections, (*notes, *(each.text for each in found)), tuple(found))
@@ -118,7 +118,7 @@ def _of_fitting_length(
 
 
 def _truncated(section: Section, training: TrainingConfig, law: str, notes: Notes) -> tuple[Section, Notes]:
-    """The section without the pairs whose difference is cut off: nothing tells their completions apart."""
+    """The section without the pairs whose completions are equal after truncation."""
     assert training.max_length is not None
     same = []
     for index, (pair, tokens) in enumerate(zip(section.pairs, section.tokens, strict=True)):
@@ -152,10 +152,10 @@ def _tokenized(section: Section, dataset: DatasetConfig, reader: Reader) -> tupl
 def _without_refused(
     sections: dict[str, Section], dataset: DatasetConfig, training: TrainingConfig, reader: Reader
 ) -> list[Found]:
-    """Take out of the sections what no number may rest on, where the file has it dropped.
+    """Drop the pairs of refused kinds from the sections, if so configured.
 
     Raises:
-        InputError: It is to be refused, or there is nothing else: every kind of every section.
+        InputError: They are to be refused, or no pair is left: every kind of every section.
     """
     found: list[Found] = []
     refusals: list[str] = []
@@ -182,7 +182,7 @@ def _held_out(train: Section, section: Section, dataset: DatasetConfig) -> tuple
         return section, (f"{section.key}: {section.some_of_all(shared)} are kept, though their prompts are trained on",)
     if dataset.shared_prompts == "refuse":
         raise InputError(
-            f"{section.key}: {section.some_of_all(shared)} have prompts that are trained on; take them out of one of "
+            f"{section.key}: {section.some_of_all(shared)} have prompts that are trained on; remove them from one of "
             "the sets, or set dataset.shared_prompts to drop or keep"
         )
     return _left_out(section, shared, "whose prompts are trained on", "give pairs with other prompts")

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 BATCH = 500
 ERROR_SHOWN = 200
-"""Characters of what a chat template says that a message shows."""
+"""Most characters of a chat template's error that a message shows."""
 CLOCK = datetime(2024, 7, 26, 12)
-"""When a chat template thinks that it is rendered: the date that Llama's templates write where they know none."""
+"""Date for chat templates: the one that Llama's templates write by default."""
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 ID_BYTES = array("i").itemsize
 _TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError)
@@ -40,10 +40,10 @@ class TokenPair:
     """Tokens of one pair, before truncation.
 
     Attributes:
-        prompt: What the prompt alone and the prompt with either completion begin with.
-        chosen: What comes behind it in prompt and chosen completion.
+        prompt: The common start of the prompt alone and of the prompt with either completion.
+        chosen: The rest of prompt and chosen completion.
         rejected: The same of the rejected one.
-        lost: The end of the prompt alone behind `prompt`, which TRL leaves out; empty where the prompt is whole.
+        lost: The end of the prompt alone after `prompt`, which TRL leaves out; empty where the prompt is complete.
         dated: Whether the chat template asked for the time.
     """
 
@@ -162,7 +162,7 @@ class _Encoded:
 
 
 def _split(alone: _Encoded, chosen: _Encoded, rejected: _Encoded) -> TokenPair:
-    """By TRL's rule the prompt ends where its tokens part from those of either sequence."""
+    """By TRL's rule the prompt ends where its tokens diverge from those of either sequence."""
     end = min(_shared(alone.ids, chosen.ids), _shared(alone.ids, rejected.ids))
     dated = alone.dated or chosen.dated or rejected.dated
     return TokenPair(alone.ids[:end], chosen.ids[end:], rejected.ids[end:], alone.ids[end:], dated)

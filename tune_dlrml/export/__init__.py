@@ -1,1 +1,1 @@
-"""A trained trial for those who do not have this project: model, card, data, and a script that repeats it."""
+"""Export of a trained trial for use without this project: model, card, data, and a script that repeats it."""

@@ -1,4 +1,4 @@
-"""A trial as a folder: model in Hugging Face's format, card, pairs, script. The folder appears whole or not at all."""
+"""A trial as a folder: model in Hugging Face's format, card, pairs, script. It is written completely or not at all."""
 
 import json
 import shutil
@@ -38,17 +38,17 @@ def export_trial(trial: TrainedTrial, out: Path, *, with_script: bool = True) ->
     """Write a trial into a new folder.
 
     Args:
-        trial: What is handed on.
-        out: A folder that is not there yet, or is empty.
-        with_script: Whether the script and the pairs go along; a user's loss may need more than its own file, and
-            pairs may have to stay where they are.
+        trial: The trial to export.
+        out: A folder that does not exist yet, or is empty.
+        with_script: Whether to export the script and the pairs; a user's loss may need more than its own file, and
+            pairs may be confidential.
 
     Raises:
-        InputError: The folder holds something, or the data is no longer what the trial saw.
+        InputError: The folder is not empty, or the data has changed since the trial.
         StorageError: It cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out}: must be a new or an empty folder, so that nothing is lost; take another")
+        raise InputError(f"--out {out}: must be a new or an empty folder, so that nothing is lost; choose another")
     loss = loss_source(trial.spec.loss) if with_script else None
     data = training_pairs(trial) if with_script else None
     try:

@@ -1,4 +1,4 @@
-"""The model card: what was trained, on what, with which loss, and how sure its numbers are."""
+"""The model card: the training, its data and loss, and its metrics with standard errors."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import METRICS
-from tune_dlrml.system.code_state import told
+from tune_dlrml.system.code_state import in_words
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
@@ -44,7 +44,7 @@ def model_card(
     if loss is not None and data is not None:
         parts.append(f"## Again\n\n{_again()}")
     exported_with = [f"{name} {version}" for name, version in versions.items()]
-    parts.append(f"## Versions\n\n{_with('Trained', [*told(trial.code)])}{_with('Exported', exported_with)}")
+    parts.append(f"## Versions\n\n{_with('Trained', [*in_words(trial.code)])}{_with('Exported', exported_with)}")
     return "\n\n".join(parts).rstrip() + "\n"
 
 
@@ -74,8 +74,8 @@ def _introduction(trial: TrainedTrial) -> str:
     what = "A LoRA adapter for" if trial.spec.training.lora is not None else "All weights, trained from"
     what += " the quantized form, as below, of" if trial.spec.training.quantization is not None else ""
     chosen = (
-        f"It is the best of {trial.complete} complete trials by `{trial.config.search.metric}`, chosen on the same "
-        "held-out pairs as its numbers: as the best of several they flatter it."
+        f"It is the best of {trial.complete} complete trials by `{trial.config.search.metric}`, selected on the same "
+        "held-out pairs as its numbers, which are therefore biased in its favour."
         if trial.is_best
         else f"It is one of {trial.complete} complete trials, and not the best of them."
     )
@@ -96,21 +96,21 @@ def _loss(trial: TrainedTrial, loss: LossSource | None) -> str:
 
 def geometry_sentences(shape: Geometry, metrics: Mapping[str, float]) -> str:
     """The shape of the loss over z = beta_kl x margin, in sentences."""
-    told = []
+    sentences = []
     if shape.c is not None:
         learnt = metrics.get("c")
         end = f", and {learnt:.4g} at the end" if learnt is not None and abs(learnt - shape.c) > 1e-6 * shape.c else ""
-        told.append(f"c = beta_mix / (tau * beta_kl) is {shape.c:.4g} at the start{end}.")
+        sentences.append(f"c = beta_mix / (tau * beta_kl) is {shape.c:.4g} at the start{end}.")
     first = "raises" if shape.starts == "right" else "lowers"
-    told.append(f"At margin 0 the loss is {shape.value_at_zero:.4f} nats, and descent first {first} the margin.")
+    sentences.append(f"At margin 0 the loss is {shape.value_at_zero:.4f} nats, and descent first {first} the margin.")
     if shape.trap is not None and shape.barrier is not None:
-        told.append(
+        sentences.append(
             f"It has a trap (local minimum) at z = {shape.trap.z:.4f} and a barrier at z = {shape.barrier.z:.4f}."
         )
     else:
-        told.append("It has no trap.")
-    told.append(f"Its slope is {'bounded' if shape.bounded else 'unbounded'}.")
-    return " ".join(told)
+        sentences.append("It has no trap.")
+    sentences.append(f"Its slope is {'bounded' if shape.bounded else 'unbounded'}.")
+    return " ".join(sentences)
 
 
 def _numbers(trial: TrainedTrial) -> str:
@@ -166,7 +166,7 @@ def _use(trial: TrainedTrial) -> str:
 
 
 def _where(trial: TrainedTrial) -> str:
-    """What a person gives `from_pretrained` for the base model."""
+    """The argument of `from_pretrained` for the base model."""
     if trial.warmed_up:
         return f"THIS_FOLDER/{BASE}"
     return trial.model.location if trial.model.kind == "hub" else "FOLDER_OF_THE_BASE_MODEL"
@@ -175,8 +175,8 @@ def _where(trial: TrainedTrial) -> str:
 def _again() -> str:
     return (
         "`python reproduce.py` trains it again with TRL alone, on `pairs.jsonl` in the order of `order.json`, and "
-        "prints the loss curve. In float32 it is the trial's to about 1e-4; in bfloat16, and on another machine, "
-        "rounding leads the two apart."
+        "prints the loss curve. In float32 the curve equals the trial's to about 1e-4; in bfloat16, and on another "
+        "machine, rounding makes them differ."
     )
 
 

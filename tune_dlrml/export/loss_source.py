@@ -1,10 +1,10 @@
-"""The source of a loss on its own: the pure function that a trial minimised, and whatever of this project it calls.
+"""The source of a loss on its own: the pure function that a trial minimised, and all code of this project it calls.
 
-It is cut out of the modules of `losses` by name, so that a script which is handed on computes what the trial computed,
-to the operation, and a new loss needs no template. What such a function may use is therefore narrow: torch, the
-standard library, and names at the top of its own module or imported from another one of `losses`.
+The source is cut out of the modules of `losses` by name, so that an exported script computes exactly what the trial
+computed, and a new loss needs no template. Such a function may therefore use only torch, the standard library, and
+names at the top of its own module or imported from another one of `losses`.
 
-A user's own loss goes along as its file, whole.
+A user's own loss is exported as its whole file.
 """
 
 import ast
@@ -27,9 +27,9 @@ from tune_dlrml.system.own_code import load_function
 OWN = "tune_dlrml.losses"
 WITHOUT = "export it with --no-script"
 MIX = "MIX"
-"""Name in the script of what is learnt beside the policy."""
+"""Name in the script of the parameter that is learnt beside the policy."""
 CUSTOM_MODULE = "custom_loss"
-"""Name under which the file of a user's own loss goes along."""
+"""Name of the exported file of a user's own loss."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class LossSource:
     Attributes:
         name: Of the pure function.
         imports: Lines that import what it needs.
-        definitions: The function, the helpers that it calls, the module of what is learnt, and the scoring rule of an
-            SFT term.
+        definitions: The function, the helpers that it calls, the module of the learnt parameter, and the scoring rule
+            of an SFT term.
         call: An expression over `OF_THE_PAIRS` and `MIX` with the trial's numbers in it, shape (B,).
         mix: An expression that makes `MIX`; None if nothing is learnt.
         mix_learning_rate: Its constant rate.
-        mix_metric: What is learnt, by the name that reports have for it; None if nothing is.
+        mix_metric: Name of the learnt parameter in reports; None if nothing is learnt.
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
-        documentation: What the function says of itself: formula, shapes, source.
-        file: The user's own, which goes along as `CUSTOM_MODULE`; None for a loss of this project.
+        documentation: Docstring of the function: formula, shapes, source.
+        file: The user's own, exported as `CUSTOM_MODULE`; None for a loss of this project.
     """
 
     name: str
@@ -69,10 +69,10 @@ class _Called:
     """How the script computes a loss.
 
     Attributes:
-        function: What the trial minimised.
+        function: The function that the trial minimised.
         call: See `LossSource`.
         needed: Functions and classes of `losses` that it uses.
-        learnt: What is learnt beside the policy; None if nothing is.
+        learnt: The parameter learnt beside the policy; None if nothing is learnt.
         imports: Lines that import more.
         file: See `LossSource`.
     """
@@ -89,8 +89,8 @@ def loss_source(config: AnyLoss) -> LossSource:
     """The loss that `config` describes, as text; every searched field of it is a number by now.
 
     Raises:
-        InputError: The loss is no pure function of a pair that can be told by its name and fields, or its file cannot
-            stand alone or is no longer that of the trial.
+        InputError: The loss is not a pure function of a pair defined by its name and fields, or its file cannot run
+            alone or has changed since the trial.
     """
     called = _known(config) if config.own_function() is None else _own(config)
     cut = _Cut()
@@ -116,7 +116,7 @@ def _known(config: AnyLoss) -> _Called:
     loss = build_loss(config)
     if not isinstance(loss, PureLoss):
         raise InputError(
-            f"a script can be written for a pure function of a pair, but the loss {config.name} is none; {WITHOUT}"
+            f"a script needs a loss that is a pure function of a pair, but {config.name} is not; {WITHOUT}"
         )
     function = loss.function
     call = f"{function.__name__}({', '.join(_arguments(loss))})"
@@ -155,7 +155,7 @@ def _call_of_pairs(name: str, numbers: list[str]) -> str:
 
 
 def _check_alone(file: Path) -> None:
-    """Refuse a file that would need its package, or this project, beside the script."""
+    """Refuse a file that needs its package, or this project."""
     for module, line in _imported(ast.parse(file.read_text(encoding="utf-8"))):
         if module.startswith(".") or module.partition(".")[0] == "tune_dlrml":
             raise InputError(
@@ -186,7 +186,7 @@ def _arguments(loss: PureLoss) -> list[str]:
 
 
 class _Cut:
-    """Definitions cut out of modules, each behind those that it needs.
+    """Definitions cut out of modules, each after those that it needs.
 
     Attributes:
         imports: Lines that import the names of other libraries.
@@ -199,7 +199,7 @@ class _Cut:
         self._seen: set[tuple[str, str]] = set()
 
     def take(self, module: ModuleType, name: str) -> None:
-        """Take what `name` means at the top of a module, and all that it refers to there."""
+        """Cut the definition of `name` at the top of a module, and all that it refers to there."""
         if name in self.definitions or (module.__name__, name) in self._seen:
             return
         self._seen.add((module.__name__, name))
@@ -223,7 +223,7 @@ class _Cut:
 
 
 def _bindings(tree: ast.Module) -> Mapping[str, ast.stmt]:
-    """What binds each name at the top of a module."""
+    """The statement that binds each name at the top of a module."""
     found: dict[str, ast.stmt] = {}
     for statement in tree.body:
         match statement:

@@ -30,7 +30,7 @@ def training_pairs(trial: TrainedTrial) -> TrainingPairs:
     """Read the data again and lay out the trial's order.
 
     Raises:
-        InputError: The data is not what the search was begun with.
+        InputError: The data is not what the search was started with.
     """
     training = trial.spec.training
     selection = select_pairs(trial.config.dataset, trial.config.training, lambda: load_reader(trial.model))
@@ -39,7 +39,7 @@ def training_pairs(trial: TrainedTrial) -> TrainingPairs:
     if changed:
         raise InputError(
             f"dataset.{changed[0]}: an export holds the pairs that the trial saw, but the data has changed since "
-            f"search {trial.search!r} was begun; put back the rows of {getattr(trial.config.dataset, changed[0])}"
+            f"search {trial.search!r} was started; restore the rows of {getattr(trial.config.dataset, changed[0])}"
         )
     train, longest = selection.sections["train"], training.max_length
     lengths = [pair.length if longest is None else min(pair.length, longest) for pair in train.tokens]

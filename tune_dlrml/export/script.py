@@ -1,8 +1,8 @@
-"""`reproduce.py`: a trial again, by TRL alone.
+"""`reproduce.py`: repeats a trial with TRL alone.
 
-The script differs from a trial in how it computes, not in what: every pair is padded and its reference runs in each
-step, where a worker group may pack pairs and knows the reference's log-probs. On one process it accumulates what the
-workers of a group added up.
+The script computes the same numbers as a trial in a different way: every pair is padded and its reference runs in each
+step, where a worker group may pack pairs and caches the reference's log-probs. One process accumulates the gradients
+that the workers of a group sum.
 """
 
 import json
@@ -31,9 +31,9 @@ from tune_dlrml.models.loading import PACKAGE_PREFIX
 from tune_dlrml.training.arguments import trl_config
 
 OUTPUT = "reproduced"
-"""Folder that TRL is given for its files."""
+"""TRL's output folder."""
 BASE = "base"
-"""Folder beside the script with the model that a warm-up has made, which is nowhere else to be had."""
+"""Folder beside the script with the warmed-up model, which exists nowhere else."""
 NOT_GIVEN = {"use_cpu", "dataloader_pin_memory", "output_dir", "activation_checkpointing"}
 """Arguments that the script decides where it runs, and one that another implies."""
 
@@ -42,7 +42,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
     """The text of `reproduce.py`.
 
     Args:
-        trial: What is repeated.
+        trial: The trial to repeat.
         loss: Its loss.
         versions: Of the libraries that the script needs.
         title: First line of its documentation.
@@ -76,7 +76,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
 
 
 def _second_model(trial: TrainedTrial) -> str:
-    """What TRL is given as its reference; without one it would copy the adapter of a model that comes with it."""
+    """TRL's reference model; without one it would copy the adapter of a model that already has one."""
     if trial.quantized:
         return "copy.copy(base)"
     return "None" if trial.spec.training.lora is not None else "load_model()"
@@ -145,7 +145,7 @@ def _sorted(lines: Iterable[str]) -> str:
 
 
 def _constants(trial: TrainedTrial) -> Iterator[str]:
-    """What the script's functions are told of the model and the adapter."""
+    """Constants of the script for the model and the adapter."""
     reference, training = trial.model, trial.spec.training
     if reference.kind == "package":
         package, _, file = reference.location.partition("/")
@@ -171,7 +171,7 @@ def _load(trial: TrainedTrial) -> str:
         model = GGUF_MODEL.substitute(values, load="load_model") if gguf else PLAIN_MODEL.substitute(values)
         return model + tokenizer
     before = GGUF_MODEL.substitute(values, load="dequantised") + WHOLE_MODEL if gguf else ""
-    # None would hide what the model's own files say of it.
+    # None would hide the quantization in the model's own files.
     own_files = trial.spec.training.quantization is None
     given = "" if own_files else "\n        quantization_config=BitsAndBytesConfig(**QUANTIZATION),"
     own = QUANTIZED_MODEL.substitute(values, where="whole()" if gguf else "MODEL", quantization=given)
@@ -179,7 +179,7 @@ def _load(trial: TrainedTrial) -> str:
 
 
 def load_hint(trial: TrainedTrial) -> str:
-    """Where the base model comes from, as a person reads it."""
+    """Origin of the base model, as text."""
     if trial.warmed_up:
         steps = trial.config.training.warm_up.steps if trial.config.training.warm_up is not None else 0
         return f"`{BASE}/` (`{trial.config.model}` after {steps} steps of warm-up on the chosen answers)"

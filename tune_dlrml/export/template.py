@@ -1,4 +1,4 @@
-"""The text of `reproduce.py`, with places for what differs between trials."""
+"""The text of `reproduce.py`, with placeholders for what differs between trials."""
 
 from string import Template
 
@@ -10,7 +10,7 @@ and neither Ray nor tune_dlrml:
 
     python reproduce.py [FOLDER]
 
-Prints one JSON line a report, with the loss of the steps since the last one. FOLDER keeps the trained model.
+Prints one JSON line per report, with the loss of the steps since the last one. FOLDER keeps the trained model.
 """
 
 $standard_imports
@@ -82,7 +82,7 @@ def log_probs(model, inputs):
 
 
 class Steps(TrainerCallback):
-    """Leaves out a step that is not finite, trains what is learnt beside the policy, and prints the curve."""
+    """Skips a step that is not finite, trains the parameter learnt beside the policy, and prints the curve."""
 
     def __init__(self):
         self.mix = None if MIX is None else torch.optim.Adam(MIX.parameters(), lr=MIX_LEARNING_RATE)
@@ -168,7 +168,7 @@ def load_model():
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # it would pack its weights anew, with rounding
+            module.support_avx512bf16_for_cpu = False  # it would pack its weights again, with rounding
     return model
 
 
@@ -194,7 +194,7 @@ def $load():
     model = AutoModelForCausalLM.from_pretrained(
         **gguf(),
         quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,  # as the trial's model was kept; float32 weights begin at the same values
+        dtype=torch.bfloat16,  # as in the trial; float32 weights start from the same values
         attn_implementation="$attention",
     )
     return model.to(DTYPE)

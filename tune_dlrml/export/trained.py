@@ -1,4 +1,4 @@
-"""Which trials of a search can be handed on, and all that is known of one of them."""
+"""The trials of a search that can be exported, and the data of one of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.training.checkpoint import Checkpoint, newest_checkpoint
 
 NAMED = 12
-"""Trials that a message names."""
+"""Most trials that a message names."""
 
 
 @dataclass(frozen=True)
 class TrainedTrial:
-    """A complete trial and the model that it ended with.
+    """A complete trial and its final model.
 
     Attributes:
         search: Name of its search.
@@ -35,7 +35,7 @@ class TrainedTrial:
         value: The objective at the full budget.
         complete: How many complete trials the search has.
         is_best: Whether it is the best of them by the search's own metric.
-        data_hash: Content hashes of the data that the search was begun with, by section; empty if they are unknown.
+        data_hash: Content hashes of the data that the search was started with, by section; empty if they are unknown.
         code: Versions that its newest driver ran with; empty if they are unknown.
     """
 
@@ -54,7 +54,7 @@ class TrainedTrial:
 
     @property
     def warmed_up(self) -> bool:
-        """Whether its base model is what the search's warm-up has made of the file's."""
+        """Whether its base model is the result of the search's warm-up."""
         return self.config.training.warm_up is not None
 
     @cached_property
@@ -76,7 +76,7 @@ class TrainedTrial:
 
 
 def read_trained(search: str, number: int | None, place: SearchPlace) -> TrainedTrial:
-    """A trial of a search, whose files are all as they were written.
+    """A trial of a search whose files are complete and unchanged.
 
     Args:
         search: Name of the search.
@@ -99,7 +99,7 @@ def read_trained(search: str, number: int | None, place: SearchPlace) -> Trained
     checkpoint = newest_checkpoint(trials / str(row.number))
     if checkpoint is None or row.spec is None or row.value is None:
         raise InputError(
-            f"trial {row.number} is complete, but {trials / str(row.number)} has no whole checkpoint any more; "
+            f"trial {row.number} is complete, but {trials / str(row.number)} no longer has a complete checkpoint; "
             + _with_models(rows, trials)
         )
     return TrainedTrial(
@@ -128,7 +128,7 @@ def _chosen(search: str, rows: Sequence[TrialRow], number: int | None) -> TrialR
     if row.state is not State.COMPLETE:
         why = f": {row.stop_reason}" if row.stop_reason else ""
         raise InputError(
-            f"--trial {number}: only a complete trial keeps the model that it made, but this one is {row.state}{why}; "
+            f"--trial {number}: only a complete trial keeps its trained model, but this one is {row.state}{why}; "
             + _complete_ones(rows)
         )
     return row
@@ -147,4 +147,4 @@ def _named(numbers: Sequence[int]) -> str:
     if not numbers:
         return "no trial of this search can be exported"
     more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return f"those that can be exported are {', '.join(map(str, numbers[:NAMED]))}{more}"
+    return f"exportable trials: {', '.join(map(str, numbers[:NAMED]))}{more}"

@@ -1,1 +1,1 @@
-"""Model references: what they name, whether that can be loaded as what it is, and how it is."""
+"""Model references: parsing, checks that a model can be loaded, and loading."""

@@ -1,7 +1,6 @@
-"""Whether a model's folder is whole, from config.json, the index and the headers of its safetensors files alone.
+"""Checks that a model's folder is complete, from config.json, the index and the headers of its safetensors files alone.
 
-Milliseconds, whatever the size of the weights, and without torch. Which weights a model needs is another question, see
-`strict_loading`.
+Takes milliseconds, whatever the size of the weights, and no torch. `strict_loading` checks which weights a model needs.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ _NO_WEIGHTS = {
     b"<html": f"it is a saved web page; {FETCH_AGAIN}",
     b"PK\x03\x04": "it is a zip archive, as torch.save writes; save the model again with `save_pretrained`",
 }
-"""How files begin that stand in the place of weights, and what to do about each."""
+"""First bytes of files that are in the place of weights, and the remedy for each."""
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder whose config or weights are not whole.
+    """Refuse a folder whose config or weights are incomplete.
 
     Raises:
-        InputError: Naming the file, what is wrong with it and what to do.
+        InputError: Naming the file, the fault and the remedy.
     """
     _read_object(folder / "config.json")
     if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{folder} holds a PEFT adapter (adapter_config.json) beside a model, and which of the two is meant cannot "
-            "be told: merge them with `merge_and_unload` and give the folder that `save_pretrained` then wrote"
+            f"{folder} holds a PEFT adapter (adapter_config.json) beside a model, which is ambiguous: merge them with "
+            "`merge_and_unload` and give the folder that `save_pretrained` then wrote"
         )
     tensor_shapes(folder)
 
@@ -78,7 +77,7 @@ def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Files of weights that the index names and that are not there; none without an index."""
+    """Files of weights that the index names but that do not exist; none without an index."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return []
     files = {str(file) for file in dict(_read_object(folder / INDEX).get("weight_map") or {}).values()}

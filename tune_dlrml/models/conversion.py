@@ -1,4 +1,4 @@
-"""A GGUF file -> a folder as `save_pretrained` writes it, made once and kept.
+"""Converts a GGUF file into a folder as `save_pretrained` writes it, once.
 
 torch and transformers are imported inside the function that needs them, so that checking a configuration stays fast.
 """
@@ -53,7 +53,7 @@ def convert_once(gguf: Path) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = model_cache() / f"{gguf.stem}-{digest[:12]}"
-    if _is_converted(folder):  # also where an image brings it, in a folder that nobody can write
+    if _is_converted(folder):  # also in a read-only folder, as of a container image
         return folder
     _make_cache(folder.parent)
     with FileLock(f"{folder}.lock"):

@@ -1,7 +1,7 @@
-"""Whether the weights of a model can be divided over the ranks of a group, told without its weights.
+"""Checks whether the weights of a model can be sharded over the ranks of a group, without its weights.
 
 transformers gathers the final norm and the head together and keeps them until the backward pass. The fused head uses
-the matrix of the head without the head's forward: in a unit of its own the loss would be right and its gradient wrong.
+the matrix of the head without the head's forward: in a unit of its own the loss would be right, but its gradient wrong.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def refuse_undividable(model: PreTrainedModel, ranks: int, *, all_weights: bool) -> None:
-    """Refuse a model that FSDP2 would not train as it is trained whole.
+    """Refuse a model that FSDP2 would train differently from the whole model.
 
     Args:
         model: With or without storage.
-        ranks: Which hold it together.
+        ranks: Number of ranks that hold it together.
         all_weights: Whether all weights are trained, and no adapter.
 
     Raises:
-        InputError: Naming the class and what is in the way.
+        InputError: Naming the class and the reason.
     """
     reason = _reason(model, ranks, all_weights=all_weights)
     if reason is not None:

@@ -1,4 +1,4 @@
-"""What a model and its tokenizer are, told by their content: two that share a fingerprint give the same log-probs."""
+"""Fingerprints of the content of a model and its tokenizer: equal fingerprints give equal log-probs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _OF_THE_LAST_CALL = ("truncation", "padding")
-"""What a fast tokenizer keeps of how it was called last, beside what it is."""
+"""State of a fast tokenizer from its last call, which is not part of its content."""
 
 
 def model_fingerprint(ref: ModelReference) -> str:
-    """The reference with what stands behind it now; for a model that was loaded before, so that its files are here.
+    """The reference with its present content; for a model that was loaded before, so that its files are local.
 
-    A hub id is told by its commit, which names every file; a folder by its configuration and weights, wherever it
-    lies; a file of a package by itself and the package's version. Weights are read whole: about a second a gigabyte.
+    A hub id is identified by its commit, which names every file; a folder by its configuration and weights, wherever it
+    is; a file of a package by itself and the package's version. Weights are read completely: about a second a gigabyte.
 
     Raises:
         InputError: The model is not in the local hub cache.
@@ -41,7 +41,7 @@ def model_fingerprint(ref: ModelReference) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sha256 of all that turns a text into token ids, the chat template apart."""
+    """Sha256 of all that turns a text into token ids, except the chat template."""
     if getattr(tokenizer, "is_fast", False):
         tokens = json.loads(tokenizer.backend_tokenizer.to_str())
         serialised: Any = {name: part for name, part in tokens.items() if name not in _OF_THE_LAST_CALL}
@@ -69,7 +69,7 @@ def _commit(ref: ModelReference) -> str:
 
 
 def _version(package: str) -> str:
-    """Version of the distribution of a package's name; the file's sha256 tells enough where there is none."""
+    """Version of the distribution of a package's name; without one the file's sha256 is enough."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

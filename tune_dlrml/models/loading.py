@@ -1,4 +1,4 @@
-"""A model reference (a GGUF file in a Python package, a folder, a hub id) -> a model and its tokenizer.
+"""Loads a model and its tokenizer from a reference: a GGUF file in a Python package, a folder or a hub id.
 
 torch and transformers are imported inside the functions that need them, so that checking a configuration stays fast.
 Code that comes with a model is never run, and weights are read from safetensors only: a pickle can run code too.
@@ -60,7 +60,7 @@ class ModelReference:
 
 
 def parse_model_reference(text: str) -> ModelReference:
-    """Tell which form `text` has; only its form is judged, see `check_model_reference`.
+    """Parse a reference; only its form is checked, see `check_model_reference`.
 
     An existing folder wins over a hub id of the same name, as in `from_pretrained`. Folders become absolute, since the
     workers that load the model run in another working directory.
@@ -83,13 +83,13 @@ def parse_model_reference(text: str) -> ModelReference:
             return ModelReference("hub", hub["id"], hub["revision"])
         return ModelReference("folder", str(folder.resolve()))
     except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, an unknown ~user, a NUL
-        raise InputError(f"{text[:200]!r} is no path ({error}): {FORMS}.") from None
+        raise InputError(f"{text[:200]!r} is not a path ({error}): {FORMS}.") from None
 
 
 def check_model_reference(ref: ModelReference) -> None:
-    """Raise InputError unless the model exists and its files, where they are here, are whole.
+    """Raise InputError unless the model exists and its local files are complete.
 
-    Imports no torch and answers within 5 s, with or without a network; see `check_loadable` for what is in the files.
+    Imports no torch and ends within 5 s, with or without a network; `check_loadable` checks the content of the files.
     """
     if ref.kind == "package":
         package_file(ref)
@@ -100,9 +100,9 @@ def check_model_reference(ref: ModelReference) -> None:
 
 
 def check_loadable(ref: ModelReference, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Raise InputError unless `load_model` will give a model that is whole, out of its config and its files' headers.
+    """Raise InputError unless `load_model` will return a complete model, from its config and its files' headers.
 
-    Imports torch, and converts a GGUF file on first use. Of a model that is not here yet only the config is looked at.
+    Imports torch, and converts a GGUF file on first use. Of a model that is not local yet only the config is checked.
 
     Returns:
         The model without storage.
@@ -117,7 +117,7 @@ def check_loadable(ref: ModelReference, attn_implementation: str | None = None) 
 
 
 def load_shapes(ref: ModelReference) -> PreTrainedModel:
-    """The model without storage, out of its config alone.
+    """The model without storage, from its config alone.
 
     Raises:
         InputError: It is no causal language model.
@@ -129,7 +129,7 @@ def load_shapes(ref: ModelReference) -> PreTrainedModel:
 
 
 def resolve_model(ref: ModelReference) -> Path | tuple[str, str | None]:
-    """What `from_pretrained` takes: a folder (converting a GGUF file on first use), or hub id and revision."""
+    """Arguments of `from_pretrained`: a folder (converting a GGUF file on first use), or hub id and revision."""
     if ref.kind == "hub":
         return ref.location, ref.revision
     if ref.kind == "package":
@@ -144,7 +144,7 @@ def quantization_of(ref: ModelReference) -> Mapping[str, Any] | None:
     """How a model's own weights are quantised, in transformers' names; None if they are not.
 
     Raises:
-        InputError: They are, by something else than bitsandbytes, or its config.json is not at hand.
+        InputError: They are, but not by bitsandbytes, or its config.json is missing.
     """
     from transformers import PreTrainedConfig
 
@@ -171,15 +171,15 @@ def load_model(
     """The causal language model on a device, in evaluation mode.
 
     Args:
-        ref: Which.
-        dtype: Of its weights, but for those that are quantised.
+        ref: The model.
+        dtype: Of its weights, except those that are quantised.
         attn_implementation: None is the model's own choice.
         quantization: Arguments of transformers' BitsAndBytesConfig; None leaves the layers as the files have them.
         shards: Ranks of this process's group that hold the weights together, each on its device; all of them load.
-        device: Where it is loaded, and its layers quantised, if it is not divided.
+        device: Where it is loaded, and its layers quantised, if it is not sharded.
 
     Raises:
-        InputError: It is none, or its checkpoint has other weights than it needs.
+        InputError: It is not a causal language model, or its checkpoint has other weights than it needs.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -194,7 +194,7 @@ def load_model(
         check_bitsandbytes()
         settings["quantization_config"] = BitsAndBytesConfig(**quantization)
     if quantization is not None or quantization_of(ref) is not None:
-        settings["device_map"] = {"": device}  # what is in 8 bits cannot be moved
+        settings["device_map"] = {"": device}  # 8-bit weights cannot be moved
     try:
         model = load_strictly(AutoModelForCausalLM, source, use_safetensors=True, **settings)
     except (InputError, ImportError) as error:
@@ -229,13 +229,13 @@ def load_tokenizer(ref: ModelReference) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Reader:
-    """What stands between texts and a model.
+    """The tokenizer of a model and its limits.
 
     Attributes:
-        tokenizer: As `load_tokenizer` gives it.
-        vocabulary: Tokens that have an embedding; None where the configuration does not say.
-        positions: Tokens that the model was made for, prompt and answer together; None where it sets no limit.
-        learned_positions: Whether there is nothing for a token beyond them, unlike rotations, which go on.
+        tokenizer: From `load_tokenizer`.
+        vocabulary: Number of tokens with an embedding; None where the configuration does not have it.
+        positions: Longest sequence of the model, prompt and answer together; None without a limit.
+        learned_positions: Whether positions are a table that ends there, unlike rotations, which continue.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -245,7 +245,7 @@ class Reader:
 
 
 def load_reader(ref: ModelReference) -> Reader:
-    """The tokenizer of a model, and what the model's configuration says of ids and positions.
+    """The tokenizer of a model, with the numbers of ids and positions in the model's configuration.
 
     Raises:
         InputError: See `load_tokenizer`.
@@ -260,7 +260,7 @@ def load_reader(ref: ModelReference) -> Reader:
 
 
 def context_length(ref: ModelReference) -> int | None:
-    """Positions that a model has, prompt and answer together; None where it sets no limit."""
+    """Longest sequence of a model, prompt and answer together; None without a limit."""
     return _positions(_text_config(ref))
 
 

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits through bitsandbytes: its configuration, and its layers made to repeat themselves."""
+"""Weights in 4 or 8 bits through bitsandbytes: its configuration, and deterministic layers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# It asks for a kernel that a hub would have to give, and does without.
+# It warns about an optional kernel from a hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EXTRA = "tune-dlrml[quantization]"
 PACKED = ".quant_state.bitsandbytes__"
-"""Part of the name, behind that of a weight, of the tensor that says what shape it had before it was packed."""
+"""Part of the name, after that of a weight, of the tensor with its shape before packing."""
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
-"""Ends of the names of what bitsandbytes keeps beside a weight."""
+"""Suffixes of the names of tensors that bitsandbytes stores beside a weight."""
 
 
 def is_beside(name: str) -> bool:
-    """Whether a tensor of this name tells how a weight is packed, and is no weight itself."""
+    """Whether a tensor of this name describes how a weight is packed, and is not a weight itself."""
     return name.endswith(_BESIDE) or PACKED in name
 
 
 def own_quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a model's config.json says of how its weights are quantised; None if they are not.
+    """Quantization settings in a model's config.json; None if its weights are not quantised.
 
     Raises:
-        InputError: They are, by something else than bitsandbytes.
+        InputError: They are, but not by bitsandbytes.
     """
     found = raw.get("quantization_config") or raw.get("compression_config")
     if not found:
@@ -43,27 +43,27 @@ def own_quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if method != "bitsandbytes":
         raise InputError(
             f"its weights are quantised ({method}), and only weights in float32, bfloat16, float16 or in the 4 or 8 "
-            "bits of bitsandbytes are trained on; give the model as it was before"
+            "bits of bitsandbytes are trained on; give the model before quantization"
         )
     return dict(found)
 
 
 def check_bitsandbytes() -> None:
-    """Raise InputError, naming the extra, unless bitsandbytes is there."""
+    """Raise InputError, naming the extra, unless bitsandbytes is installed."""
     if find_spec("bitsandbytes") is None:
         raise InputError(f"weights in 4 or 8 bits need the package bitsandbytes; install {EXTRA}")
 
 
 def described(model: PreTrainedModel) -> str | None:
-    """How a loaded model is quantised, as JSON, and the version of what computes it; None if it is not."""
+    """Quantization settings of a loaded model as JSON, and the version of bitsandbytes; None without them."""
     config = getattr(model.config, "quantization_config", None)
     return None if config is None else f"{config.to_json_string()} bitsandbytes {version('bitsandbytes')}"
 
 
 def settle_layers(model: nn.Module) -> None:
-    """Keep the layers from packing their weights anew on the first forward in evaluation mode.
+    """Keep the layers from packing their weights again on the first forward in evaluation mode.
 
-    On a CPU with bfloat16 instructions they would, and with rounding: the model would not be what it was before.
+    On a CPU with bfloat16 instructions they would, with rounding, which changes the model.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -72,7 +72,7 @@ def settle_layers(model: nn.Module) -> None:
 
 @contextmanager
 def layers_in_float32(model: nn.Module) -> Iterator[None]:
-    """Within this block layers of 4 bits compute in float32; those of 8 bits have no other way than their own."""
+    """Within this block 4-bit layers compute in float32; 8-bit layers have no such option."""
     import torch
 
     layers = [module for module in model.modules() if hasattr(module, "quant_storage")]
@@ -88,7 +88,7 @@ def layers_in_float32(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def flags_hidden(model: nn.Module) -> Iterator[None]:
-    """Within this block the model does not say that it is quantised: TRL casts the adapters of one that is to bfloat16.
+    """Hide in this block that the model is quantised: TRL casts the adapters of a quantised one to bfloat16.
 
     Updates of a small learning rate vanish in bfloat16.
     """

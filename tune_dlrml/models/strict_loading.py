@@ -1,8 +1,8 @@
-"""Models loaded only as what they are: nothing made up, nothing left out, no code of their own.
+"""Strict loading of models: no random weights, no dropped weights, no code of their own.
 
-transformers fills weights that a checkpoint lacks with random numbers and leaves out those that it has no place for;
-each is one line in a log. Here both end the loading. A dry load asks the same of names and shapes alone: transformers
-puts tensors without storage into a model without storage, in milliseconds, with all of its own rules for the names.
+transformers fills missing weights with random numbers and drops unexpected ones, with one line in a log. Here both are
+errors. A dry load checks names and shapes alone: transformers puts tensors without storage into a model without
+storage, in milliseconds, with all of its own rules for the names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MASK = re.compile(r"\.(attn|attention)\.(attention\.)?(bias|masked_bias|causal_
 
 
 def load_strictly(auto_class: Any, source: str | None, **settings: Any) -> PreTrainedModel:
-    """What `auto_class.from_pretrained` gives, if the checkpoint has exactly the weights that the model needs.
+    """The model of `auto_class.from_pretrained`, if the checkpoint has exactly the weights that it needs.
 
     Args:
         auto_class: A class of transformers with a `from_pretrained`.
@@ -35,7 +35,7 @@ def load_strictly(auto_class: Any, source: str | None, **settings: Any) -> PreTr
         settings: Other arguments of `from_pretrained`.
 
     Raises:
-        InputError: Naming weights that are missing, have no place or have another shape.
+        InputError: Naming weights that are missing, unexpected or of another shape.
     """
     model, info = auto_class.from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **settings
@@ -61,20 +61,20 @@ def empty_model(source: str, revision: str) -> PreTrainedModel:
 def check_causal_lm(
     source: str, revision: str, shapes: Shapes | None, attn_implementation: str | None
 ) -> PreTrainedModel:
-    """Refuse what is not, or cannot be loaded as, a causal language model; reads the config and no weights.
+    """Refuse a model that is not, or cannot be loaded as, a causal language model; reads the config and no weights.
 
     Args:
         source: Folder or hub id.
         revision: Of a hub id.
-        shapes: Of the tensors in its weights; None where only the config can be had.
-        attn_implementation: As asked for; None is the model's own choice.
+        shapes: Of the tensors in its weights; None if only the config is available.
+        attn_implementation: As configured; None is the model's own choice.
 
     Returns:
-        The model without storage, and without what bitsandbytes makes of its layers.
+        The model without storage, and without bitsandbytes' layers.
 
     Raises:
-        InputError: It is another kind of model, needs its own code, is quantised otherwise than by bitsandbytes, lacks
-            weights or that attention.
+        InputError: It is another kind of model, needs its own code, is quantised but not by bitsandbytes, lacks weights
+            or that attention.
     """
     config, model_class = _config_and_class(source, revision)
     name, saved_as = model_class.__name__, (config.architectures or [None])[0]
@@ -84,7 +84,7 @@ def check_causal_lm(
         return _dry_load(model_class, config, shapes, attn_implementation)
     except InputError:
         raise
-    except Exception as error:  # whatever a model's constructor makes of a config
+    except Exception as error:  # a model's constructor may raise anything for a config
         usable = [choice for choice in ("sdpa", "eager") if _can_be_made(model_class, config, choice)]
         if not usable:
             raise InputError(f"transformers cannot make a {name} of its config ({headline(error)})") from None
@@ -109,7 +109,7 @@ def _config(source: str, revision: str) -> PreTrainedConfig:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except OSError as error:
-        raise InputError(f"its config.json cannot be had ({headline(error)})") from None
+        raise InputError(f"its config.json cannot be loaded ({headline(error)})") from None
     if own_quantization(raw) is not None:
         check_bitsandbytes()
     try:
@@ -164,7 +164,7 @@ def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def _can_be_made(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> bool:
     try:
         _dry_load(model_class, config, None, attention)
-    except Exception:  # said by the caller, of the attention that was asked for
+    except Exception:  # the caller reports it for the configured attention
         return False
     return True
 
@@ -187,7 +187,7 @@ def _dry_load(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the bars and reports of transformers: what they would say is raised."""
+    """Without the progress bars and reports of transformers: problems are raised instead."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -209,12 +209,12 @@ def _refuse_unfit(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         f"{key} as {tuple(held)} where its config makes it {tuple(made)}"
         for key, held, made in sorted(info["mismatched_keys"])
     ]
-    told = [f"lacks {some(missing)}"] if missing else []
-    told += [f"holds {some(unexpected)}, for which a {name} has no place"] if unexpected else []
-    told += [f"holds {some(reshaped)}"] if reshaped else []
-    if told:
+    faults = [f"lacks {some(missing)}"] if missing else []
+    faults += [f"holds {some(unexpected)}, which a {name} does not have"] if unexpected else []
+    faults += [f"holds {some(reshaped)}"] if reshaped else []
+    if faults:
         origin = "" if saved_as in (name, None) else f" (it was saved as a {saved_as})"
         raise InputError(
-            f"its checkpoint {' and '.join(told)}{origin}: weights would be made up or left out; give the whole "
+            f"its checkpoint {' and '.join(faults)}{origin}: weights would be random or dropped; give the complete "
             f"checkpoint of a {name}"
         )

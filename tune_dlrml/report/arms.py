@@ -1,4 +1,4 @@
-"""What every confirmed setting came to over its seeds, the baseline among them."""
+"""Mean results of every confirmed setting over its seeds, including the baseline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tune_dlrml.search.confirm.verdicts import in_means
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds with Student's 95 % interval, which two seeds at least and some spread have."""
+    """Mean over seeds with Student's 95 % interval, which needs at least two seeds and some spread."""
 
     value: float
     low: float | None
@@ -27,11 +27,11 @@ class Arm:
     """One setting under all its seeds.
 
     Attributes:
-        trial: Its number in the search; None for a DPO that was no trial of it.
+        trial: Its number in the search; None for a DPO that was not a trial of it.
         loss: Its branch there.
-        parameters: What tells it from others.
-        seeds: Trainings that the objective's mean is over.
-        diverged: Those of them that diverged; each counts as the untrained reference.
+        parameters: Its settings.
+        seeds: Number of trainings in the objective's mean.
+        diverged: How many of them diverged; each counts as the untrained reference.
         objective: Of the search's metric.
         kl: KL to the reference, in nats.
         trapped: Share of held-out pairs below the barrier of the loss.

@@ -1,4 +1,4 @@
-"""Where trials diverged: what tells the settings of those that did from the settings of those that did not."""
+"""Where trials diverged: the parameters that separate diverged trials from the others."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.space import TRAINING
 
 LEVEL = 0.05
-"""Chance, corrected for all splits that were tried, below which a parameter is said to tell diverged trials apart."""
+"""P-value, corrected for all splits that were tried, below which a parameter separates diverged trials."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Split:
         outside: Trials there.
         diverged_range: Least and largest value of a diverged trial; None for a parameter without order.
         sound_range: The same of the others.
-        p_value: Chance that some split of some parameter separates as well where no parameter matters, at most
-            (Fisher's exact test, times the number of splits tried).
+        p_value: Upper bound of the probability that some split separates as well if no parameter matters (Fisher's
+            exact test, times the number of splits tried).
         tells_apart: Whether that is below LEVEL.
     """
 
@@ -58,8 +58,8 @@ class Split:
 def splits(data: SearchData) -> list[Split]:
     """The best split by each parameter, those that separate best first; none where no trial or every trial diverged.
 
-    Trials that failed or are under way count on neither side: nobody knows how they would have ended. A pruned trial
-    counts as one that did not diverge, as far as it went.
+    Trials that failed or are running count on neither side, since their end is unknown. A pruned trial counts as one
+    that did not diverge.
     """
     ended = [trial for trial in data.trials if trial.state in (State.COMPLETE, State.PRUNED, State.DIVERGED)]
     bad = {trial.number for trial in ended if trial.state is State.DIVERGED}
@@ -78,7 +78,7 @@ def splits(data: SearchData) -> list[Split]:
 
 
 def _parameters(trials: Sequence[TrialData]) -> dict[str, dict[int, Any]]:
-    """Values by parameter and trial: the branch, each branch's own, the strength and c of all, the shared ones."""
+    """Values by parameter and trial: the branch, parameters of each branch, strength and c of all, shared ones."""
     found: dict[str, dict[int, Any]] = {}
     shared = dict.fromkeys(key for trial in trials for key in trial.row.params if key.startswith(f"{TRAINING}."))
     several = len({trial.branch for trial in trials}) > 1
@@ -100,7 +100,7 @@ def _parameters(trials: Sequence[TrialData]) -> dict[str, dict[int, Any]]:
 
 
 def _candidates(name: str, values: Mapping[int, Any], bad: set[int]) -> list[Split]:
-    """Every split by a parameter that has diverged trials on its side and leaves some trial on the other."""
+    """Every split by a parameter with diverged trials on one side and at least one trial on the other."""
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
     if numeric:
         sides = _thresholds(name, values)
@@ -144,10 +144,10 @@ def _thresholds(name: str, values: Mapping[int, float]) -> list[tuple[str, float
 
 
 def _fisher(inside: int, size: int, bad: int, total: int) -> float:
-    """Chance of at least `inside` of `bad` diverged trials among `size` of `total`, were they dealt out blindly.
+    """Probability of at least `inside` of `bad` diverged trials among `size` of `total`, if they are random.
 
-    Fisher's exact test, in whole numbers: equal splits have equal chances to the last bit, so that the first of them is
-    told. scipy.stats.fisher_exact differs in that bit, and takes 70 times as long for each of a thousand splits.
+    Fisher's exact test, in whole numbers: equal splits have equal probabilities to the last bit, so the first of them
+    is reported. scipy.stats.fisher_exact differs in that bit, and is 70 times slower for each of a thousand splits.
     """
     ways = sum(math.comb(bad, k) * math.comb(total - bad, size - k) for k in range(inside, min(bad, size) + 1))
     return ways / math.comb(total, size)

@@ -45,7 +45,7 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
 
 
 def _front(data: SearchData) -> list[dict[str, Any]]:
-    """The complete trials that no other one beats in both objective and KL."""
+    """The complete trials that no other trial beats in both objective and KL."""
     done = [trial for trial in data.trials if trial.number in _complete(data) and "eval_kl" in trial.last]
     known = [trial for trial in done if data.metric in trial.last]
     places = [(trial.last["eval_kl"], trial.last[data.metric]) for trial in known]

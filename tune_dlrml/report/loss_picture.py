@@ -27,7 +27,7 @@ _LOSS, _OTHER, _TRAP = COLOURS[0], GREY, "#F6DDCC"
 
 
 def loss_figure(seen: Profile) -> Figure:
-    """The picture; a loss with a trap has a second column that shows it from near."""
+    """The picture; a loss with a trap has a second column with a close-up of it."""
     halves = [SHOWN_Z / seen.beta_kl]
     marks = [point for point in (seen.geometry.trap, seen.geometry.barrier) if point is not None]
     if marks:
@@ -98,7 +98,7 @@ def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) 
 
 
 def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> None:
-    """Show all of a curve, unless it goes far beyond what is at margin 0."""
+    """Show all of a curve, unless it goes far beyond its size at margin 0."""
     known = [y for y in ys if math.isfinite(y)]
     low, high = max(min(known), min(bottom, -top)), min(max(known), top)
     pad = 0.12 * (high - low) or 1.0
@@ -112,7 +112,7 @@ def _shade_trap(axes: Axes, seen: Profile, half: float) -> None:
 
 
 def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
-    """Trap and barrier where there is room to tell them apart."""
+    """Mark trap and barrier in the close-up, where there is room for both."""
     for name, point, marker, below in (
         ("trap", seen.geometry.trap, "v", True),
         ("barrier", seen.geometry.barrier, "^", False),
@@ -135,7 +135,7 @@ def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
 
 
 def _mark_start(axes: Axes, zero: float, seen: Profile, half: float) -> None:
-    """Margin 0, where every pair begins, and which way descent takes it."""
+    """Mark margin 0, where every pair starts, and the direction of descent."""
     wrong = seen.geometry.starts == "wrong"
     axes.annotate(
         "",

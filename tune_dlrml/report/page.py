@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing beside it and no network."""
+"""The page of a report: one self-contained HTML file that needs no network."""
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,17 +16,17 @@ from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
 from tune_dlrml.search.confirm.verdicts import Confirmed
-from tune_dlrml.system.code_state import told
+from tune_dlrml.system.code_state import in_words
 
 MOST_LINES = 25
-"""Trials of the ranking above the pictures; the others stand at the end of the page."""
+"""Trials of the ranking above the pictures; the others are at the end of the page."""
 PIXELS_PER_INCH = 112
 
 
 def render(
     data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed], trained: Sequence[Arm]
 ) -> str:
-    """The page with its pictures in it; whatever comes from files is escaped."""
+    """The page with its pictures inlined; all text from files is escaped."""
     environment = Environment(
         loader=PackageLoader("tune_dlrml.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -41,7 +41,7 @@ def render(
         facts=_facts(data),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
-        arms=[vars(arm) | {"parameters_told": _told(arm.parameters)} for arm in trained],
+        arms=[vars(arm) | {"parameter_texts": _texts(arm.parameters)} for arm in trained],
         metric_words=METRICS[data.metric].words,
         metric_unit="" if METRICS[data.metric].counts_pairs else f", {METRICS[data.metric].unit}",
         ranking=_lines(ranked[:MOST_LINES]),
@@ -63,7 +63,7 @@ def _shown(drawing: Drawing) -> dict[str, Any]:
 
 
 def _lines(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
-    return [vars(line) | {"parameters_told": _told(line.parameters)} for line in ranked]
+    return [vars(line) | {"parameter_texts": _texts(line.parameters)} for line in ranked]
 
 
 def _notes(data: SearchData) -> list[str]:
@@ -71,9 +71,9 @@ def _notes(data: SearchData) -> list[str]:
     notes = []
     if running:
         numbers = ", ".join(map(str, running))
-        notes.append(f"The search has not ended: trial{'s' if len(running) > 1 else ''} {numbers} under way. ")
+        notes.append(f"The search has not ended: trial{'s' if len(running) > 1 else ''} {numbers} running. ")
     if data.config.search.num_trials is not None and len(data.trials) < data.config.search.num_trials:
-        notes.append(f"{len(data.trials)} of {data.config.search.num_trials} trials have been handed out.")
+        notes.append(f"{len(data.trials)} of {data.config.search.num_trials} trials have been started.")
     return notes
 
 
@@ -96,8 +96,8 @@ def _facts(data: SearchData) -> dict[str, str]:
         "objective": f"{METRICS[data.metric].words} ({data.metric}), {config.search.mode}",
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "usage": f"{usage.optimizer_steps:,} steps, {usage.trained_tokens:,} tokens, {hours}",
-        "code": ", ".join(told(data.code))
-        or f"not written down by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
+        "code": ", ".join(in_words(data.code))
+        or f"not recorded by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
     }
     return facts
 
@@ -106,7 +106,7 @@ def _pairs(data: SearchData, name: str) -> int | None:
     return next((int(trial.newest[name]) for trial in data.trials if name in trial.newest), None)
 
 
-def _told(parameters: Mapping[str, Any]) -> list[str]:
+def _texts(parameters: Mapping[str, Any]) -> list[str]:
     return [f"{key} {text(value)}" for key, value in parameters.items()]
 
 
@@ -127,17 +127,17 @@ def _diverged_text(data: SearchData, found: Sequence[Split]) -> str:
     if not bad:
         return "No trial diverged."
     if bad == len(ended):
-        return f"All {bad} trials that ended diverged, so nothing tells where they would not."
+        return f"All {bad} trials that ended diverged, so no parameter separates them from others."
     count = f"{bad} of {len(ended)} trials diverged"
-    telling = [split for split in found if split.tells_apart]
+    significant = [split for split in found if split.tells_apart]
     explained = (
-        f" The p-value is Fisher's, times the number of splits that were tried; below {LEVEL:g} a parameter is said to "
-        "tell diverged trials apart. Trials that failed or are under way are left out, and a pruned trial might have "
+        f" The p-value is Fisher's, times the number of splits that were tried; below {LEVEL:g} a parameter separates "
+        "diverged trials significantly. Trials that failed or are running are left out, and a pruned trial might have "
         "diverged later."
     )
-    if not telling:
-        return f"{count}, and no single parameter tells them from the others beyond chance.{explained}"
-    return f"{count}. {telling[0].sentence}.{explained}"
+    if not significant:
+        return f"{count}, and no single parameter separates them significantly from the others.{explained}"
+    return f"{count}. {significant[0].sentence}.{explained}"
 
 
 def _confirmed_text(data: SearchData) -> str:
@@ -147,9 +147,10 @@ def _confirmed_text(data: SearchData) -> str:
     )
     test = data.config.dataset.test
     if test is not None:
-        return f"{again}{test}, which the search never used: the luck of the search is in none of these differences."
+        return f"{again}{test}, which the search never used, so the selection does not bias these differences."
     return (
-        f"{again}the held-out pairs by which the search chose: the luck of its seeds is gone, that of the pairs is not."
+        f"{again}the held-out pairs that the search selected by: new seeds remove the bias of selected seeds, but not "
+        "that of selected pairs."
     )
 
 

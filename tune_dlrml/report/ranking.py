@@ -1,4 +1,4 @@
-"""The trials in their order, each with its interval, and what may be concluded from it."""
+"""The ranking of the trials with their intervals, and the conclusion that it allows."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tune_dlrml.search.confirm.finalists import finalists
 from tune_dlrml.search.confirm.verdicts import Confirmed
 
 Z = 1.96
-"""Standard errors on either side of a value that make its 95 % interval."""
+"""Standard errors on either side of a value in its 95 % interval."""
 _ORDER = (State.COMPLETE, State.RUNNING, State.PRUNED, State.DIVERGED, State.FAILED)
 
 
@@ -28,8 +28,8 @@ class Ranked:
         error: Its standard error over the held-out pairs.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        apart: Whether it differs from the best by more than chance; None where that cannot be said.
-        judged: What each judge says of it.
+        apart: Whether it differs significantly from the best; None where that is unknown.
+        judged: The results of each judge.
     """
 
     place: int | None
@@ -82,7 +82,7 @@ def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None)
         error=error,
         low=low,
         high=high,
-        apart=None if best is None or not complete or trial is best else told_apart(data, best, trial),
+        apart=None if best is None or not complete or trial is best else differs(data, best, trial),
         margin=last.get("eval_margin"),
         kl=last.get("eval_kl"),
         c=None if shape is None else shape.c,
@@ -94,7 +94,7 @@ def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None)
 
 
 def _judged(trial: TrialData) -> list[dict[str, Any]]:
-    """Of each judge its score, and by how much that lies above the baseline's."""
+    """For each judge the score, and its difference from the baseline's."""
     said = trial.judged or {"scores": [], "differences": [], "pairs": []}
     above = {each["judge"]: each for each in said["differences"]}
     won = {each["judge"]: each["win_rate_adjusted"] for each in said["pairs"]}
@@ -114,8 +114,8 @@ def _judged(trial: TrialData) -> list[dict[str, Any]]:
 def standard_error(data: SearchData, trial: TrialData) -> float | None:
     """Standard error of a trial's objective over the held-out pairs; None before its first evaluation.
 
-    Where every pair came out alike the sample shows no spread: then it is a third of the 95 % bound that the rule of
-    three gives, 3 / pairs.
+    Where all pairs have the same outcome the sample has no spread: then it follows from the 95 % bound of the rule of
+    three, 3 / pairs.
     """
     error = trial.last.get(METRICS[data.metric].error)
     pairs = trial.newest.get("eval_pairs", 0)
@@ -125,7 +125,7 @@ def standard_error(data: SearchData, trial: TrialData) -> float | None:
 
 
 def interval(data: SearchData, value: float | None, error: float | None) -> tuple[float | None, float | None]:
-    """The 95 % interval of an objective, within what it can be."""
+    """The 95 % interval of an objective, within its range."""
     if value is None or error is None:
         return None, None
     return METRICS[data.metric].within(value - Z * error, value + Z * error)
@@ -134,8 +134,8 @@ def interval(data: SearchData, value: float | None, error: float | None) -> tupl
 def difference(data: SearchData, one: TrialData, other: TrialData) -> tuple[float, float] | None:
     """How much better one trial's objective is than another's, and the half width of the 95 % interval.
 
-    The errors are added as those of independent samples. All trials see the same held-out pairs, so that the errors
-    are mostly smaller than that: a difference beyond the interval counts, one within it may still be there.
+    The errors are added as those of independent samples. All trials see the same held-out pairs, so the true error is
+    mostly smaller: a difference beyond the interval is significant, a smaller one may still be real.
     """
     errors = standard_error(data, one), standard_error(data, other)
     if one.row.value is None or other.row.value is None or errors[0] is None or errors[1] is None:
@@ -144,14 +144,14 @@ def difference(data: SearchData, one: TrialData, other: TrialData) -> tuple[floa
     return sign * (one.row.value - other.row.value), Z * math.hypot(errors[0], errors[1])
 
 
-def told_apart(data: SearchData, one: TrialData, other: TrialData) -> bool | None:
-    """Whether the objectives of two trials differ by more than chance; None where nobody knows their errors."""
+def differs(data: SearchData, one: TrialData, other: TrialData) -> bool | None:
+    """Whether the objectives of two trials differ significantly; None where their errors are unknown."""
     found = difference(data, one, other)
     return None if found is None else abs(found[0]) > found[1]
 
 
 def luck_of_the_best(errors: Sequence[float]) -> float:
-    """By how much the best of equal trials would lie above their common value, by chance alone, in the metric's units.
+    """Expected excess of the best of equally good trials over their common value, in the metric's units.
 
     The expected maximum of independent normal values (Blom's approximation) with the median of the standard errors.
     """
@@ -163,7 +163,7 @@ def luck_of_the_best(errors: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the search says, in sentences, and what must not be read into it."""
+    """The conclusion of the search in sentences, with a warning about its bias."""
 
     answer: str
     warning: str
@@ -175,15 +175,15 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     """The answer of a search with its warning."""
     complete = [line for line in ranked if line.place is not None]
     if not complete:
-        return Verdict("No trial is complete yet, so there is no best one.", "", None, None)
+        return Verdict("No trial is complete yet, so there is no best trial.", "", None, None)
     best = complete[0]
     errors = [line.error for line in complete if line.error is not None]
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
-    told = [each for each in confirmed if each.trial == best.trial]
+    confirmations = [each for each in confirmed if each.trial == best.trial]
     answer = f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(len(complete))}: {_value(best)}."
     of_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
-    if told:
-        answer += f" {_confirmed(data, told[0])}"
+    if confirmations:
+        answer += f" {_confirmed(data, confirmations[0])}"
     elif of_baseline:
         answer += f" {_against_finalists(confirmed)}{_equals(complete)}"
     else:
@@ -191,12 +191,11 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     warning = ""
     if bias is not None:
         warning = (
-            f"The best of {len(complete)} noisy values is biased: were all these trials equally good, the best of them "
-            f"would still come out up to about {bias:.3f} better than they are, by chance alone."
+            f"The best of {len(complete)} noisy values is biased: if all these trials were equally good, the best of "
+            f"them would still look up to about {bias:.3f} better, by chance alone."
         )
-        warning += (
-            "" if told or of_baseline else " Only fresh runs with new seeds can confirm it; this search has none."
-        )
+        if not confirmations and not of_baseline:
+            warning += " Only new runs with new seeds can confirm it; this search has none."
     return Verdict(answer, warning, best.trial, bias)
 
 
@@ -234,7 +233,7 @@ def _against_baseline(data: SearchData, best: Ranked) -> str:
     if baseline is None:
         return "There is no complete baseline to compare it with."
     if baseline.number == best.trial:
-        return "It is the DPO baseline itself: no trial did better than that."
+        return "It is the DPO baseline itself: no trial is better."
     one = data.trial(best.trial)
     assert one is not None
     found = difference(data, one, baseline)
@@ -243,8 +242,8 @@ def _against_baseline(data: SearchData, best: Ranked) -> str:
     gain, half = found
     size = f"{gain:+.3f} (95 % interval {gain - half:+.3f} to {gain + half:+.3f})"
     if gain > half:
-        return f"That is {size} from the DPO baseline, more than the error of one comparison, but picked as the best."
-    return f"From the DPO baseline it differs by {size}: whether it is better, this search cannot tell."
+        return f"That is {size} from the DPO baseline, significant for one comparison, but it was selected as the best."
+    return f"Its difference from the DPO baseline is {size}, which is not significant."
 
 
 def baseline_of(data: SearchData) -> TrialData | None:
@@ -259,16 +258,22 @@ def baseline_of(data: SearchData) -> TrialData | None:
 def _equals(complete: Sequence[Ranked]) -> str:
     near = sum(line.apart is False for line in complete)
     if near and near == len(complete) - 1:
-        return " No other complete trial can be told apart from it."
-    return f" {near} of the {len(complete) - 1} other complete trials cannot be told apart from it." if near else ""
+        return " No other complete trial differs from it significantly."
+    if near:
+        return f" {near} of the {len(complete) - 1} other complete trials do not differ from it significantly."
+    return ""
 
 
-def _confirmed(data: SearchData, told: Confirmed) -> str:
-    between = "" if told.low is None or told.high is None else f" (95 % interval {told.low:+.3f} to {told.high:+.3f})"
-    says = {"better": "it is better than", "worse": "it is worse than", "cannot tell": "it cannot be told apart from"}
+def _confirmed(data: SearchData, one: Confirmed) -> str:
+    between = "" if one.low is None or one.high is None else f" (95 % interval {one.low:+.3f} to {one.high:+.3f})"
+    words = {
+        "better": "it is better than",
+        "worse": "it is worse than",
+        "cannot tell": "it does not differ significantly from",
+    }
     return (
-        f"Trained again with {told.seeds} new seeds {says[told.verdict]} the baseline: mean difference "
-        f"{told.mean_difference:+.3f}{between} in {METRICS[data.metric].words}."
+        f"Trained again with {one.seeds} new seeds {words[one.verdict]} the baseline: mean difference "
+        f"{one.mean_difference:+.3f}{between} in {METRICS[data.metric].words}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: a search's settings, trials and curves, from its study and event logs alone."""
+"""The data of a report: a search's settings, trials and curves, from its study and event logs alone."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ class Shape:
 
     Attributes:
         beta_kl: Strength, per nat of margin; `beta` of losses that call it so.
-        c: Shape number beta_mix / (tau * beta_kl), for a learnt one where it is now; None without mixing.
-        c_start: The one that training began with.
+        c: Shape number beta_mix / (tau * beta_kl), the newest value if learnt; None without mixing.
+        c_start: Its value at the start of training.
     """
 
     beta_kl: float
@@ -42,10 +42,10 @@ class TrialData:
     """One trial with its curve.
 
     Attributes:
-        row: What the study says.
+        row: The study's record.
         reports: In the order of their steps.
-        spells: Stretches of time, each with the step at which it ended and its seconds.
-        judged: What judges say of its answers.
+        spells: Periods of time, each with the step at which it ended and its seconds.
+        judged: Results of judging its answers.
     """
 
     row: TrialRow
@@ -60,17 +60,17 @@ class TrialData:
 
     @property
     def state(self) -> State:
-        """Under way, or one of the four ends."""
+        """Running, or one of the four ends."""
         return self.row.state
 
     @property
     def branch(self) -> str:
-        """Label of the loss; a trial that was never handed out has none."""
+        """Label of the loss; a trial that was never issued has none."""
         return "unknown" if self.row.spec is None else self.row.spec.branch
 
     @property
     def steps(self) -> int:
-        """Optimizer steps trained, as far as study or log know."""
+        """Optimizer steps trained, from study or log."""
         return max(self.row.steps, self.reports[-1].step if self.reports else 0)
 
     @cached_property
@@ -88,7 +88,7 @@ class TrialData:
 
     @property
     def last(self) -> Mapping[str, float]:
-        """Held-out numbers of the last evaluation; empty before the first."""
+        """Held-out metrics of the last evaluation; empty before the first."""
         return self.evaluations[-1].metrics if self.evaluations else {}
 
     @property
@@ -98,12 +98,12 @@ class TrialData:
 
     @property
     def learnt(self) -> tuple[str, ...]:
-        """Metrics of what is trained beside the policy; none where nothing is."""
+        """Metrics of the parameters trained beside the policy; empty where there are none."""
         return () if self.row.spec is None else self.row.spec.loss.learnt_metrics()
 
     @cached_property
     def shape(self) -> Shape | None:
-        """Where its loss lies; None for a loss without a strength."""
+        """Place of its loss on the map; None for a loss without a strength."""
         if self.row.spec is None:
             return None
         loss = self.row.spec.loss
@@ -114,14 +114,14 @@ class TrialData:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What tells the trial from others: the loss's values and the searched training settings."""
+        """The settings that distinguish the trial: the loss's values and the searched training settings."""
         own = {} if self.row.spec is None else self.row.spec.settings()
         return {key: value for key, value in own.items() if key not in _HIDDEN}
 
 
 @dataclass(frozen=True)
 class SearchData:
-    """A search as a report sees it.
+    """The data of a search for a report.
 
     Attributes:
         branches: Labels of the losses that trials have, the baseline first, then as in the file.
@@ -168,7 +168,7 @@ class SearchData:
 
     @property
     def tau(self) -> float:
-        """The temperature with which beta_mix is told from c; the published one where trials differ in it."""
+        """The temperature for computing beta_mix from c; the published one where trials differ in it."""
         mixed = [trial.row.spec for trial in self.trials if trial.shape is not None and trial.shape.c is not None]
         taus = {getattr(spec.loss, "tau", None) for spec in mixed if spec is not None}
         known = [tau for tau in taus if isinstance(tau, float)]
@@ -176,7 +176,7 @@ class SearchData:
 
 
 def read_data(name: str, place: SearchPlace) -> SearchData:
-    """All that a report shows of a search, which may be running in another process.
+    """Read all data for the report of a search, which may be running in another process.
 
     Raises:
         InputError: There is no such search.
@@ -219,7 +219,7 @@ def _events(log: EventLog, number: int) -> Iterator[Event]:
 
 
 def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
-    """Time between events, at the step reached; what lay before a further attempt belongs to nobody."""
+    """Time between events, at the step reached; the time before a further attempt is not counted."""
     before: int | None = None
     step = 0
     for event in events:
@@ -235,5 +235,5 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
 
 
 def finite(value: float | None) -> float | None:
-    """A number that may stand on a page or in a document."""
+    """The value if it is finite, else None: pages and documents have no other numbers."""
     return value if value is not None and math.isfinite(value) else None

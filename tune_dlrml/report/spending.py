@@ -1,4 +1,4 @@
-"""What a search's budget went into, by the end of the trials and by rung, and how the trials of each loss fared."""
+"""How a search's budget was used, by the end of the trials and by rung, and how many trials of each loss were sound."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ GRADIENT, LOSS = "nonfinite_grad_fraction", "nonfinite_loss_fraction"
 
 @dataclass(frozen=True)
 class Spent:
-    """What trials took: optimizer steps, tokens that went through them, seconds in which groups had the trials."""
+    """Resource usage of trials: optimizer steps, their tokens, seconds in which groups had the trials."""
 
     trials: int = 0
     steps: int = 0
@@ -38,8 +38,8 @@ class Stage:
     Attributes:
         after: Step of the rung before, 0 for the first stage.
         until: Step of the rung at its end, or the full budget.
-        ends: What was spent within, by how the trials that spent it ended; `trials` are those that trained here.
-        ended: Trials whose training ended within, or at its end, by their end.
+        ends: Usage within the stage, by the end of the trials; `trials` counts those that trained here.
+        ended: Number of trials whose training ended in the stage, by their end.
     """
 
     after: int
@@ -49,7 +49,7 @@ class Stage:
 
 
 def by_end(data: SearchData) -> dict[str, Spent]:
-    """What was spent, by how trials ended; ends without a trial are left out."""
+    """Usage by the end of the trials; ends without a trial are left out."""
     found = {str(end): Spent() for end in ENDS}
     for trial in data.trials:
         found[str(trial.state)] += _whole(trial)
@@ -57,7 +57,7 @@ def by_end(data: SearchData) -> dict[str, Spent]:
 
 
 def stages(data: SearchData) -> list[Stage]:
-    """What was spent between the rungs."""
+    """Usage between the rungs."""
     bounds = [0, *data.rungs, data.full_steps]
     found = []
     for after, until in itertools.pairwise(bounds):
@@ -78,7 +78,7 @@ def _whole(trial: TrialData) -> Spent:
 
 
 def _within(trial: TrialData, after: int, until: int) -> Spent:
-    """What a trial spent behind one step and up to another; what lies before the first step counts with it."""
+    """Usage of a trial after one step and up to another; the time before the first step counts with it."""
     steps = max(0, min(trial.steps, until) - after)
     spells = [seconds for step, seconds in trial.spells if after < step <= until or (after == 0 == step)]
     tokens = _tokens(trial, until) - _tokens(trial, after)
@@ -92,14 +92,14 @@ def _tokens(trial: TrialData, step: int) -> int:
 
 @dataclass(frozen=True)
 class Soundness:
-    """How trials of one loss fared.
+    """How many trials of one loss were sound.
 
     Attributes:
         trials: All that have ended or been evaluated.
-        diverged: Ended so.
-        trapped: Had more than half of the held-out pairs in the trap when they were last evaluated.
-        below_half: Had a held-out accuracy below 0.5 then.
-        sound: None of these, and evaluated.
+        diverged: Diverged trials.
+        trapped: Trials with more than half of the held-out pairs in the trap at their last evaluation.
+        below_half: Trials with a held-out accuracy below 0.5 then.
+        sound: Evaluated trials that are none of these.
         nonfinite_gradient: Mean share of gradient entries that were not finite, over all reports of all trials.
         nonfinite_loss: The same of pairs without a finite loss.
         worst: The largest share of gradient entries of one trial.

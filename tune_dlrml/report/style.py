@@ -1,4 +1,4 @@
-"""How the pictures of a report look: told apart by colour, marker and dash, also in grey and without red-green vision.
+"""Style of the report's pictures: losses differ in colour, marker and dash, also in grey and for the colour-blind.
 
 Figures are matplotlib's own objects, without a display and without its global state.
 """
@@ -31,7 +31,7 @@ END_COLOURS = {
 }
 END_HATCHES = {State.PRUNED: "///", State.DIVERGED: "xxx", State.FAILED: "...", State.RUNNING: "||"}
 WIDTH = 9.6
-"""Inches of a picture over the whole page."""
+"""Width in inches of a picture across the page."""
 LEAST_SPAN = 2.2
 """Factor from the middle of a logarithmic axis to its ends, at least."""
 POINTS = 240
@@ -58,7 +58,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Of one loss in all pictures."""
+    """Look of one loss in all pictures."""
 
     colour: str
     marker: str
@@ -67,7 +67,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture with what it says, or the reason why there is none.
+    """A picture with its caption, or the reason why there is none.
 
     Attributes:
         name: Of its file, without suffix.
@@ -92,7 +92,7 @@ def looks(data: SearchData) -> dict[str, Look]:
 
 
 def scale_of(values: Iterable[float], *, maximize: bool) -> ScalarMappable:
-    """Colours of an objective, the better the darker; the lightest still shows on white."""
+    """Colours of an objective, darker for better values; the lightest is still visible on white."""
     known = list(values)
     low, high = min(known, default=0.0), max(known, default=1.0)
     shades = [colormaps["cividis"](0.9 * at / 255) for at in range(256)]
@@ -148,7 +148,7 @@ def whole_steps(axes: Axes) -> None:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """About POINTS of a curve, its ends among them."""
+    """About POINTS points of a curve, including its ends."""
     stride = max(1, math.ceil(len(points) / POINTS))
     kept = list(points[::stride])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]

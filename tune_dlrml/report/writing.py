@@ -23,10 +23,10 @@ PNG_DPI = 150
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What a report left.
+    """The files of a report.
 
     Attributes:
-        page: The HTML file, complete in itself.
+        page: The self-contained HTML file.
         numbers: The document, as a file.
         pictures: PNGs of the pictures in the page, in its order.
         document: All numbers.

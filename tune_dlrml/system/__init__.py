@@ -1,1 +1,1 @@
-"""The machine under a search: files, streams, memory, addresses, colours, other people's code."""
+"""The system below a search: files, streams, memory, addresses, colours, users' code."""

@@ -1,4 +1,4 @@
-"""How the C library deals with the memory that a step frees."""
+"""Settings of the C library for the memory that a step frees."""
 
 import ctypes
 import platform
@@ -10,13 +10,13 @@ NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for its next step, instead of handing it back to the system.
+    """Let this process keep the memory that it frees, for its next step, instead of returning it to the system.
 
-    glibc maps every large block anew and unmaps it when it is freed, so that each step faults in gigabytes of zeroed
+    glibc maps every large block again and unmaps it when it is freed, so that each step faults in gigabytes of zeroed
     pages. A step of SmolLM2-135M over 4 pairs of 160 tokens takes 2.55 s without that and 3.5 s with it (bfloat16, two
-    threads). The process holds what its largest step took. Without glibc nothing is done.
+    threads). The process holds the memory of its largest step. Without glibc nothing is done.
 
-    It reaches glibc's main arena alone. Ray Train trains in a thread, whose own arena keeps no block above 64 MB; so
+    This affects only glibc's main arena. Ray Train trains in a thread, whose own arena keeps no block above 64 MB; so
     blocks of a step and of a held-out pass are kept below that (`batches.CPU_HEAD_TILE`, `held_out.KL_TILE`). Before
     they were, a pass over 49 pairs faulted in 7 GB, a fifth of its time. MALLOC_ARENA_MAX=1 would also end that, and
     make the threads of every product wait for one lock: a search of the toy then takes 58 s in place of 48 s.

@@ -1,4 +1,4 @@
-"""The code that a number rests on: versions of packages and, from a checkout of this project, its commit."""
+"""The code behind a number: versions of packages and, from a checkout of this project, its commit."""
 
 import shutil
 import subprocess
@@ -12,9 +12,9 @@ PACKAGES = ("tune-dlrml", "torch", "transformers", "trl", "peft", "ray", "optuna
 COMMIT, DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 """MLflow's names of tags."""
 GIT_S = 20.0
-"""What git may take; a commit that is not known by then is not written down."""
+"""Time limit for git; a commit that is unknown by then is not recorded."""
 CODE = ("tune_dlrml", "pyproject.toml")
-"""What of a checkout a number rests on."""
+"""Paths of a checkout that influence numbers."""
 
 
 def code_state() -> dict[str, str]:
@@ -24,10 +24,10 @@ def code_state() -> dict[str, str]:
 
 
 def commit_of(root: Path) -> dict[str, str]:
-    """The commit of a checkout and whether what counts in it has changed since; nothing where `root` is none.
+    """The commit of a checkout and whether its code has changed since; empty where `root` is not a checkout.
 
-    A folder inside somebody else's checkout, where a package may be installed, is none: git is asked about `root`
-    alone, whatever lies above it and whatever the environment says of another repository.
+    A folder inside another project's checkout, where a package may be installed, is not one: git looks at `root` only,
+    not at the folders above it or at a repository that the environment names.
 
     Args:
         root: The folder that holds the package.
@@ -49,8 +49,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def told(tags: Mapping[str, str]) -> Iterator[str]:
-    """What tags of `code_state` say, as a person reads it."""
+def in_words(tags: Mapping[str, str]) -> Iterator[str]:
+    """The tags of `code_state` as text."""
     for name, value in tags.items():
         if name == COMMIT:
             yield f"commit {value[:12]}{' with changes' if tags.get(DIRTY) == 'true' else ''}"

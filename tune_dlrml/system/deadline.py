@@ -1,4 +1,4 @@
-"""Asking a question that may never be answered."""
+"""Calls with a deadline, for servers that may never answer."""
 
 import threading
 from collections.abc import Callable
@@ -10,15 +10,15 @@ Answer = TypeVar("Answer")
 
 
 def answer_in_time(ask: Callable[[], Answer], deadline_s: float, future: Future[Answer] | None = None) -> Answer:
-    """What `ask` returns or raises; it runs in a thread of its own that keeps no process from ending.
+    """What `ask` returns or raises; it runs in a daemon thread of its own.
 
     For questions to servers: the timeouts of HTTP clients do not cover the name lookup, which can block for half a
     minute where there is no network.
 
     Args:
-        ask: The question.
-        deadline_s: How long its answer is waited for.
-        future: Where the answer is put; whoever puts something else there ends the waiting.
+        ask: The call.
+        deadline_s: How long to wait for its answer.
+        future: Gets the answer; setting another result ends the wait.
 
     Raises:
         TimeoutError: There is no answer within `deadline_s` seconds.
@@ -26,7 +26,7 @@ def answer_in_time(ask: Callable[[], Answer], deadline_s: float, future: Future[
     answer: Future[Answer] = Future() if future is None else future
 
     def run() -> None:
-        with suppress(InvalidStateError):  # nobody waits any more
+        with suppress(InvalidStateError):  # the wait is over
             try:
                 answer.set_result(ask())
             except InvalidStateError:

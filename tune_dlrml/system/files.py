@@ -1,15 +1,15 @@
-"""Files that are either the old ones or the new ones, never something between."""
+"""Atomic replacement of files: a reader sees the old file or the new one, never a mixture."""
 
 import errno
 import os
 from pathlib import Path
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system says that keeps no locks."""
+"""Error numbers of a file system without locks."""
 
 
 def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a file aside and rename it, so that there is either the old one or the new one."""
+    """Write a temporary file and rename it, so that there is either the old file or the new one."""
     aside = path.with_name(f"{path.name}.partial")
     try:
         with aside.open("w", encoding="utf-8") as file:
@@ -26,7 +26,7 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Flush the names in a folder to the disk."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""What a name on the model hub looks like, and asking the hub without waiting for a network that is not there."""
+"""Names on the model hub, and requests to it that do not wait for a missing network."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\
 
 
 def refusal_in_time(ask: Callable[[], str | None]) -> str | None:
-    """What `ask` answers: why the hub does not give something, or None; no answer in time is a refusal, too."""
+    """The result of `ask`: why the hub refuses something, or None; no answer in time is a refusal, too."""
     try:
         return answer_in_time(ask, HUB_DEADLINE_S)
     except TimeoutError as error:
@@ -21,7 +21,7 @@ def refusal_in_time(ask: Callable[[], str | None]) -> str | None:
 
 
 def refusal_of_model(model: str, revision: str | None) -> str | None:
-    """Why the hub does not give this model; None where it does."""
+    """Why this model cannot be loaded from the hub; None where it can."""
     from huggingface_hub import errors, model_info
 
     def ask() -> str | None:

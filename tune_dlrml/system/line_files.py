@@ -1,6 +1,6 @@
-"""Files of lines that are only appended to, and that a crash or a full disk can tear at their end alone.
+"""Append-only files of lines, of which a crash or a full disk can damage only the last line.
 
-A line counts once its newline is in the file. What stands behind the last newline was torn: it counts nowhere, and is
+A line is complete once its newline is in the file. Anything after the last newline is incomplete: it is ignored, and
 cut off before the next line is written.
 """
 
@@ -14,24 +14,24 @@ CHUNK = 1 << 16
 
 
 def complete_lines(data: bytes) -> list[bytes]:
-    """The lines of what was read from a file, without a torn one at its end."""
+    """The lines of data read from a file, without an incomplete one at its end."""
     return data.split(b"\n")[:-1]
 
 
 def append_line(path: Path, line: bytes, *, clean: bool = False, durable: bool = True, folders: int = 1) -> None:
-    """Append a line behind the last newline of a file; the file and its folder are made where they are missing.
+    """Append a line after the last newline of a file; the file and its folder are made where they are missing.
 
-    Two that append to one file at once need a lock between them.
+    Concurrent writers of one file need a lock.
 
     Args:
         path: The file.
         line: Without a newline.
-        clean: Whether the file is known to end with a newline: then its end is not looked at.
+        clean: Whether the file is known to end with a newline: then its end is not read.
         durable: Whether the line is on the disk when this returns.
-        folders: How many folders above the file may be new with it, and are put on the disk.
+        folders: How many folders above the file may be new with it, and are flushed to the disk.
 
     Raises:
-        OSError: It is not known whether the line is in the file.
+        OSError: The write failed; the line may or may not be in the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -52,7 +52,7 @@ def append_line(path: Path, line: bytes, *, clean: bool = False, durable: bool =
 
 
 def _end_of_lines(file: int) -> int:
-    """Offset behind the last newline of a file."""
+    """Offset after the last newline of a file."""
     begin = os.fstat(file).st_size
     while begin > 0:
         behind, begin = begin, max(0, begin - CHUNK)

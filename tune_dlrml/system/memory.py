@@ -1,6 +1,6 @@
-"""Memory that this process may still take: the machine's, or less where its control groups limit it.
+"""Memory that is free for this process: the machine's, or less where its control groups limit it.
 
-In a container `/proc/meminfo` tells of the whole machine, and whoever believes it is killed at the container's limit.
+In a container `/proc/meminfo` describes the whole machine, but a process is killed at the container's limit.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PROC = Path("/proc/self")
 
 
 class _Files(NamedTuple):
-    """Names in a control group: of its limits, of what is taken, and of what of that the kernel gives back."""
+    """Names in a control group: of its limits, of its usage, and of the part of it that the kernel can reclaim."""
 
     limits: tuple[str, ...]
     usage: str
@@ -27,11 +27,11 @@ V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 def free_memory(proc: Path = PROC) -> int:
     """Bytes of main memory that are free for this process.
 
-    A limit of version 1 or 2 counts, of its own control group and of every one above that can be seen. File pages that
-    nobody has used for a while are taken as free, as the kernel drops them before it kills.
+    Limits of version 1 or 2 count, of its own control group and of every visible one above. Inactive file pages count
+    as free, since the kernel drops them before it kills a process.
 
     Args:
-        proc: What the kernel says of this process.
+        proc: Folder of this process in /proc.
     """
     limited = [left for folder, files in _groups(proc) if (left := _left(folder, files)) is not None]
     return max(0, min([int(psutil.virtual_memory().available), *limited]))
@@ -70,15 +70,15 @@ def _upwards(mount: Path, root: Path, own: Path) -> Iterator[Path]:
 
 def _left(folder: Path, files: _Files) -> int | None:
     limits = [int(text) for name in files.limits for text in _lines(folder / name) if text.isdecimal()]
-    taken = [int(text) for text in _lines(folder / files.usage) if text.isdecimal()]
-    if not limits or not taken:
+    usage = [int(text) for text in _lines(folder / files.usage) if text.isdecimal()]
+    if not limits or not usage:
         return None
     stat = dict(line.split() for line in _lines(folder / "memory.stat") if len(line.split()) == 2)
-    return min(limits) - taken[0] + int(stat.get(files.cache, 0))
+    return min(limits) - usage[0] + int(stat.get(files.cache, 0))
 
 
 def _lines(path: Path) -> list[str]:
-    """Of a file that a system may lack, or not show to everyone."""
+    """Lines of a file; empty if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:

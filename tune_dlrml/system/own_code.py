@@ -1,7 +1,7 @@
-"""A user's module and its functions, made from the very bytes that are hashed.
+"""A user's module and its functions, compiled from exactly the bytes that are hashed.
 
-Python itself takes a module that was imported before, as in a notebook after an edit, and bytecode that was compiled
-from another state of the file within the same second. Here a module is compiled anew whenever its file has other bytes.
+Python itself reuses a module that was imported before, as in a notebook after an edit, and bytecode that was compiled
+from another state of the file within the same second. Here a module is compiled again whenever its file has changed.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class OwnModule:
     """A module as it was loaded.
 
     Attributes:
-        file: Where it was found.
-        sha256: Of what was compiled.
+        file: Its file.
+        sha256: Of the compiled bytes.
     """
 
     module: ModuleType
@@ -42,11 +42,11 @@ _loaded: dict[str, OwnModule] = {}
 def load_module(name: str) -> OwnModule:
     """The module of this dotted name as its file is now; the same object as long as the file stays the same.
 
-    It is looked for on `sys.path`, and stands in `sys.modules` afterwards. What it imports is Python's own business.
+    It is searched on `sys.path`, and is in `sys.modules` afterwards. Python itself imports what it imports.
 
     Raises:
         InputError: It is not one Python file.
-        ModuleNotFoundError: There is none.
+        ModuleNotFoundError: It does not exist.
         Exception: Whatever its code raises.
     """
     spec = _found(name)
@@ -59,7 +59,7 @@ def load_module(name: str) -> OwnModule:
 
 
 def _found(name: str) -> ModuleSpec:
-    """Where a module is to be loaded from, whatever was loaded under its name before."""
+    """The spec of a module, regardless of what was loaded under its name before."""
     parent, _, _ = name.rpartition(".")
     path = getattr(importlib.import_module(parent), "__path__", []) if parent else None
     for _ in range(2):
@@ -79,8 +79,8 @@ def _only_file(name: str, spec: ModuleSpec) -> Path:
     for here in (Path.cwd() / relative.with_suffix(".py"), Path.cwd() / relative / "__init__.py"):
         if here.is_file() and here.read_bytes() != file.read_bytes():
             raise InputError(
-                f"{name}: two different files have this name, {file}, which Python takes, and {here} in the folder "
-                "where this runs; rename one of them, or take the other's folder off PYTHONPATH"
+                f"{name}: two different files have this name, {file}, which Python uses, and {here} in the current "
+                "folder; rename one of them, or remove the other's folder from PYTHONPATH"
             )
     return file.resolve()
 
@@ -108,8 +108,8 @@ class OwnFunction:
     """A user's function.
 
     Attributes:
-        file: Of the module that its reference names, in which it is defined.
-        sha256: Of what that module was made from; what that file imports is not in it.
+        file: Of the module that its reference names, which defines it.
+        sha256: Of that file; files that it imports are not included.
     """
 
     call: Function
@@ -121,8 +121,8 @@ def load_function(reference: str) -> OwnFunction:
     """The function that `package.module:function` names, as its file is now.
 
     Raises:
-        InputError: There is no such module or function, or the module cannot be imported, or it has the function from
-            another file, which then would not be hashed.
+        InputError: There is no such module or function, or the module cannot be imported, or it imports the function
+            from another file, which would not be hashed.
     """
     module_name, _, name = reference.partition(":")
     here = str(Path.cwd())

@@ -1,4 +1,4 @@
-"""Colours, markers and dashes of all pictures, told apart also in grey and without red-green vision."""
+"""Colours, markers and dashes of all pictures, distinguishable also in grey and by the colour-blind."""
 
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)

@@ -1,4 +1,4 @@
-"""Stdout and stderr of this process while a search runs: the terminal is the search's, a file is everybody else's."""
+"""Stdout and stderr of this process while a search runs: the search writes to the terminal, libraries to a file."""
 
 import io
 import logging
@@ -17,28 +17,28 @@ _log = logging.getLogger(__name__)
 def reading_console(
     stream: IO[str] | None = None, *, width: int | None = None, terminal: bool | None = None
 ) -> Console:
-    """Where people read. What it prints are names and paths, in which `:m:` is no emoji.
+    """A console for the user. It prints names and paths, in which `:m:` is not an emoji.
 
     Args:
         stream: Stdout by default.
         width: In characters; None asks the terminal.
-        terminal: Whether it is one; None looks.
+        terminal: Whether it is one; None detects it.
     """
     return Console(file=stream, width=width, force_terminal=terminal, emoji=False)
 
 
 @contextmanager
 def noise_to(path: Path, out: IO[str]) -> Iterator[IO[str]]:
-    """Send what Ray and the other libraries print into a file.
+    """Redirect the output of Ray and the other libraries to a file.
 
-    The file descriptors are moved, not only Python's streams, since Ray also prints from C++.
+    The file descriptors are redirected, not only Python's streams, since Ray also prints from C++.
 
     Args:
-        path: The file; it is added to.
-        out: Where people read.
+        path: The file, to which the output is appended.
+        out: The user's stream.
 
     Yields:
-        A stream that still reaches `out`, and goes on without a word if that goes away.
+        A stream that still writes to `out`, and drops its output once `out` is closed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -62,13 +62,13 @@ def noise_to(path: Path, out: IO[str]) -> Iterator[IO[str]]:
 
 
 class LastingStream(io.TextIOWrapper):
-    """A stream whose reader may go away, as a terminal does whose window is closed or a pipe whose reader ends.
+    """A stream whose reader may disappear, such as a terminal whose window is closed or a pipe whose reader ends.
 
-    The search goes on then: all that it had to tell is in its study and its event logs as well.
+    The search then continues: its study and its event logs have everything.
     """
 
     def write(self, text: str) -> int:
-        """As any text stream; what nobody reads any more is dropped."""
+        """As any text stream; once the reader is gone the text is dropped."""
         try:
             return super().write(text)
         except OSError as error:
@@ -83,7 +83,7 @@ class LastingStream(io.TextIOWrapper):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        _log.warning("nobody reads what the search tells any more (%s); it goes on", error.strerror)
+        _log.warning("the search's output has no reader any more (%s); the search continues", error.strerror)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())  # also for what the buffer still holds
         os.close(nowhere)

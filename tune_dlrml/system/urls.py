@@ -6,7 +6,7 @@ _PASSWORD_OPTION = re.compile(r"[^=]*password=", re.IGNORECASE)
 
 
 def without_password(url: str) -> str:
-    """The URL without a password in it: fit to be shown, kept and used by whoever has the password from elsewhere."""
+    """The URL without a password, which can be shown, stored, and used with a password from elsewhere."""
     scheme, separator, rest = url.partition("://")
     password = _password_of_user(scheme, rest)
     if password is not None:
@@ -17,7 +17,7 @@ def without_password(url: str) -> str:
 
 
 def passwords_in(url: str) -> list[str]:
-    """The passwords that a URL holds, as they stand in it: the user's, and those among its options."""
+    """The passwords in a URL, as written there: the user's, and those among its options."""
     scheme, _, rest = url.partition("://")
     options = [option for option in rest.partition("?")[2].split("&") if _PASSWORD_OPTION.match(option)]
     found = [_password_of_user(scheme, rest), *(option.partition("=")[2].partition("#")[0] for option in options)]
@@ -25,8 +25,8 @@ def passwords_in(url: str) -> list[str]:
 
 
 def _password_of_user(scheme: str, rest: str) -> str | None:
-    """What stands between the user and the host; None where nothing can."""
-    # A password that was not escaped may hold any character. Behind a server's port, or in a query, is an @ of its own.
+    """The text between the user and the host; None where there is none."""
+    # A password that was not escaped may hold any character. An @ after a server's port, or in a query, is not its end.
     if scheme.startswith("http") and re.match(r"[^@/?#]*:\d+(?:[/?#]|$)", rest):
         return None
     before_query = rest.partition("?")[0]

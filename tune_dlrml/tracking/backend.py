@@ -1,4 +1,4 @@
-"""What the outbox asks of whatever keeps the runs of a search, one for the search and one for each of its trials."""
+"""The protocol of a tracking backend, which has a run for the search and one for each of its trials."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +21,15 @@ class RunGoneError(Exception):
 
 
 class RefusedError(Exception):
-    """The backend answered that it will never take what it was given; everything else is worth another try."""
+    """The backend will never accept the data of a call; after any other error the call is worth repeating."""
 
 
 class ClosedError(Exception):
-    """The backend is there, and takes nothing before a person has done what the message says.
+    """The backend answers, but accepts nothing until the user has done what the message says.
 
     Args:
-        key: Of the search-space file, where else it could be changed.
-        message: What is so, and the remedy.
+        key: Of the search-space file, for another remedy.
+        message: The problem, and the remedy.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -40,15 +40,15 @@ class ClosedError(Exception):
 class Backend(Protocol):
     """The runs of one search. Only the tracker's thread calls it.
 
-    Every call may raise, may be repeated, and then changes nothing twice: a run is looked for before it is made, and a
-    point of the same name, step and timestamp is the same point. A call about a run raises RunGoneError if somebody has
-    deleted that, RefusedError if the backend will never take what is given, and anything else if it may later.
+    Every call may raise and may be repeated, and is idempotent: a run is searched for before it is made, and a point of
+    the same name, step and timestamp is the same point. A call about a run raises RunGoneError if the run was deleted,
+    RefusedError if the backend will never accept the data, and anything else if it may accept the data later.
 
     Attributes:
-        title: What people call it.
-        key: Of the search-space file, where it is chosen.
-        points_a_call: Most points that `log` takes.
-        doubtful: Whether a call that was given up may have made a run twice.
+        title: Its name in messages.
+        key: Of the search-space file, which selects it.
+        points_a_call: Most points in a call of `log`.
+        doubtful: Whether a call that timed out may have made a run twice.
     """
 
     title: str
@@ -58,21 +58,21 @@ class Backend(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it is, without a password."""
+        """Its address, without a password."""
 
     @property
     def name(self) -> str:
-        """What tells it from other backends and places, without a password; cursors hold for a name."""
+        """Its unique name among backends and addresses, without a password; a cursor belongs to a name."""
 
     def open(self, known: str | None) -> str:
-        """The search's run, the known one if it is still there, now under way; its id.
+        """Id of the search's run, the known one if it still exists, now running.
 
         Raises:
-            ClosedError: A person has to do something first.
+            ClosedError: The user has to do something first.
         """
 
     def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
-        """The resolved search-space file, its settings, and a table of what was found in its data."""
+        """Log the resolved search-space file, its settings, and a table of the findings in its data."""
 
     def close(
         self, parent: str, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int
@@ -80,35 +80,35 @@ class Backend(Protocol):
         """Close the search's run; a number that has changed since an earlier close gets the next step."""
 
     def children(self, parent: str) -> Mapping[int, Sequence[str]]:
-        """Ids of the runs of every trial, all of them below the search's run from now on."""
+        """Ids of the runs of every trial, all of which are now children of the search's run."""
 
     def child(self, number: int, event: Event, parent: str) -> str:
-        """The run of a trial, made as of its start event if there is none yet; its id."""
+        """Id of the run of a trial, which is made from its start event if it does not exist yet."""
 
     def start(self, run: str, event: Event) -> None:
-        """A trial is under way as its start event says."""
+        """Mark a trial's run as running, with the data of its start event."""
 
     def log(self, run: str, points: Sequence[Point]) -> None:
-        """Keep points, `points_a_call` at most; all of them or, if it raises, any."""
+        """Log points, at most `points_a_call`; all of them or, if it raises, any."""
 
     def end(self, run: str, event: Event) -> None:
-        """Close a trial's run with what its end event says."""
+        """Close a trial's run with the data of its end event."""
 
     def add_files(self, run: str, paths: Sequence[Path]) -> None:
-        """Keep files of a trial; a `.json` file is a table."""
+        """Log files of a trial; a `.json` file is a table."""
 
     def drop_twins(self, parent: str, kept: Mapping[int, str | None]) -> None:
-        """Delete runs that were made twice, but those in use; nothing is `doubtful` then."""
+        """Delete runs that were made twice, except those in use; then `doubtful` is False."""
 
     def keep_folder(self, folder: Path) -> None:
-        """Keep a folder, under its name, with the search's run, in place of the one of that name.
+        """Log a folder, under its name, to the search's run, in place of an earlier one.
 
         Raises:
             RunGoneError: The search has no run.
         """
 
     def is_away(self, error: Exception) -> bool:
-        """Whether the next call will hardly fare better than the one that raised this."""
+        """Whether the backend is unavailable, so that the next call would fail like the one that raised this."""
 
     def shown(self, error: object) -> str:
-        """What an error says, fit for a log: one line without a password."""
+        """The message of an error for a log: one line without a password."""

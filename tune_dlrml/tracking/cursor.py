@@ -1,4 +1,4 @@
-"""How far the backend has an event log."""
+"""How far an event log was sent to the backend."""
 
 import json
 import secrets
@@ -12,13 +12,13 @@ from tune_dlrml.system.files import replace_file
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far one store has what belongs to one run. Lost, it only means that the same is sent again.
+    """How far the events of one run were sent to one store. If it is lost, they are only sent again.
 
     Attributes:
         store: Name of the backend.
         run: Id of the run; None before there is one.
-        offset: Bytes of the event log that the backend took or refused. Of the parent run: bytes of all logs when it
-            was closed with everything in them, 0 while it is open.
+        offset: Bytes of the event log that the backend accepted or refused. Of the parent run: bytes of all logs when
+            it was closed with all of them, 0 while it is open.
     """
 
     store: str
@@ -27,7 +27,7 @@ class Cursor:
 
     @classmethod
     def load(cls, path: Path, store: str) -> Self:
-        """The cursor in a file; a new one if none can be read there, or it belongs to another store."""
+        """The cursor in a file; a new one if the file is unreadable or belongs to another store."""
         try:
             cursor = cls(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError):
@@ -35,12 +35,12 @@ class Cursor:
         return cursor if cursor.store == store else cls(store)
 
     def save(self, path: Path) -> None:
-        """Write the cursor aside and put it in place of the last one."""
+        """Replace the cursor in a file."""
         replace_file(path, json.dumps(asdict(self)))
 
 
 def cursor_path(events: EventLog, number: int) -> Path:
-    """Where the cursor of a trial is kept."""
+    """File with the cursor of a trial."""
     return events.path(number).with_name("mlflow.json")
 
 
@@ -50,10 +50,10 @@ def run_of(events: EventLog, number: int, store: str) -> str | None:
 
 
 def search_id(folder: Path) -> str:
-    """What tells this search from others of its name in the same backend; drawn when it first asks, then kept.
+    """Unique id of this search among others of its name in the same backend; drawn the first time, then stored.
 
-    It is kept with the search and not derived from the folder, so that a search that moves keeps its runs and one
-    that is begun anew in the same place gets its own.
+    It is stored with the search and not derived from the folder, so that a search that moves keeps its runs and a new
+    one in the same place gets its own.
     """
     path = folder / "search_id"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""From the event logs to the backend: what is behind a cursor is sent, then the cursor moves."""
+"""From the event logs to the backend: events after a cursor are sent, then the cursor moves."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Batch:
-    """What goes in one call: an event, or the points of several reports of which it is the first.
+    """Data of one call: an event, or the points of several reports of which it is the first.
 
-    A line that is no event is None. `end` is the offset behind the last line.
+    A line that is not an event is None. `end` is the offset after the last line.
     """
 
     event: Event | None
@@ -25,17 +25,17 @@ class _Batch:
 
 
 class Outbox:
-    """The event logs of a search and how far the backend has them.
+    """The event logs of a search and how far they were sent to the backend.
 
-    One thread calls it; `run_id` may be called by any.
+    Only one thread calls it, except for `run_id`.
 
     Args:
         events: The event logs.
         backend: Where the search's runs are.
 
     Attributes:
-        refused: Events that the backend answered it will never take; they are passed over.
-        abandoned: Set from outside when nobody waits for this any more; no cursor moves after that.
+        refused: Number of events that the backend will never accept; they are skipped.
+        abandoned: Set from outside to stop; no cursor moves after that.
     """
 
     def __init__(self, events: EventLog, backend: Backend) -> None:
@@ -47,7 +47,7 @@ class Outbox:
         self.abandoned = False
 
     def open(self) -> set[int]:
-        """Find or make the parent run, once; the trials of which the backend does not have everything.
+        """Find or make the parent run, once; returns the trials with events that were not sent.
 
         Where the run of a trial was deleted, its log is sent again from the beginning, into a new run.
         """
@@ -71,14 +71,14 @@ class Outbox:
         return self._parent
 
     def run_id(self, number: int) -> str | None:
-        """Run of a trial, if there is one yet; from memory, so that it may be asked at every report."""
+        """Run of a trial, if there is one yet; from memory, so that it is cheap at every report."""
         return self._run_ids.get(number)
 
     def deliver(self, number: int) -> None:
-        """Send what is new in the log of one trial.
+        """Send the new events of one trial.
 
         Raises:
-            Exception: Whatever the backend or the disk answers; what was taken until then stays taken.
+            Exception: Any error of the backend or the disk; events logged until then are not sent again.
         """
         cursor = self._cursor(number)
         if self._events.size(number) <= cursor.offset:
@@ -90,7 +90,7 @@ class Outbox:
                     cursor = replace(cursor, run=self._send(number, cursor.run, batch), offset=batch.end)
                 except RunGoneError:
                     title = self._backend.title
-                    log.warning("trial %d: its %s run was deleted; all of it goes into a new one", number, title)
+                    log.warning("trial %d: its %s run was deleted; all its events are sent to a new one", number, title)
                     cursor = Cursor(self._store)
                 self._keep(number, cursor)
                 if self.abandoned or cursor.offset != batch.end:
@@ -101,7 +101,7 @@ class Outbox:
         self._backend.drop_twins(self.parent, {number: self.run_id(number) for number in self._events.numbers()})
 
     def close(self, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int) -> None:
-        """Close the parent run, and note behind which events it is closed."""
+        """Close the parent run, and record which events it includes."""
         total = sum(self._events.size(number) for number in self._events.numbers())
         self._backend.close(self.parent, summary, tags, status, timestamp_ms)
         if not self.abandoned:
@@ -112,7 +112,7 @@ class Outbox:
         if run is None and event is not None and event["kind"] == "start":
             run = self._backend.child(number, event, self.parent)
         if run is None or event is None:
-            self._refuse(number, 1, "a line is no event of a trial that has started")
+            self._refuse(number, 1, "a line is not an event of a started trial")
             return run
         try:
             self._apply(number, run, event, batch.points)
@@ -132,7 +132,7 @@ class Outbox:
             self._apply_points(number, run, points)
 
     def _files(self, number: int, names: Sequence[str]) -> Iterator[Path]:
-        """Files of a trial's own folder; a link may lead out of it, to what nobody meant to publish."""
+        """Files of a trial's own folder; links are refused, since they may lead to private files elsewhere."""
         for name in names:
             path = self._events.path(number).parent / name
             if path.is_symlink():
@@ -146,7 +146,7 @@ class Outbox:
             self._refuse(number, len(steps), f"metric {refused[0].name} at step {refused[0].step}")
 
     def _log(self, run: str, points: list[Point]) -> list[Point]:
-        """Log points and find those that the backend refuses, by halving, as long as anyone waits for it."""
+        """Log points and find those that the backend refuses, by bisection, unless abandoned."""
         if self.abandoned:
             return []
         try:
@@ -159,15 +159,15 @@ class Outbox:
         return []
 
     def _refuse(self, number: int, count: int, what: str) -> None:
-        if self.abandoned:  # nothing is passed over, since no cursor moves
+        if self.abandoned:  # nothing is skipped, since no cursor moves
             return
         title = self._backend.title
-        log.warning("trial %d: %s never takes %d of its events: %s", number, title, count, self._backend.shown(what))
+        log.warning("trial %d: %s refuses %d of its events: %s", number, title, count, self._backend.shown(what))
         self.refused += count
 
     def _cursor(self, number: int) -> Cursor:
         cursor = Cursor.load(cursor_path(self._events, number), self._store)
-        # A log shorter than what was sent of it has lost its end, and what follows it now was never sent.
+        # A log shorter than its cursor has lost its end, so its new events were never sent.
         return cursor if cursor.offset <= self._events.size(number) else Cursor(self._store)
 
     def _keep(self, number: int, cursor: Cursor) -> None:
@@ -177,9 +177,9 @@ class Outbox:
 
 
 def untracked(events: EventLog, store: str) -> int:
-    """Events that the backend of a name has not taken, and one more while the parent run is not closed behind them.
+    """Number of events that were not sent to the backend of a name, plus one if the parent run must be closed again.
 
-    From files alone; zero means that a tracker would have nothing to do.
+    Read from files alone; zero means that a tracker has nothing to do.
     """
     behind, total = 0, 0
     for number in events.numbers():
@@ -202,7 +202,7 @@ def _parent_path(events: EventLog) -> Path:
 
 
 def _batches(lines: Sequence[tuple[bytes, int]], most: int) -> Iterator[_Batch]:
-    """Neighbouring reports together as far as one call takes them, every other line by itself."""
+    """Group consecutive reports up to the limit of a call; every other line is a batch by itself."""
     first: Event | None = None
     points: list[Point] = []
     end = 0

@@ -1,4 +1,4 @@
-"""The thread that keeps a tracking backend up with a search."""
+"""The thread that sends the events of a search to a tracking backend."""
 
 import logging
 import threading
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 """How long events are gathered before they are sent."""
 RETRY_S = 5.0
-"""Pause before the backend is asked again."""
+"""Pause before the backend is called again."""
 START_S = 60.0
-"""What it may take to answer for the first time; making the tables of a new database is part of it."""
+"""Time limit of its first answer, which includes making the tables of a new database."""
 CLOSE_S = 60.0
-"""What a search waits for it at its end."""
+"""How long a search waits for it at its end."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Tracker:
     """A backend's view of one search. No method waits for the backend while the search runs.
 
     Args:
-        backend: Where the runs of the search are.
-        events: The event logs of the search; whatever of them the backend does not have yet is sent.
+        backend: Has the runs of the search.
+        events: The event logs of the search; events that were not sent yet are sent.
     """
 
     def __init__(self, backend: Backend, events: EventLog) -> None:
@@ -59,7 +59,7 @@ class Tracker:
         self._tried = threading.Event()
         self._error: str | None = None
         self._closed_by = ""
-        self._said: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -76,20 +76,20 @@ class Tracker:
                 raise InputError(f"{self._closed_by}: {self._error}")
             cause = self._error or f"no answer in {START_S:.0f} s"
             raise InputError(
-                f"{self._backend.key}: {self._backend.title} must answer when a search begins, but "
+                f"{self._backend.key}: {self._backend.title} must answer when a search starts, but "
                 f"{self._backend.place} does not ({cause}); start it or change the URI"
             )
 
     def describe_search(
         self, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Have the resolved search-space file at the parent run, its settings as params, and a table of its data."""
+        """Log the resolved search-space file to the parent run, its settings as params, and a table of its data."""
         with self._changed:
             self._description = _Description(config_yaml, params, findings)
             self._changed.notify_all()
 
     def notify(self, number: int) -> None:
-        """The log of a trial has news."""
+        """Signal that the log of a trial has new events."""
         with self._changed:
             self._news.add(number)
             self._changed.notify_all()
@@ -99,19 +99,19 @@ class Tracker:
         return self._outbox.run_id(number)
 
     def behind(self) -> int:
-        """Events that the backend has not taken or has refused, and one for each of the parent run's own news."""
+        """Number of events that were not sent or were refused, plus one for each open change of the parent run."""
         return untracked(self._events, self._backend.name) + self._outbox.refused + (self._description is not None)
 
     @property
     def trouble(self) -> str:
-        """Why the backend does not take what it gets, as far as it is known."""
+        """Why the backend does not accept events, as far as it is known."""
         return self._error or ""
 
     def close(self, summary: Mapping[str, float], tags: Mapping[str, str], *, status: str) -> int:
         """Send what is left, for up to `CLOSE_S` seconds, and close the parent run with the numbers of the search.
 
         Returns:
-            What is still `behind`; a tracker of the same search takes it up where this one stopped.
+            What is still `behind`; a later tracker of the same search continues where this one stopped.
         """
         with self._changed:
             self._closing = _Closing(summary, tags, status, int(time.time() * 1000))
@@ -121,7 +121,7 @@ class Tracker:
         return self.behind()
 
     def leave(self) -> None:
-        """Stop without waiting for the backend; what it has not taken is for the next tracker of this search."""
+        """Stop without waiting for the backend; the next tracker of this search sends the rest."""
         self._outbox.abandoned = True
         with self._changed:
             self._changed.notify_all()
@@ -136,7 +136,7 @@ class Tracker:
             self._rest(done)
 
     def _rest(self, done: bool) -> None:
-        """Wait for news and gather them for a while, or let a while pass before the backend is asked again."""
+        """Wait for new events and gather them for a while, or pause before the backend is called again."""
         with self._changed:
             self._changed.wait_for(lambda: not done or self._has_work() or self._outbox.abandoned)
             self._changed.wait_for(
@@ -147,7 +147,7 @@ class Tracker:
         return bool(self._news) or self._description is not None or self._closing is not None
 
     def _attempt(self, closing: _Closing | None) -> bool:
-        """Do all that is to be done; False if something of it is left."""
+        """Send everything; False if something is left."""
         with self._changed:
             numbers, self._news = self._news, set()
         done = False
@@ -172,18 +172,18 @@ class Tracker:
         return done
 
     def _is_delivered(self, number: int) -> bool:
-        """Send what one trial has; what only this trial meets does not keep the others waiting."""
+        """Send the events of one trial; an error of this trial alone does not delay the others."""
         try:
             self._outbox.deliver(number)
         except Exception as error:
             if self._backend.is_away(error):
                 raise
-            self._say(f"trial {number} is not in {self._backend.title} yet", error)
+            self._warn(f"trial {number} is not in {self._backend.title} yet", error)
             return False
         return True
 
     def _is_described(self) -> bool:
-        """Describe the search; artifacts may have a store of their own, so that only they are away."""
+        """Describe the search; artifacts may have a store of their own, which alone may be unavailable."""
         description = self._description
         if description is None:
             return True
@@ -192,34 +192,34 @@ class Tracker:
                 self._outbox.parent, description.config_yaml, description.params, description.findings
             )
         except Exception as error:
-            self._say(f"{self._backend.title} has no description of the search yet", error)
+            self._warn(f"{self._backend.title} has no description of the search yet", error)
             return False
         with self._changed:
             if self._description is description:
                 self._description = None
         return True
 
-    def _say(self, what: str, error: Exception) -> None:
-        """Say what is wrong, once as long as the error is the same."""
+    def _warn(self, what: str, error: Exception) -> None:
+        """Log a warning, once as long as the error is the same."""
         cause = self._backend.shown(error)
-        if self._said.get(what) != cause:
+        if self._warned.get(what) != cause:
             log.warning("%s: %s", what, cause)
-        self._said[what] = cause
+        self._warned[what] = cause
 
     def _note(self, error: Exception | None) -> None:
-        """Say once that the backend went away, and once that it is back; who sees `trouble` finds it in the log."""
+        """Log once that the backend is unavailable, and once that it is back, before `trouble` changes."""
         cause, title = None if error is None else self._backend.shown(error), self._backend.title
         closed_by = error.key if isinstance(error, ClosedError) else ""
         if self._error is None and cause is not None:
-            what = f"{title} takes nothing" if closed_by else f"{title} is away"
-            log.warning("%s; training goes on, and %s gets everything later: %s", what, title, cause)
+            what = f"{title} accepts nothing" if closed_by else f"{title} is unavailable"
+            log.warning("%s; training continues, and everything is logged to %s later: %s", what, title, cause)
         elif self._error is not None and cause is None:
-            log.warning("%s is back and has everything up to now", title)
+            log.warning("%s is available again and has everything up to now", title)
         self._error, self._closed_by = cause, closed_by
 
 
 def keep_folder(backend: Backend, folder: Path) -> str | None:
-    """Keep a folder with the run of a search; why the backend has not taken it, None if it has."""
+    """Log a folder to the run of a search; return why that failed, None if it did not."""
     try:
         backend.keep_folder(folder)
     except Exception as error:  # whatever the backend raises: the files stay where they are

@@ -1,4 +1,4 @@
-"""The pictures of a report, one function each; what cannot be drawn says why instead."""
+"""The pictures of a report, one function each; a picture that cannot be drawn has the reason instead."""
 
 from tune_dlrml.report.figures.curves import held_out_curves, learnt_parameters, training_curves
 from tune_dlrml.report.figures.maps import frontier, stability_map

@@ -26,9 +26,9 @@ _SIZES = {"o": 5.5, "X": 9, "P": 8.5}
 LINEAR_TO = 5.0
 """Nats of margin up to which its axis is linear; beyond it is logarithmic on both sides of ±1."""
 MOST_NUMBERED = 8
-"""Trials with a learnt parameter up to which all bear their number."""
+"""Number of trials with a learnt parameter up to which all show their number."""
 LEAST_SMOOTHED = 10
-"""Reports that a point of a training curve averages over, at least: a single batch says little."""
+"""Least number of reports in the average at each point of a training curve: a single batch is too noisy."""
 
 
 def columns(count: int) -> int:
@@ -37,7 +37,7 @@ def columns(count: int) -> int:
 
 
 def held_out_curves(data: SearchData) -> Drawing:
-    """The objective where it was measured, one panel a loss."""
+    """The objective where it was measured, one panel per loss."""
     metric = METRICS[data.metric]
     title = f"Learning curves: {metric.words} by loss"
     curves = {trial.number: _evaluated(trial, data.metric) for trial in data.trials}
@@ -53,14 +53,14 @@ def held_out_curves(data: SearchData) -> Drawing:
         figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
     text = (
         "Each line is a trial, measured at every rung and at the full budget; the best complete one is drawn bold, and "
-        "the grey lines are the trials of the other losses. The mark at its end says how the trial ended; a trial that "
-        "diverged has no held-out value at its last step, so that its mark stands where it was last measured."
+        "the grey lines are the trials of the other losses. The mark at its end shows how the trial ended; a diverged "
+        "trial has no held-out value at its last step, so its mark is at the last measurement."
     )
     return Drawing("learning_curves", title, text, figure)
 
 
 def training_curves(data: SearchData) -> Drawing:
-    """The mean margin of the pairs that were trained on, one panel a loss."""
+    """The mean margin of the training pairs, one panel per loss."""
     title = "Learning curves: margin of the training pairs by loss"
     curves = {trial.number: _smooth(_series(trial, "train_margin")) for trial in data.trials}
     if not any(curves.values()):
@@ -79,14 +79,14 @@ def training_curves(data: SearchData) -> Drawing:
         figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
     text = (
         "Margin (policy against reference, chosen minus rejected), averaged over the last ten reports, or a "
-        "twentieth of them if that is more. A curve that settles a little below 0 sits in the trap of its loss; one "
-        "that falls goes the wrong way. Losses themselves are not shown side by side: their values do not compare."
+        "twentieth of them if that is more. A curve that settles a little below 0 is in the trap of its loss; one that "
+        "falls goes the wrong way. The values of different losses are not comparable, so they are not shown."
     )
     return Drawing("training_margin", title, text, figure)
 
 
 def learnt_parameters(data: SearchData) -> Drawing:
-    """What trials learn beside the policy over the steps: c and beta_mix, or a parameter of a user's own loss."""
+    """Parameters learnt beside the policy over the steps: c and beta_mix, or a parameter of a user's own loss."""
     title = "Parameters learnt beside the policy"
     curves: dict[str, list[TrialData]] = {}
     for trial in data.trials:
@@ -106,12 +106,12 @@ def learnt_parameters(data: SearchData) -> Drawing:
         for axes in grid.flat[len(curves) :]:
             axes.remove()
     text = (
-        "Numbers are those of the trials, of many the complete ones; the best one of the search, if it is here, is "
+        "Numbers are those of the trials, or of the complete ones if there are many; the best trial of the search is "
         "drawn bold."
     )
     if "c" in curves:
         text = (
-            "Descent lowers beta_mix on pairs that are right and raises it on pairs that are wrong. Between c = 1 and "
+            "Descent lowers beta_mix on pairs ranked right and raises it on pairs ranked wrong. Between c = 1 and "
             "c = 9.11 the loss is monotone with a bounded slope; above 9.78 training starts uphill. "
         ) + text
     return Drawing("learned_parameters", title, text, figure)
@@ -195,7 +195,7 @@ def _label(grid: Sequence[Axes], y_label: str) -> None:
 
 
 def _end_handles(trials: Sequence[TrialData]) -> list[Line2D]:
-    """What the marks at the ends of the lines mean."""
+    """Legend of the marks at the ends of the lines."""
     return [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markeredgecolor=_edge(colour),
                markersize=_SIZES[marker], label=name)

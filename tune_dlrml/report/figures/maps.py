@@ -21,13 +21,13 @@ from tune_dlrml.report.style import WIDTH, Drawing, log_scale, looks, scale_of, 
 from tune_dlrml.system.palette import BLACK, GREY, PALE, STROKE, VERMILION
 
 MOST_NUMBERED = 25
-"""Trials up to which all marks bear their number; beyond, those that are complete do, and of many the best alone."""
+"""Number of trials up to which all marks show their number; beyond it only complete trials do, or only the best."""
 _PALE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 _FATES = {"sound": "o", "trapped": "v", "diverged": "X", "failed": "P"}
 
 
 def stability_map(data: SearchData) -> Drawing:
-    """beta_kl against beta_mix, with what became of the trial and its accuracy."""
+    """beta_kl against beta_mix, with the end of each trial and its accuracy."""
     title = "Stability map: beta_kl against beta_mix"
     mixed = [trial for trial in data.trials if trial.shape is not None and (trial.shape.c or 0) > 0]
     lost = sum(trial.shape is not None and trial.shape.c is not None and trial.shape.c <= 0 for trial in data.trials)
@@ -53,14 +53,14 @@ def stability_map(data: SearchData) -> Drawing:
         bar.set_label(f"{METRICS[data.metric].words} at the last evaluation")
         figure.legend(handles=_fates(data.trials), loc="outside lower center", ncols=6)
     text = (
-        f"beta_mix is c · tau · beta_kl with tau = {data.tau:g}, so that losses given by c and learnt ones (at their "
-        "last c; a thin line leads back to where they began) have their place; DiscoPOP lies where beta_mix = beta. "
-        "Right of the line c = 9.11 the loss has a trap, right of c = 9.78 training starts uphill, left of c = 1 the "
-        "slope is not bounded. Trapped: more than half of the held-out pairs below the barrier at the last evaluation. "
-        "Small marks were pruned; white ones have no value. Where there are "
-        "many trials, only the complete ones or the best bear their numbers."
+        f"beta_mix is c · tau · beta_kl with tau = {data.tau:g}, which also places losses given by c and learnt ones "
+        "(at their last c; a thin line leads back to their start). DiscoPOP has beta_mix = beta. Right of the line "
+        "c = 9.11 the loss has a trap, right of c = 9.78 training starts uphill, left of c = 1 the slope is not "
+        "bounded. Trapped: more than half of the held-out pairs below the barrier at the last evaluation. Small marks "
+        "were pruned; white ones have no value. Where there are many trials, only the complete ones or the best show "
+        "their numbers."
     )
-    text += f" {lost} trials whose learnt c ended at 0 or below have no place on it." if lost else ""
+    text += f" {lost} trials whose learnt c ended at 0 or below are not on the map." if lost else ""
     return Drawing("stability_map", title, text, figure)
 
 
@@ -87,7 +87,7 @@ def _draw_map(axes: Axes, data: SearchData, trials: Sequence[TrialData], colours
 
 
 def _c_of_one_beta(trials: Sequence[TrialData]) -> list[float]:
-    """The one c that all trials with beta_mix = beta share; none where they do not."""
+    """The c that all trials with beta_mix = beta share; empty where they do not share one."""
     shapes = [t.shape for t in trials if t.row.spec is not None and t.row.spec.loss.one_beta]
     found = {shape.c for shape in shapes if shape is not None and shape.c is not None}
     return [*found] if len(found) == 1 else []
@@ -96,7 +96,7 @@ def _c_of_one_beta(trials: Sequence[TrialData]) -> list[float]:
 def _draw_c_line(
     axes: Axes, c: float, name: str, tau: float, *, above: bool = True, dashes: tuple[int, int] = (4, 3)
 ) -> None:
-    """All places of one c, named where it leaves the map at the top or on the right."""
+    """The line of one c, labelled where it leaves the map at the top or on the right."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     axes.plot([left, right], [left / (c * tau), right / (c * tau)], color=STROKE, linewidth=0.9, dashes=dashes)
     at_top = c * tau * top
@@ -139,7 +139,7 @@ def _mark(axes: Axes, x: float, y: float, trial: TrialData, data: SearchData, co
 
 
 def _numbered(trials: Sequence[TrialData], *chosen: int | None) -> set[int | None]:
-    """Trials whose marks bear their number without hiding each other."""
+    """Trials whose marks show their number, few enough not to hide each other."""
     complete = [trial for trial in trials if trial.state is State.COMPLETE]
     for some in (trials, complete):
         if len(some) <= MOST_NUMBERED:
@@ -150,7 +150,7 @@ def _numbered(trials: Sequence[TrialData], *chosen: int | None) -> set[int | Non
 def _draw_strip(
     axes: Axes, branches: Sequence[str], trials: Sequence[TrialData], data: SearchData, colours: ScalarMappable
 ) -> None:
-    """Losses without mixing, by their own strength alone, each in a column."""
+    """Losses without mixing by their strength, each in a column."""
     for trial in trials:
         _mark(axes, branches.index(trial.branch), trial.shape.beta_kl if trial.shape else 1.0, trial, data, colours)
     axes.set_xticks(range(len(branches)), branches, rotation=90 if len(branches) > 1 else 0)
@@ -201,10 +201,10 @@ def frontier(data: SearchData) -> Drawing:
         figure.legend(handles=handles, loc="outside lower center", ncols=6)
     text = (
         "Each mark is a trial at its last evaluation, filled where it is complete. Bars are 95 % intervals over the "
-        "held-out pairs or questions; of many trials only the complete ones, or those of the front, have them and a "
-        "number. KL(policy || reference) is exact over the vocabulary, on the chosen completions of the first held-out "
-        "pairs, summed over a completion. The staircase is the Pareto front of the complete trials: the best that is "
-        "to be had at no more than a KL, picked from noisy values like every maximum."
+        "held-out pairs or questions; where there are many trials, only the complete ones, or those of the front, have "
+        "them and a number. KL(policy || reference) is exact over the vocabulary, on the chosen completions of the "
+        "first held-out pairs, summed over a completion. The dashed line is the Pareto front of the complete trials: "
+        "the best value at each KL or less. Like every maximum of noisy values it is biased upwards."
     )
     return Drawing("kl_frontier", title, text, figure)
 
@@ -268,7 +268,7 @@ def _rating(judge: str) -> Callable[[TrialData], tuple[float, float, float] | No
 
 
 def _scale_kl(axes: Axes, largest: float) -> None:
-    """KL on the scale of its square root, on which trials from nearly untrained to far away spread evenly."""
+    """KL on a square-root scale, which spreads nearly untrained and distant trials evenly."""
     largest = largest if largest > 0 else 1.0
 
     def root(kl: Any) -> Any:

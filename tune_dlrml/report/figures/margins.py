@@ -1,4 +1,4 @@
-"""Where the held-out pairs sit on the loss: their margins laid over its curve, for the best and the worst trial."""
+"""Where the held-out pairs lie on the loss: their margins over its curve, for the best and the worst trial."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,7 +15,7 @@ from tune_dlrml.report.style import WIDTH, Drawing, looks, styled
 from tune_dlrml.system.palette import BLACK, GREY, GRID, INK, PALE, STROKE
 
 LOWEST, *WITHIN, HIGHEST = MARGIN_QUANTILES
-"""The least and the largest held-out margin, which widen the picture where a report has them, and those between."""
+"""The least and the largest held-out margin, which widen the picture where a report has them, and the quantiles."""
 
 
 def margins_over_loss(data: SearchData) -> Drawing:
@@ -25,7 +25,7 @@ def margins_over_loss(data: SearchData) -> Drawing:
     if not chosen:
         known = any(trial.last for trial in data.trials)
         reason = (
-            "The reports of this search do not hold the distribution of the held-out margins, so there is none to draw."
+            "The reports of this search do not have the distribution of the held-out margins, so there is none to draw."
             if known
             else "No trial has been evaluated after its start yet."
         )
@@ -38,11 +38,11 @@ def margins_over_loss(data: SearchData) -> Drawing:
     text = (
         "Curve: the loss of a pair over its margin. Below it the held-out pairs at the last evaluation: the box holds "
         "the middle half, the bar 90 %, the thin line all of them, the notch is the median. Pairs left of the barrier "
-        "are pulled into the trap, those right of it away from it. Where losses differ their heights do not compare."
+        "are pulled into the trap, those right of it away from it. The heights of different losses are not comparable."
     )
     bare = dict.fromkeys(trial.branch for trial in chosen.values() if loss_curve(trial) is None)
     if bare:
-        text += f" The curve of {', '.join(bare)} is not known to the report, so that only the margins are drawn."
+        text += f" The report cannot draw the curve of {', '.join(bare)}, so only the margins are drawn."
     if len(chosen) == 1:
         text += " Only one trial has such a distribution."
     return Drawing("margins", title, text, figure)
@@ -91,9 +91,9 @@ def _draw(axes: Axes, role: str, trial: TrialData, data: SearchData) -> None:
     axes.set_xlim(left, right)
     axes.set_xlabel("margin of a held-out pair, nats")
     trapped = last.get("eval_trap_fraction", 0.0)
-    told = f"\n{trapped:.0%} of pairs below the barrier" if marks else "\nno trap" if curve is not None else ""
+    trap = f"\n{trapped:.0%} of pairs below the barrier" if marks else "\nno trap" if curve is not None else ""
     value = f"{METRICS[data.metric].words} {last[data.metric]:.3f}"
-    axes.set_title(f"{role}: trial {trial.number}, {trial.branch}\n{value}{told}", loc="left")
+    axes.set_title(f"{role}: trial {trial.number}, {trial.branch}\n{value}{trap}", loc="left")
 
 
 def _box(axes: Axes, last: Mapping[str, float], low: float, high: float, at: float, height: float) -> None:
@@ -111,7 +111,7 @@ def loss_curve(trial: TrialData) -> Callable[[float], float] | None:
 
 
 def geometry_of(trial: TrialData) -> Geometry | None:
-    """Where the loss of a trial has its trap and its barrier; None where that is not known here."""
+    """Geometry of a trial's loss; None where it is unknown."""
     form = _form(trial)
     return None if form is None else form.geometry
 

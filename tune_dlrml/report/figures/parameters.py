@@ -1,4 +1,4 @@
-"""What the settings have to do with the objective: all of them at once, and how much each one decides."""
+"""The settings and the objective: all settings at once, and the importance of each."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ NONE_AT = -0.12
 
 @dataclass(frozen=True)
 class _Axis:
-    """One upright axis: where values lie between 0 and 1, and what stands beside it."""
+    """One vertical axis: the values scaled to 0 to 1, and its labels."""
 
     name: str
     places: Mapping[int, float]
@@ -43,7 +43,7 @@ def parallel_coordinates(data: SearchData) -> Drawing:
     varied = [axis for axis in axes_of if len({*axis.places.values()}) > 1 or axis.lacking]
     results = {trial.number: trial.last[data.metric] for trial in known if data.metric in trial.last}
     if len(known) < 2 or not varied or not results:
-        return Drawing("parallel_coordinates", title, "There are no two evaluated trials that differ in a setting.")
+        return Drawing("parallel_coordinates", title, "No two evaluated trials differ in a setting.")
     last = _axis(data.metric, results, [trial.number for trial in known])
     with styled():
         figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
@@ -58,8 +58,9 @@ def parallel_coordinates(data: SearchData) -> Drawing:
             handles.append(Line2D([], [], color=VERMILION, linestyle="--", label="diverged or failed"))
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     text = (
-        "A trial is a line. Scales are logarithmic where values spread over more than a decade; a trial without a "
-        "parameter passes below its axis. Dashed trials diverged or failed, and end below the objective without one."
+        "Each line is a trial. Scales are logarithmic where values span more than a decade; the line of a trial "
+        "without a parameter passes below its axis. Dashed trials diverged or failed; without an objective they end "
+        "below its axis."
     )
     return Drawing("parallel_coordinates", title, text, figure)
 
@@ -173,7 +174,7 @@ def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
 
 
 def importance(data: SearchData) -> Drawing:
-    """How much each parameter decides, with what chance alone would give."""
+    """Importance of each parameter, with the importance by chance alone."""
     title = "Parameter importance"
     found = data.importance
     if found is None:
@@ -181,7 +182,7 @@ def importance(data: SearchData) -> Drawing:
         most = max(map(steps.count, steps), default=0)
         reason = (
             f"Too few trials: importance needs at least {LEAST_FOR_IMPORTANCE} with an objective at the same step, and "
-            f"there are {most}. With fewer the numbers are chance, so none are drawn."
+            f"there are {most}. With fewer trials the numbers are noise, so none are drawn."
         )
         return Drawing("parameter_importance", title, reason)
     if not found.shares:
@@ -200,7 +201,7 @@ def importance(data: SearchData) -> Drawing:
             markersize=15,
             markeredgewidth=2,
             color=BLACK,
-            label="what chance alone reaches in 5 % of shuffles",
+            label="exceeded by chance in 5 % of shuffles",
         )
         for row, name in zip(rows, names, strict=True):
             axes.annotate(
@@ -220,9 +221,9 @@ def importance(data: SearchData) -> Drawing:
         figure.legend(loc="outside lower center")
     above = [short(name.removeprefix(f"{TRAINING}.")) for name in names if found.shares[name] > found.chance[name]]
     text = (
-        f"Of {found.trials} trials at step {found.step}, the last that enough trials reached: how much a parameter "
-        "decides whether a trial is among the best tenth (PED-ANOVA, Optuna's evaluator). The tick is what a parameter "
-        "without effect stays below in 95 % of shuffled objectives. "
-        + (f"Beyond chance: {', '.join(above)}." if above else "No parameter is beyond what chance gives.")
+        f"Importance of each parameter for being among the best tenth (PED-ANOVA, Optuna's evaluator), from the "
+        f"{found.trials} trials at step {found.step}, the last step that enough trials reached. A parameter without "
+        "effect stays below the tick in 95 % of shuffled objectives. "
+        + (f"Beyond chance: {', '.join(above)}." if above else "No parameter is more important than by chance.")
     )
     return Drawing("parameter_importance", title, text, figure)

@@ -1,4 +1,4 @@
-"""Bars over many trials: what the budget went into, and how often arithmetic failed."""
+"""Bars over many trials: how the budget was used, and how often gradients were not finite."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ from tune_dlrml.report.style import END_COLOURS, END_HATCHES, WIDTH, Drawing, lo
 
 
 def budget(data: SearchData) -> Drawing:
-    """Steps and hours between the rungs, by how the trials ended that took them."""
+    """Steps and hours between the rungs, by the end of the trials that used them."""
     title = "Budget by rung and by the end of the trials"
     parts = stages(data)
     if not any(spent.steps for stage in parts for spent in stage.ends.values()):
@@ -30,8 +30,8 @@ def budget(data: SearchData) -> Drawing:
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
     text = (
-        "Each bar is a stretch of training between two rungs, split by how the trials ended that trained in it. Time "
-        "runs from a trial's hand-over to its end and holds the start of its worker group, evaluations and checkpoints."
+        "Each bar is the training between two rungs, split by the end of the trials that trained there. Time runs from "
+        "the issue of a trial to its end and includes the start of its worker group, evaluations and checkpoints."
     )
     return Drawing("budget", title, text, figure)
 
@@ -57,7 +57,7 @@ def _stack(axes: Axes, parts: list[Stage], size: Callable[[Spent], float]) -> No
 
 
 def nonfinite_fractions(data: SearchData) -> Drawing:
-    """Share of gradient entries that were not finite, one mark a trial, by loss."""
+    """Share of gradient entries that were not finite, one mark per trial, by loss."""
     title = "Non-finite gradients by loss"
     known: Mapping[str, list[float]] = {
         branch: [share for trial in data.of(branch) if (share := nonfinite(trial)) is not None]
@@ -81,5 +81,5 @@ def nonfinite_fractions(data: SearchData) -> Drawing:
         axes.set_xlim(-0.02, 1.02)
         axes.invert_yaxis()
         axes.set_xlabel("share of gradient entries that were not finite, mean over a trial's reports")
-    text = "One mark a trial. A step with a non-finite gradient is skipped or applied, as the search's file says."
+    text = "One mark per trial. The search's file decides whether a step with a non-finite gradient is skipped."
     return Drawing("nonfinite", title, text, figure)

@@ -1,1 +1,1 @@
-"""MLflow: one parent run a search, one nested child run a trial."""
+"""MLflow: one parent run per search, one nested child run per trial."""

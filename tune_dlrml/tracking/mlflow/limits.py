@@ -1,4 +1,4 @@
-"""What MLflow takes: keys and texts up to a length, so many at once. Whatever is cut bears a mark."""
+"""MLflow's limits: lengths of keys and texts, and the number of them per call. A cut text ends with a mark."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ METRICS_A_CALL = 1000
 
 
 def short_key(key: str) -> str:
-    """A key that MLflow takes; a longer one ends with a hash of all of it, so that no two become one."""
+    """A key within MLflow's limit; a longer one ends with a hash of all of it, so that keys stay distinct."""
     key = _storable(key)
     if len(key) <= KEY_LENGTH:
         return key
@@ -21,7 +21,7 @@ def short_key(key: str) -> str:
 
 
 def short_text(text: str, limit: int) -> str:
-    """A text that MLflow takes; a longer one says at its end that it is cut, and how long it was."""
+    """A text within MLflow's limit; a longer one ends with a mark and its original length."""
     text = _storable(text)
     if len(text) <= limit:
         return text
@@ -30,12 +30,12 @@ def short_text(text: str, limit: int) -> str:
 
 
 def param_calls(params: Mapping[str, object]) -> Iterator[dict[str, str]]:
-    """Params as MLflow takes them, as many as it takes in one call."""
+    """Params within MLflow's limits, split into calls."""
     short = [(short_key(key), short_text(str(value), PARAM_LENGTH)) for key, value in params.items()]
     for first in range(0, len(short), PARAMS_A_CALL):
         yield dict(short[first : first + PARAMS_A_CALL])
 
 
 def _storable(text: str) -> str:
-    """A text without what no database stores: PostgreSQL takes no NUL, and half a surrogate pair has no UTF-8."""
+    """A text that databases can store: PostgreSQL refuses NUL, and half a surrogate pair has no UTF-8."""
     return text.replace("\0", "").encode(errors="replace").decode()

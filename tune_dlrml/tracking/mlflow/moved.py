@@ -1,4 +1,4 @@
-"""A storage folder that was moved: MLflow keeps the absolute place of artifacts with every experiment and run."""
+"""A storage folder that was moved: MLflow stores the absolute path of artifacts with every experiment and run."""
 
 import logging
 from pathlib import Path
@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 
 
 def follow_artifacts(uri: str, experiment: Experiment, artifacts: Path) -> None:
-    """Have MLflow look for artifacts where the storage folder is now, and put new ones there.
+    """Point MLflow to the artifacts in the present storage folder.
 
-    MLflow itself offers nothing for it. Runs whose artifacts were left behind keep their place.
+    MLflow itself has no function for this. Runs whose artifacts were not moved keep their path.
 
     Args:
         uri: Of the storage folder's own SQLite database.
-        experiment: As MLflow knows it.
+        experiment: MLflow's record of it.
         artifacts: The storage folder's own folder for artifacts.
     """
     before, now = experiment.artifact_location, artifacts.resolve().as_uri()
@@ -43,6 +43,6 @@ def follow_artifacts(uri: str, experiment: Experiment, artifacts: Path) -> None:
 
 
 def _folder(place: str) -> Path:
-    """Where a place is on this machine; nowhere if it is a bucket or a server."""
+    """Local folder of an artifact location; empty if it is a bucket or a server."""
     parts = urlsplit(place)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else Path()

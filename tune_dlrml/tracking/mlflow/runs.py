@@ -24,13 +24,13 @@ from tune_dlrml.tracking.mlflow.moved import follow_artifacts
 from tune_dlrml.tracking.mlflow.store import MlflowStore
 
 REQUEST_S = 10
-"""What one request to an MLflow server may take."""
+"""Time limit of one request to an MLflow server."""
 PAGE = 1000
-"""Runs that one call of a listing brings."""
+"""Runs per call of a listing."""
 SETTLE_S = 3.0
-"""How long a server that was stopped and goes on may need for the calls that were given up meanwhile."""
+"""Time in which a server that was suspended executes calls that had timed out."""
 FINDINGS = "dataset.json"
-"""Table of the parent run with what is so about the data's tokens."""
+"""Table of the parent run with findings about the data's tokens."""
 SEARCH_TAG = "tune_dlrml.search"
 SEARCH_ID_TAG = "tune_dlrml.search_id"
 ROLE_TAG = "tune_dlrml.role"
@@ -39,7 +39,7 @@ _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _NOTE = "A search of tune_dlrml. Its child runs are the trials; compare them by their `eval_` metrics."
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-"""Answers about the data itself. MLflow calls a bad request also what its database refuses while it is read-only."""
+"""Errors about the data itself. BAD_REQUEST is not one: MLflow also returns it while its database is read-only."""
 _STATUS = {
     State.COMPLETE: "FINISHED",
     State.PRUNED: "FINISHED",
@@ -49,20 +49,20 @@ _STATUS = {
 
 
 class ArtifactError(Exception):
-    """The store of artifacts does not take a file."""
+    """The artifact store refused a file."""
 
 
 class MlflowRuns:
     """A `Backend`: the run of a search and those of its trials below it, found by their tags before they are made.
 
-    MLflow cannot make a run exactly once: a call that was given up may still be carried out by a server that was
-    stopped and goes on. So behind such a call the search by tags is repeated when the server has answered for a
-    while, and `doubtful` asks for `drop_twins`.
+    MLflow cannot make a run exactly once: a server that was suspended may still execute a call that timed out. So after
+    such a call the search by tags is repeated when the server has answered for a while, and `doubtful` requests
+    `drop_twins`.
 
     Args:
-        store: The MLflow and the experiment, which is made if there is none yet.
+        store: The MLflow and the experiment, which is made if it does not exist yet.
         search: Name of the search.
-        identity: What tells it from other searches of its name.
+        identity: Unique id among searches of its name.
         tags: On every run that is made here: git commit, package versions.
     """
 
@@ -105,7 +105,7 @@ class MlflowRuns:
         return run
 
     def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
-        """The resolved search-space file and what was found in its data as artifacts of the parent run; its params."""
+        """Log the resolved search-space file and its data's findings as artifacts of the parent run, and its params."""
         self._client.log_text(parent, config_yaml, "search.yaml")
         if findings.get("data"):
             self._client.log_text(parent, json.dumps(findings, ensure_ascii=False), FINDINGS)
@@ -125,45 +125,45 @@ class MlflowRuns:
         self._client.set_terminated(parent, status=status, end_time=timestamp_ms)
 
     def child(self, number: int, event: Event, parent: str) -> str:
-        """The run of a trial, made as of its start event if there is none yet; its id."""
+        """Id of the run of a trial, which is made from its start event if it does not exist yet."""
         name = f"trial {number:03d} {event['branch']}"
         own = {ROLE_TAG: "trial", TRIAL_TAG: str(number), _PARENT_TAG: parent}
         return self._find_or_create(name, {TRIAL_TAG: str(number)}, own, event["timestamp_ms"])
 
     def start(self, run: str, event: Event) -> None:
-        """A child run is under way as its start event says."""
+        """Mark a child run as running, with the data of its start event."""
         tags = {
             "loss": event["settings"]["loss"],
             "branch": event["branch"],
             "state": str(State.RUNNING),
             "attempt": str(event["attempt"]),
         }
-        with self._told(run):
+        with self._run_errors(run):
             if self._describe(run, event["params"], tags).info.status != "RUNNING":
                 self._client.update_run(run, status="RUNNING")
 
     def log(self, run: str, points: Sequence[Point]) -> None:
         """See `Backend.log`."""
         metrics = [Metric(short_key(name), value, timestamp_ms, step) for name, value, timestamp_ms, step in points]
-        with self._told(run):
+        with self._run_errors(run):
             self._client.log_batch(run, metrics=metrics)
 
     def end(self, run: str, event: Event) -> None:
-        """Close a child run with what became of its trial."""
+        """Close a child run with the end of its trial."""
         reason = RunTag("stop_reason", short_text(event["reason"], TAG_LENGTH))
-        with self._told(run):
+        with self._run_errors(run):
             self._client.log_batch(run, tags=[RunTag("state", event["state"]), reason])
             self._client.set_terminated(run, status=_STATUS[State(event["state"])], end_time=event["timestamp_ms"])
 
     def add_files(self, run: str, paths: Sequence[Path]) -> None:
-        """Keep files as artifacts; a `.json` file is a table, which MLflow shows beside those of other runs.
+        """Log files as artifacts; a `.json` file is a table, which MLflow shows beside those of other runs.
 
         Raises:
-            ArtifactError: Their store does not take them, which says nothing about MLflow itself.
+            ArtifactError: The artifact store refused them; MLflow itself may work.
         """
         there = [path for path in paths if path.exists()]
         tables = [{"path": path.name, "type": "table"} for path in there if path.suffix == ".json"]
-        with self._told(run):
+        with self._run_errors(run):
             try:
                 for path in there:
                     self._client.log_artifact(run, str(path))
@@ -172,7 +172,7 @@ class MlflowRuns:
             self._client.set_tag(run, _TABLES_TAG, json.dumps(tables))
 
     def keep_folder(self, folder: Path) -> None:
-        """Keep a folder, under its name, as artifacts of the parent run, in place of those of that name.
+        """Log a folder, under its name, as artifacts of the parent run, in place of earlier ones.
 
         Raises:
             RunGoneError: The search has no run.
@@ -193,7 +193,7 @@ class MlflowRuns:
         return {number: [str(run.info.run_id) for run in runs] for number, runs in found.items()}
 
     def drop_twins(self, parent: str, kept: Mapping[int, str | None]) -> None:
-        """Delete runs that a call which was given up made all the same; MLflow can restore what it deletes."""
+        """Delete runs that were made by calls that had timed out; MLflow can restore deleted runs."""
         families: list[tuple[str | None, list[Run]]] = [(parent, self._find({ROLE_TAG: "search"}))]
         families += [(kept.get(number), runs) for number, runs in self._children().items()]
         for own, runs in families:
@@ -212,8 +212,8 @@ class MlflowRuns:
         return self._store.shown(error)
 
     @contextmanager
-    def _told(self, run: str) -> Iterator[None]:
-        """What MLflow answers to calls about a run, as what that means; other errors say that it is away."""
+    def _run_errors(self, run: str) -> Iterator[None]:
+        """Turn MLflow's answers about a run into this protocol's errors; other errors mean that it is unavailable."""
         try:
             yield
         except MlflowException as error:
@@ -224,7 +224,7 @@ class MlflowRuns:
             raise RefusedError(error.message) from error
 
     def _is_there(self, run: str) -> bool:
-        """Whether MLflow has a run and nobody has deleted it."""
+        """Whether MLflow has a run that is not deleted."""
         try:
             return bool(self._client.get_run(run).info.lifecycle_stage == "active")
         except MlflowException as error:
@@ -286,7 +286,7 @@ class MlflowRuns:
         return str(run.info.run_id)
 
     def _describe(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
-        """Log tags, and those params that MLflow does not have yet: it takes no other value later."""
+        """Log tags, and the params that MLflow does not have yet: it refuses another value later."""
         before = self._client.get_run(run)
         own_tags = [RunTag(key, short_text(value, TAG_LENGTH)) for key, value in tags.items()]
         fresh = {key: value for key, value in params.items() if short_key(key) not in before.data.params}
@@ -296,20 +296,20 @@ class MlflowRuns:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow answered, and will answer the same call in the same way whenever it is repeated."""
+    """Whether MLflow refused a call in a way that will not change if it is repeated."""
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
 
 def is_away(error: Exception) -> bool:
-    """Whether the next call will hardly fare better: no connection, no answer in time, or a server that is broken."""
+    """Whether MLflow is unavailable: no connection, no answer in time, or a broken server."""
     return isinstance(error, OSError | MlflowException) and not is_refusal(error)
 
 
 def _bound_requests() -> None:
-    """Let one request end in time and nobody but the outbox repeat it; what the environment says stands.
+    """Limit the time of a request, and leave retries to the outbox, unless the environment sets these values.
 
-    MLflow would repeat for many minutes by default, and print the server's address, a password included, at the end
-    of each run.
+    By default MLflow retries for many minutes, and prints the server's address with its password at the end of each
+    run.
     """
     for variable, value in ((MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_S), (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0)):
         if not variable.is_set():

@@ -1,4 +1,4 @@
-"""Which MLflow a search has its runs in."""
+"""The MLflow that has the runs of a search."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,11 @@ class MlflowStore:
 
     @property
     def name(self) -> str:
-        """What a cursor calls it, without a password."""
+        """Its name in cursors, without a password."""
         return f"{without_password(self.uri)} {self.experiment}"
 
     def shown(self, error: object) -> str:
-        """What MLflow says about an error, fit for a log: its first line without a password."""
+        """MLflow's message for a log: its first line without a password."""
         return self._bare((str(error).strip().splitlines() or [""])[0])[:ERROR_LENGTH]
 
     def _bare(self, text: str) -> str:
