@@ -140,7 +140,7 @@ def test_a_line_that_is_no_judgement_is_passed_over_and_told(tmp_path, caplog, c
     judge = Judge()
     assert CachedJudge(judge, ReplyCache(path)).ask(inquiry(3)).verdict == 4.0
     assert judge.asked == [3]
-    assert "no judgement" in caplog.text
+    assert "not a judgement" in caplog.text
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000])

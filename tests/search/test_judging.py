@@ -34,7 +34,7 @@ class Judge:
 
     def ask(self, inquiry: Inquiry) -> Judgement:
         if self.away:
-            raise JudgeEndedError(f"{self.name} is away")
+            raise JudgeEndedError(f"{self.name} is unavailable")
         self.asked.append(inquiry)
         self.when_asked()
         digit = inquiry.messages[-1]["content"].rpartition("answer ")[2][0]
@@ -153,7 +153,7 @@ def test_a_judge_that_is_away_is_asked_again_with_the_next_trial_and_at_the_end(
     made, told = judging(events, questionnaire, jury_of())
     assert isinstance(submit_all(made, [0, 1]), JudgeEndedError)
     assert told["judged"] == []
-    assert told["notices"] == ["judging waits, training continues: openai:digits is away"]
+    assert told["notices"] == ["judging waits, training continues: openai:digits is unavailable"]
     judge.away = False
     made, told = judging(events, questionnaire, jury_of())
     assert submit_all(made, [0, 1]) is None

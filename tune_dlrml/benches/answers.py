@@ -112,6 +112,6 @@ def _key_and_text(line: bytes) -> tuple[str, str] | None:
 
 def _storage_error(path: Path, what: str, error: OSError) -> StorageError:
     return StorageError(
-        f"{path} must be {what}, so that no answer is paid for twice, but: {error.strerror}; see to the disk, then "
+        f"{path} must be {what}, so that no answer is paid for twice, but: {error.strerror}; check the disk, then "
         "give the same command again"
     )

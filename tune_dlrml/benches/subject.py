@@ -172,9 +172,7 @@ def complete_trials(search: str, place: SearchPlace) -> list[Loaded]:
     place, config, rows = _search(search, place)
     trials = [_loaded(search, row, place, config, IN_PROCESS) for row in rows if row.state is State.COMPLETE]
     if not trials:
-        raise InputError(
-            f"a trial is examined with the model that it ended with, but search {search!r} has no complete one"
-        )
+        raise InputError(f"a trial is examined with its final model, but search {search!r} has no complete one")
     return trials
 
 
@@ -190,8 +188,8 @@ def _trial(search: str, number: int, place: SearchPlace, engine: str) -> Loaded:
         raise InputError(f"search {search!r} has trials 0 to {len(rows) - 1}, but got {number}")
     if row.state is not State.COMPLETE:
         raise InputError(
-            f"trial {number} of search {search!r} is {row.state}: {row.stop_reason}; only a complete one keeps the "
-            "model that it made"
+            f"trial {number} of search {search!r} is {row.state}: {row.stop_reason}; only a complete one keeps its "
+            "model"
         )
     return _loaded(search, row, place, config, engine)
 
@@ -211,7 +209,5 @@ def _loaded(search: str, row: TrialRow, place: SearchPlace, config: SearchConfig
     folder = place.folder(search) / "trials" / str(row.number)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        raise InputError(
-            f"a complete trial keeps the model that it made, but {folder} has no whole checkpoint any more"
-        )
+        raise InputError(f"a complete trial keeps its model, but {folder} has no whole checkpoint any more")
     return Loaded(f"{search}:{row.number}", place.model(config), checkpoint.path, config, row.spec, engine)

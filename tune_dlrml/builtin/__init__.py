@@ -17,7 +17,7 @@ held-out accuracy, so compare with it before calling a number a preference for p
 
 The questions have the form of MT-Bench's, not its content: 16 of them in two turns, two from each of its eight
 categories, written for models of any size, so that the first eight cover every category (`mt_bench_questions`); the
-right answers to those of math, reasoning and coding (`mt_bench_references`); and what a judge is told
+right answers to those of math, reasoning and coding (`mt_bench_references`); and the prompts of judges
 (`mt_bench_prompts`). All three are in FastChat's file formats. A score on them is no score on MT-Bench's own questions.
 
 The searches are the files of `search_spaces/` in the repository, each of which begins with the question it answers.

@@ -1,1 +1,1 @@
-"""What a trained model answers, and what judges and rewards say of it."""
+"""Answers of a trained model, and their scores by judges and rewards."""

@@ -1,4 +1,4 @@
-"""Frozen values that cross the stages of a judgement: question, answers, what a judge is asked, what it said."""
+"""Frozen values of judging: question, answers, inquiry to a judge, judgement."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What a judge is asked once.
+    """One inquiry to a judge.
 
     Attributes:
         kind: `rating` of one answer, or which answer of a `pair` is better.
@@ -62,7 +62,7 @@ class Inquiry:
 
     @property
     def shown(self) -> str:
-        """What the judge may quote: not what it is told to do, whose example of a verdict is none of an answer."""
+        """Text that the judge may quote, without its instructions, whose example of a verdict is not from an answer."""
         if self.quotable is not None:
             return self.quotable
         return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
@@ -78,7 +78,7 @@ class Inquiry:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said to an inquiry.
+    """The judgement of an inquiry.
 
     Attributes:
         judge: Name of the judge, which belongs to every number that rests on it.
@@ -86,9 +86,9 @@ class Judgement:
         question_id: The question's.
         turn: Counted from 1.
         verdict: None if the judge gave no usable one, however often it was asked: the turn is unscored.
-        words: The judge's own words, or what kept it from saying any.
-        calls: How often the judge was called for it; 0 where nobody had to be asked.
-        heard: False where the judge could not say all that it may have to say, as its endpoint failed.
+        words: The judge's own words, or why there are none.
+        calls: How often the judge was called for it; 0 for a cached judgement.
+        heard: False if the judge's endpoint failed before it could give a complete reply.
     """
 
     judge: str
@@ -104,7 +104,7 @@ class Judgement:
     def of(
         cls, judge: str, inquiry: Inquiry, verdict: Verdict | None, words: str, *, calls: int, heard: bool = True
     ) -> Self:
-        """What the judge of this name said to an inquiry."""
+        """The judgement by the judge of this name."""
         key = inquiry.key(judge)
         return cls(judge, key, inquiry.question_id, inquiry.turn, verdict, words, calls, heard)
 
@@ -157,6 +157,6 @@ class Judge(Protocol):
         """The judgement of one inquiry; may be called from several threads.
 
         Raises:
-            JudgeEndedError: The judge may not be called any more, or cannot be reached at all; what it means for all
-                that is still to be judged is in the message.
+            JudgeEndedError: The judge has reached its limits, or cannot be reached at all; the message says what this
+                means for the rest.
         """

@@ -26,7 +26,7 @@ from tune_dlrml.system.files import replace_file
 
 TIE = 1.5
 MIN_COVERAGE = 0.9
-"""Share of the comparisons that must have been judged for a win rate to be told as the model's."""
+"""Share of the comparisons that must be judged for a valid win rate."""
 FILE_LIMIT = 2**28
 """Bytes of a file of rows, which is read at once; AlpacaEval's own largest is 23 MB."""
 
@@ -90,7 +90,7 @@ class WinRate:
 
     @property
     def missing(self) -> str | None:
-        """Why the win rate is not to be told as the model's; None where it is."""
+        """Why the win rate is not valid; None where it is."""
         total = self.scored + self.unscored
         if self.scored and self.scored >= MIN_COVERAGE * total:
             return None
@@ -189,7 +189,7 @@ Numbered = tuple[str, int]
 
 
 def numbered(instructions: Iterable[str]) -> list[Numbered]:
-    """The instructions told apart, also where one stands in a file several times."""
+    """The instructions with a unique key each, also where one occurs in a file several times."""
     seen: Counter[str] = Counter()
     keys = []
     for instruction in instructions:

@@ -6,7 +6,7 @@ A logistic regression explains the preferences for a model by three things, as `
     logit P(model wins) = a * tanh(length difference / its deviation) + b * difficulty of the instruction + c
 
 The win rate is the mean of what it predicts with the first term left out. It is fitted together with published
-annotations of a baseline that was told to be verbose and to be concise ("gamed"), which tie down `a`; they have no `c`.
+annotations of a baseline that was asked to be verbose or concise ("gamed"), which determine `a`; they have no `c`.
 
 Shape legend: N = instructions, R = rows of the regression, F = its 3 features.
 """

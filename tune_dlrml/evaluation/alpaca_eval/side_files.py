@@ -1,7 +1,7 @@
 """The files published beside AlpacaEval's instructions, without which there is no length-controlled win rate.
 
-`df_gamed.csv` holds annotations of the baseline told to be verbose and told to be concise, `instruction_difficulty.csv`
-a number for each instruction. Both name an instruction by its position in the set. They are published in the hub data
+`df_gamed.csv` has annotations of the baseline when asked to be verbose or concise, `instruction_difficulty.csv` a
+number for each instruction. Both name an instruction by its position in the set. They are published in the hub data
 set `tatsu-lab/alpaca_eval`, next to the instructions themselves.
 """
 
@@ -33,7 +33,7 @@ Locate = Callable[[str], Path | None]
 
 @dataclass(frozen=True)
 class GamedRow:
-    """An annotation of a baseline that was told to be verbose or concise.
+    """An annotation of a baseline that was asked to be verbose or concise.
 
     Attributes:
         index: Position of the instruction in the set.
@@ -157,7 +157,7 @@ def _on_hub(source: str) -> Locate:
 
 
 def _hub_refusal(repository: str, revision: str | None) -> str | None:
-    """Why the hub does not give the data set; None where it does."""
+    """Why the data set cannot be loaded from the hub; None where it can."""
     from huggingface_hub import dataset_info, errors
 
     def ask() -> str | None:

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible endpoint: what may be asked of it, and what it replies."""
+"""An OpenAI-compatible endpoint: its limits, requests and replies."""

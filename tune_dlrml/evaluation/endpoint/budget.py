@@ -1,4 +1,4 @@
-"""What may still be asked of an endpoint: its caps on requests, tokens and time."""
+"""The caps of an endpoint on requests, tokens and time."""
 
 import threading
 from collections.abc import Callable

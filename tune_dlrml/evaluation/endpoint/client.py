@@ -42,11 +42,11 @@ _UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter"
 class Endpoint:
     """Completions of one model, with retries; may be used from several threads.
 
-    Tried again, after a wait that grows and is drawn anew each time, or that the server asks for in `Retry-After`:
-    408, 409, 429 and 5xx; timeouts, connections that fail or break; replies that are empty, no JSON or no completion.
-    A model that refuses `max_tokens` is asked with `max_completion_tokens`, one that refuses a `temperature` or a
-    `seed` is asked without, and one without system messages is told all by the user, which is said once in the log.
-    One that is away (see `Outage`) is asked again by the next call of `complete`.
+    Retried, after a growing random wait or the server's `Retry-After`: 408, 409, 429 and 5xx; timeouts, connections
+    that fail or break; replies that are empty, not JSON or not a completion. A model that refuses `max_tokens` gets
+    `max_completion_tokens`, one that refuses a `temperature` or a `seed` gets none, and one without system messages
+    gets them in the user's message; each is logged once. The next call of `complete` tries again an endpoint that is
+    unavailable, see `Outage`.
 
     Args:
         settings: Where it is, and the caps.
@@ -117,7 +117,7 @@ class Endpoint:
             seed: Asked for where the endpoint can do so.
 
         Raises:
-            JudgeEndedError: A cap or the deadline is reached, the account is empty, or the endpoint stays away.
+            JudgeEndedError: A cap or the deadline is reached, the account is empty, or the endpoint is unavailable.
             NoReplyError: This chat got no reply; the next one may.
             InputError: The endpoint refuses its key, its address, its model or a setting.
         """
@@ -158,7 +158,7 @@ class Endpoint:
         """One HTTP request, of a cycle that began at this mark of the outage."""
         with self._slots:
             if self._outage.has_ended(began):
-                raise JudgeEndedError(f"{self.identity} is away, as other chats show")
+                raise JudgeEndedError(f"{self.identity} is unavailable, as other chats show")
             answer: Future[bytes] = Future()
             without = self._unsupported
             timeout_s = min(self.settings.timeout_s, self._begin_call(answer))
@@ -227,7 +227,7 @@ class Endpoint:
     def _refusal(
         self, error: openai.APIStatusError, request: Mapping[str, Any], without: frozenset[str]
     ) -> TuneDlrmlError:
-        """What a status that is no success means, of a request that was sent without some settings."""
+        """The error for a failed status of a request, which was sent without some settings."""
         refusal = read_refusal(error.response.content, self.settings.key)
         status, code, said = error.status_code, refusal.code, refusal.text
         if status == 402 or code == "insufficient_quota":
@@ -255,7 +255,7 @@ class Endpoint:
         )
 
     def _do_without(self, names: frozenset[str], status: int, said: str) -> TransientError:
-        """Leave settings out from now on; the error that has the request sent again at once."""
+        """Leave settings out from now on; returns the error that repeats the request at once."""
         with self._lock:
             new = sorted(names - self._unsupported)
             self._unsupported |= names

@@ -10,7 +10,7 @@ from typing import Any
 from tune_dlrml.evaluation.records import Message
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, roughly, where an endpoint does not tell the tokens that it used."""
+"""Of English text, roughly, for an endpoint that does not report its tokens."""
 FINISHED = frozenset(["", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "end"])
 AT_LIMIT = frozenset(["length", "max_tokens", "max_length", "model_length", "max_output_tokens"])
 """Names that servers have for a reply that came to its end, and for one that was cut off at its token limit."""
@@ -91,7 +91,7 @@ def read_completion(body: bytes, messages: Sequence[Message]) -> tuple[Completio
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """What `Retry-After` asks for, in seconds; None without a usable one.
 
-    A date is taken relative to the reply's own `Date`: the clocks of two machines differ.
+    A date is relative to the reply's own `Date`: the clocks of two machines differ.
     """
     text = headers.get("retry-after", "")
     try:

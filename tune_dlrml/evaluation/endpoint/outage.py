@@ -1,46 +1,46 @@
-"""When an endpoint is away, and not only out of luck with a few requests."""
+"""Detects that an endpoint is unavailable, and not only that a few requests failed."""
 
 import threading
 
 SILENT_CYCLES = 3
-"""So many whole cycles of retries, one after another and without any reply, mean that an endpoint is away."""
+"""Number of consecutive cycles of retries without any reply after which an endpoint is unavailable."""
 
 
 class Outage:
-    """Tells an endpoint that is away from requests that fail; may be used from several threads.
+    """Distinguishes an unavailable endpoint from single failed requests; may be used from several threads.
 
-    Threads that fail together fail by the same outage, so it is no count of failures. A cycle is one completion with
-    all its retries. One that got no reply counts if it began when nothing had been learnt since: no reply to any thread
-    and no cycle that counted. An endpoint that was found away stays so for what began before that; what begins later
-    asks it again, and one such cycle without a reply is enough to find it still away.
+    Threads that fail together fail by the same outage, so failures are not simply counted. A cycle is one completion
+    with all its retries. A cycle without a reply counts if since its start no thread got a reply and no other cycle
+    counted. An endpoint found unavailable stays so for cycles that started before; a later cycle tries it again, and
+    one such cycle without a reply is enough to find it still unavailable.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._learnt = self._away_since = self._cycles = 0
+        self._learnt = self._down_since = self._cycles = 0
 
     def begin(self) -> int:
-        """A mark of the moment at which a cycle begins."""
+        """A mark of the start of a cycle."""
         with self._lock:
             return self._learnt
 
     def has_ended(self, began: int) -> bool:
-        """Whether a cycle that began at this mark is pointless by now: the endpoint was found away after it."""
+        """Whether the endpoint was found unavailable after this mark, so that the cycle is pointless."""
         with self._lock:
-            return began < self._away_since
+            return began < self._down_since
 
     def heard(self) -> None:
-        """There was a reply."""
+        """Record a reply."""
         with self._lock:
             self._learnt += 1
-            self._away_since = self._cycles = 0
+            self._down_since = self._cycles = 0
 
     def unheard(self, began: int) -> bool:
-        """A cycle that began at this mark got no reply: whether the endpoint is away."""
+        """Record that a cycle from this mark got no reply; returns whether the endpoint is unavailable."""
         with self._lock:
             if began == self._learnt:
                 self._learnt += 1
                 self._cycles += 1
                 if self._cycles >= SILENT_CYCLES:
-                    self._away_since = self._learnt
-            return began < self._away_since
+                    self._down_since = self._learnt
+            return began < self._down_since

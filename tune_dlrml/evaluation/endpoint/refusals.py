@@ -60,11 +60,11 @@ def read_refusal(body: bytes, key: str | None) -> Refusal:
 
 
 def folded(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The chat with what the system is told at the head of the first user message."""
-    told = [message["content"] for message in messages if message["role"] == SYSTEM]
+    """The chat with the system messages at the head of the first user message."""
+    system = [message["content"] for message in messages if message["role"] == SYSTEM]
     rest = [dict(message) for message in messages if message["role"] != SYSTEM]
-    if told and rest:
-        rest[0]["content"] = "\n\n".join([*told, rest[0]["content"]])
+    if system and rest:
+        rest[0]["content"] = "\n\n".join([*system, rest[0]["content"]])
     return rest
 
 

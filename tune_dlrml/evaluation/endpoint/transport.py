@@ -14,7 +14,7 @@ _HEADERS = frozenset(
 def make_client(settings: EndpointSettings) -> openai.OpenAI:
     """A client that takes nothing from OPENAI_* variables: the command line alone reads the environment.
 
-    Redirects are not followed, since each would be a request that nobody counted.
+    Redirects are not followed, since each would be an uncounted request.
     """
 
     def leave_out_foreign_headers(request: Any) -> None:

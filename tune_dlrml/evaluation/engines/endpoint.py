@@ -69,8 +69,8 @@ class EndpointEngine:
         counted in `unanswered` and is not kept.
 
         Raises:
-            JudgeEndedError: The endpoint may not be called any more; no request is begun after that, and what was
-                under way is waited for and kept.
+            JudgeEndedError: The endpoint has reached its limits; no request starts after that, and running ones are
+                awaited and kept.
             InputError: The endpoint refuses the request.
             StorageError: A reply cannot be kept.
         """
@@ -81,7 +81,7 @@ class EndpointEngine:
             wait(asked, return_when=FIRST_EXCEPTION)
             pool.shutdown(cancel_futures=True)
         finally:
-            # At an interrupt what is under way is left to whoever closes the endpoint: it could take minutes.
+            # After an interrupt running requests end when the endpoint is closed: waiting could take minutes.
             pool.shutdown(wait=False, cancel_futures=True)
         errors = [error for future in asked if not future.cancelled() and (error := future.exception()) is not None]
         # Other errors say more than that the endpoint ended: a wrong key, a full disk.

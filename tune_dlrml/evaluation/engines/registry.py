@@ -70,7 +70,7 @@ class Model:
         raise self._missing("behind an endpoint")
 
     def _missing(self, where: str) -> InputError:
-        return InputError(f"an engine needs {self.name} {where}, where it is not; take another engine")
+        return InputError(f"an engine needs {self.name} {where}, which is missing here; use another engine")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class NamedEngine(Engine, Protocol):
 
 
 class SamplingEngine(NamedEngine, Protocol):
-    """An engine that tells the tokens of its answers."""
+    """An engine that also returns the tokens of its answers."""
 
     def sample(self, chats: Sequence[Chat | str], *, temperature: float, seed: int) -> list[Sampled]:
         """One completion of each chat, and of a text as it stands, in their order; see `Engine.generate`."""

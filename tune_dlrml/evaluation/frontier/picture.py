@@ -22,7 +22,7 @@ class Setting:
 
     Attributes:
         label: Such as the loss; decides colour and marker.
-        note: What tells it from others of its label, such as `β 0.1`; written beside it.
+        note: Distinguishes it from others of its label, such as `β 0.1`; written beside it.
     """
 
     label: str
@@ -137,7 +137,7 @@ def _write_note(axes: Axes, note: str, place: Position, style: _Style) -> None:
 
 
 def _scale_kl(axes: Axes, largest: float) -> None:
-    """KL on the scale of its square root, on which policies from nearly untrained to far away spread evenly."""
+    """KL on a square-root scale, which spreads nearly untrained and distant policies evenly."""
     largest = largest or 1.0
     axes.set_xscale(
         "function", functions=(lambda kl: np.sign(kl) * np.sqrt(np.abs(kl)), lambda root: np.sign(root) * root**2)

@@ -55,7 +55,7 @@ class Reward:
 
     @property
     def identity(self) -> str:
-        """What tells it from any other: its name, and what that names now."""
+        """Unique identity: its name, and the present content behind it."""
         return f"{self.name} {self.content}".strip()
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

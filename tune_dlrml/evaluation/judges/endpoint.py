@@ -89,7 +89,7 @@ class EndpointJudge:
         """The judgement of one inquiry, unscored where no reply holds a verdict; see `Judge.ask`.
 
         Raises:
-            JudgeEndedError: The endpoint may not be called any more, or is away.
+            JudgeEndedError: The endpoint has reached its limits, or is unavailable.
             InputError: The endpoint refuses its settings.
         """
         calls, reason = 0, ""

@@ -112,15 +112,15 @@ class Grading:
 
 
 class Jury:
-    """Has judges grade answers; asked again, it asks them only for what they have not said.
+    """Has judges grade answers; cached replies are not asked for again.
 
     Args:
-        judges: Who judges.
-        prompts: What they are told.
-        replies: What they have said.
-        concurrency: Inquiries to one judge at the same time.
+        judges: The judges.
+        prompts: Their prompts.
+        replies: Cache of their replies.
+        concurrency: Concurrent inquiries to one judge.
         seed: Of the intervals.
-        pairwise: Whether answers are compared with the baseline's one by one, too.
+        pairwise: Whether answers are also compared with the baseline's one by one.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class Jury:
 
         Args:
             config: The section.
-            replies: File that keeps what judges say.
+            replies: File of cached replies.
             key: For endpoints.
-            device: Where local judges run; beside the workers of a search that is the CPU.
+            device: Of local judges; the CPU while the workers of a search run.
 
         Raises:
-            InputError: Prompts, a local judge's model or an endpoint's address are at fault.
+            InputError: Prompts, a local judge's model or an endpoint's address are invalid.
         """
         prompts = load_judge_prompts(config.judge_prompts, needed=SINGLE + (PAIR if config.pairwise else ()))
         return cls(
@@ -163,14 +163,14 @@ class Jury:
 
     @property
     def fingerprint(self) -> str:
-        """Tells judgements apart that were asked for in another way, whoever the judges are."""
-        told = [[str(name), asdict(prompt)] for name, prompt in self._prompts.items()]
-        content = json.dumps([told, self._pairwise], default=str)
+        """Identifies the way in which judgements are asked for, independent of the judges."""
+        prompts = [[str(name), asdict(prompt)] for name, prompt in self._prompts.items()]
+        content = json.dumps([prompts, self._pairwise], default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     @property
     def names(self) -> list[str]:
-        """Names of the judges, as they stand beside their numbers."""
+        """Names of the judges, as shown with their scores."""
         return [judge.name for judge in self._judges]
 
     def grade(
@@ -181,11 +181,11 @@ class Jury:
         baseline: Sequence[Answers] | None = None,
         on_judgement: Callable[[Judgement], None] | None = None,
     ) -> Grading:
-        """Have every judge rate the answers and, if there is a baseline, that one's, too: a memory mostly has them.
+        """Have every judge rate the answers and the baseline's, if there is one, which are mostly cached.
 
         Raises:
-            JudgeEndedError: A judge ended before it had judged everything; what it said is kept.
-            InputError: An endpoint refuses what it is asked.
+            JudgeEndedError: A judge ended before it had judged everything; its replies are kept.
+            InputError: An endpoint refuses a request.
         """
 
         def said_to(asked: Sequence[Inquiry]) -> list[Judgement]:
@@ -195,7 +195,7 @@ class Jury:
                 for judgement in judge_all(asked, judge, concurrency=self._concurrency, on_judgement=on_judgement)
             ]
 
-        def told(scores: list[AnyScore]) -> list[AnyScore]:
+        def with_reasons(scores: list[AnyScore]) -> list[AnyScore]:
             reasons = {judge.name: judge.given_up for judge in self._asked}
             return [
                 replace(each, missing=reasons[each.judge]) if each.missing and reasons.get(each.judge) else each
@@ -204,30 +204,30 @@ class Jury:
 
         names, seed = self.names, self._seed
         ratings = said_to(inquiries(questions, answers, self._prompts))
-        scores = told([score(ratings, questions, name, seed=seed) for name in names])
+        scores = with_reasons([score(ratings, questions, name, seed=seed) for name in names])
         if len(names) > 1:
             scores.append(mean_score(ratings, questions, names, seed=seed))
         if baseline is None:
             return Grading(tuple(ratings), tuple(scores))
         others = said_to(inquiries(questions, baseline, self._prompts))
-        differences = told([difference(ratings, others, questions, name, seed=seed) for name in names])
+        differences = with_reasons([difference(ratings, others, questions, name, seed=seed) for name in names])
         matches = pair_inquiries(questions, answers, baseline, self._prompts) if self._pairwise else []
         comparisons = said_to([inquiry for match in matches for inquiry in match.inquiries])
-        pairs = told([pair_score(matches, comparisons, name, seed=seed) for name in names] if matches else [])
+        pairs = with_reasons([pair_score(matches, comparisons, name, seed=seed) for name in names] if matches else [])
         return Grading(tuple(ratings), tuple(scores), tuple(differences), tuple(comparisons), tuple(pairs))
 
     def stop(self) -> None:
-        """Ask nothing new; `grade` then raises JudgeEndedError when what is under way has come to its end."""
+        """Start no new inquiries; `grade` then raises JudgeEndedError when the running ones have ended."""
         self._over.set()
 
     def close(self) -> None:
-        """Give the connections up, and with them what is under way."""
+        """Close the connections, and so end running inquiries."""
         for judge in self._named:
             judge.close()
 
 
 class _Stoppable:
-    """A judge until it is told to stop."""
+    """A judge that can be stopped."""
 
     def __init__(self, judge: Judge, over: threading.Event) -> None:
         self.name, self.identity = judge.name, judge.identity
@@ -236,7 +236,7 @@ class _Stoppable:
     def ask(self, inquiry: Inquiry) -> Judgement:
         """See `Judge.ask`."""
         if self._over.is_set():
-            raise JudgeEndedError(f"{self.name} was stopped; the same command goes on with what is still to be judged")
+            raise JudgeEndedError(f"{self.name} was stopped; the same command judges the rest")
         return self._judge.ask(inquiry)
 
 
@@ -246,9 +246,9 @@ def _with_interval(name: str, value: float | None, interval: Interval | None) ->
 
 
 def _metric_name(text: str) -> str:
-    """A name that MLflow takes as a part of a metric's, and that no other text gets.
+    """A unique name that MLflow accepts as a part of a metric's.
 
-    It takes ASCII letters, digits, `_-. :/`, no path that another spelling means as well, and 250 characters in all.
+    MLflow accepts ASCII letters, digits, `_-. :/`, normalized paths only, and at most 250 characters.
     """
     name = re.sub(r"[^\w. :/-]", "_", text, flags=re.ASCII)
     if name == text and posixpath.normpath(f"/{name}") == f"/{name}" and len(name) <= NAME_LENGTH:

@@ -67,7 +67,7 @@ class LocalJudge:
 
     Attributes:
         name: `local:<model reference>:logits`.
-        identity: The name and, of a folder, what tells whether its files were written anew.
+        identity: The name and, of a folder, the state of its files.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ def _at_most(threads: int | None) -> Iterator[None]:
 
 
 def _state(reference: ModelReference) -> str:
-    """What tells the present files of a folder from later ones; other references name the same model for good.
+    """The state of the files of a folder; other references always name the same model.
 
-    Sizes and times of writing, since reading gigabytes of weights would hold every start up: a folder that was copied
-    is taken for another one, which costs time and no score.
+    It consists of sizes and modification times, since reading gigabytes of weights would delay every start. A copied
+    folder counts as another one, which costs time but no score.
     """
     if reference.kind != "folder":
         return ""

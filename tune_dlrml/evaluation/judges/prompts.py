@@ -1,4 +1,4 @@
-"""What judges are told: prompts in FastChat's `judge_prompts.jsonl` format, filled in as FastChat fills them in."""
+"""Prompts of judges in FastChat's `judge_prompts.jsonl` format, filled in as FastChat does."""
 
 import string
 from collections.abc import Collection, Mapping

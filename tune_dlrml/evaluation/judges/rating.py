@@ -2,10 +2,10 @@
 
 Judges think before they answer, explain themselves before they decide, and quote what they judge, which may hold a
 verdict on itself. So thoughts are cut, and what stands in code, in a block quote or between quotation marks is not the
-judge's own, unless it is a verdict that nobody showed the judge and that ends the reply or has its label before the
+judge's own, unless it is a verdict that the judge was not shown and that ends the reply or has its label before the
 quotation. Of the rest the last verdict counts that is labelled as one, as in `Rating: [[7]]`, or that ends the reply or
-has a line of its own. There is none where the judge may only tell of it, or contradicts it: with another verdict behind
-it, with a labelled number in another form, or with other criteria of equal right. Then the judge can be asked again.
+has a line of its own. There is none if the judge may only quote it, or contradicts it: with another verdict after it,
+with a labelled number in another form, or with other criteria of equal rank. Then the judge can be asked again.
 """
 
 import itertools
@@ -73,8 +73,8 @@ class _Found(Generic[Value]):
 
     Attributes:
         start, end: Where it stands.
-        shown: Whether the judge was shown the same one, so that it may only tell of it. Then it counts only as a
-            labelled sentence of its own at the end, with other words before it than where it was shown.
+        shown: Whether the judge was shown the same one, so that it may only quote it. Then it counts only as a labelled
+            sentence of its own at the end, with other words before it than where it was shown.
         labelled: Whether a word such as `Rating:` or an act such as `I give` says that it is one.
         decisive: Whether it has the form of a verdict: labelled, at the end of the words or on a line of its own.
         aspect: Whether its label is that of one criterion among others.

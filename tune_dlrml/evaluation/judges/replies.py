@@ -97,14 +97,14 @@ class ReplyCache:
                 self._asked.add(judgement.key)
 
     def _given_up(self, key: str) -> Judgement | None:
-        """The unscored judgement under a key if nobody is to be asked any more, now or for good."""
+        """The unscored judgement under a key if the judge is not asked again, in this run or at all."""
         unscored = self._unscored.get(key, [])
         if len(unscored) >= MAX_RUNS:
             return replace(unscored[-1], words=f"unscored for good after {MAX_RUNS} runs: {unscored[-1].words}")
         return unscored[-1] if key in self._asked else None
 
     def _read_on(self) -> None:
-        """Take in the complete lines behind those that were read."""
+        """Read the complete lines after those that were read."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._read)
@@ -116,7 +116,7 @@ class ReplyCache:
         for line in complete_lines(data):
             judgement = _parsed(line)
             if judgement is None:
-                logger.warning("%s: no judgement, passed over: %r", self._path, line[:80])
+                logger.warning("%s: not a judgement, skipped: %r", self._path, line[:80])
             elif judgement.verdict is None:
                 self._unscored.setdefault(judgement.key, []).append(judgement)
             else:
@@ -198,9 +198,9 @@ def _copies(judgement: Judgement, same: list[int], inquiries: Sequence[Inquiry])
 def _asked(
     inquiries: Mapping[str, Inquiry], judge: Judge, concurrency: int
 ) -> Generator[tuple[str, Judgement | Exception]]:
-    """What each inquiry ended with, as it comes; once one ended with an error, no other is begun.
+    """The result of each inquiry as it comes; after the first error no other inquiry starts.
 
-    Closed early, as by an interrupt, it leaves those that are under way to themselves: waiting could take minutes.
+    If it is closed early, as by an interrupt, it does not wait for running inquiries, which could take minutes.
     """
     stopped = threading.Event()
 
@@ -247,5 +247,5 @@ def _is_verdict(verdict: object) -> bool:
 def _storage_error(path: Path, done: str, error: OSError) -> StorageError:
     return StorageError(
         f"{path} must be {done} so that no reply of a judge is paid for twice, but: {error.strerror}; "
-        "see to the disk, then run the same command again"
+        "check the disk, then run the same command again"
     )

@@ -1,4 +1,4 @@
-"""A judge that never gives a verdict is asked no more."""
+"""Stops asking a judge that never gives a verdict."""
 
 import threading
 

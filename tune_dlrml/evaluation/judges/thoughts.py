@@ -1,4 +1,4 @@
-"""The final answer in what a reasoning model wrote: its thoughts are cut, whatever marks them."""
+"""The final answer in the text of a reasoning model: its thoughts are cut, whatever marks them."""
 
 import re
 
@@ -30,7 +30,7 @@ _BARE_FINAL = re.compile(r"assistant\s*final")
 
 
 def final_answer(words: str) -> str:
-    """The words without thoughts; empty where one was begun and never ended.
+    """The words without thoughts; empty if a thought was opened but not closed.
 
     A template may open a thought in the prompt, so that only its end is here: all before that is thought. A marker that
     is spoken of, as in quotation marks or as a word of a sentence, is none.
@@ -42,7 +42,7 @@ def final_answer(words: str) -> str:
 
 
 def _final_channel(words: str) -> str:
-    """What stands in the final channel of the Harmony format, also where its special tokens were taken out."""
+    """The text in the final channel of the Harmony format, also where its special tokens were removed."""
     channels = [match for match in _CHANNEL.finditer(words) if not _is_mention(words, match)]
     if channels:
         final = [match for match in channels if match[1] == "final"]

@@ -1,4 +1,4 @@
-"""What a trial is asked once it has used up its budget, and the file that keeps its answers."""
+"""The questions for a complete trial, and the file with its answers."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ class Questionnaire:
 
     @property
     def fingerprint(self) -> str:
-        """Tells answers to other questions, or made in another way, apart."""
+        """Identifies the questions and the way in which they are answered."""
         asked = [[asdict(question) for question in self.questions], self.max_new_tokens, self.seed]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
@@ -65,7 +65,7 @@ class Questionnaire:
         """The answers of a trial; None if it was not asked these questions in this way.
 
         Raises:
-            InputError: The file was changed and is no file of answers any more.
+            InputError: The file was changed and is not a file of answers any more.
         """
         path = self.path(folder)
         return read_answers(path) if path.exists() else None

@@ -53,7 +53,7 @@ def load_questions(source: str, *, references: str | None = None, limit: int | N
         source: `builtin:mt-bench`, a file or a folder in FastChat's layout, or a hub data set.
         references: File of right answers, or folder with one such file. By default those that belong to the source:
             the folder `reference_answer` beside `question.jsonl`, or else the field `reference` of each question.
-        limit: So many of the first questions only.
+        limit: Number of first questions to use.
 
     Raises:
         InputError: Something cannot be read, a line is malformed, or two questions have one id.
@@ -108,7 +108,7 @@ def _distinct(lines: Iterator[tuple[str, _QuestionLine]], source: str) -> list[Q
     questions: dict[int | str, Question] = {}
     for place, line in lines:
         if line.question_id in questions:
-            raise InputError(f"{place}: every question must have its own id, but {line.question_id!r} is taken.")
+            raise InputError(f"{place}: every question must have its own id, but {line.question_id!r} is used twice.")
         reference = tuple(line.reference or ())
         questions[line.question_id] = Question(line.question_id, line.category, tuple(line.turns), reference)
     if not questions:

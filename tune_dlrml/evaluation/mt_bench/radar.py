@@ -16,10 +16,10 @@ LOWEST, HIGHEST = 1, 10
 
 
 def radar(scores: Mapping[str, Mapping[str, float | None]], *, judge: str) -> Figure:
-    """Mean ratings by category, one closed line a model on one axis a category from 1 to 10.
+    """Mean ratings by category, one closed line per model and one axis per category from 1 to 10.
 
-    Lines differ in colour, dash and marker, so that they can be told apart in grey as well. A score that is missing
-    breaks the line.
+    Lines differ in colour, dash and marker, so they are distinguishable in grey as well. A missing score breaks the
+    line.
 
     Args:
         scores: By model, as it is called in the legend, and category; axes have the order in which categories appear.

@@ -1,4 +1,4 @@
-"""MT-Bench: what judges are asked about answers, and what their judgements amount to.
+"""MT-Bench: inquiries to judges about answers, and scores from their judgements.
 
 Zheng et al., 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (arXiv 2306.05685), computed as FastChat's
 `llm_judge` does. Every number names its judge: one judge's ratings are not comparable with another's.
@@ -147,7 +147,7 @@ def pair_inquiries(
 
 
 def score(judgements: Iterable[Judgement], questions: Sequence[Question], judge: str, *, seed: int) -> Score:
-    """What one judge's ratings of one model amount to, as FastChat's `show_result` computes it.
+    """Score of one model by one judge's ratings, as FastChat's `show_result` computes it.
 
     Args:
         judgements: Those of other judges and of pairs are passed over; of two ratings of a turn the later counts.
@@ -185,7 +185,7 @@ def difference(
 
 
 def pair_score(matches: Sequence[Match], judgements: Iterable[Judgement], judge: str, *, seed: int) -> PairScore:
-    """What one judge's verdicts on the matches amount to, as FastChat's `show_result` computes it.
+    """Win rate by one judge's verdicts on the matches, as FastChat's `show_result` computes it.
 
     A match counts as won or lost only if both orders agree, so that a judge that prefers a position decides nothing.
     """
@@ -292,7 +292,7 @@ def _missing(values: Mapping[Turn, float], asked: Collection[Turn], judge: str) 
 
 
 def _interval(values: Mapping[Turn, float], seed: int) -> Interval | None:
-    """Interval of the mean over turns, for questions drawn anew with all their turns."""
+    """Bootstrap interval of the mean over turns, resampling questions with all their turns."""
     from scipy.stats import bootstrap  # half a second, where nothing is judged
 
     by_question: dict[int | str, list[float]] = {}
