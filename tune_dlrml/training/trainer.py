@@ -193,7 +193,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
                 f"{float(margin_B[worst]):.4g} nats, where {float(limit_B[worst]):.2g} are allowed). Two forwards of "
                 "the same weights gave other log-probs: either the model draws random numbers that "
                 "training.disable_dropout does not stop, or the folder `reference` of the storage folder holds values "
-                "that were computed otherwise; without that folder they are computed anew."
+                "that were computed differently; without that folder they are computed again."
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -66,7 +66,7 @@ def train_trial(
         plan: Budget and rules of the search.
         channel: Where reports go.
         folder: The trial's, for its checkpoints; every rank sees it.
-        handed_over_s: When the trial was handed to the group, in seconds of `clock`; now if None.
+        handed_over_s: When the group got the trial, in seconds of `clock`; now if None.
         clock: Wall clock.
 
     Returns:

@@ -122,7 +122,7 @@ class ReferenceCache:
                 self._version, self._known = (), {}
                 return self._known
             except _NotUsable as fault:
-                _log.warning("%s is not used and its reference log-probs are computed anew: %s", self.path, fault)
+                _log.warning("%s is unused and its reference log-probs are computed again: %s", self.path, fault)
                 self._known = {}
             self._version = version
         return self._known

@@ -1,4 +1,4 @@
-"""Log-probs of the frozen reference: one forward per pair and storage folder, whoever trains on the pair.
+"""Log-probs of the frozen reference: one forward per pair and storage folder, shared by all trials and searches.
 
 They depend on the base model, the tokenizer and the truncation only, never on a trial's loss, rate or adapter.
 """

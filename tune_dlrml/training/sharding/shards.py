@@ -56,7 +56,7 @@ def shallow_copy(model: PreTrainedModel) -> PreTrainedModel:
         return copy.copy(model)
     from torch.distributed.fsdp._fully_shard._fully_shard import disable_fsdp_module_new_init
 
-    with disable_fsdp_module_new_init():  # a sharded class makes whatever it was made of anew
+    with disable_fsdp_module_new_init():  # a sharded class calls the constructor of its original class
         return copy.copy(model)
 
 
