@@ -132,7 +132,7 @@ class HeldOut:
     def _logits(self, model: nn.Module, batch: CompletionBatch) -> Tensor:
         """Logits (C, V) that predict the completions' tokens, in float32.
 
-        In bfloat16 the smallest change of a weight rounds everything after it differently: an adapter of 1e-6 has a KL of
+        In bfloat16 the smallest change of a weight changes the rounding after it: an adapter of 1e-6 has a KL of
         0.05 nats a completion then (SmolLM2-135M, LoRA), as much as one of 1e-3.
         """
         with in_float32(model):
