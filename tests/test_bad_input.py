@@ -139,7 +139,7 @@ def test_doctor_names_every_fault_and_exits_with_2(document, tmp_path, monkeypat
     assert findings["space.losses: discopop"] == "warning"
 
 
-def test_doctor_tells_what_is_left_out_cut_or_repeated(tmp_path, monkeypatch, capsys):
+def test_doctor_reports_what_is_left_out_cut_or_repeated(tmp_path, monkeypatch, capsys):
     train = toy.write_pairs(tmp_path / "train.jsonl", 40)
     rows = train.read_text().splitlines(keepends=True)
     train.write_text("".join([*rows, rows[0], json.dumps(LONG_PAIR)]))

@@ -178,7 +178,7 @@ WHOLE: dict[str, tuple[Config, dict[str, bytes]]] = {
 
 
 @pytest.mark.parametrize(("config", "weights"), WHOLE.values(), ids=WHOLE)
-def test_a_whole_checkpoint_is_taken(config: Config, weights: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_whole_checkpoint_is_accepted(config: Config, weights: dict[str, bytes], tmp_path: Path) -> None:
     examined(written(tmp_path / "model", config, weights))
 
 
@@ -241,7 +241,7 @@ TORN: dict[str, tuple[Config | bytes, dict[str, bytes], list[str]]] = {
 
 
 @pytest.mark.parametrize(("config", "weights", "words"), TORN.values(), ids=TORN)
-def test_files_that_are_not_whole_are_told_without_torch(
+def test_incomplete_files_are_reported_without_torch(
     config: Config | bytes, weights: dict[str, bytes], words: list[str], tmp_path: Path
 ) -> None:
     reference = parse_model_reference(written(tmp_path / "model", config, weights))
@@ -346,7 +346,7 @@ WRONG: dict[str, tuple[Config, Shapes, list[str]]] = {
 
 
 @pytest.mark.parametrize(("config", "shapes", "words"), WRONG.values(), ids=WRONG)
-def test_a_checkpoint_of_another_kind_is_told_by_name(
+def test_a_checkpoint_of_another_kind_is_refused_by_name(
     config: Config, shapes: Shapes, words: list[str], tmp_path: Path
 ) -> None:
     folder = written(tmp_path / "model", config, one_file(shapes))

@@ -102,7 +102,7 @@ def test_a_text_that_is_no_reference_is_refused_with_the_legal_forms(text, folde
         parse_dataset_reference(text)
 
 
-def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(folder):
+def test_a_file_of_another_kind_is_not_a_hub_id(folder):
     (folder / "pairs").mkdir()
     write_jsonl(folder / "pairs" / "train.jsonl", PLAIN)
     (folder / "pairs" / "train.txt").touch()
@@ -132,7 +132,7 @@ def notes_of(reference):
     return load_section(str(reference), "dataset.train")[1]
 
 
-def test_rows_with_fields_that_are_not_used_are_counted_and_told(folder):
+def test_rows_with_unused_fields_are_counted_and_reported(folder):
     rows = [CHAT, {**CHAT, "tools": TOOLS}, {**CHAT, "chosen": [CALL], "tools": None}]
     reference = write_jsonl(folder / "train.jsonl", *rows)
     assert notes_of(reference) == (
@@ -141,7 +141,7 @@ def test_rows_with_fields_that_are_not_used_are_counted_and_told(folder):
     assert notes_of(f"{reference}#[:1]") == ()
 
 
-def test_columns_of_a_table_that_are_not_read_are_told(folder):
+def test_unread_columns_of_a_table_are_reported(folder):
     rows = [{**CHAT, "chosen": [{**BLUE, "name": None}], "tools": "look", "id": 1}] * 2
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
     (note,) = notes_of("train.parquet")
@@ -268,7 +268,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize(("row", "says"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
-def test_a_bad_row_is_told_by_file_row_line_column_and_value(row, says, folder):
+def test_a_bad_row_is_reported_by_file_row_line_column_and_value(row, says, folder):
     good = CHAT if isinstance(row, dict) and isinstance(row.get("chosen"), list) else PLAIN
     reference = write_jsonl(folder / "train.jsonl", good, row)
     message = refusal(reference, section="eval")
@@ -314,7 +314,7 @@ def test_a_long_value_is_shortened(folder):
     assert len(refusal(write_jsonl(folder / "train.jsonl", "x" * 10_000))) < 400
 
 
-def test_a_line_that_is_no_json_is_told_by_its_number(folder):
+def test_a_line_that_is_no_json_is_reported_by_its_number(folder):
     path = folder / "train.jsonl"
     path.write_text(f'{json.dumps(PLAIN)}\n\n{{"prompt": "a",}}\n{json.dumps(PLAIN)}\n', encoding="utf-8")
     message = refusal(path)
@@ -543,7 +543,7 @@ def test_a_url_is_no_file(scheme, folder):
     assert f"'{scheme}a/b.jsonl' is a URL; download it and name the file" in refusal(f"{scheme}a/b.jsonl")
 
 
-def test_rows_taken_without_their_sign_are_refused_with_it(folder):
+def test_a_slice_without_its_sign_is_refused_with_it(folder):
     reference = write_jsonl(folder / "train.jsonl", PLAIN)
     assert refusal(f"{reference}[:1]").endswith("`#[:64]` selects rows.")
 
@@ -627,7 +627,7 @@ def test_revision_split_and_slice_reach_the_hub_data_set(hub):
         ("org/name#validation", "Should be one of ['train', 'test']"),
     ],
 )
-def test_what_the_hub_does_not_have_is_told_with_its_answer(reference, says, hub):
+def test_what_the_hub_does_not_have_is_reported_with_its_answer(reference, says, hub):
     message = refusal(reference)
     assert message.startswith(f"dataset.train: {reference}: ")
     assert says in message
@@ -641,7 +641,7 @@ def test_a_cached_hub_data_set_is_not_asked_for(hub, tmp_path):
     assert hub == []
 
 
-def test_a_machine_without_a_network_is_told_so_with_the_file_that_may_be_meant(hub, folder, monkeypatch):
+def test_without_a_network_the_message_names_the_file_that_may_be_meant(hub, folder, monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("Name or service not known")
 

@@ -115,7 +115,7 @@ def test_an_error_among_the_findings_keeps_it_from_measuring(
     assert code == 2 and told["cost"] is None
 
 
-def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
+def test_without_the_workers_gpu_the_message_says_where_to_measure(
     doctor: Callable[..., tuple[int, Document]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune_dlrml.doctor.measure.local_capacity", lambda: {"CPU": 2.0, "GPU": 0.0})
@@ -128,7 +128,7 @@ def test_a_machine_without_the_workers_gpu_is_told_where_to_measure(
         assert words in finding["text"]
 
 
-def test_only_what_one_worker_takes_must_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_resources_of_one_worker_must_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_dlrml.doctor.measure.local_capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
     refuse_other_machine(ResourcesConfig(workers=8, cpus_per_worker=4, gpus_per_worker=1, concurrent_trials=16))
     with pytest.raises(InputError, match="cpus_per_worker"):

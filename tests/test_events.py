@@ -120,7 +120,7 @@ def test_what_stands_behind_the_last_newline_counts_nowhere_and_is_cut_off(tmp_p
     assert [line["kind"] for line in lines(later)] == ["start", "report", "report"]
 
 
-def test_a_file_with_nothing_but_a_torn_line_is_begun_anew(tmp_path):
+def test_a_file_with_nothing_but_a_torn_line_is_started_again(tmp_path):
     log = EventLog(tmp_path)
     log.path(3).parent.mkdir(parents=True)
     log.path(3).write_text('{"kind": "sta')

@@ -183,7 +183,7 @@ def test_a_glob_in_a_folder_with_brackets_is_found(tmp_path, monkeypatch):
     assert pairs(reference) == ROWS == pairs(tmp_path / "run [1]" / "a.jsonl")
 
 
-def test_a_folder_has_the_splits_that_its_file_names_tell(tmp_path):
+def test_a_folder_has_the_splits_of_its_file_names(tmp_path):
     put(tmp_path, "data/train_prefs-00000-of-00002.parquet", ROWS[:2])
     put(tmp_path, "data/train_prefs-00001-of-00002.parquet", ROWS[2:])
     put(tmp_path, "data/test_prefs-00000-of-00001.parquet", ROWS[:1])

@@ -479,7 +479,7 @@ def test_all_kinds_are_refused_together(select):
     assert "those of human, gpt; give roles that the template knows (dataset.messages.roles), or set" in told[0]
 
 
-def test_it_may_be_dropped_and_is_told(select):
+def test_it_may_be_dropped_and_is_reported(select):
     selection = select([SAME, *SOUND], bad_rows="drop")
     assert [pair["prompt"][0]["content"] for pair in selection.sections["train"].pairs] == ["two", "three"]
     assert len(selection.pairs().train) == 2
@@ -494,7 +494,7 @@ def test_dropping_is_no_remedy_where_nothing_would_be_left(select):
         assert "1 of 1 pairs" in str(refused.value) and "bad_rows" not in str(refused.value)
 
 
-def test_pairs_that_are_the_same_once_truncated_are_left_out_and_told(select):
+def test_pairs_that_are_the_same_once_truncated_are_left_out_and_reported(select):
     long = " and".join(["the sea"] * 40)
     rows = [*SOUND, chat("four", f"{long} is warm", f"{long} is blue")]
     selection = select(rows, "turns", max_length=64)
@@ -507,7 +507,7 @@ def test_pairs_that_are_the_same_once_truncated_are_left_out_and_told(select):
         select(rows[2:], "turns", max_length=64)
 
 
-def test_what_is_told_is_told_of_the_pairs_that_are_used(select):
+def test_findings_are_about_the_pairs_that_are_used(select):
     twice = chat("held out", "water", "sun")
     selection = select([*SOUND, twice, twice], "turns", shared_prompts="keep")
     assert [(each.key, each.kind.name, each.of) for each in selection.found] == [("dataset.train", "repeated", 4)]

@@ -19,7 +19,7 @@ objectives = pytest.mark.parametrize("metric", [each for each in METRICS.values(
 
 
 @every_metric
-def test_a_metric_is_told_in_full(metric):
+def test_a_metric_is_described_in_full(metric):
     assert metric.words and metric.unit and re.fullmatch(r"[A-Z].*\.", metric.meaning)
     assert metric.least < metric.most
     assert metric.untrained is None or metric.least <= metric.untrained <= metric.most

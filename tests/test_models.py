@@ -215,7 +215,7 @@ def test_a_gguf_file_is_converted_once_and_reused(gguf_package: Path, cache: Pat
     assert first.name == "tiny.Q4_1-575ec0cfd3fe"
 
 
-def test_a_gguf_file_with_other_content_is_converted_anew(
+def test_a_gguf_file_with_other_content_is_converted_again(
     gguf_package: Path, cache: Path, conversions: list[str]
 ) -> None:
     ref = parse_model_reference("package:weightbox/tiny.Q4_1.gguf")

@@ -59,7 +59,7 @@ def test_a_search_that_is_not_there_is_said_to_be_so(search, tmp_path):
         tune_dlrml.load("other", storage=tmp_path)
 
 
-def test_a_mistake_in_a_mapping_is_told_as_in_a_file(tmp_path):
+def test_a_mistake_in_a_mapping_is_reported_as_in_a_file(tmp_path):
     with pytest.raises(InputError, match="learning_rat"):
         tune_dlrml.run_search({"name": "x", "model": "m", "training": {"learning_rat": 1}}, storage=tmp_path)
 

@@ -52,7 +52,7 @@ def test_an_edit_counts_though_the_module_was_imported_before(write: Write, name
     assert load_module(name) is loaded, "the same file, the same module"
 
 
-def test_bytecode_of_another_state_of_the_same_size_and_second_is_not_taken(write: Write, name: str) -> None:
+def test_bytecode_of_another_state_of_the_same_size_and_second_is_not_used(write: Write, name: str) -> None:
     file = write("x = 1\n")
     py_compile.compile(str(file), doraise=True)
     before = file.stat()
@@ -75,7 +75,7 @@ def test_a_file_that_goes_back_to_an_earlier_state_is_that_state(write: Write, n
     assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_a_module_that_was_imported_from_another_folder_is_found_anew(
+def test_a_module_that_was_imported_from_another_folder_is_found_again(
     write: Write, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("x = 1\n")

@@ -49,7 +49,7 @@ def test_it_is_what_comparing_every_two_places_leaves(seed: int, maximize: bool)
 
 @pytest.mark.parametrize("odd", [(NAN, 1.0), (1.0, NAN), (NAN, NAN), (-INF, 1.0), (0.0, INF), (INF, -INF)])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_place_that_is_not_finite_is_not_on_it_and_keeps_nobody_off(odd: tuple[float, float], at: int) -> None:
+def test_a_place_that_is_not_finite_is_not_on_it_and_keeps_no_other_off(odd: tuple[float, float], at: int) -> None:
     places = [(0.0, 0.1), (1.0, 0.2)]
     places.insert(at, odd)
     assert [places[index] for index in pareto_front(places)] == [(0.0, 0.1), (1.0, 0.2)]

@@ -144,7 +144,7 @@ def test_texts_that_share_no_whole_word_have_no_prompt(tmp_path):
     assert "share no start to be it" in refusal(tmp_path, {"chosen": "Greenish sky", "rejected": "Grey sky"})
 
 
-def test_a_prompt_that_no_column_holds_is_told_with_the_first(tmp_path):
+def test_a_prompt_that_no_column_holds_is_reported_with_the_first(tmp_path):
     rows = [{"chosen": f"Say {n}: well", "rejected": f"Say {n}: badly"} for n in range(3)]
     assert section(tmp_path, rows, RowsConfig())[1] == (
         "dataset.train: the start that both texts share, up to the border of a word, is the prompt of 3 rows (first: "

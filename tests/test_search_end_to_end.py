@@ -128,7 +128,7 @@ def test_the_learned_beta_mix_is_in_every_report(search):
         assert report["metrics"]["beta_mix"] == pytest.approx(report["metrics"]["c"] * 0.05 * 0.05)
 
 
-def test_progress_is_told_without_the_noise_of_the_libraries(search):
+def test_progress_is_shown_without_the_output_of_the_libraries(search):
     folder, _, stderr, _ = search
     assert "trial   0 baseline" in stderr
     for noise in ("TrainController", "raylet", "Warning", "pid="):
@@ -136,7 +136,7 @@ def test_progress_is_told_without_the_noise_of_the_libraries(search):
     assert (folder / "runs/toy/search.log").exists()
 
 
-def test_status_tells_the_same_as_the_search(search):
+def test_status_shows_the_same_as_the_search(search):
     folder, document, _, _ = search
     told = json.loads(afterwards("status", "toy", "--json", folder=folder).stdout)
     assert told | {"interrupted": False, "out_of_time": False} == document  # which only its driver knows

@@ -58,7 +58,7 @@ def test_a_file_is_built_in_by_its_name(path):
     assert load_config(Path(f"builtin:{path.stem}")) == load_config(path)
 
 
-def test_a_built_in_search_that_is_none_is_told_with_the_nearest():
+def test_an_unknown_built_in_search_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"'quikstart'; did you mean quickstart\?"):
         load_config(Path("builtin:quikstart"))
 

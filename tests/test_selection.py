@@ -81,7 +81,7 @@ def test_a_prompt_that_leaves_no_token_to_a_completion_fills_the_length(select, 
 LONG_ROWS = [plain("a"), plain("b", LONG), plain(LONG), plain("c")]
 
 
-def test_long_pairs_are_truncated_and_told_and_those_without_room_left_out(select):
+def test_long_pairs_are_truncated_and_reported_and_those_without_room_left_out(select):
     selection = select(LONG_ROWS, [plain("held out")])
     assert prompts(selection.sections["train"]) == ["a", "b", "c"]
     assert selection.notes == (
@@ -141,7 +141,7 @@ def test_bad_rows_are_refused_unless_the_file_says_otherwise(select):
         select(BAD_ROWS, [plain("held out")])
 
 
-def test_bad_rows_may_be_dropped_and_are_told(select):
+def test_bad_rows_may_be_dropped_and_are_reported(select):
     selection = select(BAD_ROWS, [plain("held out")], bad_rows="drop")
     assert prompts(selection.sections["train"]) == ["a", "c"]
     (note,) = selection.notes
@@ -172,7 +172,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_a_bad_row(select):
     assert len(select(rows, [chat("held out")], bad_rows="drop").sections["train"].pairs) == 2
 
 
-def test_what_the_tokenizer_lacks_is_told_before_a_model_is_loaded(select, tokenizer, monkeypatch):
+def test_what_the_tokenizer_lacks_is_reported_before_a_model_is_loaded(select, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(InputError, match=r"dataset\.train: the model's tokenizer has no chat template"):
         select([chat("a")], [chat("b")])
@@ -186,7 +186,7 @@ def test_what_the_tokenizer_lacks_is_told_before_a_model_is_loaded(select, token
 TRAIN, HELD_OUT = [plain("a"), plain("b")], [plain("b"), plain("c"), plain("B"), plain("a", " fine")]
 
 
-def test_held_out_pairs_whose_prompt_is_trained_on_are_left_out_and_told(select):
+def test_held_out_pairs_whose_prompt_is_trained_on_are_left_out_and_reported(select):
     selection = select(TRAIN, HELD_OUT, test=[plain("d"), plain("a")])
     assert prompts(selection.sections["eval"]) == ["c", "B"]
     assert prompts(selection.sections["test"]) == ["d"]
@@ -196,7 +196,7 @@ def test_held_out_pairs_whose_prompt_is_trained_on_are_left_out_and_told(select)
     )
 
 
-def test_shared_prompts_may_be_kept_but_are_told(select):
+def test_shared_prompts_may_be_kept_but_are_reported(select):
     selection = select(TRAIN, HELD_OUT, shared_prompts="keep")
     assert len(selection.sections["eval"].pairs) == 4
     assert "2 of 4 pairs (row 1 (line 1), row 4 (line 4)) are kept" in selection.notes[0]
@@ -224,7 +224,7 @@ def test_conversations_share_a_prompt_when_all_their_messages_are_the_same(selec
     assert len(selection.sections["eval"].pairs) == 1
 
 
-def test_fields_that_are_not_used_are_told_of_each_set(select):
+def test_unused_fields_are_reported_for_each_set(select):
     notes = select([{**plain("a"), "tools": ["x"]}, plain("b")], [{**plain("c"), "score": 0}]).notes
     assert notes == (
         "dataset.train: 1 of 2 rows have unused fields: tools (first: row 1 (line 1))",
@@ -232,7 +232,7 @@ def test_fields_that_are_not_used_are_told_of_each_set(select):
     )
 
 
-def test_nothing_is_told_of_rows_that_are_used_as_they_are(select):
+def test_rows_that_are_used_as_they_are_need_no_note(select):
     assert select([plain("a"), plain("b")], [plain("c")], test=[plain("d")]).notes == ()
 
 
@@ -263,7 +263,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_a_model_can_read_is_told_by_its_configuration(name, tmp_path, tokenizer):
+def test_the_limits_of_a_model_come_from_its_configuration(name, tmp_path, tokenizer):
     settings, positions, learned = CONFIGS[name]
     tokenizer.save_pretrained(tmp_path)
     save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")

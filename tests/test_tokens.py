@@ -95,7 +95,7 @@ def test_batches_do_not_change_a_token(monkeypatch):
     assert ours(chats(), tokenizer) == whole
 
 
-def test_what_a_template_refuses_is_told_of_its_pair_alone():
+def test_the_refusal_of_a_template_is_reported_for_its_pair_alone():
     tokenizer = TOKENIZERS["bytes"]()
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (TEMPLATES["turns"])
@@ -135,7 +135,7 @@ def test_rows_keep_every_part_and_travel():
         rows[3]
 
 
-def test_the_hash_of_rows_tells_where_a_part_ends():
+def test_the_hash_of_rows_depends_on_where_a_part_ends():
     apart = [[[1], [2, 3], [4]], [[1, 2], [3], [4]], [[1], [2], [3, 4]], [[1], [2, 3], [5]]]
     assert len({TokenRows(parts).sha256() for parts in apart}) == 4
     assert TokenRows([[1], [2, 3], [4]]).sha256() == TokenRows(apart[0]).sha256()

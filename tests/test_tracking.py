@@ -337,7 +337,7 @@ def test_a_run_made_by_a_call_that_was_given_up_is_found_when_the_server_has_set
     assert_mlflow_has_it_once(events, store)
 
 
-def test_a_deleted_run_is_made_anew_with_everything(events, store):
+def test_a_deleted_run_is_made_again_with_everything(events, store):
     write_trial(events, 0)
     events.start(spec(1))
     events.report(report(1, 0))
@@ -352,7 +352,7 @@ def test_a_deleted_run_is_made_anew_with_everything(events, store):
     assert_mlflow_has_it_once(events, store)
 
 
-def test_a_deleted_parent_run_is_made_anew_above_the_runs_that_are_left(events, store):
+def test_a_deleted_parent_run_is_made_again_above_the_runs_that_are_left(events, store):
     write_trial(events, 0)
     first = send(events, store)
     MlflowClient(tracking_uri=store.uri).delete_run(first.parent)
@@ -423,7 +423,7 @@ def test_a_line_that_is_no_event_is_counted_and_holds_nothing_up(events, store, 
     assert runs_of(store)["0"][0].data.tags["state"] == "complete"
 
 
-def test_metrics_are_not_told_apart_for_a_tracker_that_was_left(events, store, monkeypatch):
+def test_refused_metrics_are_not_searched_for_a_tracker_that_was_left(events, store, monkeypatch):
     write_trial(events, 0, steps=64)
     box = outbox(events, store)
     box.open()
@@ -610,7 +610,7 @@ def test_no_password_is_in_the_name_of_a_store_or_in_what_is_shown_of_an_error(u
         (databricks_pb2.PERMISSION_DENIED, False),
     ],
 )
-def test_an_answer_about_the_data_is_told_from_a_server_that_is_away(code, refusal):
+def test_an_answer_about_the_data_differs_from_an_unavailable_server(code, refusal):
     error = MlflowException("no", code)
     assert (is_refusal(error), is_away(error)) == (refusal, not refusal)
     assert is_away(ConnectionResetError()) and not is_away(KeyError())

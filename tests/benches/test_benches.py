@@ -59,7 +59,7 @@ def test_a_model_is_answered_for_judged_and_bought_once(bench, tmp_path):
     assert [row[table["columns"].index("rating")] for row in table["data"]] == [6.0] * 8
 
 
-def test_two_judges_are_told_apart_and_their_mean_names_both(bench, model):
+def test_two_judges_have_their_own_scores_and_their_mean_names_both(bench, model):
     judges = ["openai:judge", f"local:{model}"]
     with EndpointServer.replying(lambda messages: "Rating: [[2]]") as server:
         document = judged(bench(judge=judges, judge_url=server.url, limit=2))
@@ -124,7 +124,7 @@ def test_a_models_endpoint_that_reached_a_cap_goes_on_and_is_paid_once(bench, tm
     assert {text for pair in turns for text in pair} == {f"answer {n}" for n in range(1, 9)}
 
 
-def test_a_question_that_the_models_endpoint_refuses_is_told_and_costs_no_other_its_answer(bench, tmp_path):
+def test_a_question_that_the_models_endpoint_refuses_is_reported_and_costs_no_other_its_answer(bench, tmp_path):
     questions = tmp_path / "questions.jsonl"
     rows = [{"question_id": n, "category": "math", "turns": [text]} for n, text in enumerate(["sum", "secret", "root"])]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -168,7 +168,7 @@ def test_answers_are_those_of_this_model_to_these_questions_in_this_way(bench, t
     assert made.read_bytes() == answers_in(fresh.out).read_bytes()
 
 
-def test_a_trial_trained_anew_is_another_model(tmp_path):
+def test_a_trial_trained_again_is_another_model(tmp_path):
     checkpoint = tmp_path / "checkpoint-4"
     checkpoint.mkdir()
     identities = []
@@ -194,7 +194,7 @@ def test_a_trial_trained_anew_is_another_model(tmp_path):
         ({"judge_key_file": Path("missing.key")}, "missing.key: the key"),
     ],
 )
-def test_a_mistake_is_told_with_its_remedy(bench, changes, message):
+def test_a_mistake_is_reported_with_its_remedy(bench, changes, message):
     with pytest.raises(InputError, match=f"(?i){message}"):
         judged(bench(**changes))
 
@@ -241,7 +241,7 @@ def test_alpaca_eval_weighs_a_models_outputs_against_the_baselines(bench, tmp_pa
         judged(bench(AlpacaEval, model="other", annotations=annotations))
 
 
-def test_every_bench_is_told_with_its_judge_or_its_reward(bench, tmp_path):
+def test_every_bench_is_shown_with_its_judge_or_its_reward(bench, tmp_path):
     with EndpointServer.replying(lambda messages: "Rating: [[5]]") as server:
         lines = [str(line) for line in bench_lines(judged(bench(judge_url=server.url, limit=2)))]
     assert "5.00 (5.00 to 5.00) of 10 on 2 questions by openai:judge" in lines[0]

@@ -87,7 +87,7 @@ def test_an_engine_is_one_of_the_table_that_loads_a_model_here(asked):
         ("--judge openai:m quickstart:0", "mt-bench"),
     ],
 )
-def test_a_command_without_its_bench_in_front_is_told_the_spelling(words, meant):
+def test_a_command_without_its_bench_in_front_is_refused_with_the_spelling(words, meant):
     refused = CliRunner().invoke(app, ["evaluate", *words.split()])
     assert isinstance(refused.exception, InputError)
     assert f"give `tune-dlrml evaluate {meant} MODEL`" in str(refused.exception)

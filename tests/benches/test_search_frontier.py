@@ -62,7 +62,7 @@ def test_a_trial_is_sampled_once_and_the_front_is_found(tmp_path, sampled):
     assert [(known["label"], known["note"]) for known in first["trials"]] == [("DPO", "β 0.1")] * 2
 
 
-def test_a_trial_that_was_trained_anew_is_sampled_anew(tmp_path, sampled):
+def test_a_trial_that_was_trained_again_is_sampled_again(tmp_path, sampled):
     run(tmp_path)
     train(tmp_path / "search/trials/1/attempt-0/checkpoint-8", "second")
     run(tmp_path)
@@ -72,7 +72,7 @@ def test_a_trial_that_was_trained_anew_is_sampled_anew(tmp_path, sampled):
 @pytest.mark.parametrize(
     "other", [{"limit": 5}, {"prompts": "builtin:sentiment_train"}, {"sampling": Sampling(samples=1, seed=1)}]
 )
-def test_another_draw_is_sampled_anew_and_the_first_one_is_kept(tmp_path, sampled, other):
+def test_another_draw_is_sampled_again_and_the_first_one_is_kept(tmp_path, sampled, other):
     run(tmp_path)
     run(tmp_path, replace(DRAW, **other))
     run(tmp_path)

@@ -202,7 +202,7 @@ def test_kubernetes_and_compose_run_the_same_command():
     assert [addresses.sub("", word) for word in there] == [addresses.sub("", word) for word in shlex.split(line)]
 
 
-def test_secrets_are_random_readable_by_their_owner_alone_and_never_made_anew(tmp_path):
+def test_secrets_are_random_readable_by_their_owner_alone_and_never_made_again(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second, first):
         before = contents(folder)
@@ -215,7 +215,7 @@ def test_secrets_are_random_readable_by_their_owner_alone_and_never_made_anew(tm
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
 
 
-def test_a_secret_that_was_cut_short_is_made_anew(tmp_path):
+def test_a_secret_that_was_cut_short_is_made_again(tmp_path):
     environment = os.environ | {"SEARCH_UID": str(os.getuid())}
     for name in SECRETS:
         (tmp_path / name).touch(mode=0o600)

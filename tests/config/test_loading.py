@@ -109,7 +109,7 @@ def test_the_last_override_of_a_key_counts(document, load):
         ("search.scheduler.grace_period=300", "--set search.scheduler.grace_period: `grace_period <= max_steps`"),
     ],
 )
-def test_a_wrong_override_is_told_as_the_option_it_was_given_by(override, message, document, refusal):
+def test_a_wrong_override_is_reported_as_the_option_it_was_given_by(override, message, document, refusal):
     assert refusal(document, override).startswith(message)
 
 

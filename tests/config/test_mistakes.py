@@ -206,7 +206,7 @@ ACROSS_SECTIONS = [
 
 
 @pytest.mark.parametrize(("domain", "overrides", "key", "law"), ACROSS_SECTIONS)
-def test_a_law_across_sections_is_told_at_the_searched_key(domain, overrides, key, law, document, refusal):
+def test_a_law_across_sections_is_reported_at_the_searched_key(domain, overrides, key, law, document, refusal):
     text = document.replace("learning_rate: {log_uniform: [1e-7, 1e-5]}", domain)
     message = refusal(text, *overrides)
     line = text[: text.index(domain)].count("\n") + 1
@@ -214,7 +214,7 @@ def test_a_law_across_sections_is_told_at_the_searched_key(domain, overrides, ke
     assert law in message
 
 
-def test_every_mistake_of_a_file_is_told_at_once(document, refusal):
+def test_every_mistake_of_a_file_is_reported_at_once(document, refusal):
     message = refusal(document.replace("max_steps: 40", "max_steps: -1").replace("beta: 0.1", "beta: -1"))
     keys = [line.split(": ")[1] for line in message.splitlines()]
     assert keys == ["training.max_steps", "space.losses[0].beta"]

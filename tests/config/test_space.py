@@ -109,7 +109,7 @@ def test_a_baseline_outside_the_space_is_no_point_of_it(old, new, load):
     assert SearchSpace(load(TWO_LOSSES.replace(old, new))).baseline_point() is None
 
 
-def test_branches_of_one_loss_are_told_apart(load):
+def test_branches_of_one_loss_have_distinct_names(load):
     losses = (
         "[{name: dpo}, {name: dpo}, {name: dpo, label: mild, beta: 0.01}, {name: dlrml, c: 2}, {name: dlrml, c: 4}]"
     )

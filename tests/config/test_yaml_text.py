@@ -139,7 +139,7 @@ def test_a_users_own_function_gets_words_and_numbers(document, load):
 
 
 @pytest.mark.parametrize("written", ["no", "true", "7", "2.5", "1e3", "0x1F"])
-def test_a_text_that_reads_as_something_else_is_told_to_be_quoted(written, document, load, refusal):
+def test_a_text_that_reads_as_something_else_must_be_quoted(written, document, load, refusal):
     message = refusal(document.replace("demo", written))
     assert message.startswith("search.yaml:1: name: input should be a valid string, but got ")
     assert message.endswith("; put it in quotes if it is a text")
@@ -147,7 +147,7 @@ def test_a_text_that_reads_as_something_else_is_told_to_be_quoted(written, docum
 
 
 @pytest.mark.parametrize("written", ["y", "t", "1", "'yes'", "oui"])
-def test_what_is_no_switch_is_told_how_one_is_written(written, document, refusal):
+def test_a_text_that_is_no_switch_is_refused_with_the_right_form(written, document, refusal):
     message = refusal(document.replace("bf16: false", f"bf16: {written}"))
     assert message.startswith("search.yaml:10: training.bf16: ") and message.endswith("; write true or false")
 
@@ -178,7 +178,7 @@ def test_what_is_no_switch_is_told_how_one_is_written(written, document, refusal
         ("model:", "m\u043edel:", 'its letters are "m\\u043edel"'),
     ],
 )
-def test_a_common_slip_is_told_with_its_remedy(old, new, says, document, refusal):
+def test_a_common_slip_is_reported_with_its_remedy(old, new, says, document, refusal):
     assert says.format("input should be a valid integer") in refusal(document.replace(old, new))
 
 
@@ -197,21 +197,21 @@ SWALLOWED = {
 
 @pytest.mark.parametrize("written", SWALLOWED.values(), ids=SWALLOWED)
 @pytest.mark.parametrize("key", ["train", "eval"])
-def test_a_split_that_yaml_takes_for_a_comment_is_told(key, written, document, refusal):
+def test_a_split_that_yaml_reads_as_a_comment_is_refused(key, written, document, refusal):
     message = refusal(document.replace(f"{key}: {key}.jsonl", f"{key}: {written}"))
     line = document[: document.index(f"{key}: {key}.jsonl")].count("\n") + 1
     assert message.startswith(f"search.yaml:{line}: dataset.{key}: `#")
     assert "is a comment, since a space is before it; write it directly after the reference" in message
 
 
-def test_a_split_that_yaml_takes_for_a_comment_is_told_of_an_override(document, refusal):
+def test_a_split_that_yaml_reads_as_a_comment_is_refused_in_an_override(document, refusal):
     assert refusal(document, "dataset.train=a.jsonl #[:64]").startswith("--set dataset.train: `#[:64]` is a comment")
     assert refusal(document, "dataset={train: a, eval: b #[:64]\n}").startswith("--set dataset: `#[:64]` is a comment")
     text = document + "evaluation:\n  judges: [local:m]\n  questions: org/name #train[:8]\n"
     assert refusal(text).startswith("search.yaml:35: evaluation.questions: `#train[:8]` is a comment")
 
 
-def test_a_split_in_a_flow_mapping_is_told_where_yaml_ends_too_early(document, refusal):
+def test_a_split_in_a_flow_mapping_is_reported_where_yaml_ends_too_early(document, refusal):
     sections = "dataset:\n  train: train.jsonl\n  eval: eval.jsonl"
     message = refusal(document.replace(sections, "dataset: {train: a.jsonl #[:64], eval: b.jsonl}"))
     assert "is not YAML" in message and "`#[:64], eval: b.jsonl}` is a comment" in message
@@ -238,7 +238,7 @@ def test_a_repeated_key_and_a_repeated_anchor_are_refused_with_both_lines(docume
     assert refusal(anchors) == "search.yaml:32: the anchor &a is given twice, first on line 1; keep one"
 
 
-def test_a_merged_key_is_told_at_its_own_line_and_yields_to_one_that_is_written_out(document, load, refusal):
+def test_a_merged_key_is_reported_at_its_own_line_and_yields_to_one_that_is_written_out(document, load, refusal):
     text = document.replace("  bf16: false", "  <<: [{seed: 3}, {seed: 4, max_grad_norm: 2}]\n  <<: {}")
     assert "training.<<: the key is given twice" in refusal(text)
     text = document.replace(

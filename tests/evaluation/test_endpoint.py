@@ -203,7 +203,7 @@ def test_the_cap_counts_requests_that_failed():
         assert len(server.requests) == 2
 
 
-def test_the_cap_on_tokens_is_by_the_usage_that_the_endpoint_tells():
+def test_the_cap_on_tokens_counts_the_usage_that_the_endpoint_reports():
     with EndpointServer(lambda _: says("fine", usage=60)) as server:
         asked = endpoint(server, max_tokens=100)
         ask(asked)
@@ -214,7 +214,7 @@ def test_the_cap_on_tokens_is_by_the_usage_that_the_endpoint_tells():
         assert len(server.requests) == 2
 
 
-def test_tokens_are_estimated_where_the_endpoint_does_not_tell_them():
+def test_tokens_are_estimated_where_the_endpoint_does_not_report_them():
     with EndpointServer.scripted([says("five.", usage=None)]) as server:
         asked = endpoint(server)
         ask(asked)
@@ -233,7 +233,7 @@ def test_no_request_is_sent_after_the_deadline():
         assert len(server.requests) == 1
 
 
-def test_a_wait_beyond_the_deadline_is_not_begun():
+def test_a_wait_beyond_the_deadline_does_not_start():
     clock = Clock()
     limited = EndpointServer.scripted([fails(429, retry_after="55")])
     with limited as server, pytest.raises(JudgeEndedError, match="the next request would wait 55"):

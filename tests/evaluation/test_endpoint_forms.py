@@ -183,14 +183,14 @@ def test_what_a_model_does_not_take_is_left_out_in_whatever_form_it_says_so(has,
         (401, openai_error("temperature of the key"), "temperature of the key"),
     ],
 )
-def test_any_other_refusal_is_told_in_the_servers_words(status, document, said):
+def test_any_other_refusal_is_reported_in_the_servers_words(status, document, said):
     scripted = EndpointServer.scripted([Act("no", json.dumps(document).encode(), status)])
     with scripted as server, pytest.raises(InputError) as end:
         endpoint(server).complete(list(MESSAGES), temperature=0, max_tokens=9)
     assert said in str(end.value)
 
 
-def test_a_setting_that_is_refused_even_when_left_out_is_told():
+def test_a_setting_that_is_refused_even_when_left_out_is_reported():
     refusal = Act("no", json.dumps(openai_error("temperature must be 1")).encode(), 400)
     with EndpointServer.scripted([refusal] * 2) as server, pytest.raises(InputError, match="temperature must be 1"):
         endpoint(server).complete(list(MESSAGES), temperature=0, max_tokens=9)

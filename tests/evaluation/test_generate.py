@@ -192,7 +192,7 @@ def test_a_template_that_refuses_a_chat_is_an_input_error(model, tokenizer) -> N
         engine(model, tokenizer).generate(CHATS[:1], temperature=0, seed=0)
 
 
-def test_of_a_prompt_beyond_the_context_the_end_is_kept_and_told_of(model, tokenizer, caplog) -> None:
+def test_of_a_prompt_beyond_the_context_the_end_is_kept_and_the_cut_is_logged(model, tokenizer, caplog) -> None:
     chats = [[{"role": "user", "content": "review " * 400 + "end"}], *CHATS]
     answering = engine(model, tokenizer, max_new_tokens=56)
     with caplog.at_level(logging.WARNING, logger="tune_dlrml"):

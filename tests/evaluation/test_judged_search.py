@@ -138,7 +138,7 @@ def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judge
         assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "mt_bench.json", "type": "table"}]
 
 
-def test_the_finished_search_asks_nobody_when_its_command_is_given_again(judged):
+def test_the_finished_search_asks_no_judge_when_its_command_is_given_again(judged):
     folder, document, judge, _ = judged
     asked = len(judge.asked)
     again = called(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))

@@ -233,7 +233,7 @@ def test_instructions_of_another_set_are_refused(made, tmp_path):
         load_side_files(str(tmp_path))
 
 
-def test_difficulties_of_two_releases_are_told(made, tmp_path, caplog):
+def test_difficulties_of_two_releases_are_reported(made, tmp_path, caplog):
     path = copy(made, tmp_path) / "instruction_difficulty.csv"
     path.write_text(re.sub(r"\n5,.*", "\n5,1.5", path.read_text()))
     assert load_side_files(str(tmp_path)).fitted_difficulty() == list(made.difficulty)

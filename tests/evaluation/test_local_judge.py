@@ -123,7 +123,7 @@ def test_a_model_without_a_chat_template_reads_the_messages_as_text(parts, folde
     assert LocalJudge(folder, model, tokenizer).ask(inquiry()).verdict == pytest.approx(expected, rel=1e-6)
 
 
-def test_of_a_long_prompt_the_end_is_read_and_the_cut_told_of(parts, folder, caplog):
+def test_of_a_long_prompt_the_end_is_read_and_the_cut_is_logged(parts, folder, caplog):
     model, tokenizer = parts
     judge = LocalJudge(folder, model, tokenizer)
     judge.ask(inquiry())
@@ -178,7 +178,7 @@ def test_the_model_is_loaded_with_the_first_inquiry(folder, monkeypatch):
     assert loaded == [folder]
 
 
-def test_a_model_is_loaded_in_float32_onto_the_cpu_unless_told_otherwise(folder, monkeypatch):
+def test_a_model_is_loaded_in_float32_onto_the_cpu_by_default(folder, monkeypatch):
     loaded = []
 
     def load(reference, *, dtype, device):
@@ -207,7 +207,7 @@ def test_a_forward_takes_no_more_threads_than_it_may(parts, folder):
     assert seen[::2] == [SHARED_THREADS, 1, 4]  # two forwards for an inquiry
 
 
-def test_a_folder_that_was_written_anew_is_another_judge_of_the_same_name(tmp_path):
+def test_a_folder_that_was_written_again_is_another_judge_of_the_same_name(tmp_path):
     folder = toy.write_model(tmp_path / "model")
     first = LocalJudge(str(folder))
     (folder / "train.log").write_text("step 1")

@@ -50,7 +50,7 @@ def test_a_missing_score_breaks_the_line():
     ] * 2
 
 
-def test_lines_can_be_told_apart_without_colour():
+def test_lines_differ_without_colour():
     (axes,) = radar({str(number): {"x": 5.0} for number in range(20)}, judge="openai:judge").axes
     styles = {(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
     assert len(styles) == 20

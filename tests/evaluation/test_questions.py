@@ -94,7 +94,7 @@ def test_a_turn_is_guided_in_fastchats_categories_by_right_answers_up_to_it(cate
     assert [is_guided(question, turn) for turn in (1, 2)] == guided
 
 
-def test_a_question_of_a_guided_category_without_a_right_answer_is_told(tmp_path, caplog):
+def test_a_question_of_a_guided_category_without_a_right_answer_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_questions(write(tmp_path / "q.jsonl", POEM, SUM))
     assert "1 questions of" in caplog.text

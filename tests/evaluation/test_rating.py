@@ -112,7 +112,7 @@ def test_a_quoted_rating_is_not_the_judges_own(words):
         "<answer>Rating: [[10]]</answer>",
     ],
 )
-def test_a_rating_that_the_judge_was_shown_may_be_one_that_it_tells_of(words):
+def test_a_rating_that_the_judge_was_shown_may_be_one_that_it_quotes(words):
     assert rating(words, QUESTION) is None
     assert rating(f"Weak. Rating: [[3]]\n\n{words}", QUESTION) in (3.0, None)
 

@@ -133,7 +133,7 @@ def test_a_torn_last_line_counts_nowhere_and_is_cut_off(tmp_path):
         {"other": 1},
     ],
 )
-def test_a_line_that_is_no_judgement_is_passed_over_and_told(tmp_path, caplog, change):
+def test_a_line_that_is_no_judgement_is_skipped_and_logged(tmp_path, caplog, change):
     path = tmp_path / "replies.jsonl"
     CachedJudge(Judge(), ReplyCache(path)).ask(inquiry(3))
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
@@ -174,7 +174,7 @@ def test_what_another_process_keeps_is_found(tmp_path):
     assert mine.get(inquiry(1).key(Judge.identity)).verdict == 2.0
 
 
-def test_a_file_that_cannot_be_read_or_written_is_told_as_such(tmp_path):
+def test_a_file_that_cannot_be_read_or_written_is_reported_as_such(tmp_path):
     (tmp_path / "folder").write_text("no folder")
     cache = ReplyCache(tmp_path / "folder" / "replies.jsonl")
     with pytest.raises(StorageError, match="must be read"):
@@ -202,7 +202,7 @@ def test_the_same_inquiry_from_two_threads_is_asked_once(tmp_path):
     assert judge.asked == [1]
 
 
-def test_judgements_come_in_the_order_of_the_inquiries_and_each_is_told():
+def test_judgements_come_in_the_order_of_the_inquiries_and_each_is_reported():
     heard = []
     judgements = judge_all(
         [inquiry(number) for number in (5, 3, 8, 1)], Judge(), concurrency=3, on_judgement=heard.append

@@ -8,7 +8,7 @@ from tune_dlrml.losses.registry import AnyLoss, build_loss
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, *WITH_DEFAULTS], ids=str)
-def test_every_loss_has_its_shape_told(loss):
+def test_every_loss_has_its_shape_described(loss):
     told = geometry_sentences(build_loss(parsed(loss)).geometry(), {})
     assert "At margin 0 the loss is " in told and "slope is " in told
 

@@ -29,7 +29,7 @@ def test_the_best_trial_is_exported_into_its_search(search):
     assert {"README.md", "reproduce.py", "pairs.jsonl", "adapter_model.safetensors"} <= {*document["files"]}
 
 
-def test_a_person_is_told_where_it_is_and_how_to_repeat_it(search, tmp_path):
+def test_the_output_has_the_folder_and_the_command_to_repeat_it(search, tmp_path):
     done = export(search, "toy", "--trial", "0", "--out", str(tmp_path / "mine"))
     assert done.returncode == 0, done.stderr
     assert f"adapter in {tmp_path / 'mine'}" in done.stdout and f"{tmp_path / 'mine' / 'reproduce.py'}" in done.stdout

@@ -28,7 +28,7 @@ def test_a_part_comes_to_figures_without_a_gpu(part: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_is_printed_for_each_figure_and_what_fails_is_told(tmp_path: Path) -> None:
+def test_a_line_is_printed_for_each_figure_and_each_failure(tmp_path: Path) -> None:
     command = [sys.executable, Path(__file__).with_name("run.py"), "--device", "cpu", "--tiny", "--only", "chip"]
     done = subprocess.run([*command, "--out", tmp_path / "lines"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -213,7 +213,7 @@ def test_value_and_gradient_agree_with_the_published_formula(config):
 
 
 @over(ALL)
-def test_geometry_tells_value_and_direction_of_the_start(config):
+def test_geometry_has_value_and_direction_of_the_start(config):
     loss = build_loss(config)
     shape = loss.geometry()
     margin_B = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -224,7 +224,7 @@ def test_geometry_tells_value_and_direction_of_the_start(config):
 
 
 @over(ALL)
-def test_geometry_tells_the_trap_of_the_loss(config):
+def test_geometry_has_the_trap_of_the_loss(config):
     loss = build_loss(config)
     shape = loss.geometry()
     margin_B = torch.linspace(-10, 10, 20001, dtype=torch.float64)
@@ -238,7 +238,7 @@ def test_geometry_tells_the_trap_of_the_loss(config):
 
 
 @over(ALL)
-def test_geometry_tells_whether_the_slope_is_bounded(config):
+def test_geometry_knows_whether_the_slope_is_bounded(config):
     loss = build_loss(config)
     _, slope_N = loss.curve(torch.tensor([-600.0, -300.0, -150.0, 150.0, 300.0, 600.0], dtype=torch.float64))
     grows = slope_N[0].abs() > 1.5 * slope_N[1].abs() > 2.25 * slope_N[2].abs()

@@ -193,7 +193,7 @@ def test_a_function_that_cannot_be_imported_says_why_and_where(module, body, fun
         build_loss(parsed(function=f"{module(body)}:{function}"))
 
 
-def test_a_module_that_does_not_exist_is_told_with_where_it_was_sought():
+def test_a_module_that_does_not_exist_is_reported_with_the_searched_places():
     with pytest.raises(InputError, match=r"there is no module 'nowhere_to_be_found' in .* or on PYTHONPATH"):
         build_loss(parsed(function="nowhere_to_be_found.losses:f"))
 

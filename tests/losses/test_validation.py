@@ -80,13 +80,13 @@ def test_what_would_end_every_trial_is_refused(examined, text, params, says):
         ("softplus(-beta * m.double())", "precision", "come back in torch.float64"),
     ],
 )
-def test_what_a_person_should_know_is_told(examined, expression, check, says):
+def test_what_a_person_should_know_is_reported(examined, expression, check, says):
     import re
 
     assert re.search(says, warnings(examined(one_line(expression), beta=0.1))[check])
 
 
-def test_a_trap_is_told_with_its_margins(examined):
+def test_a_trap_is_reported_with_its_margins(examined):
     found = warnings(
         examined(
             one_line(

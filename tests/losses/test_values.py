@@ -73,7 +73,7 @@ def test_kto_by_hand_holds_each_half_against_the_kl_of_the_other():
     same(loss, expected)
 
 
-def test_kto_keeps_the_gradient_out_of_the_kl_where_told():
+def test_kto_keeps_the_gradient_out_of_the_kl_where_configured():
     def slope_of_the_first_chosen(kl_gradient):
         chosen = at(2.0, 4.0).requires_grad_()
         weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}

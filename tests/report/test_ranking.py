@@ -97,7 +97,7 @@ def test_the_best_of_several_comes_with_a_warning_that_a_confirmation_takes_the_
     assert "Trained again" not in unconfirmed.answer
 
 
-def test_the_dpo_that_finalists_are_compared_with_is_told_how_they_did(make_search):
+def test_the_verdict_on_the_baseline_names_the_finalists_compared_with_it(make_search):
     search = make_search(
         [LOSSES[0], LOSSES[1]], num_trials=6, scheduler=None, baseline=None, confirm={"top": 2, "seeds": 5}
     )

@@ -20,7 +20,7 @@ FATES = (Fate(0.9), Fate(0.6), Fate(diverges_at=15, accuracy=0.95), Fate(fails_a
 """Complete, pruned at the first rung, diverged, failed, still under way."""
 
 
-def test_the_budget_is_told_by_the_four_ends_and_what_is_under_way(make_search):
+def test_the_budget_is_split_by_the_four_ends_and_running_trials(make_search):
     # Ten seconds before the first report, then one a step; ten tokens a step. A step that fails takes time only.
     assert by_end(searched(make_search, *FATES)) == {
         "complete": Spent(1, 40, 400, 50.0),
@@ -31,7 +31,7 @@ def test_the_budget_is_told_by_the_four_ends_and_what_is_under_way(make_search):
     }
 
 
-def test_the_budget_is_told_by_rung(make_search):
+def test_the_budget_is_split_by_rung(make_search):
     first, second, third = stages(searched(make_search, *FATES))
     assert [(stage.after, stage.until) for stage in (first, second, third)] == [(0, 10), (10, 20), (20, 40)]
     assert first.ends["complete"] == first.ends["pruned"] == first.ends["diverged"] == Spent(1, 10, 100, 20.0)
@@ -53,7 +53,7 @@ def test_rungs_and_ends_add_up_to_the_same(make_search):
         assert math.fsum(getattr(p, name) for p in parts) == math.fsum(getattr(w, name) for w in wholes)
 
 
-def test_what_lies_between_two_attempts_is_spent_by_nobody(make_search):
+def test_the_time_between_two_attempts_is_not_counted(make_search):
     search = make_search(DISCOPOP, num_trials=1, scheduler=None, baseline=None).run(lambda _: Fate(stops_at=5))
     search.clock.now += 5000
     search.log.start(search.study.reissue(0))

@@ -99,7 +99,7 @@ def test_a_write_that_fails_is_made_good_and_the_last_has_to_succeed(
     assert "study.db" in caplog.text
 
 
-def test_tune_is_told_when_the_time_is_up_and_gets_no_study(now: list[float]) -> None:
+def test_tune_stops_when_the_time_is_up_and_gets_no_study(now: list[float]) -> None:
     clock = SearchClock(Keeper(), 5.0)
     stopper = TimeIsUp(clock)
     with clock.running():

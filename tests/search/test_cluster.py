@@ -89,7 +89,7 @@ def test_placement_groups_of_ended_jobs_alone_are_removed(local_ray, monkeypatch
 
 
 @pytest.mark.slow
-def test_placement_groups_in_which_nobody_lives_any_more_are_removed_at_the_second_look(local_ray):
+def test_placement_groups_without_living_actors_are_removed_at_the_second_look(local_ray):
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
     from ray.util.state import get_placement_group

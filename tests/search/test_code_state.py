@@ -33,7 +33,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return make
 
 
-def test_a_checkout_of_the_project_is_told_with_its_commit(checkout: Checkout) -> None:
+def test_a_checkout_of_the_project_has_its_commit(checkout: Checkout) -> None:
     root = checkout("own")
     assert commit_of(root) == {COMMIT: git(root, "rev-parse", "HEAD").strip(), DIRTY: "false"}
 
@@ -54,7 +54,7 @@ def test_a_change_in_what_numbers_rest_on_makes_it_dirty(checkout: Checkout, pat
 
 
 @pytest.mark.parametrize("inside", ["venv/lib/python3.11/site-packages", "vendored"])
-def test_a_package_inside_somebody_s_repository_has_no_commit(checkout: Checkout, inside: str) -> None:
+def test_a_package_inside_another_repository_has_no_commit(checkout: Checkout, inside: str) -> None:
     root = checkout("theirs") / inside
     (root / "tune_dlrml").mkdir(parents=True)
     assert commit_of(root) == {}

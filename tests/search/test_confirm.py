@@ -154,7 +154,7 @@ def test_an_interrupted_confirmation_goes_on_where_it_was(searched):
     assert len(run_all(second, lambda spec: 0.5)) == 6
 
 
-def test_a_trial_whose_driver_died_before_it_was_told_what_it_is_becomes_what_is_missing(searched):
+def test_a_trial_whose_driver_died_before_its_proposal_becomes_a_missing_one(searched):
     prepared, rows = searched
     _, first = confirming(prepared, rows)
     first.ask()
@@ -259,7 +259,7 @@ def test_where_trials_left_their_margins_the_pairs_are_a_sample_as_well(searched
     assert by_seed.pairs is None and by_seed.p == 0.25 and by_seed.verdict == "cannot tell"
 
 
-def test_a_confirmation_that_has_not_begun_says_nothing(searched):
+def test_a_confirmation_that_has_not_started_has_no_verdict(searched):
     prepared, _ = searched
     assert read_confirmation("toy", prepared.place) is None
     with pytest.raises(InputError, match="there is no search 'other'"):

@@ -215,7 +215,7 @@ def test_an_estimate_names_what_it_does_not_include(config_with: Config) -> None
     ("bf16", "rate", "told"),
     [(True, 1e11, "2.0 times slower"), (True, 3e11, None), (False, 2.5e11, None), (False, 8e11, "4.0 times faster")],
 )
-def test_a_precision_that_this_machine_is_slow_in_is_told(
+def test_a_slow_precision_of_this_machine_is_reported(
     config_with: Config, bf16: bool, rate: float, told: str | None
 ) -> None:
     config = with_(config_with(num_trials=4, scheduler=None), training={"bf16": bf16})
@@ -259,7 +259,7 @@ PRUNED = [
 ]
 
 
-def test_what_a_trial_wrote_down_itself_is_taken_from_there() -> None:
+def test_the_recorded_times_of_a_trial_are_used() -> None:
     usage = sum_up([row(0, State.COMPLETE, 8, seconds=SECONDS)], {0: COMPLETE}.__getitem__, ResourcesConfig())
     # 30 s: 10 until the first report, 8 of training, 11 in its own books, and 1 that is in none.
     expected = {"starting": 10, "training": 8, "evaluation": 5, "saving": 2, "waiting": 1, "answering": 3, "other": 1}
@@ -320,6 +320,6 @@ def test_clocks_that_disagree_make_no_time_negative() -> None:
     assert min(usage.shares.values()) >= 0
 
 
-def test_a_search_without_a_report_has_taken_nothing_yet() -> None:
+def test_a_search_without_a_report_has_no_usage_yet() -> None:
     usage = sum_up([row(0, State.RUNNING, 0)], {0: [start(5)]}.__getitem__, ResourcesConfig())
     assert (usage.trial_s, usage.shares, usage.optimizer_steps) == (0, {}, 0)

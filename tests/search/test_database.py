@@ -23,7 +23,7 @@ def test_another_database_is_refused_without_its_password(url):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
-def test_a_disk_that_takes_nothing_is_told_with_its_path_and_the_remedy(number):
+def test_a_disk_that_refuses_writes_is_reported_with_its_path_and_the_remedy(number):
     with pytest.raises(StorageError, match=r"/runs/toy/trials.*the same command") as told, faults_of_storage("/runs"):
         raise OSError(number, "why", "/runs/toy/trials")
     assert told.value.exit_code == 130
@@ -36,7 +36,7 @@ def test_a_disk_that_takes_nothing_is_told_with_its_path_and_the_remedy(number):
         optuna.exceptions.StorageInternalError("An exception is raised during the commit."),
     ],
 )
-def test_a_study_that_takes_nothing_is_told_without_the_statement(error):
+def test_a_study_that_refuses_writes_is_reported_without_the_statement(error):
     cannot = "the study of /runs/toy cannot be written"
     with pytest.raises(StorageError, match=cannot) as told, faults_of_storage("/runs/toy"):
         raise error

@@ -103,7 +103,7 @@ def said_of(folder: Path | str, search: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name", ["a b", "%41", "q?x", "h#x", "[x]", "'", "ü" * 6, "x" * 12, "a:b@c"])
-def test_any_short_temporary_folder_is_taken_without_a_word(search, monkeypatch, name):
+def test_any_short_temporary_folder_is_used_without_a_notice(search, monkeypatch, name):
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as outer:
         folder = Path(outer, name)
         folder.mkdir()

@@ -80,7 +80,7 @@ def silent() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("open_path", ["/api/jobs/", "/api/version"])
-def test_a_dashboard_that_answers_without_a_token_is_told_with_the_remedy(open_path: str) -> None:
+def test_a_dashboard_that_answers_without_a_token_is_reported_with_the_remedy(open_path: str) -> None:
     with server(lambda path: 200 if path == open_path else 404) as (port, _):
         finding = examine_dashboard(f"127.0.0.1:{port}")
     assert finding.level == "warning"
@@ -121,7 +121,7 @@ def test_a_server_on_loopback_alone_is_in_order() -> None:
     assert finding is not None and finding.level == "ok"
 
 
-def test_a_server_that_other_machines_reach_without_a_password_is_told() -> None:
+def test_a_server_that_other_machines_reach_without_a_password_is_reported() -> None:
     with server(lambda _: 200, host="0.0.0.0") as (port, asked):
         finding = examine_mlflow(f"http://localhost:{port}", [ELSEWHERE])
     assert finding is not None and finding.level == "warning"
@@ -182,7 +182,7 @@ def test_this_machines_addresses_are_those_that_others_may_use() -> None:
         "postgresql://user@host/db?sslmode=require&sslpassword=secret",
     ],
 )
-def test_a_password_in_the_file_is_told_without_being_shown(address: str) -> None:
+def test_a_password_in_the_file_is_reported_without_being_shown(address: str) -> None:
     (finding,) = examine_addresses({"search.study_url": None, "tracking.mlflow": address})
     assert (finding.subject, finding.level) == ("tracking.mlflow", "warning")
     assert "MLFLOW_TRACKING_PASSWORD" in finding.text
@@ -190,7 +190,7 @@ def test_a_password_in_the_file_is_told_without_being_shown(address: str) -> Non
 
 
 @pytest.mark.parametrize("address", ["http://host:5000", "postgresql://user@host/db", "sqlite:///a.db", "http://[", ""])
-def test_an_address_without_a_password_is_not_told(address: str) -> None:
+def test_an_address_without_a_password_is_no_finding(address: str) -> None:
     assert not list(examine_addresses({"tracking.mlflow": address}))
 
 
@@ -206,5 +206,5 @@ def test_a_token_that_others_can_read_is_a_warning_with_the_command_that_helps(
     assert level == "ok" or f"chmod 600 {token}" in finding.text
 
 
-def test_without_a_token_file_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_without_a_token_file_there_is_no_finding(tmp_path: Path) -> None:
     assert examine_token_file(tmp_path / "auth_token") is None

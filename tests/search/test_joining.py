@@ -56,7 +56,7 @@ def closed():
         ("127.0.0.1:{silent}", "no Ray"),
     ],
 )
-def test_an_address_at_which_no_cluster_answers_is_told_within_seconds(hurry, silent, closed, address, cause):
+def test_an_address_at_which_no_cluster_answers_is_reported_within_seconds(hurry, silent, closed, address, cause):
     began = time.monotonic()
     with pytest.raises(InputError, match=r"^RAY_ADDRESS: ") as caught:
         joined(address.format(silent=silent, closed=closed))

@@ -123,7 +123,7 @@ def test_a_trial_without_answers_is_passed_over(events, questionnaire, jury_of):
     assert told == {"judged": [], "notices": []}
 
 
-def test_other_judge_prompts_judge_anew(events, questionnaire, jury_of, judge):
+def test_other_judge_prompts_judge_again(events, questionnaire, jury_of, judge):
     answered(events, questionnaire, 0, 7)
     submit_all(judging(events, questionnaire, jury_of())[0], [0])
     prompts = judge_prompts.load_judge_prompts()
@@ -235,7 +235,7 @@ def test_what_is_asked_when_the_search_ends_is_kept_and_nothing_more_is_asked(ev
     assert (len(judge.asked), told["judged"]) == (4, [0])
 
 
-def test_names_of_metrics_are_legal_and_tell_judges_apart():
+def test_names_of_metrics_are_legal_and_differ_by_judge():
     names = ["local:/models/a:logits", "local:" + "/deep" * 80, "mean of 甲", "mean of 乙", ".", "a//b", "x@y"]
     made = [_metric_name(name) for name in names]
     assert made[0] == names[0]

@@ -106,7 +106,7 @@ def test_a_monotone_bounded_loss_is_sound_everywhere(kind, beta):
     assert loss_box_of("some", kind.model_validate({"beta": beta}), 500.0).sound
 
 
-def test_what_overflows_is_told_with_the_range_to_keep():
+def test_overflow_is_reported_with_the_range_to_keep():
     loss_box = loss_box_of("cell", CellLoss.model_validate({"beta": {"log_uniform": [0.01, 0.5]}}), 500.0)
     assert loss_box.unbounded == 1
     assert loss_box.nonfinite == pytest.approx(math.log(0.5 / (88.7228 / 500)) / math.log(50), abs=0.02)

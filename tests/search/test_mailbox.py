@@ -36,7 +36,7 @@ def test_a_report_at_a_rung_waits_for_its_verdict():
     assert asyncio.run(story()) == (False, Answer(True, -1))
 
 
-def test_a_dropped_trial_is_told_to_stop_and_its_reports_reach_nobody():
+def test_a_dropped_trial_is_stopped_and_its_reports_are_discarded():
     async def story() -> tuple[Answer, list[Any]]:
         box = Mailbox()
         first = await box.put({})

@@ -145,7 +145,7 @@ def test_reports_are_passed_on_once_in_order_and_before_the_study_learns_of_them
     assert (row.value, row.steps, row.stop_reason, row.attrs["seconds"]) == (0.9, 40, "done", {"x": 1.0})
 
 
-def test_a_trial_that_the_study_prunes_is_stopped_and_told_once(tune_with: Callable[..., Tune]) -> None:
+def test_a_trial_that_the_study_prunes_is_stopped_and_reported_once(tune_with: Callable[..., Tune]) -> None:
     tune = tune_with()
     for accuracy, decision in ((0.8, "CONTINUE"), (0.4, "STOP")):
         trial = tune.next()
@@ -165,7 +165,7 @@ def test_the_full_budget_is_complete_however_bad(tune_with: Callable[..., Tune])
     assert [row.state for row in study_of(tune).rows()] == [State.COMPLETE, State.COMPLETE]
 
 
-def test_a_diverged_trial_is_told_so_with_its_reason(tune_with: Callable[..., Tune]) -> None:
+def test_a_diverged_trial_is_recorded_with_its_reason(tune_with: Callable[..., Tune]) -> None:
     tune = tune_with()
     trial = tune.next()
     tune.result(trial, report(0, 3), outcome=TrialOutcome(0, State.DIVERGED, "mean margin -600 nats at step 3"))

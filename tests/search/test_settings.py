@@ -12,7 +12,7 @@ from tune_dlrml.study.resumable import refuse_differences
 NEW_KEYS = {"columns", "messages", "prompt_in_answers"}
 
 
-def test_keys_that_a_search_was_begun_without_have_their_defaults(config_with: Callable[..., Any]) -> None:
+def test_keys_that_a_search_was_started_without_have_their_defaults(config_with: Callable[..., Any]) -> None:
     config = config_with(sampler="random")
     now = config.model_dump(mode="json", exclude={"tracking"})
     before = now | {"dataset": {key: value for key, value in now["dataset"].items() if key not in NEW_KEYS}}
@@ -23,7 +23,7 @@ def test_keys_that_a_search_was_begun_without_have_their_defaults(config_with: C
         refuse_differences("old", {"config": before}, {"config": other})
 
 
-def test_a_search_begun_before_prompts_in_answers_were_refused_goes_on_with_them(
+def test_a_search_started_before_prompts_in_answers_were_refused_resumes_with_them(
     config_with: Callable[..., Any],
 ) -> None:
     config = config_with(sampler="random")

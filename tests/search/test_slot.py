@@ -165,7 +165,7 @@ def test_a_trial_whose_process_was_killed_is_lost_and_goes_on_in_a_new_group(
     assert losses(resumed) == undisturbed[max(0, began - 1) :]
 
 
-def test_an_exception_in_training_is_the_trials_own_fault_and_told_by_its_worker(slot, config):
+def test_an_exception_in_training_is_the_trials_own_fault_and_reported_by_its_worker(slot, config):
     """It costs the group as well, and the next trial starts a new one, as the test before this shows."""
     import ray
 

@@ -326,7 +326,7 @@ def test_a_verdict_is_returned_again_by_the_next_driver(config_with: Config, ope
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("value", [0.7, 0.4])
-def test_a_rung_that_the_pruner_recorded_without_a_verdict_is_decided_anew(
+def test_a_rung_that_the_pruner_recorded_without_a_verdict_is_decided_again(
     config_with: Config, open_study: Open, monkeypatch: pytest.MonkeyPatch, mode: str, value: float
 ) -> None:
     config = config_with(mode=mode)
@@ -395,7 +395,7 @@ def test_a_value_off_the_rungs_is_refused(config_with: Config, open_study: Open)
 # Ends
 
 
-def test_the_four_ends_are_told_truthfully(config_with: Config, open_study: Open) -> None:
+def test_the_four_ends_are_reported_truthfully(config_with: Config, open_study: Open) -> None:
     study = open_study(config_with())
     for _ in range(5):
         study.ask()

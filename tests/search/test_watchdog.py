@@ -33,7 +33,7 @@ def look(watched: tuple[Searcher, Watchdog, list[str]], *silences: Silence) -> l
     return list(told)
 
 
-def test_silence_is_told_once_it_lasts_and_again_each_time_it_has_doubled(watched):
+def test_silence_is_reported_once_it_lasts_and_again_each_time_it_has_doubled(watched):
     assert look(watched, Silence(3, 0, 99)) == []
     assert len(look(watched, Silence(3, 0, 101))) == 1
     assert look(watched, Silence(3, 0, 150)) == look(watched, Silence(3, 0, 201)) == []
@@ -42,7 +42,7 @@ def test_silence_is_told_once_it_lasts_and_again_each_time_it_has_doubled(watche
     assert len(look(watched, Silence(3, 0, 404))) == 1
 
 
-def test_a_trial_that_was_heard_again_starts_anew(watched):
+def test_a_trial_that_was_heard_again_starts_again(watched):
     assert look(watched, Silence(3, 0, 300))
     assert look(watched) == []
     assert look(watched, Silence(3, 9, 120))
@@ -64,7 +64,7 @@ def test_a_watchdog_looks_by_itself_and_ends_with_its_block(watched):
     assert not dog._thread.is_alive()
 
 
-def test_a_quiet_trial_gets_what_dead_groups_hold_and_a_busy_one_asks_nobody(watched):
+def test_a_quiet_trial_frees_what_dead_groups_hold_and_a_busy_one_does_not(watched):
     searcher, _, told = watched
     asked: list[int] = []
 

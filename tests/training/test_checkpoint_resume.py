@@ -269,7 +269,7 @@ def test_only_as_many_checkpoints_as_configured_stay(lora_resident: Resident, tm
 
 
 @pytest.mark.parametrize(("acknowledged", "again"), [(-1, [0, 1, 2, 3, 4]), (0, [1, 2, 3, 4]), (3, [4]), (4, [])])
-def test_reports_that_nobody_acknowledged_are_sent_again_as_they_were(
+def test_unacknowledged_reports_are_sent_again_as_they_were(
     lora_resident: Resident, other_resident: Resident, tmp_path: Path, acknowledged: int, again: list[int]
 ) -> None:
     driver = Driver(acknowledged=acknowledged, kill_before=6)

@@ -135,7 +135,7 @@ def test_gradient_and_value_of_beta_mix_equal_a_bare_loops(
 
 
 @pytest.mark.parametrize("mix", [BOUNDED, RAW], ids=["bounded", "raw"])
-def test_every_report_tells_beta_mix_and_c_as_they_stand_after_its_step(
+def test_every_report_has_beta_mix_and_c_after_its_step(
     full_resident: Resident, toy_model: Path, mix: dict[str, Any]
 ) -> None:
     reports = toy_training.run(full_resident, learnable(mix), matching(), plan(STEPS))[1].reports

@@ -217,7 +217,7 @@ def test_what_needs_whole_weights_is_not_divided_over_workers(toy_model: Path, c
         parse_config(document, source="test")
 
 
-def test_transformers_is_told_what_counts(toy_model: Path) -> None:
+def test_transformers_gets_the_arguments_that_count(toy_model: Path) -> None:
     assert settings(quantization=NF4).bitsandbytes() == {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",

@@ -65,7 +65,7 @@ def test_a_trial_is_asked_once_at_its_full_budget_before_its_last_checkpoint_is_
     assert asked.checkpoints == [4], "what is complete was asked before its checkpoint was"
 
 
-def test_the_weights_are_those_of_a_trial_that_nobody_asked(lora_resident, tmp_path):
+def test_the_weights_are_those_of_a_trial_without_questions(lora_resident, tmp_path):
     questionnaire = Questionnaire(QUESTIONS, max_new_tokens=4, batch_size=2, seed=0)
     weights = []
     for name, asked in (("asked", questionnaire), ("left", None)):

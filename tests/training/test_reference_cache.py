@@ -100,7 +100,7 @@ def test_tokens_are_counted_after_truncation(lora_resident: Resident) -> None:
     assert reference(lora_resident, None, max_length=None).tokens_of([row]) == 40 + 80
 
 
-def test_rows_are_told_apart_by_where_the_prompt_ends() -> None:
+def test_rows_differ_by_where_the_prompt_ends() -> None:
     parts = [([1], [2, 3], [4]), ([1, 2], [3], [4]), ([1], [2], [3, 4]), ([1], [4], [2, 3])]
     rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), part, strict=True)) for part in parts]
     assert len({row_id(row) for row in rows}) == len(rows)
@@ -259,7 +259,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_or_foreign_file_is_told_of_and_made_anew(
+def test_a_damaged_or_foreign_file_is_logged_and_made_again(
     lora_resident: Resident, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     found, rows = reference(lora_resident, tmp_path), twelve(lora_resident)
@@ -364,7 +364,7 @@ sys.stdin.read()
 """
 
 
-def test_a_group_that_is_killed_while_it_computes_blocks_nobody(tmp_path: Path) -> None:
+def test_a_group_that_is_killed_while_it_computes_blocks_no_other(tmp_path: Path) -> None:
     program = [sys.executable, "-c", HOLDER, str(tmp_path), str(KEY)]
     holder = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

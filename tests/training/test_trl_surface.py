@@ -105,7 +105,7 @@ def test_a_step_clips_then_calls_back_then_steps_then_counts() -> None:
     assert sorted(order, key=source.index) == order
 
 
-def test_the_last_micro_batch_of_a_step_is_told_by_sync_gradients() -> None:
+def test_the_last_micro_batch_of_a_step_is_marked_by_sync_gradients() -> None:
     assert isinstance(Accelerator.sync_gradients, property)
     assert inspect.getsource(Trainer._run_epoch).index("_set_sync_gradients(do_sync_step)") < inspect.getsource(
         Trainer._run_epoch
