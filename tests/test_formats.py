@@ -216,7 +216,7 @@ def test_a_table_of_other_columns_lists_them_all(rows, tmp_path):
 def test_a_text_column_of_a_table_may_hold_the_prompt(tmp_path):
     rows = [{"question": "Is it?", "chosen": "It is so", "rejected": "It is not", "score": 1}]
     path = put(tmp_path, "train.parquet", rows)
-    assert "the prompt may stand in question" in refusal(path)
+    assert "the prompt may be in question" in refusal(path)
     assert pairs(path, columns={"prompt": "question"})[0]["prompt"] == "Is it?"
 
 

@@ -168,7 +168,7 @@ LEFT_OVER = {
 def test_a_start_is_no_prompt_where_another_column_may_hold_it(more, tmp_path):
     message = refusal(tmp_path, TEXTS | more)
     assert (
-        f"column `prompt` is missing, and the prompt may stand in {', '.join(more)}: dataset.columns.prompt" in message
+        f"column `prompt` is missing, and the prompt may be in {', '.join(more)}: dataset.columns.prompt" in message
     )
     assert read(tmp_path, TEXTS | more, columns=ColumnsConfig(prompt=None))[0] == "The answer is"
 
@@ -265,7 +265,7 @@ def test_one_message_is_a_conversation_of_one(tmp_path):
 def test_transcripts_that_hold_the_prompt_behind_a_label_are_refused(around, tmp_path):
     start = around.format("Is water wet?")
     row = {"prompt": "Is water wet?", "chosen": f"{start}Yes", "rejected": f"{start}No"}
-    assert "hold the prompt again, behind a label" in refusal(tmp_path, row, prompt_in_answers="strip")
+    assert "repeat the prompt after a label" in refusal(tmp_path, row, prompt_in_answers="strip")
     found, *answers = read(tmp_path, row, columns=ColumnsConfig(prompt=None))
     assert [found + answer for answer in answers] == [row["chosen"], row["rejected"]]
 

@@ -139,4 +139,4 @@ def test_missing_and_repeated_prompts_are_refused(tmp_path):
     assert "No such file" in refusal(str(tmp_path / "absent.jsonl"))
     line = json.dumps({"name": "single-v1", "system_prompt": "", "prompt_template": "{answer}"})
     (tmp_path / "p.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
-    assert "line 2: every prompt must stand in the file once" in refusal(path)
+    assert "line 2: every prompt must be in the file once" in refusal(path)

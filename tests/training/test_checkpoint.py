@@ -263,7 +263,7 @@ def test_a_failed_write_names_folder_cause_and_remedy_and_survives_pickling(tmp_
     folder = tmp_path / "attempt-0" / "checkpoint-3.partial"
     assert str(error) == (
         f"a trial's checkpoints must be readable and writable, but in {folder}: {os.strerror(code)}. Free space in "
-        f"{folder} or make it writable, then give the same command again: the search goes on from the last complete "
+        f"{folder} or make it writable, then give the same command again: the search resumes from the last complete "
         "checkpoints."
     )
     assert error.exit_code == 130

@@ -85,7 +85,7 @@ def compared(
         JudgeEndedError: The judge, or the model's endpoint, ended early; replies are kept, and the same command
             resumes.
     """
-    with closing(_only_judge(config, key)) as judge:  # also at an interrupt: requests under way take minutes
+    with closing(_only_judge(config, key)) as judge:  # also after an interrupt: running requests take minutes
         theirs = read_outputs(baseline)[: config.limit]
         out.mkdir(parents=True, exist_ok=True)
         asked = Questionnaire(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)

@@ -41,7 +41,7 @@ def answers_of(subject: Subject, questionnaire: Questionnaire, folder: Path) -> 
 
     They are in `answers-<fingerprint>.jsonl`, in FastChat's format; other weights, questions, lengths and seeds have
     another fingerprint. What an endpoint replied is in a file beside it, reply by reply, so that a run that ended early
-    goes on. A turn without a reply is asked for again by the next run.
+    resumes. A turn without a reply is asked for again by the next run.
 
     Raises:
         InputError: The endpoint refuses the requests, or the file was changed and is not a file of answers any more.

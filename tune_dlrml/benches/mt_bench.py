@@ -49,7 +49,7 @@ def mt_bench(
 
     with ExitStack() as stack:
         jury = Jury.of(config, replies, key, device=own_device())
-        # Also at an interrupt: without it the process would stay for as long as requests are under way.
+        # Also after an interrupt: otherwise the process would wait for running requests.
         stack.callback(jury.close)
         stack.callback(jury.stop)
         questionnaire = Questionnaire.of(config)

@@ -93,7 +93,7 @@ def _refuse_other_texts(value: dict[str, Any], rows: RowsConfig) -> None:
     others = [name for name, given in value.items() if name not in names.names() and _holds_text(given)]
     if others and names.prompt is not None:
         raise Fault(
-            f"column `{names.prompt}` is missing, and the prompt may stand in {some_names(others)}: "
+            f"column `{names.prompt}` is missing, and the prompt may be in {some_names(others)}: "
             f"dataset.columns.prompt names its column; {NO_PROMPT}"
         )
 
@@ -131,7 +131,7 @@ def _unrepeated(pair: Pair, rows: RowsConfig) -> Pair:
     # One answer of two may well quote a text; a message of the prompt is no part of an answer.
     if not (all(repeated) if isinstance(pair["prompt"], str) else any(repeated)):
         if isinstance(pair["prompt"], str) and _is_in_transcript(*map(str, pair.values())):
-            raise Fault(f"both answers hold the prompt again, behind a label ({short(pair['chosen'])}); {NO_PROMPT}")
+            raise Fault(f"both answers repeat the prompt after a label ({short(pair['chosen'])}); {NO_PROMPT}")
         return pair
     if rows.prompt_in_answers == "refuse":
         raise Fault(

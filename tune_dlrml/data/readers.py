@@ -193,7 +193,7 @@ def _csv_rows(file: TextIO, delimiter: str, source: str) -> Iterator[Row]:
     except csv.Error as error:
         raise InputError(
             f"{source}: line {lines.line_num}: is not CSV ({error}); a cell that holds quotes, the delimiter or a "
-            "line's end stands in quotes, those inside it doubled."
+            "line's end must be in quotes, those inside it doubled."
         ) from None
 
 

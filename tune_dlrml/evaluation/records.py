@@ -145,7 +145,7 @@ class Judge(Protocol):
     """Who judges answers.
 
     Attributes:
-        name: `openai:<model>`, or `local:<model reference>:logits`; stands beside its numbers.
+        name: `openai:<model>`, or `local:<model reference>:logits`; shown with its scores.
         identity: The name and whatever else its judgements depend on: the endpoint's address, the state of a folder.
             Judges that share it share what they said.
     """

@@ -58,7 +58,7 @@ class Loss(Frozen):
     name: str
     """Which loss it is."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)] | None = None
-    """Name of the branch in parameter names and tables; by default that of the loss, with a number behind it where
+    """Name of the branch in parameter names and tables; by default that of the loss, with a number after it where
     two branches would otherwise share it."""
     sft: Annotated[SftTerm | None, Field(exclude_if=lambda term: term is None)] = None
     """Adds a scoring rule on the chosen answer's tokens."""

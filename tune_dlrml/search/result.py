@@ -137,7 +137,7 @@ class SearchResult:
         best: Number of the best complete one; None if none is.
         metrics: Newest value of every metric, by trial.
         runs: MLflow's run, by trial; None while MLflow has no run of the trial.
-        interrupted: Its driver was ended by a signal, and it can go on; only the driver knows.
+        interrupted: Its driver was ended by a signal, and it can be resumed; only the driver knows.
         out_of_time: Its time budget is spent and trials are left that a larger one would train; only the driver knows.
         same_failures: Why it ended early, if trials kept failing in the same way.
         spent_s: Seconds for which all drivers together have trained it, which `search.time_budget_s` bounds.

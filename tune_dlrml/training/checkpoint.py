@@ -88,7 +88,7 @@ class Attempt:
         number: k of `attempt-<k>`.
         path: Its folder.
         keep: How many checkpoints of the trial are kept.
-        resumed: Where it goes on from; None at the trial's start.
+        resumed: The checkpoint to resume from; None at the trial's start.
     """
 
     number: int
@@ -98,7 +98,7 @@ class Attempt:
 
     @classmethod
     def begin(cls, folder: Path, *, keep: int) -> "Attempt":
-        """Claim a new folder and find where the trial goes on; torn checkpoints newer than that are removed.
+        """Claim a new folder and find the checkpoint to resume from; newer damaged ones are removed.
 
         Raises:
             StorageError: The folder cannot be read or written.
@@ -180,7 +180,7 @@ def storing(folder: Path) -> Iterator[None]:
         raise StorageError(
             f"a trial's checkpoints must be readable and writable, but in {error.filename or folder}: "
             f"{error.strerror or error}. Free space in {folder} or make it writable, then give the same command "
-            "again: the search goes on from the last complete checkpoints."
+            "again: the search resumes from the last complete checkpoints."
         ) from error
 
 

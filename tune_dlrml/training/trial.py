@@ -39,7 +39,7 @@ class Channel(Protocol):
     """The way from a trial to those who decide about it; called on every rank with the same report."""
 
     def send(self, report: Report) -> Answer:
-        """Deliver a report, wait for the verdict if it is at a rung, and say whether to go on.
+        """Deliver a report, wait for the verdict if it is at a rung, and return whether to continue.
 
         A report may come again after its trial was killed; the same answer is due then, and nothing else.
         """
@@ -57,7 +57,7 @@ def train_trial(
 ) -> TrialOutcome | None:
     """Train one trial, from its newest complete checkpoint if it has one, and leave the resident model as it was.
 
-    A trial that was killed and goes on so ends with the same weights, bit for bit, as one that was not (float32, one
+    A trial that was killed and resumed ends with the same weights, bit for bit, as one that was not (float32, one
     worker, CPU), and its reports differ in their times only.
 
     Args:

@@ -66,7 +66,7 @@ class Comparison:
 def comparisons(annotations: Sequence[Annotation], *, seed: int) -> list[Comparison]:
     """What a judge is to be asked: the annotations without a preference.
 
-    The order of two outputs depends on `seed` and the instruction alone, so that two models, and a run that goes on,
+    The order of two outputs depends on `seed` and the instruction alone, so that two models, and a resumed run,
     are shown alike.
     """
     return [

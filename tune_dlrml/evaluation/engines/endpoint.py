@@ -24,7 +24,7 @@ class EndpointEngine:
     Args:
         endpoint: Retries, and counts calls against its cap.
         max_new_tokens: Tokens after which an answer is cut.
-        concurrency: Requests under way at once.
+        concurrency: Concurrent requests.
         name: Of the endpoint's model.
         kept: What the same model replied before, under keys of this class; every reply is put there as it comes, from
             several threads.

@@ -127,7 +127,7 @@ class NamedEngine(Engine, Protocol):
         """
 
     def close(self) -> None:
-        """Give connections up, and with them what is under way."""
+        """Close connections, and so end running requests."""
 
 
 class SamplingEngine(NamedEngine, Protocol):

@@ -61,7 +61,7 @@ class NamedJudge(Judge, Protocol):
         """
 
     def close(self) -> None:
-        """Give connections up, and with them what is under way."""
+        """Close connections, and so end running requests."""
 
 
 def make_judge(name: str, config: EvaluationConfig, *, key: str | None, device: str = "cpu") -> NamedJudge:

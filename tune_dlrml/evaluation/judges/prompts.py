@@ -72,7 +72,7 @@ class JudgePrompt:
         return ({"role": "system", "content": self.system}, user) if self.system else (user,)
 
     def texts(self, question: Question, *answers: Answers) -> dict[str, str]:
-        """What stands for each placeholder."""
+        """The text for each placeholder."""
         turn = self.name.turn
         shown = [("question", question.turns), *zip(STEMS[self.name.kind], (a.turns for a in answers), strict=True)]
         if turn == 1:
@@ -95,7 +95,7 @@ class _PromptLine(Line):
 
 
 def load_judge_prompts(source: str = BUILTIN, *, needed: Collection[PromptName] = SINGLE) -> JudgePrompts:
-    """The prompts of a file that are needed; others may stand in it as well.
+    """The needed prompts of a file, which may have others as well.
 
     Args:
         source: `builtin:mt-bench`, or a file in FastChat's format.
@@ -113,9 +113,7 @@ def load_judge_prompts(source: str = BUILTIN, *, needed: Collection[PromptName] 
         if name is None:
             continue
         if name in prompts:
-            raise InputError(
-                f"{place}: every prompt must stand in the file once, but {line.name!r} stands there again."
-            )
+            raise InputError(f"{place}: every prompt must be in the file once, but {line.name!r} is there again.")
         _check(line, name, place)
         prompts[name] = JudgePrompt(name, line.system_prompt, line.prompt_template)
     missing = [text for text, name in names.items() if name not in prompts]

@@ -154,7 +154,7 @@ def judge_all(
 ) -> list[Judgement]:
     """The judgement of every inquiry, in their order; inquiries with the same key are asked once.
 
-    The first error stops the handing out; what is under way then is waited for and counts.
+    After the first error no inquiry starts; running ones are awaited and count.
 
     Args:
         inquiries: What is to be judged.

@@ -169,7 +169,7 @@ class CustomLoss(Loss):
     params: CustomParams = CustomParams()
     """Its arguments by name: values, domains, and at most one that is learnt."""
     file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
-    """Of the function's file: the search fills it in, and then goes on with that file only."""
+    """Of the function's file: the search fills it in, and can then be resumed only with that file."""
 
     def form(self) -> str:
         """The name of the function."""

@@ -13,7 +13,7 @@ from tune_dlrml.study.history import TrialRow
 FINALIST, SEED = "finalist", "training.seed"
 """Parameters of a confirming trial: which trial of the search it repeats, and under which seed."""
 DEFAULT_DPO = -1
-"""Number that stands for a DPO that was no trial of the search."""
+"""Number of a DPO that was not a trial of the search."""
 
 
 @dataclass(frozen=True)

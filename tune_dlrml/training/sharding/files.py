@@ -78,7 +78,7 @@ def _local(value: Any) -> Any:
 
 
 def put_moments(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Let an optimizer over shards go on from what `moments` gave."""
+    """Restore an optimizer over shards from the result of `moments`."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
         index: {key: _as_shard(value, weights[index]) for key, value in each.items()}
@@ -98,7 +98,7 @@ def _as_shard(value: Any, weight: Tensor) -> Any:
 
 
 def refuse_other_division(folder: Path, wanted: str) -> None:
-    """Refuse to go on from a checkpoint whose moments are divided otherwise.
+    """Refuse to resume from a checkpoint whose moments are sharded differently.
 
     Raises:
         InputError: Naming the file that is missing.
