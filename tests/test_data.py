@@ -448,7 +448,7 @@ def test_a_file_that_may_not_be_read_is_refused(folder):
         (json.dumps({"data": [PLAIN]}, indent=2).encode(), "line 1: an object goes over several lines"),
         (
             '{"prompt": "caf\xe9"}\n'.encode("latin-1"),
-            "not UTF-8 text (byte 0xe9 behind 15 characters); write the file as",
+            "not UTF-8 text (byte 0xe9 after 15 characters); write the file as",
         ),
     ],
     ids=["compressed", "UTF-16", "zeros", "zip", "LFS", "HTML", "pretty", "wrapped", "latin"],
@@ -518,7 +518,7 @@ NO_CELLS = {
     "latin letters": (
         ".csv",
         "prompt,chosen,rejected\na,b\udce9,c\n",
-        "not UTF-8 text (byte 0xe9 behind 2 characters)",
+        "not UTF-8 text (byte 0xe9 after 2 characters)",
     ),
 }
 

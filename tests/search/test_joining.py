@@ -53,7 +53,7 @@ def closed():
         ("no-such-host.invalid:6379", "no-such-host.invalid:6379"),
         ("127.0.0.1:{closed}", "Connection refused"),
         ("localhost:{closed}", "Connection refused"),
-        ("127.0.0.1:{silent}", "no Ray"),
+        ("127.0.0.1:{silent}", "not Ray"),
     ],
 )
 def test_an_address_at_which_no_cluster_answers_is_reported_within_seconds(hurry, silent, closed, address, cause):
