@@ -167,9 +167,7 @@ LEFT_OVER = {
 @pytest.mark.parametrize("more", LEFT_OVER.values(), ids=LEFT_OVER.keys())
 def test_a_start_is_no_prompt_where_another_column_may_hold_it(more, tmp_path):
     message = refusal(tmp_path, TEXTS | more)
-    assert (
-        f"column `prompt` is missing, and the prompt may be in {', '.join(more)}: dataset.columns.prompt" in message
-    )
+    assert f"column `prompt` is missing, and the prompt may be in {', '.join(more)}: dataset.columns.prompt" in message
     assert read(tmp_path, TEXTS | more, columns=ColumnsConfig(prompt=None))[0] == "The answer is"
 
 

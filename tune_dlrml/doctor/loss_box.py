@@ -2,7 +2,7 @@
 
 Each branch's box is sampled on the scales of its own domains, as the random sampler draws, but evenly (Sobol's
 sequence with a fixed seed), so that a share of 4096 points is right to about half a percent and the same every time.
-What makes a point bad is told by the loss's own formulas, or by its geometry.
+The loss's own formulas, or its geometry, find the unsuitable points.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -124,7 +124,7 @@ def _known(config: AnyLoss) -> _Called:
 
 
 def _made(learnt: Learnt) -> str:
-    """An expression that makes it anew."""
+    """An expression that makes it again."""
     arguments = ", ".join(f"{key}={value!r}" for key, value in learnt.arguments.items())
     return f"{type(learnt).__name__}({arguments})"
 

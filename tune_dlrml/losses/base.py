@@ -43,13 +43,13 @@ class Loss(Frozen):
     needs_reference: ClassVar[bool] = True
     """Whether it looks at the reference's log-probabilities."""
     couples_batch: ClassVar[bool | None] = False
-    """Whether a pair's loss depends on the other pairs of its micro-batch; None where only trying it tells."""
+    """Whether a pair's loss depends on the other pairs of its micro-batch; None where it must be tried."""
     trl: ClassVar[str | None] = None
     """Its `loss_type` in TRL's DPOTrainer, which computes the same; None where it has none."""
     titles: ClassVar[Mapping[str, str]] = {}
     """What it is called in a picture, by its form; a form without an entry by its label."""
     placing: ClassVar[tuple[str, ...]] = ("beta",)
-    """Fields that tell its place on the stability map: first its strength, then what gives its shape number."""
+    """Fields of its place on the stability map: first its strength, then those of its shape number."""
     one_beta: ClassVar[bool] = False
     """Whether one beta is both strength and mixing, so that all its trials of one c lie on a line of that map."""
     trap_is_sought: ClassVar[bool] = False
@@ -112,7 +112,7 @@ class Loss(Frozen):
     def faults(self, points: "Points", limit: float) -> "Faults | None":
         """What is wrong with it at each point of a box of its fields, up to a margin of `limit` nats.
 
-        None where no formula tells that, so that it has to be evaluated.
+        None where there is no formula, so that it has to be evaluated.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a loss at each point of a box of its fields, told by a formula. Imports no torch."""
+"""Faults of a loss at each point of a box of its fields, from formulas. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

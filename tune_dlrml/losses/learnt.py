@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Learnt(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml
     """A number of a loss that is trained, as one scalar float32 parameter `theta`.
 
-    `keyword` is the argument of the loss's function that it is, `arguments` are what makes one anew, by keyword.
+    `keyword` is its argument in the loss's function; `arguments` construct it again, by keyword.
     """
 
     theta: nn.Parameter

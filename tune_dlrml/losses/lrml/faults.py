@@ -1,6 +1,6 @@
 """Where DiscoPOP and dLRML start uphill, trap or overflow, by their c and by where exp(-z) does. Imports no torch.
 
-What makes a point bad is told in `geometry.py`.
+`geometry.py` explains these faults.
 """
 
 from collections.abc import Iterator
