@@ -6,52 +6,14 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from sample_losses import ALL, COUPLED, STABLE
 
 from tune_dlrml.domains import Range
-from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
-from tune_dlrml.losses.dpo.config import DpoLoss, HingeLoss, IpoLoss
-from tune_dlrml.losses.kto.config import KtoLoss
-from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.lrml.config import DlrmlLoss, LearnableBetaMix
 from tune_dlrml.losses.lrml.function import dlrml
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss
-
-BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
-RAW_MIX = LearnableBetaMix(init=0.2, learning_rate=0.01, c_bounds=None)
-
-MIXED = {
-    "discopop": DiscopopLoss(beta=0.05, tau=0.05, numerics="stable"),
-    "dlrml at c = 1": DlrmlLoss(beta_kl=0.5, c=1.0, tau=0.05, numerics="stable"),
-    "dlrml at c = 5": DlrmlLoss(beta_kl=0.05, c=5.0, tau=0.05, numerics="stable"),
-    "dlrml at beta_mix 0.2": DlrmlLoss(beta_kl=0.05, beta_mix=0.2, tau=0.05, numerics="stable"),
-    "dlrml learnable": DlrmlLoss(beta_kl=0.05, beta_mix=BOUNDED_MIX, tau=0.05, numerics="stable"),
-    "dlrml learnable raw": DlrmlLoss(beta_kl=0.05, beta_mix=RAW_MIX, tau=0.05, numerics="stable"),
-}
-COUPLED = {
-    "kto": KtoLoss(beta=0.1, desirable_weight=1.0, undesirable_weight=1.5),
-    "kto, KL held": KtoLoss(beta=0.1, kl_gradient=False),
-    # At 2000 nats exp(-z) fits float32 up to a beta of 0.044.
-    "dbaql": DbaqlLoss(beta=0.04),
-    "aql": AqlLoss(beta=0.05),
-    "aql at a wide tau": AqlLoss(beta=0.05, tau=0.4, quantile_rate=0.5),
-    "aqfl": AqflLoss(beta=0.05),
-    "aqfl at a narrow tau": AqflLoss(beta=0.05, tau=0.01),
-}
-STABLE = {
-    "dpo": DpoLoss(beta=0.1),
-    "hinge": HingeLoss(beta=0.1),
-    "ipo": IpoLoss(beta=0.1),
-    "ipo per token": IpoLoss(beta=0.1, length_normalized=True),
-    "padll": PadllLoss(beta=0.05),
-    "cell": CellLoss(beta=0.04),
-    "pfl": PflLoss(beta=0.05),
-    **MIXED,
-    **COUPLED,
-}
-PUBLISHED = {
-    f"{label}, published": config.model_copy(update={"numerics": "published"}) for label, config in MIXED.items()
-}
-ALL = STABLE | PUBLISHED
 
 
 def over(configs):
@@ -62,6 +24,12 @@ def pairs_of(margin_B):
     """Pairs with these margins, split unevenly between chosen and rejected."""
     length_B = torch.full(margin_B.shape, 7)
     return PairBatch(0.25 * margin_B, -0.75 * margin_B, length_B, length_B + 1)
+
+
+def opinionated(margin_B):
+    """Pairs with these margins under a reference that is not indifferent."""
+    chosen_B, rejected_B = -20 + torch.sin(7 * margin_B), -22 - torch.cos(3 * margin_B)
+    return PairBatch(*pairs_of(margin_B)[:4], chosen_B - rejected_B, chosen_B, rejected_B)
 
 
 def present_mixing(config):
@@ -91,6 +59,21 @@ def published_formula(pairs, config):
             return ipo_formula(pairs, config)
         case "kto":
             return kto_formula(pairs, config)
+        case "sigmoid_norm":
+            chosen_B = pairs.chosen_logratio_B / pairs.chosen_length_B
+            return -F.logsigmoid(config.beta * (chosen_B - pairs.rejected_logratio_B / pairs.rejected_length_B))
+        case "r_dpo":
+            longer_B = config.alpha * (pairs.chosen_length_B - pairs.rejected_length_B).to(z_B.dtype)
+            return -F.logsigmoid(z_B + longer_B)
+        case "dpop":
+            lost_B = torch.where(pairs.chosen_logratio_B < 0, -pairs.chosen_logratio_B, 0.0)
+            return -F.logsigmoid(config.beta * (pairs.margin_B - config.penalty * lost_B))
+        case "cdpo" | "robust" | "exo_pair":
+            return smoothed_formula(z_B, config)
+        case "nca_pair" | "sppo_hard" | "apo_zero" | "apo_down":
+            return anchored_formula(pairs, config)
+        case "aot" | "aot_unpaired":
+            return transport_formula(pairs, config)
         case "padll":
             return 0.9 * (1 - (pairs.margin_B < 0).double() * 0.5) * logistic_B
         case "cell":
@@ -110,6 +93,44 @@ def published_formula(pairs, config):
             quantile = quantile + 0.05 * (torch.sigmoid(x_B.mean()) - quantile)
             blend_B = torch.sigmoid(0.1 * (x_B - quantile).abs())
     return blend_B * logistic_B + (1 - blend_B) * hinge_B
+
+
+def smoothed_formula(z_B, config):
+    noise = config.label_smoothing
+    if config.name == "exo_pair":
+        policy = torch.stack([torch.sigmoid(z_B), torch.sigmoid(-z_B)])
+        labels = torch.tensor([[1 - noise], [noise]], dtype=z_B.dtype)
+        return torch.special.xlogy(policy, policy).sum(dim=0) - (policy * labels.log()).sum(dim=0)
+    if config.name == "cdpo":
+        return (1 - noise) * -F.logsigmoid(z_B) + noise * -F.logsigmoid(-z_B)
+    return ((1 - noise) * -F.logsigmoid(z_B) - noise * -F.logsigmoid(-z_B)) / (1 - 2 * noise)
+
+
+def anchored_formula(pairs, config):
+    beta, chosen_B, rejected_B = config.beta, pairs.chosen_logratio_B, pairs.rejected_logratio_B
+    match config.name:
+        case "nca_pair":
+            lost_B = 0.5 * F.logsigmoid(-beta * chosen_B) + 0.5 * F.logsigmoid(-beta * rejected_B)
+            return -F.logsigmoid(beta * chosen_B) - lost_B
+        case "sppo_hard":
+            return (chosen_B - 1 / (2 * beta)) ** 2 + (rejected_B + 1 / (2 * beta)) ** 2
+        case "apo_zero":
+            return 1 - torch.sigmoid(beta * chosen_B) + torch.sigmoid(beta * rejected_B)
+        case "apo_down":
+            return torch.sigmoid(beta * chosen_B) + 1 - torch.sigmoid(beta * (chosen_B - rejected_B))
+
+
+def transport_formula(pairs, config):
+    """The sorted losses, put back to the pairs whose values were sorted; the reference is indifferent."""
+    if config.name == "aot":
+        sorted_B, order_B = pairs.margin_B.sort()
+        distance_B = sorted_B
+    else:
+        sorted_B, order_B = pairs.chosen_logratio_B.sort()
+        distance_B = sorted_B - pairs.rejected_logratio_B.sort().values
+    noise, z_B = config.label_smoothing, config.beta * distance_B
+    loss_B = (1 - noise) * -F.logsigmoid(z_B) + noise * -F.logsigmoid(-z_B)
+    return torch.empty_like(loss_B).index_copy(0, order_B, loss_B)
 
 
 def ipo_formula(pairs, config):
@@ -167,8 +188,8 @@ def test_value_and_gradient_are_finite_in_bfloat16(config):
 @over({label: config for label, config in ALL.items() if label != "kto, KL held"})
 def test_gradient_is_that_of_finite_differences(config):
     loss = build_loss(config)
-    # PADLL and PFL jump at 0, and the KL estimates of KTO are clamped there.
-    middle = 0.5 if config.name in ("padll", "pfl", "kto") else 0.0
+    # PADLL, PFL and DPOP have a jump or a kink at 0, and the KL estimates of KTO are clamped there.
+    middle = 0.5 if config.name in ("padll", "pfl", "kto", "dpop") else 0.0
     margin_B = torch.tensor([-60.0, -7.0, -1.0, middle, 1.0, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda margin_B: loss(pairs_of(margin_B)), (margin_B,), atol=1e-7)
 
@@ -190,12 +211,13 @@ def test_a_batch_is_the_stack_of_its_pairs_at_given_statistics(config, dtype):
 def test_a_loss_is_coupled_over_the_batch_exactly_if_it_says_so(config):
     loss = build_loss(config)
     margin_B = torch.linspace(-5, 9, 37, dtype=torch.float64)
-    loss_B = loss(pairs_of(margin_B))
-    one_by_one = torch.cat([loss(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
+    pairs = opinionated(margin_B)
+    loss_B = loss(pairs)
+    one_by_one = torch.cat([loss(opinionated(margin_1)) for margin_1 in margin_B.split(1)])
     assert torch.allclose(loss_B, one_by_one, rtol=1e-12, atol=0) != loss.batch_coupled
     assert loss.batch_coupled == config.couples_batch == (config in COUPLED.values())
     if not loss.batch_coupled:
-        assert torch.equal(loss.at_start(pairs_of(margin_B)), loss_B)
+        assert torch.equal(loss.at_start(pairs), loss_B)
 
 
 @over(ALL)
@@ -217,7 +239,8 @@ def test_geometry_has_value_and_direction_of_the_start(config):
     loss = build_loss(config)
     shape = loss.geometry()
     margin_B = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    loss_B = loss(pairs_of(margin_B))
+    pairs = pairs_of(margin_B)
+    loss_B = loss(pairs._replace(rejected_length_B=pairs.chosen_length_B))
     loss_B.backward()
     assert loss_B.item() == pytest.approx(shape.value_at_zero, rel=1e-12)
     assert shape.starts == ("wrong" if margin_B.grad.item() > 0 else "right")
@@ -258,7 +281,7 @@ def test_the_curve_of_a_loss_is_its_value_and_slope_over_the_scaled_margin(confi
     step = 1e-6
     above_N, below_N = loss.curve(z_N + step)[0], loss.curve(z_N - step)[0]
     numeric_N = (above_N - below_N) / (2 * step)
-    smooth = torch.tensor([True, True, config.name not in ("padll", "pfl"), True, True])
+    smooth = torch.tensor([True, True, config.name not in ("padll", "pfl", "dpop"), True, True])
     torch.testing.assert_close(slope_N[smooth], numeric_N[smooth], rtol=1e-6, atol=1e-7)
 
 

@@ -18,6 +18,8 @@ Positive = Annotated[float, Field(gt=0)]
 SearchedPositive = Annotated[float | Range | Choice, Searchable(Positive)]
 SearchedShare = Annotated[float | Range | Choice, Searchable(Annotated[float, Field(ge=0, le=1)])]
 SearchedNumber = Annotated[float | Range | Choice, Searchable(float)]
+Noise = Annotated[float, Field(ge=0, lt=0.5)]
+SearchedNoise = Annotated[float | Range | Choice, Searchable(Noise)]
 SearchedFlag = Annotated[bool | Choice, Searchable(bool)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""

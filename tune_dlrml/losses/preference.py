@@ -128,7 +128,7 @@ class PureLoss(PreferenceLoss):
         self.function = function
         self.numbers = numbers
         self.statistic = statistic
-        self.batch_coupled = statistic is not None
+        self.batch_coupled = type(self).batch_coupled or statistic is not None
         self._geometry = geometry
         self._looks_at = [name for name in inspect.signature(function).parameters if name in OF_THE_PAIRS]
 

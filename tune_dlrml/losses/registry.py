@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
+from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, NcaPairLoss, SppoHardLoss
 from tune_dlrml.losses.base import SHARED_FIELDS, Loss
 from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
-from tune_dlrml.losses.dpo.config import DpoLoss, HingeLoss, IpoLoss
+from tune_dlrml.losses.dpo.config import (
+    CdpoLoss,
+    DpoLoss,
+    DpopLoss,
+    ExoPairLoss,
+    HingeLoss,
+    IpoLoss,
+    RDpoLoss,
+    RobustLoss,
+    SigmoidNormLoss,
+)
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss
+from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
 if TYPE_CHECKING:
     from tune_dlrml.losses.preference import PreferenceLoss
@@ -43,6 +55,18 @@ LOSSES: dict[str, Entry] = {
     "aqfl": Entry(AqflLoss, "discovered.build:build_aqfl"),
     "cell": Entry(CellLoss, "discovered.build:build_cell"),
     "pfl": Entry(PflLoss, "discovered.build:build_pfl"),
+    "cdpo": Entry(CdpoLoss, "dpo.build:build_cdpo"),
+    "robust": Entry(RobustLoss, "dpo.build:build_robust"),
+    "exo_pair": Entry(ExoPairLoss, "dpo.build:build_exo_pair"),
+    "sigmoid_norm": Entry(SigmoidNormLoss, "dpo.build:build_sigmoid_norm"),
+    "r_dpo": Entry(RDpoLoss, "dpo.build:build_r_dpo"),
+    "dpop": Entry(DpopLoss, "dpo.build:build_dpop"),
+    "nca_pair": Entry(NcaPairLoss, "anchored.build:build_nca_pair"),
+    "sppo_hard": Entry(SppoHardLoss, "anchored.build:build_sppo_hard"),
+    "apo_zero": Entry(ApoZeroLoss, "anchored.build:build_apo_zero"),
+    "apo_down": Entry(ApoDownLoss, "anchored.build:build_apo_down"),
+    "aot": Entry(AotLoss, "transport.build:build_aot"),
+    "aot_unpaired": Entry(AotUnpairedLoss, "transport.build:build_aot_unpaired"),
     "custom": Entry(CustomLoss, "custom.build:build_custom"),
 }
 """What `name` in an entry of `space.losses` stands for."""

@@ -1,7 +1,17 @@
-"""DPO, the hinge and IPO from their configurations."""
+"""DPO and its next of kin from their configurations."""
 
 from tune_dlrml.losses.dpo import function, geometry
-from tune_dlrml.losses.dpo.config import DpoLoss, HingeLoss, IpoLoss
+from tune_dlrml.losses.dpo.config import (
+    CdpoLoss,
+    DpoLoss,
+    DpopLoss,
+    ExoPairLoss,
+    HingeLoss,
+    IpoLoss,
+    RDpoLoss,
+    RobustLoss,
+    SigmoidNormLoss,
+)
 from tune_dlrml.losses.preference import PureLoss
 
 
@@ -19,3 +29,34 @@ def build_ipo(config: IpoLoss) -> PureLoss:
     """IPO as configured."""
     numbers = config.numbers()
     return PureLoss(function.ipo, numbers, geometry.ipo_geometry(numbers["beta"]))
+
+
+def build_cdpo(config: CdpoLoss) -> PureLoss:
+    """Conservative DPO as configured."""
+    return PureLoss(function.cdpo, config.numbers(), geometry.dpo_geometry())
+
+
+def build_robust(config: RobustLoss) -> PureLoss:
+    """Robust DPO as configured."""
+    return PureLoss(function.robust, config.numbers(), geometry.dpo_geometry())
+
+
+def build_exo_pair(config: ExoPairLoss) -> PureLoss:
+    """EXO as configured."""
+    numbers = config.numbers()
+    return PureLoss(function.exo_pair, numbers, geometry.exo_pair_geometry(numbers["label_smoothing"]))
+
+
+def build_sigmoid_norm(config: SigmoidNormLoss) -> PureLoss:
+    """Length-normalized DPO as configured."""
+    return PureLoss(function.sigmoid_norm, config.numbers(), geometry.dpo_geometry())
+
+
+def build_r_dpo(config: RDpoLoss) -> PureLoss:
+    """Length-regularized DPO as configured."""
+    return PureLoss(function.r_dpo, config.numbers(), geometry.dpo_geometry())
+
+
+def build_dpop(config: DpopLoss) -> PureLoss:
+    """DPO-positive as configured."""
+    return PureLoss(function.dpop, config.numbers(), geometry.dpo_geometry())

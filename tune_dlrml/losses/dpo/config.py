@@ -1,9 +1,24 @@
-"""Configuration of DPO and of the related hinge and IPO. Imports no torch."""
+"""What a search-space file says of DPO and its next of kin, which look at the margin. Imports no torch."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from tune_dlrml.losses.base import ClosedForm, Kind, Loss, SearchedFlag, SearchedPositive
+from pydantic import Field
+
+from tune_dlrml.domains import Choice, Range, Searchable
+from tune_dlrml.losses.base import (
+    ClosedForm,
+    Kind,
+    Loss,
+    SearchedFlag,
+    SearchedNoise,
+    SearchedPositive,
+)
+
+SomeNoise = Annotated[float, Field(gt=0, lt=0.5)]
+SearchedSomeNoise = Annotated[float | Range | Choice, Searchable(SomeNoise)]
+NotNegative = Annotated[float, Field(ge=0)]
+SearchedNotNegative = Annotated[float | Range | Choice, Searchable(NotNegative)]
 
 
 class DpoLoss(Loss):
@@ -22,6 +37,44 @@ class DpoLoss(Loss):
         from tune_dlrml.losses.dpo.geometry import dpo_geometry, dpo_value
 
         return ClosedForm(lambda margin: dpo_value(self.strength * margin), dpo_geometry())
+
+
+class CdpoLoss(Loss):
+    """Conservative DPO: labels that are wrong now and then, smoothed."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "E. Mitchell (2023), A note on DPO with noisy preferences and relationship to IPO"
+    name: Literal["cdpo"] = "cdpo"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+    label_smoothing: SearchedNoise = 0.1
+    """Share of the pairs whose labels are taken to be swapped."""
+
+
+class RobustLoss(Loss):
+    """Robust DPO: an unbiased estimate of DPO's loss under labels that are swapped at random."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2403.00409, section 3.1"
+    trl: ClassVar[str] = "robust"
+    name: Literal["robust"] = "robust"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+    label_smoothing: SearchedNoise = 0.1
+    """Share of the pairs whose labels are taken to be swapped."""
+
+
+class ExoPairLoss(Loss):
+    """Efficient exact optimization of a pair: the reverse KL to the smoothed preference."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2402.00856, equation 16"
+    trl: ClassVar[str] = "exo_pair"
+    name: Literal["exo_pair"] = "exo_pair"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+    label_smoothing: SearchedSomeNoise = 1e-3
+    """Probability that the preference leaves to the rejected completion."""
 
 
 class HingeLoss(Loss):
@@ -47,3 +100,38 @@ class IpoLoss(Loss):
     length_normalized: SearchedFlag = False
     """Divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum form
     of the DiscoPOP paper."""
+
+
+class SigmoidNormLoss(Loss):
+    """Length-normalized DPO, on log-ratios per token."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2411.15124, equation 6"
+    trl: ClassVar[str] = "sigmoid_norm"
+    name: Literal["sigmoid_norm"] = "sigmoid_norm"
+    beta: SearchedPositive = 5.0
+    """Strength per nat and token: z = beta * the margin of the log-ratios per token."""
+
+
+class RDpoLoss(Loss):
+    """Length-regularized DPO: a completion is paid for what it is longer than the other."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2403.19159, equation 9"
+    name: Literal["r_dpo"] = "r_dpo"
+    beta: SearchedPositive = 0.1
+    """Strength per nat: z = beta * margin."""
+    alpha: SearchedNotNegative = 0.05
+    """Penalty of a reward per token of its completion."""
+
+
+class DpopLoss(Loss):
+    """DPO-positive: a chosen completion that becomes less likely than it was under the reference is penalized."""
+
+    kind: ClassVar[Kind] = "pointwise"
+    source: ClassVar[str] = "arXiv 2402.13228, equation 3"
+    name: Literal["dpop"] = "dpop"
+    beta: SearchedPositive = 0.3
+    """Strength per nat: z = beta * margin."""
+    penalty: SearchedNotNegative = 50.0
+    """Nats of margin for each nat that the chosen completion has lost; the paper's lambda."""

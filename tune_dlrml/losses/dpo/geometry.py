@@ -1,4 +1,4 @@
-"""Geometry of DPO, the hinge and IPO over z = beta * margin. Imports no torch."""
+"""Geometry of DPO and its next of kin over z = beta * margin. Imports no torch."""
 
 import math
 
@@ -7,7 +7,11 @@ from tune_dlrml.losses.shape import Geometry, falling
 
 
 def dpo_geometry() -> Geometry:
-    """Geometry of DPO, softplus(-z): monotone, slope within [-1, 0], ln 2 at margin 0 (arXiv 2305.18290)."""
+    """Geometry of DPO, softplus(-z): monotone, slope within [-1, 0], ln 2 at margin 0 (arXiv 2305.18290).
+
+    Also of cDPO and robust DPO, which share its value and its direction at 0; of DPO per token, over z per token; of
+    DPO with lengths, for completions of one length; and of DPO-positive, steeper on the left for a margin split evenly.
+    """
     return falling(math.log(2), bounded=True)
 
 
@@ -19,6 +23,11 @@ def dpo_value(z: float) -> float:
 def dpo_slope(z: float) -> float:
     """Derivative of `dpo_value` with respect to z."""
     return -sigmoid(-z)
+
+
+def exo_pair_geometry(label_smoothing: float) -> Geometry:
+    """The KL of two even chances to (1 - e, e) at z = 0; its slope vanishes on both sides."""
+    return falling(-math.log(2) - math.log(label_smoothing * (1 - label_smoothing)) / 2, bounded=True)
 
 
 def hinge_geometry() -> Geometry:

@@ -1,0 +1,102 @@
+"""Each loss that TRL has too, against the branch of its own trainer, on completions of different lengths."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sample_losses import ALL
+from trl import DPOTrainer
+
+from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.registry import LOSSES, build_loss
+
+PROMPT = 3
+LENGTHS = torch.tensor([4, 9, 1, 7, 5, 3, 6, 2, 8, 7, 1, 9])
+"""Tokens of the chosen completions, then of the rejected ones."""
+SAME = {label: config for label, config in ALL.items() if config.trl is not None and label != "ipo"}
+"""TRL's IPO is the one per token."""
+
+
+def test_every_loss_that_names_a_branch_is_compared():
+    assert {config.name for config in SAME.values()} == {name for name, entry in LOSSES.items() if entry.config.trl}
+
+
+def completions(dtype):
+    """Log-probs of the tokens of 2B completions (2B, T - 1), 0 outside, and which tokens are theirs (2B, T)."""
+    generator = torch.Generator().manual_seed(4)
+    positions = torch.arange(PROMPT + int(LENGTHS.max()))
+    mask = (positions >= PROMPT) & (positions < PROMPT + LENGTHS[:, None])
+    log_probs = -4 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
+    return log_probs[:, 1:].to(dtype).requires_grad_(), mask
+
+
+def reference(dtype):
+    generator = torch.Generator().manual_seed(5)
+    return (-2.0 * LENGTHS + 3 * torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64)).to(dtype)
+
+
+class Trainer(SimpleNamespace):
+    """What `DPOTrainer._compute_loss` looks at beside the model, for one loss on one process."""
+
+    def __init__(self, config):
+        same = lambda value: value  # noqa: E731
+        super().__init__(
+            model=torch.nn.Identity(),
+            accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
+            args=SimpleNamespace(discopop_tau=getattr(config, "tau", None)),
+            aux_loss_enabled=False,
+            ld_alpha=None,
+            precompute_ref_logps=True,
+            f_divergence_type="reverse_kl",
+            loss_types=[config.trl],
+            loss_weights=[1.0],
+            beta=config.beta,
+            label_smoothing=getattr(config, "label_smoothing", 0.0),
+            use_weighting=False,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+            _total_train_tokens=0,
+            _tp_size=1,
+        )
+
+
+def trls(config, log_probs, mask, reference_2B):
+    """TRL's loss of the batch, out of its own method."""
+    unused = torch.zeros(log_probs.shape)
+
+    def model(**_):
+        return SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+
+    chosen_B, rejected_B = reference_2B.chunk(2)
+    inputs = {"input_ids": mask.long(), "attention_mask": mask.long(), "completion_mask": mask.long()}
+    inputs |= {"ref_chosen_logps": chosen_B, "ref_rejected_logps": rejected_B}
+    return DPOTrainer._compute_loss(Trainer(config), model, inputs, return_outputs=False)
+
+
+def ours(config, log_probs, mask, reference_2B):
+    chosen_B, rejected_B = log_probs.sum(dim=1).chunk(2)
+    reference_chosen_B, reference_rejected_B = reference_2B.chunk(2)
+    pairs = PairBatch(
+        chosen_B - reference_chosen_B,
+        rejected_B - reference_rejected_B,
+        *mask.sum(dim=1).chunk(2),
+        reference_chosen_B - reference_rejected_B,
+        reference_chosen_B,
+        reference_rejected_B,
+    )
+    return build_loss(config)(pairs).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("config", SAME.values(), ids=SAME.keys())
+def test_value_and_gradient_are_those_of_trls_trainer(config, dtype):
+    log_probs, mask = completions(dtype)
+    found, expected = (loss(config, log_probs, mask, reference(dtype)) for loss in (ours, trls))
+    # TRL takes the logarithms of EXO's label smoothing in float32.
+    tolerance = 50 * torch.finfo(torch.float32 if config.name == "exo_pair" else dtype).eps
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(expected.item(), rel=tolerance)
+    slopes = [torch.autograd.grad(loss, log_probs)[0] for loss in (found, expected)]
+    scale = slopes[1].abs().max().item()
+    assert scale > 0
+    torch.testing.assert_close(*slopes, rtol=0, atol=tolerance * scale)

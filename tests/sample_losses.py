@@ -1,0 +1,68 @@
+"""Every registered loss at legal numbers: what must hold of each of them is tried on these."""
+
+from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, NcaPairLoss, SppoHardLoss
+from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
+from tune_dlrml.losses.dpo.config import (
+    CdpoLoss,
+    DpoLoss,
+    DpopLoss,
+    ExoPairLoss,
+    HingeLoss,
+    IpoLoss,
+    RDpoLoss,
+    RobustLoss,
+    SigmoidNormLoss,
+)
+from tune_dlrml.losses.kto.config import KtoLoss
+from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
+
+BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
+RAW_MIX = LearnableBetaMix(init=0.2, learning_rate=0.01, c_bounds=None)
+
+MIXED = {
+    "discopop": DiscopopLoss(beta=0.05, tau=0.05, numerics="stable"),
+    "dlrml at c = 1": DlrmlLoss(beta_kl=0.5, c=1.0, tau=0.05, numerics="stable"),
+    "dlrml at c = 5": DlrmlLoss(beta_kl=0.05, c=5.0, tau=0.05, numerics="stable"),
+    "dlrml at beta_mix 0.2": DlrmlLoss(beta_kl=0.05, beta_mix=0.2, tau=0.05, numerics="stable"),
+    "dlrml learnable": DlrmlLoss(beta_kl=0.05, beta_mix=BOUNDED_MIX, tau=0.05, numerics="stable"),
+    "dlrml learnable raw": DlrmlLoss(beta_kl=0.05, beta_mix=RAW_MIX, tau=0.05, numerics="stable"),
+}
+COUPLED = {
+    "kto": KtoLoss(beta=0.1, desirable_weight=1.0, undesirable_weight=1.5),
+    "kto, KL held": KtoLoss(beta=0.1, kl_gradient=False),
+    # At 2000 nats exp(-z) fits float32 up to a beta of 0.044.
+    "dbaql": DbaqlLoss(beta=0.04),
+    "aql": AqlLoss(beta=0.05),
+    "aql at a wide tau": AqlLoss(beta=0.05, tau=0.4, quantile_rate=0.5),
+    "aqfl": AqflLoss(beta=0.05),
+    "aqfl at a narrow tau": AqflLoss(beta=0.05, tau=0.01),
+    "aot": AotLoss(beta=0.1),
+    "aot, smoothed": AotLoss(beta=0.1, label_smoothing=0.2),
+    "aot_unpaired": AotUnpairedLoss(beta=0.1, label_smoothing=0.2),
+}
+STABLE = {
+    "dpo": DpoLoss(beta=0.1),
+    "hinge": HingeLoss(beta=0.1),
+    "ipo": IpoLoss(beta=0.1),
+    "ipo per token": IpoLoss(beta=0.1, length_normalized=True),
+    "cdpo": CdpoLoss(beta=0.1, label_smoothing=0.2),
+    "robust": RobustLoss(beta=0.1, label_smoothing=0.2),
+    "exo_pair": ExoPairLoss(beta=0.1, label_smoothing=0.01),
+    "sigmoid_norm": SigmoidNormLoss(beta=1.0),
+    "r_dpo": RDpoLoss(beta=0.1, alpha=0.05),
+    "dpop": DpopLoss(beta=0.1, penalty=5.0),
+    "nca_pair": NcaPairLoss(beta=0.1),
+    "sppo_hard": SppoHardLoss(beta=0.1),
+    "apo_zero": ApoZeroLoss(beta=0.1),
+    "apo_down": ApoDownLoss(beta=0.1),
+    "padll": PadllLoss(beta=0.05),
+    "cell": CellLoss(beta=0.04),
+    "pfl": PflLoss(beta=0.05),
+    **MIXED,
+    **COUPLED,
+}
+PUBLISHED = {
+    f"{label}, published": config.model_copy(update={"numerics": "published"}) for label, config in MIXED.items()
+}
+ALL = STABLE | PUBLISHED

@@ -1,0 +1,1 @@
+"""Losses that hold each completion of a pair against an anchor of its own."""

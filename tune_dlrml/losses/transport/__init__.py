@@ -1,0 +1,1 @@
+"""Alignment by optimal transport."""
