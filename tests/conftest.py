@@ -1,3 +1,4 @@
+import gc
 import secrets
 import shutil
 import sqlite3
@@ -24,6 +25,14 @@ LONGEST = (
     "test_tracking",
 )
 """Files that take long and are begun first, so that no process is left alone with one in the end."""
+
+
+gc.disable()  # until all is collected: what imports make is looked through again and again, and stays
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,20 +1,9 @@
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import toy_training
 
 from tune_dlrml.training.resident import Resident
-
-
-@pytest.fixture(autouse=True, scope="package")
-def quick_collections() -> Iterator[None]:
-    """Keep what the imports made out of the two collections a trial, as a worker does."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
