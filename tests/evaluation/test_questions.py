@@ -131,7 +131,7 @@ def test_a_malformed_line_is_refused_with_file_line_and_field(tmp_path, line, sa
 
 def test_two_questions_with_one_id_are_refused(tmp_path):
     path = write(tmp_path / "q.jsonl", POEM, SUM, POEM)
-    assert refusal(path).startswith(f"{path}, line 3: every question must have its own id, but 1 is taken")
+    assert refusal(path).startswith(f"{path}, line 3: every question must have its own id, but 1 is used twice")
 
 
 def test_a_malformed_right_answer_is_refused_with_file_and_line(tmp_path):
