@@ -1,8 +1,9 @@
 """Every registered loss at legal numbers: what must hold of each of them is tried on these."""
 
-from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, NcaPairLoss, SppoHardLoss
+from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
 from tune_dlrml.losses.dpo.config import (
+    BetaDpoLoss,
     CdpoLoss,
     DpoLoss,
     DpopLoss,
@@ -37,6 +38,7 @@ COUPLED = {
     "aql at a wide tau": AqlLoss(beta=0.05, tau=0.4, quantile_rate=0.5),
     "aqfl": AqflLoss(beta=0.05),
     "aqfl at a narrow tau": AqflLoss(beta=0.05, tau=0.01),
+    "beta_dpo": BetaDpoLoss(beta=0.1),
     "aot": AotLoss(beta=0.1),
     "aot, smoothed": AotLoss(beta=0.1, label_smoothing=0.2),
     "aot_unpaired": AotUnpairedLoss(beta=0.1, label_smoothing=0.2),
@@ -53,6 +55,8 @@ STABLE = {
     "r_dpo": RDpoLoss(beta=0.1, alpha=0.05),
     "dpop": DpopLoss(beta=0.1, penalty=5.0),
     "nca_pair": NcaPairLoss(beta=0.1),
+    "bco_pair": BcoPairLoss(beta=0.1),
+    "bco_pair, unshifted": BcoPairLoss(beta=0.1, shifted=False),
     "sppo_hard": SppoHardLoss(beta=0.1),
     "apo_zero": ApoZeroLoss(beta=0.1),
     "apo_down": ApoDownLoss(beta=0.1),

@@ -45,6 +45,7 @@ OF_THE_GROUP = {"steps_per_second", "reference_tokens", "reference_tokens_saved"
 """Metrics that the clock decides, or what a group had done before."""
 DPO = {"name": "dpo", "beta": 0.1}
 DISCOPOP = {"name": "discopop", "beta": 0.1}
+BCO = {"name": "bco_pair", "beta": 0.1}
 LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}}
 
 

@@ -23,10 +23,11 @@ LOSSES: list[dict[str, Any]] = [
     {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "init": 0.02, "c_bounds": None}},
 ]
 """One of each way to be written; losses with defaults for all their fields are found below."""
+REMEMBERING = ("bco_pair", "beta_dpo")
 WITH_DEFAULTS = [
     {"name": loss.model_fields["name"].default}
     for loss in get_args(get_args(AnyLoss)[0])
-    if loss.model_fields["name"].default not in ("dlrml", "custom")
+    if loss.model_fields["name"].default not in ("dlrml", "custom", *REMEMBERING)
 ]
 
 
@@ -127,6 +128,12 @@ def test_the_exported_text_computes_the_loss_and_its_slope_bit_for_bit(loss):
     assert found.shape == (7,) and torch.equal(found, expected)
     slopes = [torch.autograd.grad(values.sum(), (chosen, rejected)) for values in (found, expected)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*slopes, strict=True))
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_loss_that_remembers_what_it_was_trained_on_is_no_script(name):
+    with pytest.raises(InputError, match=rf"pure function of a pair, but the loss {name} remembers .*--no-script"):
+        loss_source(parsed({"name": name}))
 
 
 def test_only_what_the_loss_needs_goes_along():

@@ -70,7 +70,10 @@ def published_formula(pairs, config):
             return -F.logsigmoid(config.beta * (pairs.margin_B - config.penalty * lost_B))
         case "cdpo" | "robust" | "exo_pair":
             return smoothed_formula(z_B, config)
-        case "nca_pair" | "sppo_hard" | "apo_zero" | "apo_down":
+        case "beta_dpo":
+            above = pairs.margin_B.detach().mean()
+            return -F.logsigmoid((config.beta + config.beta * config.alpha * above).clamp(min=1e-3) * pairs.margin_B)
+        case "nca_pair" | "bco_pair" | "sppo_hard" | "apo_zero" | "apo_down":
             return anchored_formula(pairs, config)
         case "aot" | "aot_unpaired":
             return transport_formula(pairs, config)
@@ -112,6 +115,8 @@ def anchored_formula(pairs, config):
         case "nca_pair":
             lost_B = 0.5 * F.logsigmoid(-beta * chosen_B) + 0.5 * F.logsigmoid(-beta * rejected_B)
             return -F.logsigmoid(beta * chosen_B) - lost_B
+        case "bco_pair":
+            return -F.logsigmoid(beta * chosen_B) - F.logsigmoid(-beta * rejected_B)
         case "sppo_hard":
             return (chosen_B - 1 / (2 * beta)) ** 2 + (rejected_B + 1 / (2 * beta)) ** 2
         case "apo_zero":
@@ -185,7 +190,7 @@ def test_value_and_gradient_are_finite_in_bfloat16(config):
     assert margin_B.grad.isfinite().all()
 
 
-@over({label: config for label, config in ALL.items() if label != "kto, KL held"})
+@over({label: config for label, config in ALL.items() if label not in ("kto, KL held", "beta_dpo")})
 def test_gradient_is_that_of_finite_differences(config):
     loss = build_loss(config)
     # PADLL, PFL and DPOP have a jump or a kink at 0, and the KL estimates of KTO are clamped there.
@@ -286,11 +291,22 @@ def test_the_curve_of_a_loss_is_its_value_and_slope_over_the_scaled_margin(confi
 
 
 @over(ALL)
-def test_state_is_the_learnable_mixing_or_nothing(config):
+def test_state_is_the_learnable_mixing_a_running_mean_or_nothing(config):
     loss = build_loss(config)
     learnable = isinstance(getattr(config, "beta_mix", None), LearnableBetaMix)
+    running = config.name == "beta_dpo" or getattr(config, "shifted", False)
     assert (loss.mix is not None) == learnable
-    assert list(loss.state_dict()) == (["mix.theta"] if learnable else [])
+    kept = ["mix.theta"] if learnable else ["running.mean", "running.count"] if running else []
+    assert list(loss.state_dict()) == kept
+
+
+@over(ALL)
+def test_what_a_loss_has_seen_counts_for_a_running_mean_alone(config):
+    loss = build_loss(config)
+    pairs = opinionated(torch.linspace(-5, 9, 12, dtype=torch.float64))
+    before_B = loss(pairs)
+    loss.observe(opinionated(torch.tensor([40.0, math.nan, 50.0], dtype=torch.float64)))
+    assert torch.equal(loss(pairs), before_B) != bool([*loss.buffers()])
 
 
 def test_beta_kl_is_the_scale_of_the_margin():

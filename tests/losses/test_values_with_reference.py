@@ -7,8 +7,13 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from tune_dlrml.losses.anchored import function as anchored
+from tune_dlrml.losses.anchored.config import BcoPairLoss
 from tune_dlrml.losses.anchored.geometry import nca_pair_geometry, sppo_hard_geometry
 from tune_dlrml.losses.dpo import function as dpo
+from tune_dlrml.losses.dpo.config import BetaDpoLoss
+from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.registry import build_loss
+from tune_dlrml.losses.running import RunningMean
 from tune_dlrml.losses.transport import function as transport
 
 LN_3 = math.log(3)
@@ -16,6 +21,10 @@ LN_3 = math.log(3)
 
 def at(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def pairs_of(chosen, rejected):
+    return PairBatch(chosen, rejected, torch.ones_like(chosen), torch.ones_like(chosen))
 
 
 def same(found, expected):
@@ -113,3 +122,31 @@ def test_unpaired_aot_forgets_which_rejected_completion_was_whose():
     losses = transport.aot_unpaired(chosen, rejected, beta=0.1, label_smoothing=0.1)
     same(losses, dpo.cdpo(at(1.0, 1.0, 0.5), beta=0.1, label_smoothing=0.1).tolist())
     assert torch.equal(losses, transport.aot_unpaired(chosen, rejected.flip(0), beta=0.1, label_smoothing=0.1))
+
+
+def test_bco_takes_the_mean_reward_of_all_completions_so_far_off_each():
+    loss = build_loss(BcoPairLoss(beta=0.1))
+    first, second = (pairs_of(at(*chosen), at(*rejected)) for chosen, rejected in (((4.0,), (2.0,)), ((9.0,), (1.0,))))
+    loss.observe(first)
+    same(loss(first), [math.log(1 + math.exp(-0.1)) + math.log(1 + math.exp(-0.1))])
+    loss.observe(second)
+    # (4 + 2 + 9 + 1) / 4 = 4
+    same(loss(second), [math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(-0.3))])
+
+
+def test_bco_gives_the_pairs_of_two_micro_batches_the_weight_of_one_of_both():
+    apart, together = RunningMean(), RunningMean()
+    apart.update(at(1.0, 2.0))
+    apart.update(at(6.0, math.inf, 3.0, 8.0))
+    together.update(at(1.0, 2.0, 6.0, 3.0, 8.0))
+    assert apart.mean.item() == pytest.approx(together.mean.item()) == pytest.approx(4.0)
+
+
+def test_beta_dpo_is_strict_where_margins_are_above_their_running_mean():
+    loss = build_loss(BetaDpoLoss(beta=0.1, alpha=0.5, momentum=0.75))
+    pairs = pairs_of(at(4.0, 8.0), at(0.0, 0.0))
+    loss.observe(pairs)
+    # The running mean is 6 / 4; beta is 0.1 * (1 + 0.5 * (6 - 1.5)).
+    same(loss(pairs), [math.log(1 + math.exp(-0.325 * margin)) for margin in (4, 8)])
+    low = pairs_of(at(0.0), at(50.0))
+    same(loss(low), [math.log(1 + math.exp(1e-3 * 50))])

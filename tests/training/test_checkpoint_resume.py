@@ -16,7 +16,7 @@ import pytest
 import torch
 import toy_training
 from safetensors.torch import load_file
-from toy_training import DISCOPOP, DPO, LEARNABLE, LORA, plan, settings
+from toy_training import BCO, DISCOPOP, DPO, LEARNABLE, LORA, plan, settings
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import StorageError
@@ -97,11 +97,11 @@ def train_until_killed(*arguments: Any) -> None:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All that a trial's last checkpoint has trained: weights, moments, beta_mix."""
+    """All that a trial's last checkpoint has of its training: weights, moments, beta_mix, what the loss remembers."""
     newest = newest_checkpoint(folder)
     assert newest is not None
     found = {key: value for path in newest.path.glob("*.safetensors") for key, value in load_file(path).items()}
-    for name in ("optimizer.pt", "scheduler.pt", "beta_mix.pt"):
+    for name in ("optimizer.pt", "scheduler.pt", "beta_mix.pt", "loss_memory.pt"):
         if (newest.path / name).exists():
             found |= flat(name, torch.load(newest.path / name, weights_only=True))
     return found
@@ -132,6 +132,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dropout": (DISCOPOP, {"lora": {**LORA, "lora_dropout": 0.2}, "disable_dropout": False}),
     "full": (DPO, {"lora": None, "learning_rate": 1e-3, "weight_decay": 0.1}),
     "learnable": (LEARNABLE, {"gradient_accumulation_steps": 2}),
+    "running mean": (BCO, {"gradient_accumulation_steps": 2}),
     "cosine": (DPO, {"lr_scheduler_type": "cosine", "warmup_steps": 3}),
     "sgd": (DPO, {"optim": "sgd", "learning_rate": 1.0}),
     "adafactor": (DPO, {"optim": "adafactor", "lr_scheduler_type": "linear"}),

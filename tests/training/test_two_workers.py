@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_training
 from safetensors.torch import load_file
-from toy_training import DPO, LEARNABLE, plan, settings
+from toy_training import BCO, DPO, LEARNABLE, plan, settings
 
 from tune_dlrml.losses.lrml.geometry import dlrml_geometry
 from tune_dlrml.training.checkpoint import newest_checkpoint
@@ -95,7 +95,24 @@ def test_a_learnt_beta_mix_is_that_of_one_worker(ranks: Seen, lora_resident: Res
     assert abs(c[-1] - c[0]) > 0.05
 
 
-JOBS = ["dpo", "accumulated", "learnable", "sft", "full", "full_sft", "stopped", "diverged", "fault", "full_fault"]
+def test_what_a_loss_remembers_is_of_the_pairs_of_all_workers(ranks: Seen, lora_resident: Resident) -> None:
+    _, alone = toy_training.run(lora_resident, BCO, settings(per_device_train_batch_size=8), plan(8, {4}))
+    close(ranks[0]["running"], alone)
+
+
+JOBS = [
+    "dpo",
+    "accumulated",
+    "learnable",
+    "running",
+    "sft",
+    "full",
+    "full_sft",
+    "stopped",
+    "diverged",
+    "fault",
+    "full_fault",
+]
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import toy_training
 from torch import Tensor, nn
-from toy_training import DPO, LEARNABLE, Recorder, plan, settings
+from toy_training import BCO, DPO, LEARNABLE, Recorder, plan, settings
 
 from tune_dlrml.errors import StorageError
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
@@ -169,6 +169,7 @@ def jobs(lora: Resident, full: Resident) -> dict[str, Any]:
         "dpo": run(lora, DPO),
         "accumulated": run(lora, DPO, per_device_train_batch_size=2, gradient_accumulation_steps=2),
         "learnable": run(lora, LEARNABLE),
+        "running": run(lora, BCO),
         "sft": run(lora, SFT),
         "full": run(full, DPO, lora=None, learning_rate=1e-3),
         "full_sft": run(full, SFT, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),

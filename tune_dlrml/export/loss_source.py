@@ -118,6 +118,11 @@ def _known(config: AnyLoss) -> _Called:
         raise InputError(
             f"a script needs a loss that is a pure function of a pair, but {config.name} is not; {WITHOUT}"
         )
+    if any(True for _ in loss.buffers()):
+        raise InputError(
+            f"a script can be written for a pure function of a pair, but the loss {config.name} remembers a mean of "
+            f"the pairs that it was trained on; {WITHOUT}"
+        )
     function = loss.function
     call = f"{function.__name__}({', '.join(_arguments(loss))})"
     return _Called(function, call, [function], loss.mix)

@@ -80,6 +80,9 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
         Of a batch-coupled loss it is the shape at the statistics of the first step, where every margin is 0.
         """
 
+    def observe(self, pairs: PairBatch) -> None:
+        """Take in a micro-batch that is trained on, before its loss is computed; most losses remember nothing."""
+
     def reported(self) -> dict[str, float]:
         """What every report says of the loss as it is now, by the names of metrics; empty when that is not finite."""
         return {} if self.mix is None else self.mix.reported()

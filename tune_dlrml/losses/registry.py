@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
-from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, NcaPairLoss, SppoHardLoss
+from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
 from tune_dlrml.losses.base import SHARED_FIELDS, Loss
 from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
 from tune_dlrml.losses.dpo.config import (
+    BetaDpoLoss,
     CdpoLoss,
     DpoLoss,
     DpopLoss,
@@ -59,9 +60,11 @@ LOSSES: dict[str, Entry] = {
     "robust": Entry(RobustLoss, "dpo.build:build_robust"),
     "exo_pair": Entry(ExoPairLoss, "dpo.build:build_exo_pair"),
     "sigmoid_norm": Entry(SigmoidNormLoss, "dpo.build:build_sigmoid_norm"),
+    "beta_dpo": Entry(BetaDpoLoss, "dpo.build:build_beta_dpo"),
     "r_dpo": Entry(RDpoLoss, "dpo.build:build_r_dpo"),
     "dpop": Entry(DpopLoss, "dpo.build:build_dpop"),
     "nca_pair": Entry(NcaPairLoss, "anchored.build:build_nca_pair"),
+    "bco_pair": Entry(BcoPairLoss, "anchored.build:build_bco_pair"),
     "sppo_hard": Entry(SppoHardLoss, "anchored.build:build_sppo_hard"),
     "apo_zero": Entry(ApoZeroLoss, "anchored.build:build_apo_zero"),
     "apo_down": Entry(ApoDownLoss, "anchored.build:build_apo_down"),

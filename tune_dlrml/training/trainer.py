@@ -164,6 +164,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         )
         if self.state.global_step == 0:
             self._check_start(pairs.margin_B.detach(), inputs["chosen_lengths"] + inputs["rejected_lengths"])
+        self.preference_loss.observe(pairs)
         loss_B = self.preference_loss(pairs)
         sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
         seen = (loss_B, pairs.margin_B, chosen_B, rejected_B, sft_B)
@@ -272,6 +273,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             self.optimizer,
             self.lr_scheduler,
             mix,
+            dict(self.preference_loss.named_buffers()),
             adapter=self._trains_adapter,
             rank=self.args.process_index,
             world=self.args.world_size,

@@ -23,6 +23,8 @@ from tune_dlrml.training.state_files import random_state, write_model, write_pic
 
 MIX_NAME = "beta_mix.pt"
 """File with a learnable beta_mix and its optimizer; the other names are transformers' and PEFT's."""
+MEMORY_NAME = "loss_memory.pt"
+"""File with what a loss remembers of the pairs it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class TrainerState:
         optimizer: Of the policy.
         lr_scheduler: Of that optimizer.
         mix: A learnable beta_mix and its optimizer; None without one.
+        memory: What the loss remembers of the pairs it was trained on, by name, the same on every rank; most remember
+            nothing.
         adapter: Whether an adapter is trained, and not all weights.
         rank: This rank.
         world: How many there are.
@@ -43,6 +47,7 @@ class TrainerState:
     optimizer: torch.optim.Optimizer
     lr_scheduler: LRScheduler
     mix: tuple[nn.Module, torch.optim.Optimizer] | None
+    memory: Mapping[str, Tensor]
     adapter: bool
     rank: int
     world: int
@@ -84,6 +89,8 @@ class TrainerState:
         if self.mix is not None:
             mix, optimizer = self.mix
             write_pickle({"mix": mix.state_dict(), "optimizer": optimizer.state_dict()}, folder / MIX_NAME)
+        if self.memory:
+            write_pickle(dict(self.memory), folder / MEMORY_NAME)
 
     def _weights(self) -> Mapping[str, Tensor] | None:
         """What is trained; None for all weights of a model that this rank has whole."""
@@ -114,7 +121,7 @@ class TrainerState:
             refuse_other_division(folder, self._optimizer_file)
 
     def read_optimizers(self, folder: Path) -> None:
-        """Put back what transformers does not: moments that are divided, with their schedule, and a beta_mix."""
+        """Put back what transformers does not: moments that are divided, with their schedule, and the loss's own."""
         if self.divided:
             put_moments(self.optimizer, _read(folder / self._optimizer_file))
             self.lr_scheduler.load_state_dict(_read(folder / "scheduler.pt"))
@@ -123,6 +130,10 @@ class TrainerState:
             stored = _read(folder / MIX_NAME)
             mix.load_state_dict(stored["mix"])
             optimizer.load_state_dict(stored["optimizer"])
+        if self.memory:
+            stored = _read(folder / MEMORY_NAME)
+            for name, buffer in self.memory.items():
+                buffer.copy_(stored[name])
 
 
 def _read(file: Path) -> dict[str, Any]:

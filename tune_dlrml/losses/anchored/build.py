@@ -1,13 +1,30 @@
 """The losses that look at each completion by itself from their configurations."""
 
+import torch
+from torch import Tensor
+
 from tune_dlrml.losses.anchored import function, geometry
-from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, NcaPairLoss, SppoHardLoss
-from tune_dlrml.losses.preference import PureLoss
+from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
+from tune_dlrml.losses.base import drawn
+from tune_dlrml.losses.preference import PairBatch, PureLoss
+from tune_dlrml.losses.running import RunningLoss
 
 
 def build_nca_pair(config: NcaPairLoss) -> PureLoss:
     """NCA as configured."""
     return PureLoss(function.nca_pair, config.numbers(), geometry.nca_pair_geometry())
+
+
+def build_bco_pair(config: BcoPairLoss) -> PureLoss:
+    """BCO as configured."""
+    numbers, shape = {"beta": drawn(config.beta)}, geometry.bco_pair_geometry()
+    if not drawn(config.shifted):
+        return PureLoss(function.bco_pair, numbers, shape)
+    return RunningLoss(function.bco_pair, numbers, shape, keyword="shift", of=_log_ratios)
+
+
+def _log_ratios(pairs: PairBatch) -> Tensor:
+    return torch.cat([pairs.chosen_logratio_B, pairs.rejected_logratio_B])
 
 
 def build_sppo_hard(config: SppoHardLoss) -> PureLoss:

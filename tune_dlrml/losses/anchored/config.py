@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from tune_dlrml.losses.base import Kind, Loss, SearchedPositive
+from tune_dlrml.losses.base import Kind, Loss, SearchedFlag, SearchedPositive
 
 
 class NcaPairLoss(Loss):
@@ -14,6 +14,19 @@ class NcaPairLoss(Loss):
     name: Literal["nca_pair"] = "nca_pair"
     beta: SearchedPositive = 0.01
     """Strength per nat of each log-ratio."""
+
+
+class BcoPairLoss(Loss):
+    """Binary classifier optimization of a pair; keeps a running mean of its rewards."""
+
+    kind: ClassVar[Kind] = "pointwise"
+    source: ClassVar[str] = "arXiv 2404.04656, section 4"
+    trl: ClassVar[str] = "bco_pair"
+    name: Literal["bco_pair"] = "bco_pair"
+    beta: SearchedPositive = 0.01
+    """Strength per nat of each log-ratio."""
+    shifted: SearchedFlag = True
+    """Takes the mean reward of all completions seen so far off each reward; without it, it is the loss of TRL 1.16."""
 
 
 class SppoHardLoss(Loss):

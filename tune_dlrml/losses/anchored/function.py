@@ -21,6 +21,20 @@ def nca_pair(chosen_logratio_B: Tensor, rejected_logratio_B: Tensor, *, beta: fl
     return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
 
 
+def bco_pair(
+    chosen_logratio_B: Tensor, rejected_logratio_B: Tensor, *, beta: float, shift: Tensor | float = 0.0
+) -> Tensor:
+    """Binary classifier loss of each pair, shape (B,), in nats.
+
+    softplus(-beta * (a - shift)) + softplus(beta * (b - shift)). `shift`, in nats, is the mean of all log-ratios,
+    chosen and rejected, that were trained on so far; TRL 1.16 has none. Monotone in either log-ratio, bounded slope, no
+    trap.
+
+    Source: arXiv 2404.04656, section 4, whose delta is beta * shift.
+    """
+    return -logsigmoid(beta * (chosen_logratio_B - shift)) - logsigmoid(-beta * (rejected_logratio_B - shift))
+
+
 def sppo_hard(chosen_logratio_B: Tensor, rejected_logratio_B: Tensor, *, beta: float) -> Tensor:
     """Self-play preference loss of each pair, shape (B,), in squared nats.
 

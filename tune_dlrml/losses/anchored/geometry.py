@@ -10,6 +10,11 @@ def nca_pair_geometry() -> Geometry:
     return falling(2 * math.log(2), bounded=True)
 
 
+def bco_pair_geometry() -> Geometry:
+    """2 * softplus(-z / 2), monotone, at a shift of 0."""
+    return falling(2 * math.log(2), bounded=True)
+
+
 def sppo_hard_geometry(beta: float) -> Geometry:
     """(z - 1)^2 / (2 * beta^2), a parabola around z = 1."""
     return falling(1 / (2 * beta**2), bounded=False)

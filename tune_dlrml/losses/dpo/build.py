@@ -1,7 +1,9 @@
 """DPO and its next of kin from their configurations."""
 
+from tune_dlrml.losses.base import drawn
 from tune_dlrml.losses.dpo import function, geometry
 from tune_dlrml.losses.dpo.config import (
+    BetaDpoLoss,
     CdpoLoss,
     DpoLoss,
     DpopLoss,
@@ -13,6 +15,7 @@ from tune_dlrml.losses.dpo.config import (
     SigmoidNormLoss,
 )
 from tune_dlrml.losses.preference import PureLoss
+from tune_dlrml.losses.running import RunningLoss
 
 
 def build_dpo(config: DpoLoss) -> PureLoss:
@@ -45,6 +48,20 @@ def build_exo_pair(config: ExoPairLoss) -> PureLoss:
     """EXO as configured."""
     numbers = config.numbers()
     return PureLoss(function.exo_pair, numbers, geometry.exo_pair_geometry(numbers["label_smoothing"]))
+
+
+def build_beta_dpo(config: BetaDpoLoss) -> PureLoss:
+    """Beta-DPO as configured."""
+    numbers = {"beta": drawn(config.beta), "alpha": drawn(config.alpha)}
+    return RunningLoss(
+        function.beta_dpo,
+        numbers,
+        geometry.dpo_geometry(),
+        keyword="threshold",
+        of=lambda pairs: pairs.margin_B,
+        momentum=drawn(config.momentum),
+        statistic=0.0,
+    )
 
 
 def build_sigmoid_norm(config: SigmoidNormLoss) -> PureLoss:

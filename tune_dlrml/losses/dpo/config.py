@@ -13,6 +13,7 @@ from tune_dlrml.losses.base import (
     SearchedFlag,
     SearchedNoise,
     SearchedPositive,
+    SearchedShare,
 )
 
 SomeNoise = Annotated[float, Field(gt=0, lt=0.5)]
@@ -100,6 +101,21 @@ class IpoLoss(Loss):
     length_normalized: SearchedFlag = False
     """Divides each log-ratio by the tokens of its completion, as TRL does; without it, it is the sum form
     of the DiscoPOP paper."""
+
+
+class BetaDpoLoss(Loss):
+    """DPO whose beta follows the margins of the batch; batch-coupled, keeps a running mean of the margins."""
+
+    kind: ClassVar[Kind] = "pairwise"
+    source: ClassVar[str] = "arXiv 2407.08639, equation 7, without its filter of the data"
+    couples_batch: ClassVar[bool] = True
+    name: Literal["beta_dpo"] = "beta_dpo"
+    beta: SearchedPositive = 0.1
+    """Strength per nat where the batch's mean margin is the running one."""
+    alpha: SearchedNotNegative = 0.6
+    """Share by which beta grows for each nat that the batch's mean margin lies above the running one."""
+    momentum: SearchedShare = 0.9
+    """Of the running mean: what it keeps of itself at each micro-batch."""
 
 
 class SigmoidNormLoss(Loss):

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+LEAST_BETA = 1e-3
+"""To which beta-DPO lowers its beta at most, per nat."""
+
 
 def dpo(margin_B: Tensor, *, beta: float) -> Tensor:
     """DPO loss of each pair, shape (B,), in nats: softplus(-beta * margin).
@@ -89,6 +92,22 @@ def ipo(
         chosen_logratio_B = per_token(chosen_logratio_B, chosen_length_B)
         rejected_logratio_B = per_token(rejected_logratio_B, rejected_length_B)
     return (chosen_logratio_B - rejected_logratio_B - 1 / (2 * beta)) ** 2
+
+
+def beta_dpo(
+    margin_B: Tensor, *, beta: float, alpha: float, threshold: Tensor | float = 0.0, statistic: Tensor | None = None
+) -> Tensor:
+    """Beta-DPO loss of each pair, shape (B,), in nats; batch-coupled, without a gradient through the batch.
+
+    softplus(-b * margin), with b = beta * (1 + alpha * (mean margin of the micro-batch - threshold)), at least
+    `LEAST_BETA`. `threshold`, in nats, is a running mean of the margins; both are log-ratios, not rewards, as in the
+    authors' code. `statistic` puts a given value in place of the difference. At the first step b is beta.
+
+    Source: arXiv 2407.08639, equation 7; github.com/junkangwu/beta-DPO. The paper's filter, which draws the pairs to
+    train on by how close their margins are to the threshold, is left out.
+    """
+    above = margin_B.detach().mean() - threshold if statistic is None else statistic
+    return -logsigmoid((beta * (1 + alpha * above)).clamp(min=LEAST_BETA) * margin_B)
 
 
 def sigmoid_norm(
