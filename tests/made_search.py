@@ -89,7 +89,7 @@ class MadeSearch:
             evaluated = rung or step == FULL_STEPS
             metrics = training(spec, fate, step) | (held_out(fate, step) if evaluated else {})
             self._report(spec, step, metrics, evaluated=evaluated, rung=rung)
-            if evaluated and self.study.judge(spec.number, step, metrics[self.study.metric]) == "prune":
+            if evaluated and self.study.judge(spec.number, step, metrics) == "prune":
                 return self._end(spec, TrialOutcome(spec.number, State.PRUNED, f"halving at step {step}"), step)
             if step == fate.stops_at:
                 return None

@@ -240,7 +240,10 @@ UNTRAINED = {name: metric.untrained for name, metric in METRICS.items() if metri
 
 if TYPE_CHECKING:
     Objective = str
+    HeldOut = str
 else:
+    HeldOut = Literal[tuple(name for name, metric in METRICS.items() if metric.reported == "evaluation")]
+    """Names of the metrics that every evaluation reports, and that a search may bound."""
     Objective = Literal[tuple(name for name, metric in METRICS.items() if metric.objective)]
 """Names of the metrics that can be the objective of a search."""
 

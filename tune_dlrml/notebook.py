@@ -79,6 +79,11 @@ class Search:
         frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial", "state", "value"])
         return frame.set_index("trial")
 
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of `trials` on the Pareto front of the metric against KL, by rising KL; feasible complete ones."""
+        return self.trials.loc[list(self.result.front)]
+
     @cached_property
     def curves(self) -> pd.DataFrame:
         """One row per report: `trial`, `step`, `evaluated`, `rung`, `time`, and a column for every metric.

@@ -35,11 +35,11 @@ def test_a_value_at_a_rung_and_its_verdict_are_in_the_study_together_or_not_at_a
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Trial, dies_at, die)
-        study.judge(number, 5, 0.7)
+        study.judge(number, 5, {"eval_accuracy": 0.7})
     assert rows_of(tmp_path / "study.db", "trial_intermediate_values") == 0
     successor = open_study(config)
     assert successor.interrupted() == [number] and successor.pruned_at(number) is None
-    assert successor.judge(number, 5, 0.7) == "continue"
+    assert successor.judge(number, 5, {"eval_accuracy": 0.7}) == "continue"
     assert open_study(config).row(number).value == 0.7
 
 

@@ -132,6 +132,9 @@ def status(
     name: Annotated[str, typer.Argument(help="Name of the search.")],
     storage: Storage = DEFAULT_STORAGE,
     study_url: StudyUrl = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show only the trials on the Pareto front of the metric against KL.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the trials and the resource usage of a search, from its study and event logs alone; it may be running."""
@@ -147,7 +150,8 @@ def status(
         print_json(_search_document(result, usage, confirmation))
         return
     out = console(False)
-    out.print(trials_table(result.rows, result.metrics, result.best))
+    rows = [row for row in result.rows if row.number in result.front] if pareto else result.rows
+    out.print(trials_table(rows, result.metrics, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
     out.print(usage_line(usage), highlight=False, soft_wrap=True)
     _print_best(out, result)
@@ -207,6 +211,8 @@ def _search_document(result: Any, usage: Any, confirmation: Any) -> dict[str, An
     return {
         "name": result.name,
         "best": result.best,
+        "best_infeasible": result.best_infeasible,
+        "front": list(result.front),
         "mlflow": result.mlflow_uri,
         "spent_s": result.spent_s,
         "usage": usage.as_json(),
@@ -219,6 +225,7 @@ def _search_document(result: Any, usage: Any, confirmation: Any) -> dict[str, An
                 "number": row.number,
                 "state": str(row.state),
                 "stop_reason": row.stop_reason,
+                "feasible": row.feasible,
                 "params": {} if row.spec is None else row.spec.settings(),
                 "value": row.value,
                 "steps": row.steps,
@@ -246,9 +253,18 @@ def _print_best(out: Console, result: Any) -> None:
     if result.judged:
         out.print(judged_table(result.judged))
 
+    infeasible = next((row for row in result.rows if row.number == result.best_infeasible), None)
+    if infeasible is not None and infeasible.spec is not None:
+        out.print(
+            f"without search.constraints the best would be trial {infeasible.number} ({infeasible.spec.branch}: "
+            f"{parameters(infeasible.spec)}), {infeasible.value:.3f}; {infeasible.stop_reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
     best = next((row for row in result.rows if row.number == result.best), None)
     if best is None or best.spec is None:
-        out.print("no trial is complete, so there is no best trial")
+        missing = "complete" if infeasible is None else "feasible"
+        out.print(f"no trial is {missing}, so there is no best trial")
         return
     metrics = result.metrics.get(best.number, {})
     error = metrics.get(METRICS[result.metric].error, 0.0)

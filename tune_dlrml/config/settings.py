@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tune_dlrml.config.numbers import Auto, Natural, NotNegative, NotNegativeInt, Positive
 from tune_dlrml.domains import Frozen, Scalar, law
-from tune_dlrml.metrics import Objective
+from tune_dlrml.metrics import HeldOut, Objective
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -35,6 +35,25 @@ class ConfirmConfig(Frozen):
     """Trials that are trained again, the best ones by the search's metric."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """New seeds for each of them."""
+
+
+class ConstraintConfig(Frozen):
+    """What a held-out number must keep to at a trial's last evaluation; a trial that does not is infeasible."""
+
+    max: float | None = None
+    """Largest value that is allowed."""
+    min: float | None = None
+    """Smallest value that is allowed."""
+    prune: bool = False
+    """Whether a trial that breaks it at a rung is pruned there; otherwise only its last evaluation counts."""
+
+    @model_validator(mode="after")
+    def _something_is_bounded(self) -> Self:
+        if self.max is None and self.min is None:
+            raise law("needs `max`, `min` or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise law(f"`min <= max` must hold, but got min={self.min}, max={self.max}")
+        return self
 
 
 class StartFromConfig(Frozen):
@@ -74,6 +93,9 @@ class SearchSettings(Frozen):
     """Which trials are pruned; null prunes none."""
     baseline: BaselineConfig | None = BaselineConfig()
     """Plain DPO as trial 0; null leaves it out."""
+    constraints: Annotated[dict[HeldOut, ConstraintConfig], Field(min_length=1)] | None = None
+    """Bounds of held-out numbers, by metric, as `eval_kl: {max: 5}`. An infeasible trial is never the best, is not
+    confirmed, and the sampler avoids where it lies (Optuna's constraints)."""
     points: Annotated[list[dict[str, Scalar]], Field(min_length=1)] | None = None
     """Points that are trials before any is drawn, keyed as parameters are in tables: `loss: dpo`, `dpo.beta: 0.1`,
     `training.learning_rate: 1e-4`. What a point leaves out is drawn by chance."""

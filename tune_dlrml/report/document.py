@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tune_dlrml.pareto import pareto_front
 from tune_dlrml.report.arms import Arm
 from tune_dlrml.report.diverging import splits
 from tune_dlrml.report.ranking import ranking, verdict
@@ -34,7 +33,11 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
         "ranking": [asdict(line) for line in ranked],
         "losses": [asdict(loss) for loss in soundness(data)],
         "diverged": [asdict(split) | {"sentence": split.sentence} for split in splits(data)],
-        "pareto": _front(data),
+        "pareto": [
+            {"trial": trial.number, "kl": trial.last["eval_kl"], "value": trial.row.value}
+            for trial in map(data.trial, data.front)
+            if trial is not None
+        ],
         "importance": None if data.importance is None else asdict(data.importance),
         "budget": {
             "by_end": {end: asdict(spent) for end, spent in by_end(data).items()},
@@ -42,18 +45,3 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
         },
         "usage": data.usage.as_json(),
     }
-
-
-def _front(data: SearchData) -> list[dict[str, Any]]:
-    """The complete trials that no other trial beats in both objective and KL."""
-    done = [trial for trial in data.trials if trial.number in _complete(data) and "eval_kl" in trial.last]
-    known = [trial for trial in done if data.metric in trial.last]
-    places = [(trial.last["eval_kl"], trial.last[data.metric]) for trial in known]
-    return [
-        {"trial": known[index].number, "kl": places[index][0], "value": places[index][1]}
-        for index in pareto_front(places, maximize=data.maximize)
-    ]
-
-
-def _complete(data: SearchData) -> set[int]:
-    return {line.trial for line in ranking(data) if line.place is not None}

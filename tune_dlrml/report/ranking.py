@@ -23,7 +23,7 @@ class Ranked:
     """A line of the ranking.
 
     Attributes:
-        place: Among the complete trials, from 1; None for the others.
+        place: Among the complete trials that break no constraint, from 1; None for the others.
         value: The objective where it was last measured.
         error: Its standard error over the held-out pairs.
         low: Lower end of the 95 % interval.
@@ -52,23 +52,23 @@ class Ranked:
 
 
 def ranking(data: SearchData) -> list[Ranked]:
-    """All trials: the complete ones by their objective, then the others by how far they came."""
+    """All trials: the complete ones by their objective, the infeasible last, then the others by how far they came."""
     sign = -1.0 if data.maximize else 1.0
 
     def place(trial: TrialData) -> tuple[float, ...]:
         value = trial.row.value
         own = (math.inf if value is None else sign * value, trial.number)
         if trial.state is State.COMPLETE:
-            return (0.0, 0.0, *own)
+            return (0.0, 0.0 if trial.row.feasible else 1.0, *own)
         return (float(_ORDER.index(trial.state)), -float(trial.steps), *own)
 
     ordered = sorted(data.trials, key=place)
-    best = next((trial for trial in ordered if trial.state is State.COMPLETE), None)
+    best = next((trial for trial in ordered if _is_placed(trial)), None)
     return [_ranked(data, trial, at, best) for at, trial in enumerate(ordered, start=1)]
 
 
 def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None) -> Ranked:
-    complete = trial.state is State.COMPLETE
+    complete = _is_placed(trial)
     value, error = trial.row.value, standard_error(data, trial)
     low, high = interval(data, value, error)
     last, shape = trial.last, trial.shape
@@ -91,6 +91,10 @@ def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None)
         stop_reason=trial.row.stop_reason,
         judged=_judged(trial),
     )
+
+
+def _is_placed(trial: TrialData) -> bool:
+    return trial.state is State.COMPLETE and trial.row.feasible
 
 
 def _judged(trial: TrialData) -> list[dict[str, Any]]:
@@ -175,12 +179,15 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     """The answer of a search with its warning."""
     complete = [line for line in ranked if line.place is not None]
     if not complete:
+        if data.best_infeasible is not None:
+            return Verdict(f"No complete trial is feasible.{_without(data)}", "", None, None)
         return Verdict("No trial is complete yet, so there is no best trial.", "", None, None)
     best = complete[0]
     errors = [line.error for line in complete if line.error is not None]
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
     confirmations = [each for each in confirmed if each.trial == best.trial]
     answer = f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(len(complete))}: {_value(best)}."
+    answer += _without(data)
     of_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
     if confirmations:
         answer += f" {_confirmed(data, confirmations[0])}"
@@ -197,6 +204,17 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
         if not confirmations and not of_baseline:
             warning += " Only new runs with new seeds can confirm it; this search has none."
     return Verdict(answer, warning, best.trial, bias)
+
+
+def _without(data: SearchData) -> str:
+    """Who would be the best without the search's constraints."""
+    infeasible = data.trial(data.best_infeasible)
+    if infeasible is None:
+        return ""
+    return (
+        f" Without search.constraints it would be trial {infeasible.number} ({infeasible.branch}) with "
+        f"{text(infeasible.row.value)}, which is infeasible: {infeasible.row.stop_reason.partition('infeasible: ')[2]}."
+    )
 
 
 def _baseline_of_confirmation(data: SearchData) -> int | None:

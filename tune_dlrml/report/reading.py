@@ -126,6 +126,8 @@ class SearchData:
     Attributes:
         branches: Labels of the losses that trials have, the baseline first, then as in the file.
         code: Versions that the newest driver ran with.
+        best_infeasible: The trial that would be best without `search.constraints`; None if it is the best.
+        front: The feasible complete trials that no other one beats in both objective and KL, by rising KL.
         importance: None where too few trials have an objective at the same step.
         read_at: When all this was read, UTC.
     """
@@ -136,6 +138,8 @@ class SearchData:
     full_steps: int
     rungs: tuple[int, ...]
     usage: Usage
+    best_infeasible: int | None = None
+    front: tuple[int, ...] = ()
     importance: Importance | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     data_hash: Mapping[str, str] = field(default_factory=dict)
@@ -196,6 +200,8 @@ def read_data(name: str, place: SearchPlace) -> SearchData:
         config=config,
         trials=tuple(_trial(row, list(_events(log, row.number)), result.judged.get(row.number)) for row in result.rows),
         best=result.best,
+        best_infeasible=result.best_infeasible,
+        front=result.front,
         full_steps=full_steps,
         rungs=rung_steps(config.search.scheduler, full_steps),
         usage=read_usage(result, place),

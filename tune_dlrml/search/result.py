@@ -12,8 +12,9 @@ from tune_dlrml.config import NAME_LENGTH, NAME_PATTERN, SearchConfig, load_conf
 from tune_dlrml.errors import InputError, TuneDlrmlError
 from tune_dlrml.events import EventLog
 from tune_dlrml.models.loading import parse_model_reference
+from tune_dlrml.pareto import pareto_front
 from tune_dlrml.study.database import sqlite_url, study_database
-from tune_dlrml.study.history import StudyHistory, TrialRow
+from tune_dlrml.study.history import StudyHistory, TrialRow, ranked
 from tune_dlrml.system.urls import without_password
 from tune_dlrml.tracking.cursor import run_of
 from tune_dlrml.tracking.mlflow.store import MlflowStore
@@ -134,7 +135,10 @@ class SearchResult:
     Attributes:
         rows: All trials.
         metric: The objective.
-        best: Number of the best complete one; None if none is.
+        best: Number of the best complete one that breaks no constraint; None if there is none.
+        best_infeasible: Number of the one that would be best without `search.constraints`; None if it is the best.
+        front: Numbers of the complete ones that break no constraint and that no other one beats in both the metric and
+            KL, by rising KL.
         metrics: Newest value of every metric, by trial.
         runs: MLflow's run, by trial; None while MLflow has no run of the trial.
         interrupted: Its driver was ended by a signal, and it can be resumed; only the driver knows.
@@ -164,6 +168,8 @@ class SearchResult:
     seconds: float = 0.0
     unjudged: TuneDlrmlError | None = None
     judged: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    best_infeasible: int | None = None
+    front: tuple[int, ...] = ()
 
 
 def read_judged(events: EventLog, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -203,12 +209,20 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     rows = tuple(history.rows())
     events = EventLog(place.folder(name))
     store = place.mlflow_store(config).name
+    metrics = {row.number: events.last_metrics(row.number) for row in rows}
+    feasible = ranked(rows, maximize=history.maximize)
+    best, above = (
+        next((row.number for row in each), None)
+        for each in (feasible, ranked(rows, maximize=history.maximize, infeasible=True))
+    )
     result = SearchResult(
         name=name,
         rows=rows,
         metric=config.search.metric,
-        best=history.best(),
-        metrics={row.number: events.last_metrics(row.number) for row in rows},
+        best=best,
+        best_infeasible=None if above == best else above,
+        front=_front(feasible, metrics, maximize=history.maximize),
+        metrics=metrics,
         runs={row.number: run_of(events, row.number, store) for row in rows},
         mlflow_uri=without_password(place.mlflow_uri),
         spent_s=history.spent_s,
@@ -216,3 +230,13 @@ def read_search(name: str, place: SearchPlace) -> SearchResult:
     )
     history.close()
     return result
+
+
+def _front(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], *, maximize: bool) -> tuple[int, ...]:
+    places = {
+        row.number: (metrics[row.number]["eval_kl"], row.value)
+        for row in rows
+        if row.value is not None and "eval_kl" in metrics[row.number]
+    }
+    numbers = list(places)
+    return tuple(numbers[index] for index in pareto_front(list(places.values()), maximize=maximize))

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from tune_dlrml.config import SearchConfig
 from tune_dlrml.config.settings import StartFromConfig
 from tune_dlrml.errors import InputError
-from tune_dlrml.records import State
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import OutsideError, Point, SearchSpace
-from tune_dlrml.study.history import StudyHistory, TrialRow
+from tune_dlrml.study.history import StudyHistory, TrialRow, ranked
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,13 @@ def _best_of(earlier: StartFromConfig, place: SearchPlace) -> list[TrialRow]:
     except InputError as error:
         raise InputError(f"search.start_from.search: {error}") from None
     try:
-        rows, sign = history.rows(), -1.0 if history.maximize else 1.0
+        rows, maximize = history.rows(), history.maximize
     finally:
         history.close()
-    complete = [row for row in rows if row.state is State.COMPLETE and row.spec is not None and row.value is not None]
-    if not complete:
+    best_first = [row for row in ranked(rows, maximize=maximize) if row.spec is not None]
+    if not best_first:
         raise InputError(
             f"search.start_from.search: search {earlier.search!r} must have a complete trial, but has none of "
             f"{len(rows)}; let it go on first, or leave start_from out"
         )
-    return sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))[: earlier.top]
+    return best_first[: earlier.top]

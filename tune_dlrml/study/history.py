@@ -3,7 +3,7 @@
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -62,6 +62,7 @@ class TrialRow:
         steps: Optimizer steps trained; for a running trial those of the last rung that it reached.
         attempt: How often it was issued again.
         attrs: The other user attributes, such as `exception`, `seconds` and what `set_attribute` wrote.
+        feasible: Whether it breaks no bound of `search.constraints`, as far as it was evaluated.
     """
 
     number: int
@@ -73,6 +74,7 @@ class TrialRow:
     steps: int
     attempt: int
     attrs: Mapping[str, Any]
+    feasible: bool = True
 
 
 class StudyHistory:
@@ -182,11 +184,9 @@ class StudyHistory:
         return row_of(self._issued_trials()[number])
 
     def best(self) -> int | None:
-        """Number of the best complete trial, the earliest among equals."""
-        complete = [trial for trial in self._issued_trials() if trial.state == TrialState.COMPLETE]
-        sign = -1.0 if self.maximize else 1.0
-        best = min(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number), default=None)
-        return None if best is None else best.number
+        """Number of the best complete trial that breaks no constraint, the earliest among equals."""
+        best = ranked(self.rows(), maximize=self.maximize)
+        return best[0].number if best else None
 
     def _issued_trials(self) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
@@ -210,7 +210,21 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         steps=attrs.pop("steps", last),
         attempt=0 if spec is None else spec.attempt,
         attrs=attrs,
+        feasible=all(excess <= 0 for name, excess in trial.constraints.items() if name != DIVERGED),
     )
+
+
+def ranked(rows: Iterable[TrialRow], *, maximize: bool, infeasible: bool = False) -> list[TrialRow]:
+    """The complete trials that break no constraint, the best first, the earlier of equals before the later.
+
+    Args:
+        rows: Trials of one search.
+        maximize: Whether larger values of the objective are better.
+        infeasible: Whether those that break a constraint are ranked, too, as if there were none.
+    """
+    done = [row for row in rows if row.state is State.COMPLETE and (row.feasible or infeasible)]
+    sign = -1.0 if maximize else 1.0
+    return sorted(done, key=lambda row: (sign * float(row.value or 0.0), row.number))
 
 
 def _shares(

@@ -14,6 +14,7 @@ from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
+from tune_dlrml.study.feasibility import broken, excesses
 from tune_dlrml.study.halving import is_promoted, rung_steps
 from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, START, StudyHistory, TrialRow, row_of
 from tune_dlrml.study.proposer import Proposer
@@ -24,6 +25,8 @@ SEARCH_ID = "search_id"
 """Name of the study's attribute that identifies its folder."""
 LOSSES = "losses"
 """Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
+CONSTRAINED = "constrained"
+"""Name of the attribute with a trial's bounded metrics at its last evaluation."""
 Verdict = Literal["continue", "prune"]
 
 
@@ -36,6 +39,7 @@ class _OpenTrial:
 
     trial: optuna.Trial
     values: dict[int, float] = field(default_factory=dict)
+    constrained: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     earlier_attrs: frozenset[str] = frozenset()
 
@@ -82,6 +86,7 @@ class SearchStudy(StudyHistory):
         self.config, self.full_steps = config, full_steps
         self._proposer = proposer
         self.metric = config.search.metric
+        self._constraints = config.search.constraints or {}
         self.rungs = rung_steps(config.search.scheduler, full_steps)
         self._adopt_settings(hashes or {})
         if start_points is not None and self.start_points is None:
@@ -186,11 +191,23 @@ class SearchStudy(StudyHistory):
             known.trial.report(value, step)
             known.values[step] = value
 
-    def judge(self, number: int, step: int, value: float) -> Verdict:
+    def judge(self, number: int, step: int, metrics: Mapping[str, float]) -> Verdict:
         """Record an objective and give the verdict on it, as `record` and `verdict` do, in one transaction."""
         with one_transaction(self._backend):
-            self.record(number, step, value)
+            self.record(number, step, metrics[self.metric])
+            self._record_constrained(number, metrics)
             return self.verdict(number, step)
+
+    @property
+    def needed_metrics(self) -> tuple[str, ...]:
+        """Metrics that an evaluation must report: the objective, and those that are bounded."""
+        return (self.metric, *self._constraints)
+
+    def _record_constrained(self, number: int, metrics: Mapping[str, float]) -> None:
+        known = self._open(number)
+        known.constrained = {name: metrics[name] for name in self._constraints}
+        if known.constrained:
+            known.trial.set_user_attr(CONSTRAINED, known.constrained)
 
     def steps_reached(self, number: int) -> int:
         """The last step at which a running trial has an objective; 0 before the first."""
@@ -211,7 +228,8 @@ class SearchStudy(StudyHistory):
         if not self.is_rung(step):
             return "continue"
         if key not in known.verdicts:
-            known.verdicts[key] = "continue" if self._passes(known, step) else "prune"
+            goes_on = not self._broken(known, pruning=True) and self._passes(known, step)
+            known.verdicts[key] = "continue" if goes_on else "prune"
             known.trial.set_user_attr("verdicts", known.verdicts)
         return known.verdicts[key]
 
@@ -230,6 +248,16 @@ class SearchStudy(StudyHistory):
         """Step of a recorded verdict that ends the trial; None if there is none."""
         verdicts = self._open(number).verdicts
         return next((int(step) for step, verdict in verdicts.items() if verdict == "prune"), None)
+
+    def prune_reason(self, number: int, step: int) -> str:
+        """Why the verdict at a rung ends the trial."""
+        broken = self._broken(self._open(number), pruning=True)
+        return f"search.constraints at step {step}" if broken else f"successive halving at step {step}"
+
+    def _broken(self, known: _OpenTrial, *, pruning: bool = False) -> str:
+        """The constraints that a trial breaks at its last evaluation; with `pruning`, of those that prune alone."""
+        which = {name: bounds for name, bounds in self._constraints.items() if bounds.prune or not pruning}
+        return broken(which, known.constrained) if known.constrained else ""
 
     def set_attribute(self, number: int, key: str, value: Any) -> None:
         """Record a JSON value with a running trial; a trial that has ended accepts no more."""
@@ -269,13 +297,18 @@ class SearchStudy(StudyHistory):
         return row_of(ended)
 
     def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
-        attrs: dict[str, Any] = {"stop_reason": outcome.reason, "steps": steps}
+        breaks = self._broken(known)
+        reason = f"{outcome.reason}; infeasible: {breaks}" if breaks else outcome.reason
+        attrs: dict[str, Any] = {"stop_reason": reason, "steps": steps}
         attrs |= {"seconds": dict(outcome.seconds)} if outcome.seconds else {}
         attrs |= {"exception": outcome.exception} if outcome.exception else {}
         for key, value in attrs.items():
             known.trial.set_user_attr(key, value)
-        if DIVERGED not in known.earlier_attrs:
-            known.trial.set_constraint(DIVERGED, 1.0 if outcome.state is State.DIVERGED else 0.0)
+        constraints = {DIVERGED: 1.0 if outcome.state is State.DIVERGED else 0.0}
+        constraints |= excesses(self._constraints, known.constrained) if known.constrained else {}
+        for name, excess in constraints.items():
+            if name not in known.earlier_attrs:
+                known.trial.set_constraint(name, excess)
 
     def _open(self, number: int) -> _OpenTrial:
         """A running trial, fetched from the study if an earlier driver issued it."""
@@ -284,6 +317,7 @@ class SearchStudy(StudyHistory):
             self._open_trials[number] = _OpenTrial(
                 optuna.Trial(self._study, frozen._trial_id),  # the one way to reopen a trial
                 values=dict(frozen.intermediate_values),
+                constrained=dict(frozen.user_attrs.get(CONSTRAINED, {})),
                 verdicts=dict(frozen.user_attrs.get("verdicts", {})),
                 earlier_attrs=frozenset(frozen.system_attrs) | frozenset(frozen.constraints),
             )

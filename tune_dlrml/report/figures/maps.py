@@ -203,8 +203,8 @@ def frontier(data: SearchData) -> Drawing:
         "Each mark is a trial at its last evaluation, filled where it is complete. Bars are 95 % intervals over the "
         "held-out pairs or questions; where there are many trials, only the complete ones, or those of the front, have "
         "them and a number. KL(policy || reference) is exact over the vocabulary, on the chosen completions of the "
-        "first held-out pairs, summed over a completion. The dashed line is the Pareto front of the complete trials: "
-        "the best value at each KL or less. Like every maximum of noisy values it is biased upwards."
+        "first held-out pairs, summed over a completion. The dashed line is the Pareto front of the feasible complete "
+        "trials: the best value at each KL or less. Like every maximum of noisy values it is biased upwards."
     )
     return Drawing("kl_frontier", title, text, figure)
 
@@ -217,7 +217,7 @@ def _draw_frontier(
     maximize: bool,
 ) -> None:
     places = {trial.number: (trial.last["eval_kl"], found) for trial in trials if (found := height(trial)) is not None}
-    done = {trial.number for trial in trials if trial.state is State.COMPLETE}
+    done = {trial.number for trial in trials if trial.state is State.COMPLETE and trial.row.feasible}
     ended = [number for number in places if number in done]
     on_front = pareto_front([(places[number][0], places[number][1][0]) for number in ended], maximize=maximize)
     front = [ended[index] for index in on_front]

@@ -6,9 +6,8 @@ from typing import Any
 
 from tune_dlrml.config import SearchConfig, SearchSettings
 from tune_dlrml.losses.registry import baseline, is_baseline
-from tune_dlrml.records import State
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.history import TrialRow, ranked
 
 FINALIST, SEED = "finalist", "training.seed"
 """Parameters of a confirming trial: which trial of the search it repeats, and under which seed."""
@@ -52,12 +51,10 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
     complete one it is DPO as it is by default. None where nothing is complete, or nothing is to be confirmed.
     """
     confirm = config.search.confirm
-    sign = -1.0 if config.search.maximize else 1.0
-    complete = [row for row in rows if row.state is State.COMPLETE and row.spec is not None and row.value is not None]
-    ranked = sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))
-    if confirm is None or not ranked:
+    best_first = ranked(rows, maximize=config.search.maximize)
+    of_search = [Finalist(row.number, row.spec) for row in best_first if row.spec is not None]
+    if confirm is None or not of_search:
         return None
-    of_search = [Finalist(row.number, row.spec) for row in ranked if row.spec is not None]
     loss = baseline()
     default = TrialSpec(number=0, branch=loss.name, loss=loss, training=config.training, params={})
     plain = (each for each in of_search if is_baseline(each.spec.loss))

@@ -13,7 +13,7 @@ from tune_dlrml.search.judging.late_answers import ask_finalists
 from tune_dlrml.search.judging.thread import Judging, Submission, is_judged
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import RANKING
-from tune_dlrml.study.history import TrialRow
+from tune_dlrml.study.history import TrialRow, ranked
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.system.files import replace_file
 
@@ -141,15 +141,14 @@ class Evaluation:
 
         The baseline is one of them, so that there is something to compare with.
         """
-        complete = [row for row in self._study.rows() if row.state is State.COMPLETE]
-        sign = -1.0 if self._study.maximize else 1.0
-        ranked = sorted(complete, key=lambda row: (sign * float(row.value or 0.0), row.number))
+        rows, maximize = self._study.rows(), self._study.maximize
         if config.when == "final_rung":
-            return ranked
+            return ranked(rows, maximize=maximize, infeasible=True)
         if not ended:
             return []
+        best = [row.number for row in ranked(rows, maximize=maximize)[: config.best]]
         return [
             row
-            for place, row in enumerate(ranked)
-            if place < config.best or (row.number == BASELINE and self._compares())
+            for row in ranked(rows, maximize=maximize, infeasible=True)
+            if row.number in best or (row.number == BASELINE and self._compares())
         ]

@@ -131,7 +131,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             spec = self._study.row(number).spec
             assert spec is not None
             self._observer.on_start(spec)
-            self._end(_LiveTrial(spec, steps=step), _pruned(number, step))
+            self._end(_LiveTrial(spec, steps=step), self._pruned(number, step))
         return self._study.ask()
 
     def receive(self, trial_id: str, result: Mapping[str, Any]) -> Verdict:
@@ -151,14 +151,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _judge(self, live: _LiveTrial, report: Report) -> Verdict:
         self._allowed()
-        number, step, metric = report.number, report.step, self._study.metric
-        if metric not in report.metrics:
-            live.end = TrialOutcome(number, State.DIVERGED, f"{metric} is not finite at step {step}")
+        number, step = report.number, report.step
+        missing = next((name for name in self._study.needed_metrics if name not in report.metrics), None)
+        if missing is not None:
+            live.end = TrialOutcome(number, State.DIVERGED, f"{missing} is not finite at step {step}")
             return "prune"
-        verdict = self._study.judge(number, step, report.metrics[metric])
+        verdict = self._study.judge(number, step, report.metrics)
         if verdict == "prune":
-            live.end = _pruned(number, step)
+            live.end = self._pruned(number, step)
         return verdict
+
+    def _pruned(self, number: int, step: int) -> TrialOutcome:
+        return TrialOutcome(number, State.PRUNED, self._study.prune_reason(number, step))
 
     def note_error(self, trial_id: str, text: str, *, lost: bool) -> None:
         """Keep the exception of a slot that Tune is about to drop; `on_trial_complete` does not carry it."""
@@ -246,10 +250,6 @@ def headline_of_traceback(traceback: str) -> str:
 def _without_numbers(reason: str) -> str:
     """A reason without counts, sizes and addresses, which differ between two cases of the same failure."""
     return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", reason)
-
-
-def _pruned(number: int, step: int) -> TrialOutcome:
-    return TrialOutcome(number, State.PRUNED, f"successive halving at step {step}")
 
 
 def _outcome(result: Mapping[str, Any]) -> TrialOutcome | None:
