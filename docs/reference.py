@@ -202,6 +202,7 @@ def losses() -> Iterator[str]:
         yield from loss(entry)
     for name, title in (
         ("SftTerm", "sft"),
+        ("FDivergence", "f_divergence"),
         ("LearnableBetaMix", "beta_mix, learnable"),
         ("LearnableParam", "params, learnable"),
     ):

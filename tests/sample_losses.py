@@ -66,7 +66,18 @@ STABLE = {
     **MIXED,
     **COUPLED,
 }
+DIVERGENT = {
+    "dpo under forward KL": DpoLoss(beta=0.1, f_divergence={"kind": "forward_kl"}),
+    "robust under forward KL": RobustLoss(beta=0.1, label_smoothing=0.2, f_divergence={"kind": "forward_kl"}),
+    "exo_pair under js": ExoPairLoss(beta=0.1, label_smoothing=0.01, f_divergence={"kind": "js"}),
+    "hinge under alpha": HingeLoss(beta=0.1, f_divergence={"kind": "alpha", "alpha": 0.5}),
+    "ipo per token under js": IpoLoss(beta=0.1, length_normalized=True, f_divergence={"kind": "js"}),
+    "sigmoid_norm under js": SigmoidNormLoss(beta=1.0, f_divergence={"kind": "js"}),
+    "discopop under js": DiscopopLoss(beta=0.05, f_divergence={"kind": "js"}),
+    "dlrml under js": DlrmlLoss(beta_kl=0.05, beta_mix=BOUNDED_MIX, f_divergence={"kind": "js"}),
+}
+"""Under another divergence than the reverse KL; all but JS grow like an exponential of the margin."""
 PUBLISHED = {
     f"{label}, published": config.model_copy(update={"numerics": "published"}) for label, config in MIXED.items()
 }
-ALL = STABLE | PUBLISHED
+ALL = STABLE | PUBLISHED | DIVERGENT

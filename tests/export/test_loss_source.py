@@ -22,6 +22,11 @@ LOSSES: list[dict[str, Any]] = [
     LEARNABLE,
     {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "init": 0.02, "c_bounds": None}},
 ]
+LOSSES += [
+    {"name": "dpo", "f_divergence": {"kind": "js"}},
+    {"name": "ipo", "length_normalized": True, "f_divergence": {"kind": "alpha", "alpha": 0.02}},
+    LEARNABLE | {"f_divergence": {"kind": "js"}},
+]
 """One of each way to be written; losses with defaults for all their fields are found below."""
 REMEMBERING = ("bco_pair", "beta_dpo")
 WITH_DEFAULTS = [

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tune_dlrml.domains import Range
-from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss, described
+from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss, described, is_baseline
 from tune_dlrml.losses.scoring_rules.config import SftTerm, WarmUp
 from tune_dlrml.space import loss_at
 
@@ -121,3 +121,31 @@ def test_a_warm_up_takes_one_value_per_field():
         WarmUp(steps=50, learning_rate=1e-4, smoothing=Range(kind="uniform", low=0.0, high=0.2))
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         WarmUp(steps=0, learning_rate=1e-4)
+
+
+@pytest.mark.parametrize(
+    "section", [{"kind": "alpha"}, {"kind": "js", "alpha": 0.5}, {"kind": "alpha", "alpha": 1}, {"kind": "total"}]
+)
+def test_an_f_divergence_has_an_alpha_exactly_where_it_is_of_that_kind(section):
+    with pytest.raises(ValidationError, match=r"alpha|kind"):
+        parsed(name="dpo", f_divergence=section)
+
+
+def test_an_f_divergence_is_part_of_a_branch_its_domains_and_what_is_stored():
+    loss = parsed(name="hinge", f_divergence={"kind": "alpha", "alpha": {"uniform": [0.1, 0.9]}})
+    assert loss.default_label() == "hinge_alpha"
+    assert list(loss.domains()) == ["f_divergence.alpha"]
+    assert loss_at(loss, {"f_divergence.alpha": 0.5}).f_divergence.alpha == 0.5
+    assert "f_divergence" not in parsed(name="hinge").model_dump()
+
+
+def test_dpo_under_another_divergence_is_not_what_all_is_compared_with():
+    assert is_baseline(parsed(name="dpo", beta=0.3))
+    assert not is_baseline(parsed(name="dpo", f_divergence={"kind": "js"}))
+    assert not is_baseline(parsed(name="dpo", sft={"rule": "brier"}))
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero", "aot", "pfl"])
+def test_a_loss_of_more_than_a_difference_of_scores_takes_no_f_divergence(name):
+    with pytest.raises(ValidationError, match="f_divergence"):
+        parsed(name=name, f_divergence={"kind": "js"})

@@ -124,8 +124,9 @@ def _known(config: AnyLoss) -> _Called:
             f"the pairs that it was trained on; {WITHOUT}"
         )
     function = loss.function
+    needed = [function] if loss.divergence is None else [loss.divergence.function, function]
     call = f"{function.__name__}({', '.join(_arguments(loss))})"
-    return _Called(function, call, [function], loss.mix)
+    return _Called(function, call, needed, loss.mix)
 
 
 def _made(learnt: Learnt) -> str:
@@ -185,9 +186,19 @@ def _arguments(loss: PureLoss) -> list[str]:
     learnt = {} if loss.mix is None else {loss.mix.keyword: f"{MIX}.value()"}
     given = {name: repr(value) for name, value in loss.numbers.items()} | learnt
     names = inspect.signature(loss.function).parameters
-    return [
-        name if name in OF_THE_PAIRS else f"{name}={given[name]}" for name in names if name in (*OF_THE_PAIRS, *given)
-    ]
+    seen = {name: name for name in OF_THE_PAIRS} | _scores(loss)
+    return [seen[name] if name in seen else f"{name}={given[name]}" for name in names if name in (*seen, *given)]
+
+
+def _scores(loss: PureLoss) -> dict[str, str]:
+    """What stands for the log-ratios and their margin under another divergence than the reverse KL."""
+    if loss.divergence is None:
+        return {}
+    numbers = "".join(f", {key}={value!r}" for key, value in loss.divergence.numbers.items())
+    chosen, rejected = (
+        f"{loss.divergence.function.__name__}({side}_logratio_B{numbers})" for side in ("chosen", "rejected")
+    )
+    return {"chosen_logratio_B": chosen, "rejected_logratio_B": rejected, "margin_B": f"{chosen} - {rejected}"}
 
 
 class _Cut:

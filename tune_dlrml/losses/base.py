@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tune_dlrml.domains import Choice, Frozen, Range, Searchable
+from tune_dlrml.domains import Choice, Frozen, Range, Searchable, law
 from tune_dlrml.losses.scoring_rules.config import SftTerm
 
 if TYPE_CHECKING:
@@ -23,7 +23,27 @@ SearchedNoise = Annotated[float | Range | Choice, Searchable(Noise)]
 SearchedFlag = Annotated[bool | Choice, Searchable(bool)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
-SHARED_FIELDS = ("name", "label", "sft")
+SHARED_FIELDS = ("name", "label", "sft", "f_divergence")
+
+
+Divergence = Literal["forward_kl", "js", "alpha"]
+SearchedAlpha = Annotated[float | Range | Choice, Searchable(Annotated[float, Field(gt=0, lt=1)])]
+
+
+class FDivergence(Frozen):
+    """The divergence that holds the policy near its reference, in place of the reverse KL (arXiv 2309.16240)."""
+
+    kind: Divergence
+    """Forward KL, Jensen-Shannon, or alpha, which lies between the reverse and the forward KL."""
+    alpha: SearchedAlpha | None = None
+    """Of alpha, and of no other: near 0 it is the reverse KL, near 1 the forward KL. TRL's coefficient is 1 - alpha."""
+
+    @model_validator(mode="after")
+    def _alpha_where_it_counts(self) -> Self:
+        if (self.alpha is not None) != (self.kind == "alpha"):
+            got = "no alpha" if self.alpha is None else "an alpha"
+            raise law(f"it must be given for kind alpha, and for no other, but got {got} for {self.kind}", key="alpha")
+        return self
 
 
 class ClosedForm(NamedTuple):
@@ -67,7 +87,11 @@ class Loss(Frozen):
 
     def default_label(self) -> str:
         """Name of the branch if the file gives none: the form of the loss, and the rule of its SFT term."""
-        return self.form() if self.sft is None else f"{self.form()}_{self.sft.rule}"
+        return "_".join([self.form(), *self._options()])
+
+    def _options(self) -> list[str]:
+        """What the label says of sections beside the loss's own fields."""
+        return [] if self.sft is None else [self.sft.rule]
 
     def form(self) -> str:
         """The loss without its numbers."""
@@ -137,6 +161,16 @@ class Loss(Frozen):
             InputError: It cannot be trained with.
         """
         return []
+
+
+class MarginLoss(Loss):
+    """A loss of the difference of two scores, one of each completion, which other divergences score otherwise."""
+
+    f_divergence: Annotated[FDivergence | None, Field(exclude_if=lambda section: section is None)] = None
+    """Scores completions under another divergence than the reverse KL."""
+
+    def _options(self) -> list[str]:
+        return [*super()._options(), *([] if self.f_divergence is None else [self.f_divergence.kind])]
 
 
 def drawn(field: Any) -> Any:

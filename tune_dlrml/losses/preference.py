@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tune_dlrml.losses import divergences
+from tune_dlrml.losses.base import FDivergence, drawn
 from tune_dlrml.losses.learnt import Learnt
+from tune_dlrml.losses.numeric import numeric_geometry
 from tune_dlrml.losses.shape import Geometry
 
 
@@ -83,6 +86,14 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
     def observe(self, pairs: PairBatch) -> None:
         """Take in a micro-batch that is trained on, before its loss is computed; most losses remember nothing."""
 
+    def under(self, divergence: FDivergence) -> "PreferenceLoss":
+        """This loss with the scores of another divergence in place of log-ratios.
+
+        Raises:
+            NotImplementedError: It looks at more than the difference of two scores.
+        """
+        raise NotImplementedError
+
     def reported(self) -> dict[str, float]:
         """What every report says of the loss as it is now, by the names of metrics; empty when that is not finite."""
         return {} if self.mix is None else self.mix.reported()
@@ -103,6 +114,26 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
             value_N = self.at_start(PairBatch(half_N, -half_N, one_N, one_N))
             (slope_N,) = torch.autograd.grad(value_N.sum(), z_N)
         return value_N.detach(), slope_N
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "forward_kl": divergences.forward_kl,
+    "js": divergences.js,
+    "alpha": divergences.alpha_divergence,
+}
+"""What `kind` of an f-divergence stands for."""
+
+
+class Divergent(NamedTuple):
+    """Scores of completions under a divergence: a function of a log-ratio, and its keyword arguments."""
+
+    function: Callable[..., Tensor]
+    numbers: Mapping[str, Any]
+
+    def scored(self, pairs: PairBatch) -> PairBatch:
+        """The pairs with scores in place of their log-ratios."""
+        chosen_B, rejected_B = (self.function(ratio_B, **self.numbers) for ratio_B in pairs[:2])
+        return pairs._replace(chosen_logratio_B=chosen_B, rejected_logratio_B=rejected_B)
 
 
 class PureLoss(PreferenceLoss):
@@ -132,6 +163,7 @@ class PureLoss(PreferenceLoss):
         self.numbers = numbers
         self.statistic = statistic
         self.batch_coupled = type(self).batch_coupled or statistic is not None
+        self.divergence: Divergent | None = None
         self._geometry = geometry
         self._looks_at = [name for name in inspect.signature(function).parameters if name in OF_THE_PAIRS]
 
@@ -147,10 +179,22 @@ class PureLoss(PreferenceLoss):
         statistic = pairs.chosen_logratio_B.new_tensor(self.statistic)
         return self.function(*self._seen(pairs), **self.numbers, statistic=statistic)
 
+    def under(self, divergence: FDivergence) -> "PureLoss":
+        """This loss, scoring completions under that divergence from now on."""
+        numbers = {} if divergence.alpha is None else {"alpha": drawn(divergence.alpha)}
+        self.divergence = Divergent(DIVERGENCES[divergence.kind], numbers)
+        return self
+
     def geometry(self) -> Geometry:
+        """The one given; under another divergence found numerically."""
+        return self.reverse_kl_geometry() if self.divergence is None else numeric_geometry(self)
+
+    def reverse_kl_geometry(self) -> Geometry:
         """The one given."""
         return self._geometry
 
     def _seen(self, pairs: PairBatch) -> list[Tensor | float]:
+        if self.divergence is not None:
+            pairs = self.divergence.scored(pairs)
         found = [getattr(pairs, name) for name in self._looks_at]
         return [0.0 if each is None else each for each in found]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
-from tune_dlrml.losses.base import SHARED_FIELDS, Loss
+from tune_dlrml.losses.base import SHARED_FIELDS, Loss, MarginLoss
 from tune_dlrml.losses.custom.config import CustomLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
 from tune_dlrml.losses.dpo.config import (
@@ -88,13 +88,13 @@ def baseline(**numbers: Any) -> Loss:
 
 def is_baseline(loss: Loss) -> bool:
     """Whether a loss is plain DPO, at whatever strength."""
-    return isinstance(loss, DpoLoss) and loss.sft is None
+    return isinstance(loss, DpoLoss) and loss.sft is None and loss.f_divergence is None
 
 
 def build_loss(config: Loss) -> "PreferenceLoss":
     """The loss that `config` describes; every searched field of it must be a number by now."""
     built: PreferenceLoss = pkgutil.resolve_name(f"tune_dlrml.losses.{LOSSES[config.name].builder}")(config)
-    return built
+    return built.under(config.f_divergence) if isinstance(config, MarginLoss) and config.f_divergence else built
 
 
 def described() -> list[dict[str, Any]]:
@@ -112,6 +112,7 @@ def described() -> list[dict[str, Any]]:
                 "needs_reference": loss.needs_reference,
                 "couples_batch": loss.couples_batch,
                 "trl": loss.trl,
+                "options": [key for key in ("sft", "f_divergence") if key in loss.model_fields],
             }
         )
     return listed

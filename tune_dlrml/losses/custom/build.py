@@ -8,7 +8,7 @@ Ray gives it to the workers of a cluster on this machine, and `ray job submit --
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,18 +19,15 @@ from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.config import CustomLoss, LearnableParam
 from tune_dlrml.losses.learnt import Learnt
+from tune_dlrml.losses.numeric import numeric_geometry
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
-from tune_dlrml.losses.shape import GRID, Geometry, geometry_of
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.system.own_code import Function, error_line, load_function
 
 COMPANY = 255
 """Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""
 PROBES = (-7.0, -1.5, -0.1, 0.0, 0.3, 2.0, 11.0)
 """Margins in nats whose losses are computed together and apart, to find whether pairs are coupled."""
-FURTHEST = 13
-"""A slope is followed over |z| = 1, 2, 4 ... 2^12 to judge whether it is bounded."""
-GROWTH = 1.5
-"""Factor by which a bounded slope may still grow over the last fourfold of |z|."""
 
 
 class LearntParam(Learnt):
@@ -90,7 +87,7 @@ class Custom(PreferenceLoss):
         """Found numerically in float64, at the present value of the learnt parameter."""
         if self._geometry is None or self.learnt is not None:
             with raising_input_errors(self.function):
-                self._geometry = _numeric_geometry(self)
+                self._geometry = numeric_geometry(self)
         return self._geometry
 
 
@@ -110,40 +107,6 @@ class CoupledCustom(Custom):
             return PairBatch(*ratios, *lengths)
 
         return torch.stack([self(among_others(at))[0] for at in range(count)])
-
-
-def _numeric_geometry(loss: Custom) -> Geometry:
-    known: dict[float, tuple[float, float]] = {}
-
-    def look(zs: list[float]) -> None:
-        values, slopes = loss.curve(torch.tensor(zs, dtype=torch.float64))
-        known.update(zip(zs, zip(values.tolist(), slopes.tolist(), strict=True), strict=True))
-
-    def at(z: float) -> tuple[float, float]:
-        if z not in known:
-            look([z])
-        return known[z]
-
-    look([*dict.fromkeys([0.0, *GRID])])
-    slope = lambda z: at(z)[1]  # noqa: E731
-    return geometry_of(lambda z: at(z)[0], slope, bounded=not any(unbounded_sides(slope)))
-
-
-def unbounded_sides(slope: Callable[[float], float]) -> tuple[bool, bool]:
-    """Whether |dL/dz| grows without bound as z falls and as it rises, judged by how it grows where it is a number."""
-
-    def grows(sign: int) -> bool:
-        sizes = []
-        for power in range(FURTHEST):
-            size = abs(slope(sign * 2.0**power))
-            if math.isnan(size):
-                break
-            if math.isinf(size):
-                return True
-            sizes.append(size)
-        return len(sizes) > 2 and sizes[-1] > GROWTH * max(*sizes[:-2], 1e-9)
-
-    return grows(-1), grows(+1)
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from tune_dlrml.losses.custom.build import (
     bare,
     is_coupled,
     raising_input_errors,
-    unbounded_sides,
 )
 from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.numeric import unbounded_sides
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.system.own_code import Function
 

@@ -10,6 +10,7 @@ from tune_dlrml.losses.base import (
     ClosedForm,
     Kind,
     Loss,
+    MarginLoss,
     SearchedFlag,
     SearchedNoise,
     SearchedPositive,
@@ -22,7 +23,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 SearchedNotNegative = Annotated[float | Range | Choice, Searchable(NotNegative)]
 
 
-class DpoLoss(Loss):
+class DpoLoss(MarginLoss):
     """Direct preference optimization."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -33,14 +34,16 @@ class DpoLoss(Loss):
     beta: SearchedPositive = 0.1
     """Strength per nat: z = beta * margin."""
 
-    def closed_form(self, c: float | None) -> ClosedForm:
-        """softplus(-beta * margin)."""
+    def closed_form(self, c: float | None) -> ClosedForm | None:
+        """softplus(-beta * margin), under the reverse KL."""
+        if self.f_divergence is not None:
+            return None
         from tune_dlrml.losses.dpo.geometry import dpo_geometry, dpo_value
 
         return ClosedForm(lambda margin: dpo_value(self.strength * margin), dpo_geometry())
 
 
-class CdpoLoss(Loss):
+class CdpoLoss(MarginLoss):
     """Conservative DPO: labels that are wrong now and then, smoothed."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -52,7 +55,7 @@ class CdpoLoss(Loss):
     """Share of the pairs whose labels are taken to be swapped."""
 
 
-class RobustLoss(Loss):
+class RobustLoss(MarginLoss):
     """Robust DPO: an unbiased estimate of DPO's loss under labels that are swapped at random."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -65,7 +68,7 @@ class RobustLoss(Loss):
     """Share of the pairs whose labels are taken to be swapped."""
 
 
-class ExoPairLoss(Loss):
+class ExoPairLoss(MarginLoss):
     """Efficient exact optimization of a pair: the reverse KL to the smoothed preference."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -78,7 +81,7 @@ class ExoPairLoss(Loss):
     """Probability that the preference leaves to the rejected completion."""
 
 
-class HingeLoss(Loss):
+class HingeLoss(MarginLoss):
     """Hinge loss on the scaled margin, as in SLiC."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -89,7 +92,7 @@ class HingeLoss(Loss):
     """Strength per nat: z = beta * margin."""
 
 
-class IpoLoss(Loss):
+class IpoLoss(MarginLoss):
     """Identity preference optimization."""
 
     kind: ClassVar[Kind] = "pairwise"
@@ -118,7 +121,7 @@ class BetaDpoLoss(Loss):
     """Of the running mean: what it keeps of itself at each micro-batch."""
 
 
-class SigmoidNormLoss(Loss):
+class SigmoidNormLoss(MarginLoss):
     """Length-normalized DPO, on log-ratios per token."""
 
     kind: ClassVar[Kind] = "pairwise"

@@ -24,7 +24,7 @@ class Mixed(PureLoss):
 
     def reported(self) -> dict[str, float]:
         """The c and beta_mix that it has throughout."""
-        c = self.geometry().c
+        c = self.reverse_kl_geometry().c
         assert c is not None
         return {"c": c, "beta_mix": c * self.numbers["tau"] * self.beta_kl}
 
@@ -34,7 +34,7 @@ class LearnableDlrml(PureLoss):
 
     mix: LearnableMix
 
-    def geometry(self) -> Geometry:
+    def reverse_kl_geometry(self) -> Geometry:
         """That of dLRML at the present c."""
         return learned_geometry(self.mix.c().item())
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
 from tune_dlrml.domains import Choice, Frozen, Range, Searchable, as_yaml, law
-from tune_dlrml.losses.base import TAU, ClosedForm, Kind, Loss, SearchedPositive
+from tune_dlrml.losses.base import TAU, ClosedForm, Kind, MarginLoss, SearchedPositive
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +18,7 @@ StrictPositive = Annotated[float, Field(gt=0, strict=True)]
 SearchedNumerics = Annotated[Numerics | Choice, Searchable(Numerics)]
 
 
-class LrmlLoss(Loss):
+class LrmlLoss(MarginLoss):
     """What DiscoPOP and dLRML share: each can be computed in log space, or in the product form that was published."""
 
     def variants(self) -> dict[str, Self]:
@@ -26,15 +26,17 @@ class LrmlLoss(Loss):
         return {name: self.model_copy(update={"numerics": name}) for name in get_args(Numerics)}
 
     def closed_form(self, c: float | None) -> ClosedForm | None:
-        """DLRML at the shape number that it has, or that training has reached."""
-        if c is None:
+        """The curve of dLRML at a shape number, under the reverse KL."""
+        if c is None or self.f_divergence is not None:
             return None
         from tune_dlrml.losses.lrml.geometry import dlrml_value, learned_geometry
 
         return ClosedForm(lambda margin: dlrml_value(self.strength * margin, c), learned_geometry(c))
 
-    def faults(self, points: "Points", limit: float) -> "Faults":
-        """By c, and by where exp(-z) overflows."""
+    def faults(self, points: "Points", limit: float) -> "Faults | None":
+        """By c, and by where exp(-z) overflows, under the reverse KL."""
+        if self.f_divergence is not None:
+            return None
         from tune_dlrml.losses.lrml.faults import mixing_faults
 
         strength = self._values(points, self.placing[0]).astype(float)
