@@ -142,6 +142,8 @@ def test_what_a_search_varies_must_fit_the_adapter(tmp_path: Path) -> None:
             {"target_modules": ["q_proj"], "layers_to_transform": [1, 2]},
             r"layers_to_transform: the model has layers 0 to 1, but got \[2\]",
         ),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"target_modules: log-probs are computed of the head's own matrix"),
+        ({"target_modules": ".*(q_proj|head)"}, r"target_modules: log-probs are computed of the head's own matrix"),
         ({"target_modules": "nothing.*like_it"}, "PEFT cannot put this adapter into the model"),
     ],
 )

@@ -11,7 +11,7 @@ import toy
 import toy_training
 from peft import PeftModel
 from pydantic import ValidationError
-from toy_training import LORA, settings
+from toy_training import DPO, LORA, plan, settings
 from training.adapter_trials import assert_starts_at_its_reference_and_repeats, plain_margins, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -124,6 +124,7 @@ def test_a_model_whose_files_hold_4_bits_is_trained_on_as_it_is(packed_model: Pa
             r"training\.lora\.init_lora_weights needs weights",
         ),
         ({"warm_up": {"steps": 1, "learning_rate": 1e-3}}, r"training\.warm_up merges"),
+        ({"lora": {"modules_to_save": ["up_proj"]}}, r"up_proj is trained whole, but .*up_proj is kept in 4 or 8 bits"),
     ],
 )
 def test_a_model_whose_files_hold_4_bits_obeys_the_same_laws(
@@ -134,6 +135,60 @@ def test_a_model_whose_files_hold_4_bits_obeys_the_same_laws(
     document["training"] |= changes
     with pytest.raises(InputError, match=message):
         check_model(parse_config(document, source="test"))
+
+
+@pytest.mark.parametrize("bits", [NF4, {"load_in_8bit": True}], ids=str)
+@pytest.mark.parametrize(
+    ("skipped", "saved", "message"),
+    [
+        (
+            ["q_proj", "k_prj"],
+            None,
+            r"llm_int8_skip_modules: no linear layer's name begins or ends with k_prj; among them are model\.lay",
+        ),
+        (
+            None,
+            ["q_proj"],
+            r"modules_to_save: q_proj is trained whole, but model\.layers\.0\.self_attn\.q_proj is kept",
+        ),
+        (["q_proj"], ["mlp"], r"modules_to_save: mlp is trained whole, but model\.layers\.0\.mlp\.gate_proj is kept"),
+        (["q_proj"], ["lm_head"], r"modules_to_save: lm_head is trained whole, but lm_head is kept"),
+    ],
+)
+def test_layers_that_have_to_be_whole_are_not_quantized(
+    toy_model: Path, bits: dict[str, Any], skipped: list[str] | None, saved: list[str] | None, message: str
+) -> None:
+    document = toy.document(toy_model, toy_model, toy_model)
+    quantization = bits if skipped is None else {**bits, "llm_int8_skip_modules": skipped}
+    lora = {**LORA, "target_modules": ["v_proj"], "modules_to_save": saved}
+    document["training"] |= {"bf16": True, "quantization": quantization, "lora": lora}
+    with pytest.raises(InputError, match=message):
+        check_model(parse_config(document, source="test"))
+
+
+def test_a_layer_that_is_left_out_of_the_quantization_is_trained_whole(toy_model: Path) -> None:
+    document = toy.document(toy_model, toy_model, toy_model)
+    quantization = {**NF4, "llm_int8_skip_modules": ["model.layers.1.mlp", "lm_head"]}
+    lora = {**LORA, "target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]}
+    document["training"] |= {"quantization": quantization, "lora": lora}
+    check_model(parse_config(document, source="test"))
+    outcome, _ = toy_training.run(
+        toy_training.resident(toy_model, settings(quantization=quantization, lora=lora)),
+        DPO,
+        settings(quantization=quantization, lora=lora),
+        plan(2),
+    )
+    assert outcome is not None and outcome.state == "complete"
+
+
+def test_a_head_that_is_the_embeddings_too_is_not_quantized(tmp_path: Path) -> None:
+    tied = toy.write_model(tmp_path / "tied", tied=True)
+    document = toy.document(tied, tied, tied)
+    document["training"]["quantization"] = {**NF4, "llm_int8_skip_modules": ["q_proj"]}
+    with pytest.raises(InputError, match=r"llm_int8_skip_modules: the head is the embeddings too .*add lm_head"):
+        check_model(parse_config(document, source="test"))
+    document["training"]["quantization"] = {**NF4, "llm_int8_skip_modules": ["q_proj", "lm_head"]}
+    check_model(parse_config(document, source="test"))
 
 
 def test_a_model_whose_files_hold_4_bits_is_not_divided(packed_model: Path) -> None:

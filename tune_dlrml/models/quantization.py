@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -52,6 +52,48 @@ def check_bitsandbytes() -> None:
     """Raise InputError, naming the extra, unless bitsandbytes is installed."""
     if find_spec("bitsandbytes") is None:
         raise InputError(f"weights in 4 or 8 bits need the package bitsandbytes; install {EXTRA}")
+
+
+def check_layers(model: PreTrainedModel, given: Mapping[str, Any], saved: Sequence[str]) -> None:
+    """Refuse layers in 4 or 8 bits that have to be whole.
+
+    Args:
+        model: Without storage, as it is before its layers are quantized.
+        given: Arguments of transformers' BitsAndBytesConfig.
+        saved: Modules that an adapter trains whole copies of.
+
+    Raises:
+        InputError: Naming the setting.
+    """
+    from torch import nn
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    modules = dict(model.named_modules())
+    layers = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    skipped = given.get("llm_int8_skip_modules")
+    unknown = [key for key in skipped or [] if all(should_convert_module(name, [key]) for name in layers)]
+    if unknown:
+        raise InputError(
+            f"quantization.llm_int8_skip_modules: no linear layer's name begins or ends with {', '.join(unknown)}; "
+            f"among them are {', '.join([*layers[:2], *layers[-1:]])}"
+        )
+    stay = get_keys_to_not_convert(model) if skipped is None else skipped
+    packed = [name for name in layers if should_convert_module(name, stay)]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and embeddings is not None and any(modules[name] is head for name in packed):
+        raise InputError(
+            "quantization.llm_int8_skip_modules: the head is the embeddings too (tie_word_embeddings), which are not "
+            f"quantized; add {next(name for name in packed if modules[name] is head)}, or leave the key out"
+        )
+    for key in saved:
+        within = [name for name in packed if f".{key}." in f".{name}."]
+        if within:
+            raise InputError(
+                f"lora.modules_to_save: {key} is trained whole, but {within[0]} is kept in 4 or 8 bits; leave it out, "
+                f"or add {within[0]} to quantization.llm_int8_skip_modules"
+            )
 
 
 def described(model: PreTrainedModel) -> str | None:

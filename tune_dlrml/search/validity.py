@@ -23,7 +23,7 @@ from tune_dlrml.models.loading import (
     parse_model_reference,
     quantization_of,
 )
-from tune_dlrml.models.quantization import check_bitsandbytes
+from tune_dlrml.models.quantization import check_bitsandbytes, check_layers
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.space_points import sampled
 from tune_dlrml.system.urls import without_password
@@ -101,6 +101,9 @@ def _check_trainable(reference: ModelReference, config: SearchConfig) -> None:
     own = quantization_of(reference)
     if own is not None:
         _check_own_quantization(own, config)
+    given = own or training.bitsandbytes()
+    if given is not None:
+        check_layers(model, given, (training.lora.modules_to_save if training.lora else None) or ())
     if config.resources.fsdp is True:
         refuse_undividable(load_shapes(reference), config.resources.workers, all_weights=training.lora is None)
     if training.lora is not None:

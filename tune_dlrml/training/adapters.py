@@ -4,6 +4,7 @@ import re
 import warnings
 
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, set_seed
 
 from tune_dlrml.config import LoraSettings
@@ -46,6 +47,11 @@ def check_adapter(model: PreTrainedModel, lora: LoraSettings) -> None:
             get_peft_model(model, lora_config(lora), low_cpu_mem_usage=True)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"lora: PEFT cannot put this adapter into the model: {error}") from None
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise InputError(
+            "lora.target_modules: log-probs are computed of the head's own matrix, and an adapter on it would not be "
+            "trained; leave the head out, or train a copy of it (lora.modules_to_save)"
+        )
 
 
 def _refuse_one_of_two_names(model: PreTrainedModel, saved: list[str]) -> None:
