@@ -1,3 +1,4 @@
+import functools
 import gc
 import secrets
 import shutil
@@ -7,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import toy
@@ -18,7 +20,6 @@ LONGEST = (
     "test_judged_search",
     "test_slot",
     "test_notebook",
-    "test_warm_up",
     "test_search_end_to_end",
     "test_faults",
     "test_models",
@@ -42,7 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting_for_the_disk() -> Iterator[None]:
-    """What tests of this process ask of SQLite does not depend on a power cut."""
+    """What tests of this process write does not depend on a power cut."""
+    with mock.patch("os.fsync", lambda descriptor: None):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_sqlite() -> Iterator[None]:
+    """Nor what they ask of SQLite."""
     if "sqlalchemy" not in sys.modules:
         yield
         return
@@ -55,6 +63,16 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     event.listen(Engine, "connect", relax)
     yield
     event.remove(Engine, "connect", relax)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def migrations_read_once() -> None:
+    """Opening a database, Optuna and MLflow read all scripts of migrations, which is most of what it takes."""
+    if "sqlalchemy" in sys.modules:
+        from alembic.util import pyfiles
+
+        load, kept = pyfiles.load_module_py, functools.cache(pyfiles.load_module_py)
+        pyfiles.load_module_py = lambda name, path: (load if name == "env_py" else kept)(name, path)  # env.py migrates
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -82,6 +100,7 @@ def local_ray() -> Iterator[str]:
         for name, value in {
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0",  # searches have an environment of their own
             "TMPDIR": str(folder),  # what the dashboard's processes leave is removed with the folder
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

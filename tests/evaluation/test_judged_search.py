@@ -1,4 +1,4 @@
-"""A search whose trials are judged by a real HTTP endpoint, ended in the middle and resumed.
+"""A search with a warm-up whose trials are judged by a real HTTP endpoint, ended in the middle, resumed and extended.
 
 It trains on the cluster of this test session; that a search starts and ends one of its own is tested elsewhere.
 """
@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -24,7 +24,7 @@ from tune_dlrml.search.result import SearchPlace
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS, TRIALS, ENDED_AFTER = 4, 3, 11
+QUESTIONS, TRIALS, ENDED_AFTER = 4, 4, 11
 SEARCH_S = 300
 
 
@@ -50,9 +50,26 @@ def rating(messages: list[dict[str, str]]) -> int:
 COMMAND = ("search", "judged.yaml", "--json")
 
 
+class Seen(NamedTuple):
+    """What both drivers left.
+
+    Attributes:
+        document: What the second printed.
+        before: How often the judge had been asked before that.
+        told: Progress, as each driver reported it.
+        warmed: When the model of the warm-up had been written, before the second began.
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    judge: Judge
+    before: int
+    told: tuple[str, str]
+    warmed: int
+
+
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Path, dict[str, Any], Judge, int]:
-    """The folder, what the second driver printed, the judge, and how often it had been asked before that."""
+def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> Seen:
     folder, judge = tmp_path_factory.mktemp("judged"), Judge()
     document = toy.document(
         toy.write_model(folder / "model"),
@@ -60,7 +77,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
         toy.write_pairs(folder / "eval.jsonl", 32, seed=1),
         name="judged",
     )
-    document["training"] |= {"max_steps": 8}
+    document["training"] |= {"max_steps": 8, "warm_up": {"rule": "brier", "steps": 4, "learning_rate": 3e-3}}
+    strength = {"log_uniform": [0.01, 0.5]}
+    document["space"]["losses"] = [{"name": "dpo", "beta": strength, "sft": {"rule": "spherical"}}]
     document["search"] = {"num_trials": TRIALS, "scheduler": None}
     with EndpointServer.replying(judge.reply) as server:
         judge.url = server.url
@@ -72,29 +91,41 @@ def judged(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Pa
             "limits": {"concurrency": 1},
         }
         (folder / "judged.yaml").write_text(as_yaml_text(document))
-        first = started(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
+        fewer = ("--num-trials", str(TRIALS - 1))
+        first = started(*COMMAND, *fewer, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
         try:
             in_time = judge.enough.wait(SEARCH_S)
         finally:
             first.send_signal(signal.SIGTERM)
         interrupted = ended(first, within_s=SEARCH_S)
         assert (in_time, interrupted.returncode) == (True, 130), said(interrupted, folder / "runs")
-        before = len(judge.asked)
+        before, warmed = len(judge.asked), warm_up(folder).stat().st_mtime_ns
         second = ended(
             started(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY")), within_s=SEARCH_S
         )
         assert second.returncode == 0, said(second, folder / "runs")
-    return folder, json.loads(second.stdout), judge, before
+    return Seen(folder, json.loads(second.stdout), judge, before, (interrupted.stderr, second.stderr), warmed)
+
+
+def warm_up(folder: Path) -> Path:
+    return folder / "runs/judged/warm-up/model.safetensors"
 
 
 def test_no_question_is_judged_twice_though_the_search_was_ended_in_the_middle(judged):
-    _, _, judge, before = judged
-    assert ENDED_AFTER <= before < TRIALS * QUESTIONS * 2
-    assert set(Counter(judge.asked).values()) == {1}
+    assert ENDED_AFTER <= judged.before < (TRIALS - 1) * QUESTIONS * 2
+    assert set(Counter(judged.judge.asked).values()) == {1}
+
+
+def test_a_model_is_warmed_up_once_and_every_trial_starts_from_it(judged):
+    first, second = judged.told
+    assert "warmed up: loss" in first and "warmed up" not in second
+    assert warm_up(judged.folder).stat().st_mtime_ns == judged.warmed
+    assert warm_up(judged.folder).read_bytes() != (judged.folder / "model/model.safetensors").read_bytes()
+    assert ["train_sft_loss" in trial["metrics"] for trial in judged.document["trials"]] == [False, True, True, True]
 
 
 def test_the_score_of_every_trial_is_the_mean_of_the_ratings_of_its_answers(judged):
-    folder, document, _, _ = judged
+    folder, document, _, *_ = judged
     assert [trial["state"] for trial in document["trials"]] == ["complete"] * TRIALS
     for trial in document["trials"]:
         (score,) = trial["judged"]["scores"]
@@ -107,7 +138,7 @@ def test_the_score_of_every_trial_is_the_mean_of_the_ratings_of_its_answers(judg
 
 
 def test_every_trial_is_compared_with_the_baseline_turn_by_turn(judged):
-    _, document, _, _ = judged
+    _, document, _, *_ = judged
     scores = [trial["judged"]["scores"][0]["score"] for trial in document["trials"]]
     assert document["trials"][0]["judged"]["differences"] == []
     for trial in document["trials"][1:]:
@@ -117,7 +148,7 @@ def test_every_trial_is_compared_with_the_baseline_turn_by_turn(judged):
 
 
 def test_what_the_judge_was_asked_are_the_answers_that_the_trial_left(judged):
-    folder, _, judge, _ = judged
+    folder, _, judge, *_ = judged
     asked = "".join(judge.asked)
     for number in range(TRIALS):
         (path,) = (folder / f"runs/judged/trials/{number}").glob("answers-*.jsonl")
@@ -127,7 +158,7 @@ def test_what_the_judge_was_asked_are_the_answers_that_the_trial_left(judged):
 
 
 def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judged):
-    folder, document, _, _ = judged
+    folder, document, _, *_ = judged
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs/mlflow.db'}")
     for trial in document["trials"]:
         history = client.get_metric_history(trial["mlflow_run_id"], "mt_bench/openai:scripted/score")
@@ -139,7 +170,7 @@ def test_mlflow_has_each_score_once_with_its_judge_and_the_answers_to_read(judge
 
 
 def test_the_finished_search_asks_no_judge_when_its_command_is_given_again(judged):
-    folder, document, judge, _ = judged
+    folder, document, judge, *_ = judged
     asked = len(judge.asked)
     again = called(*COMMAND, folder=folder, environment=on_this_cluster("OPENAI_API_KEY"))
     assert again.returncode == 0, again.stderr
@@ -148,7 +179,7 @@ def test_the_finished_search_asks_no_judge_when_its_command_is_given_again(judge
 
 
 def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_model(judged):
-    folder, document, judge, _ = judged
+    folder, document, judge, *_ = judged
     asked = len(judge.asked)
     settings = {"when": "best", "best": 1, "limit": QUESTIONS - 1}
     arguments = [text for key, value in settings.items() for text in ("--set", f"evaluation.{key}={value}")]
@@ -168,7 +199,7 @@ def test_a_trial_examined_from_its_checkpoint_answers_as_it_did_on_the_resident_
 
 
 def test_evaluate_says_of_a_trial_what_its_search_says_and_buys_nothing(judged):
-    folder, document, judge, _ = judged
+    folder, document, judge, *_ = judged
     asked, (score,) = len(judge.asked), document["trials"][0]["judged"]["scores"]
     options = f"--judge {score['judge']} --judge-url {judge.url} --limit {QUESTIONS} --max-new-tokens 8 --json"
     evaluated = called(
@@ -186,7 +217,7 @@ def answer_files(folder: Path, number: int) -> list[Path]:
 
 
 def test_the_frontier_of_a_search_has_a_point_for_every_complete_trial(judged, tmp_path):
-    folder, document, _, _ = judged
+    folder, document, _, *_ = judged
     sampling = Sampling(samples=2, max_new_tokens=8, batch_size=8)
     said = search_frontier("judged", SearchPlace(folder / "runs"), Draw("vader", None, 4, sampling), tmp_path)
     complete = [f"judged:{trial['number']}" for trial in document["trials"]]

@@ -11,7 +11,7 @@ from tune_dlrml.report import writing
 
 @pytest.fixture(scope="module")
 def make_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., MadeSearch]]:
-    """Begins a search with these losses and these settings of `search`; nothing waits for the disk or a real clock."""
+    """Begins a search with these losses and these settings of `search`; nothing waits for a real clock."""
 
     clock = SimpleNamespace(now=1_800_000_000.0)
     made: list[MadeSearch] = []
@@ -22,7 +22,6 @@ def make_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_dlrml.events.time", SimpleNamespace(time=lambda: clock.now))
-        patch.setattr("tune_dlrml.events.os.fsync", lambda _: None)
         yield make
     for search in made:
         search.study.close()

@@ -1,4 +1,3 @@
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +5,6 @@ from typing import Any
 
 import optuna
 import pytest
-import sqlalchemy
 
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.study.history import open_storage
@@ -31,19 +29,6 @@ def make_config(losses: list[dict[str, Any]] = FOUR_BRANCHES, **search: Any) -> 
         "space": {"losses": losses, "training": {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}},
     }
     return parse_config(document, source="test")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """What these tests ask of SQLite does not depend on a power cut."""
-
-    def relax(connection: Any, _: Any) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous=OFF")
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
-    yield
-    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
 
 
 @pytest.fixture
