@@ -245,6 +245,17 @@ def test_a_policy_that_has_barely_moved_has_hardly_a_kl_in_bfloat16_too(toy_mode
     assert found[0.1] > 1
 
 
+@pytest.mark.parametrize("lora", [toy_training.LORA, None])
+def test_the_kl_that_a_trial_in_bfloat16_reports_is_that_of_float32(
+    toy_model: Path, lora: dict[str, int] | None
+) -> None:
+    """A trainer wraps its policy's forward in autocast, which alone has a KL of hundredths of a nat here."""
+    training = settings(bf16=True, lora=lora, learning_rate=1e-12)
+    resident = resident_with(sharp(toy_model), toy.pairs(4), training)
+    _, channel = toy_training.run(resident, toy_training.DPO, training, toy_training.plan(1, set()))
+    assert abs(channel.curve("eval_kl")[-1]) < 1e-5
+
+
 def sharp(toy_model: Path) -> Path:
     """The toy with logits as far apart as those of a trained model."""
     folder = toy_model.with_name("sharp")

@@ -28,12 +28,26 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+        stack.enter_context(_own_forward(model))
         stack.enter_context(layers_in_float32(model))
         if is_sharded(model):
             widen_gathered(model, _outermost_layers, stack)
         else:
             _widen_whole(model, stack)
         yield
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Take away the forward that Accelerate puts around a policy's, in an autocast of its own."""
+    around, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.forward = around
 
 
 def _widen_whole(model: nn.Module, stack: ExitStack) -> None:
