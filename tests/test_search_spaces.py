@@ -34,8 +34,15 @@ def points(space: SearchSpace):
 
 
 def test_the_experiments_that_the_readme_promises_are_shipped():
-    promised = {"quickstart", "seed-experiment", "stability-grid", "safe-band", "learnable-beta-mix"}
-    promised |= {"dlrml-vs-discopop", "real-pairs", "imdb-small", "imdb-full", "published-settings"}
+    promised = {"quickstart", "seed-experiment", "seed-experiment-lora", "stability-grid", "safe-band"}
+    promised |= {
+        "learnable-beta-mix",
+        "dlrml-vs-discopop",
+        "real-pairs",
+        "imdb-small",
+        "imdb-full",
+        "published-settings",
+    }
     promised |= {"discovered-family", "scoring-rules"}
     assert promised <= {path.stem for path in FILES}
 
@@ -109,8 +116,9 @@ def test_the_stability_grid_has_a_trial_for_every_cell_of_its_box():
     assert config.search.scheduler is None
 
 
-def test_the_seed_experiment_compares_its_three_losses_and_prunes_none():
-    config = load_config(FOLDER / "seed-experiment.yaml")
+@pytest.mark.parametrize("name", ["seed-experiment", "seed-experiment-lora"])
+def test_the_seed_experiment_compares_its_three_losses_and_prunes_none(name):
+    config = load_config(FOLDER / f"{name}.yaml")
     space = SearchSpace(config)
     losses = [space.spec(number, point).loss for number, point in enumerate(space.grid())]
     assert [(loss.name, getattr(loss, "beta", None)) for loss in losses] == [
@@ -121,6 +129,14 @@ def test_the_seed_experiment_compares_its_three_losses_and_prunes_none():
     assert (losses[2].beta_kl, losses[2].beta_mix, losses[2].tau) == (0.05, 0.2, 0.05)
     assert config.training.steps(6750, workers=1) == 844  # 2 epochs of 6750 pairs, 16 a step
     assert config.search.scheduler is None
+
+
+def test_the_seed_experiment_trains_all_weights_and_its_sister_an_adapter_at_ten_times_the_rate():
+    full, lora = (load_config(FOLDER / f"{name}.yaml") for name in ("seed-experiment", "seed-experiment-lora"))
+    assert full.training.lora is None and full.training.learning_rate == 5e-7 and full.training.bf16
+    assert full.resources.fsdp is True and full.resources.workers == 8
+    assert full.evaluation.judges and full.evaluation.when == "never"
+    assert lora.training.lora is not None and lora.training.learning_rate == pytest.approx(5e-6)
 
 
 def test_the_safe_band_stays_inside_the_band_without_a_trap():

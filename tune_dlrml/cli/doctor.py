@@ -22,6 +22,22 @@ COST_KEYS = """
 The JSON document has `findings` and, for each loss that could be examined, in
 `loss_boxes` the shares of its box that start uphill, have a trap or an unbounded
 slope, overflow as published, or are not finite as the search computes them.
+`memory`, null where it could not be computed, has in bytes what a rank holds:
+
+\b
+weights, trained                 numbers of the model, and those trained
+batch, assumed                   the micro-batch in tokens, and what had to
+                                 be assumed, a sentence each
+rank                             ranks, sharded, checkpointing, device
+own                              resting, peak, peak_moment; by piece
+                                 at_rest, moments of a step, and host, which
+                                 lies in main memory
+placements                       of each kind and number of GPUs: gpu, ranks,
+                                 sharded, checkpointing, resting, peak, fits,
+                                 gpu_hours (all trials; of 1,000 pairs where
+                                 `pairs` is null)
+pairs                            that all trials train on together
+
 With --measure the JSON document has a `cost`, null if nothing was measured:
 
 \b
@@ -73,6 +89,9 @@ def doctor(
         found.append(finding)
         _print_finding(out, finding)
     _print_loss_boxes(out, [finding.loss_box for finding in found if finding.loss_box is not None])
+    memory = next((finding.memory for finding in found if finding.memory is not None), None)
+    if memory is not None:
+        _print_memory(out, memory)
     cost = None
     if measure and all(finding.level != "error" for finding in found):
         try:
@@ -85,7 +104,8 @@ def doctor(
     if as_json:
         findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
         loss_boxes = {"loss_boxes": [finding.loss_box.as_json() for finding in found if finding.loss_box is not None]}
-        print_json(findings | loss_boxes | ({"cost": cost} if measure else {}))
+        needed = {"memory": None if memory is None else memory.as_json()}
+        print_json(findings | loss_boxes | needed | ({"cost": cost} if measure else {}))
     raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
 
 
@@ -118,6 +138,16 @@ def _print_loss_boxes(out: Console, loss_boxes: list[Any]) -> None:
     out.print(table)
 
 
+def _print_memory(out: Console, memory: Any) -> None:
+    from tune_dlrml.views.memory import memory_lines, memory_table
+
+    if memory.placements:
+        out.print()
+        out.print(memory_table(memory))
+    for line in memory_lines(memory):
+        out.print(escape(line), highlight=False, soft_wrap=True)
+
+
 def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
     """Print the estimated cost of a search, and return it as JSON."""
     from tune_dlrml.doctor.measure import measure_search, notes
@@ -140,6 +170,7 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     from tune_dlrml.doctor.cluster import examine_cluster
     from tune_dlrml.doctor.exposure import examine_addresses, examine_mlflow, examine_token_file
     from tune_dlrml.doctor.judges import examine_judges
+    from tune_dlrml.doctor.memory import examine_memory
     from tune_dlrml.doctor.study import examine_study
     from tune_dlrml.search.result import SearchPlace
 
@@ -148,6 +179,7 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     )
     place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     yield from examine(config)
+    yield from examine_memory(config)
     yield from examine_judges(config.evaluation, os.environ.get("OPENAI_API_KEY"))
     yield from examine_cluster(config.resources, place.ray_address, sqlite=place.study is None)
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))

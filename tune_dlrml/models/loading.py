@@ -117,12 +117,16 @@ def check_loadable(ref: ModelReference, attn_implementation: str | None = None) 
 
 
 def load_shapes(ref: ModelReference) -> PreTrainedModel:
-    """The model without storage, from its config alone.
+    """The model without storage, from its config alone; a folder needs no weights.
 
     Raises:
-        InputError: It is no causal language model.
+        InputError: There is no config, or it is not a causal language model's.
     """
+    folder = Path(ref.location)
     try:
+        if ref.kind == "folder":
+            _check_config(folder)
+            return empty_model(str(folder), "main")
         return empty_model(*_from_pretrained_arguments(ref))
     except InputError as error:
         raise InputError(f"{ref}: {error}.") from None
@@ -306,18 +310,22 @@ def _from_pretrained_arguments(ref: ModelReference) -> tuple[str, str]:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = _did_you_mean(folder.name, siblings)
-        raise InputError(f"{folder} is not a folder.{near} What is allowed: {FORMS}.")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json: give the folder that `save_pretrained` wrote.")
+    _check_config(folder)
     if not has_weights(folder):
         raise InputError(
             f"{folder} holds no model.safetensors. Pickle weights (pytorch_model.bin) are refused, since reading them "
             "can run code: save the model again with `save_pretrained`."
         )
     check_checkpoint(folder)
+
+
+def _check_config(folder: Path) -> None:
+    if not folder.is_dir():
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = _did_you_mean(folder.name, siblings)
+        raise InputError(f"{folder} is not a folder.{near} What is allowed: {FORMS}.")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: give the folder that `save_pretrained` wrote.")
 
 
 def _check_hub(ref: ModelReference) -> None:

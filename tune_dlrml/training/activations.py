@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.system.memory import free_memory
+from tune_dlrml.training.memory.rest import MOMENTS
 from tune_dlrml.training.pairs.batches import Batch, PairCollator, pair_log_probs
 from tune_dlrml.training.ranks import from_all
 from tune_dlrml.training.reference.logps import Row, computing, row_length, to_device
@@ -18,8 +19,6 @@ from tune_dlrml.training.sharding.shards import bytes_here, local_part, settle
 
 ROOM = 0.6
 """Share of the free memory that activations may take; the rest is for adapters, logits and fragments."""
-MOMENTS = {"sgd": 0, "adafactor": 0}
-"""Numbers that an optimizer keeps for each weight; two unless said here."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class Activations:
         if need is None or training.gradient_checkpointing != "auto":
             return training.gradient_checkpointing is True
         # Of one mind, since ranks of a sharded model gather layers together, once more where these are computed twice.
-        checkpointing = any(from_all(lambda: need > ROOM * free))
+        checkpointing = any(from_all(lambda: is_too_much(need, free)))
         if checkpointing not in self._told:
             self._told.add(checkpointing)
             _log.info(
@@ -83,6 +82,11 @@ class Activations:
     def _to_come(self, training: TrainingConfig) -> int:
         """Bytes of the gradients and moments of all weights, where these are trained; the first step makes them."""
         return 0 if training.lora else self._weights * (1 + MOMENTS.get(training.optim, 2))
+
+
+def is_too_much(needed: int, free: int) -> bool:
+    """Whether activations take more than their share of the bytes that weights, gradients and moments leave."""
+    return needed > ROOM * free
 
 
 def _kept(model: PreTrainedModel, training: TrainingConfig, batch: Batch) -> int:

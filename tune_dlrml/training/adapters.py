@@ -5,6 +5,7 @@ import warnings
 
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from tune_dlrml.config import LoraSettings
@@ -19,6 +20,17 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftMod
     policy = get_peft_model(model, lora_config(lora))
     widen_copies(policy)
     return policy
+
+
+def leave_casting_to_autocast(model: nn.Module) -> None:
+    """Give adapters their inputs as they are.
+
+    PEFT casts every input of a layer to the adapter's float32, and autocast casts it back to bfloat16: the same number
+    after two passes over the activations, seven times a layer.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def check_adapter(model: PreTrainedModel, lora: LoraSettings) -> None:

@@ -14,6 +14,7 @@ from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
 from tune_dlrml.training.held_out import HeldOut
+from tune_dlrml.training.memory.rest import kept_dtype
 from tune_dlrml.training.pairs.batches import add_log_prob_head, rows_dataset
 from tune_dlrml.training.pairs.form import choose_form
 from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
@@ -80,8 +81,6 @@ class Resident:
     ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
-        Under LoRA with `bf16` the frozen base is kept in bfloat16; weights that are trained are kept in float32.
-
         Args:
             model: Model reference.
             pairs: Preference pairs as token ids.
@@ -90,7 +89,7 @@ class Resident:
             fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
         """
         reference = parse_model_reference(model)
-        dtype = torch.bfloat16 if training.bf16 and training.lora else torch.float32
+        dtype = kept_dtype(training)
         sharded = choose_sharding(fsdp, reference, training, dtype)
         shards = rank_and_world()[1] if sharded else 1
         on_device = load_model(

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -29,7 +28,7 @@ from tune_dlrml.config import LoraSettings
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.models.quantization import flags_hidden
-from tune_dlrml.training.adapters import adapted
+from tune_dlrml.training.adapters import adapted, leave_casting_to_autocast
 from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.pairs.batches import (
@@ -124,7 +123,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         model.forward = log_prob_head
         self.ref_model = None
         if args.bf16:
-            _leave_casting_to_autocast(self.model)
+            leave_casting_to_autocast(self.model)
         self.remove_callback(PrinterCallback)
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
@@ -307,17 +306,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         return step_stats(
             self._step, step=self.state.global_step, grad_norm=self._grad_norm, learning_rate=learning_rate
         )
-
-
-def _leave_casting_to_autocast(model: nn.Module) -> None:
-    """Give adapters their inputs as they are.
-
-    PEFT casts every input of a layer to the adapter's float32, and autocast casts it back to bfloat16: the same number
-    after two passes over the activations, seven times a layer.
-    """
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
 
 
 class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers, see pyproject.toml

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
@@ -32,6 +33,8 @@ trl_utils._use_triton = _scores_completions_only
 # 4,096 tokens by 2,048 words in float32 are 32 MB, half of what `allocator` can keep for the next tile. TRL's 32,768
 # words are for a GPU: on two cores a held-out pass of SmolLM2-135M takes a fifth longer with them.
 CPU_HEAD_TILE = 2048
+HEAD_TOKENS: int = chunked_logprob.TOKEN_CHUNK_SIZE
+GPU_HEAD_TILE: int = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
 if not torch.cuda.is_available():
     trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_HEAD_TILE
 

@@ -319,10 +319,19 @@ def _attend_one_by_one(
         for length in shared.branches[1:]:
             branch = slice(start, start + length)
             keys, values = (torch.cat([each[:, :, prefix], each[:, :, branch]], dim=2) for each in (key, value))
-            mask = causal_lower_right(length, shared.prefix + length)
-            parts.append(attend(query[:, :, branch], keys, values, attn_mask=mask))
+            causal = _causal(length, shared.prefix + length, query.device)
+            parts.append(attend(query[:, :, branch], keys, values, **causal))
             start += length
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+def _causal(queries: int, keys: int, device: torch.device) -> dict[str, Any]:
+    """Arguments of attention whose last query sees the last key; a CPU has no kernel for that and takes a mask."""
+    if queries == keys:
+        return {"is_causal": True}
+    if device.type == "cuda":
+        return {"attn_mask": causal_lower_right(queries, keys)}
+    return {"attn_mask": torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)}
 
 
 class _LaidOut(torch.autograd.Function):  # type: ignore[misc]  # mypy skips torch, see pyproject.toml

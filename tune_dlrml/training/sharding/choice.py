@@ -14,7 +14,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.models.division import refuse_undividable
 from tune_dlrml.models.loading import ModelReference, load_shapes, quantization_of
 from tune_dlrml.system.memory import free_memory
-from tune_dlrml.training.activations import MOMENTS
+from tune_dlrml.training.memory.rest import at_rest
 from tune_dlrml.training.ranks import from_all, is_rank_zero, rank_and_world
 
 ROOM = 0.6
@@ -41,8 +41,7 @@ def choose_sharding(
     if world == 1 or fsdp is False or (fsdp == "auto" and _quantized(reference, training)):
         return False
     model = load_shapes(reference)
-    needed = resting_bytes(model, training, dtype)
-    sharded = fsdp is True or _too_large(needed)
+    sharded = fsdp is True or _too_large(sum(at_rest(model, training, dtype).values()))
     if sharded:
         undividable = training.undividable()
         if undividable is not None:
@@ -59,26 +58,26 @@ def _quantized(reference: ModelReference, training: TrainingConfig) -> bool:
     return training.quantization is not None or quantization_of(reference) is not None
 
 
-def resting_bytes(model: PreTrainedModel, training: TrainingConfig, dtype: torch.dtype) -> int:
-    """Bytes of the weights, and of their gradients and moments where all are trained; activations come on top."""
-    copies = 1 if training.lora else 2 + MOMENTS.get(training.optim, 2)
-    return sum(copies * dtype.itemsize * weight.numel() for weight in model.parameters())
-
-
 def _too_large(needed: int) -> bool:
     """Whether one device of any rank has too little room for what a whole model needs."""
     everyones = from_all(lambda: (socket.gethostname(), _device_bytes()))
     sharers = Counter(host for host, _ in everyones)
     on_gpu = torch.cuda.is_available()
-    room = min(ROOM * free / (1 if on_gpu else sharers[host]) for host, free in everyones)
+    free = min(free / (1 if on_gpu else sharers[host]) for host, free in everyones)
+    too_large = is_too_large(needed, free)
     if is_rank_zero():
         _log.info(
             "the model is %s: weights, gradients and moments take %.2f GiB, and a rank has room for %.2f GiB",
-            "divided over the ranks" if needed > room else "whole on every rank",
+            "divided over the ranks" if too_large else "whole on every rank",
             needed / 2**30,
-            room / 2**30,
+            ROOM * free / 2**30,
         )
-    return needed > room
+    return too_large
+
+
+def is_too_large(needed: int, free: float) -> bool:
+    """Whether weights, gradients and moments take more than their share of the bytes that a device has free."""
+    return needed > ROOM * free
 
 
 def _device_bytes() -> int:
