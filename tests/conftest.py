@@ -42,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def imports_stay_frozen() -> Iterator[None]:
+    """A worker's end in this process does not hand its imports back to every collection of the tests after it."""
+    with mock.patch("gc.unfreeze"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_waiting_for_the_disk() -> Iterator[None]:
     """What tests of this process write does not depend on a power cut."""
     with mock.patch("os.fsync", lambda descriptor: None):
