@@ -2,6 +2,7 @@
 
 import gc
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from gpu.made import Pair, Shape, as_rows, llama, word_tokenizer
 from pydantic import TypeAdapter
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 from toy_training import DPO, Recorder
 
@@ -61,6 +63,7 @@ class Case:
 
     def pairs(self) -> Pairs:
         """Twice as many as a step takes, all of the same lengths."""
+        torch.manual_seed(0)
         ids = torch.randint(2, self.shape.vocabulary, (64, self.batch.prompt + self.batch.chosen + self.batch.rejected))
         sizes = self.batch.prompt, self.batch.chosen, self.batch.rejected
         made = [Pair(*(part.tolist() for part in row.split(sizes))) for row in ids]
@@ -91,10 +94,23 @@ class Case:
 
 
 def most_allocated(profiled: profile) -> int:
-    """Bytes that were allocated at once since the profile began."""
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    """Bytes that were there at once of what was allocated since the profile began."""
+    live: dict[int, int] = {}
     now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
+    for event in sorted(_allocations(profiled), key=lambda event: event.start_time_ns):
+        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        now -= live.pop(address, 0)
+        if size > 0:
+            live[address] = size
+            now += size
         most = max(most, now)
     return most
+
+
+def _allocations(profiled: profile) -> Iterator[Any]:
+    waiting = list(profiled.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        if event.tag == _EventType.Allocation:
+            yield event
+        waiting += event.children

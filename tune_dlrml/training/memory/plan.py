@@ -102,11 +102,11 @@ class MemoryPlan:
 
     def __init__(self, model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch) -> None:
         self._model, self._training, self._batch = model, training, batch
-        self._dtype = dtype = kept_dtype(training)
+        self._dtype = kept_dtype(training)
         self.weights = _numel(model)
         self.adapter = adapter_weights(model, training)
         self._held: dict[bool, Held] = {}
-        self._reference, self._held_out = _reading(model, training, batch, dtype)
+        self._read: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
 
     def at_rest(self, shards: int = 1) -> dict[str, int]:
         """Weights, gradients and moments where so many ranks hold the model together."""
@@ -140,6 +140,10 @@ class MemoryPlan:
                 model, training, batch, dtype, checkpointing=rank.checkpointing, again=again
             )
         held = self._held[rank.checkpointing]
+        rows = -(-KL_ROWS // rank.ranks)
+        if rows not in self._read:
+            self._read[rows] = _reading(model, training, batch, dtype, rows)
+        reference, held_out = self._read[rows]
         rest = self.at_rest(rank.ranks if rank.sharded else 1)
         if rank.ranks > 1 and (training.lora is not None or not rank.sharded):
             rest["buckets"] = rest["gradients"]  # in which DDP sums them
@@ -154,10 +158,10 @@ class MemoryPlan:
             "backward": before | {"activations": held.backward, "log-probs": head.gradient, "gathered": gathered_back},
             "end of backward": rest | {"activations": held.last, "gathered": gathered_back},
             "optimizer step": rest | {"temporary": _optimizer_temporary(model, training, rest, rank)},
-            "reference": rest | {"gradients": 0, "optimizer": 0, "gathered": gathered} | self._reference,
-            "held-out pairs": rest | {"gradients": 0, "gathered": gathered} | self._held_out,
+            "reference": rest | {"gradients": 0, "optimizer": 0, "gathered": gathered} | reference,
+            "held-out pairs": rest | {"gradients": 0, "gathered": gathered} | held_out,
         }
-        host = {"KL logits": _kl_logits(model, training, batch, rank)}
+        host = {"KL logits": rows * _logits(model, batch) * (2 if training.bf16 else FLOAT)}
         if training.lora is None:
             host["pristine weights"] = rest["weights"]
         return RankMemory(rest, {name: _present(pieces) for name, pieces in moments.items()}, host)
@@ -224,27 +228,26 @@ def _optimizer_temporary(model: PreTrainedModel, training: TrainingConfig, rest:
 
 
 def _reading(
-    model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, dtype: torch.dtype
+    model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, dtype: torch.dtype, rows: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """What the reference's logits take when a group loads, and held-out pairs at a rung; both compute in float32."""
-    vocabulary, layers = _head(model).shape[0], outermost_layers(model)
+    """The KL of so many held-out pairs, in float32: the reference's when a group loads, and a policy's at a rung."""
+    layers, logits = outermost_layers(model), _logits(model, batch)
     outside = _numel(model) - sum(map(_numel, layers))
     widened = (outside + max(map(_numel, layers))) * (FLOAT - dtype.itemsize)
-    rows = min(KL_ROWS, LOGITS // (batch.chosen * vocabulary)) if batch.packed else 1
-    row = MicroBatch(max(1, rows), batch.prompt, batch.chosen, 0, batch.packed)
+    at_once = max(1, min(rows, LOGITS // logits)) if batch.packed else 1
+    row = MicroBatch(at_once, batch.prompt, batch.chosen, 0, batch.packed)
     forward = simulate_reading(model, training, row, torch.float32, autocast=False)
-    logits = row.pairs * batch.chosen * vocabulary * FLOAT
-    tile = KL_TILES * min(KL_TILE, batch.chosen) * vocabulary * FLOAT
     pairs = replace(batch, pairs=training.per_device_eval_batch_size)
     evaluated = simulate_reading(model, training, pairs, dtype, autocast=training.bf16)
-    common = {"widened weights": widened}
+    made = at_once * logits * FLOAT
+    tile = KL_TILES * min(KL_TILE, batch.chosen) * logits // batch.chosen * FLOAT
     return (
-        common | {"KL logits": max(forward, logits * (KEPT_COPIES if training.bf16 else 1))},
-        common | {"KL logits": max(forward, evaluated - widened, logits + tile)},
+        {"widened weights": widened, "KL logits": max(forward, made * (KEPT_COPIES if training.bf16 else 1))},
+        {"widened weights": widened, "KL logits": max(forward, evaluated - widened, made + tile)},
     )
 
 
-def _kl_logits(model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, rank: Rank) -> int:
-    """Those of the reference, which stay in main memory."""
-    logits: int = -(-KL_ROWS // rank.ranks) * batch.chosen * _head(model).shape[0]
-    return logits * (2 if training.bf16 else FLOAT)
+def _logits(model: PreTrainedModel, batch: MicroBatch) -> int:
+    """Numbers of the distributions over a chosen completion."""
+    count: int = batch.chosen * _head(model).shape[0]
+    return count
