@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpu import attention, steps
+from gpu import attention, memory, steps
 from gpu.made import FOUR_LAYERS, ONE_B, SEVEN_B, SMALL, TINY, Figures, Lengths, Shape, llama, word_tokenizer
 from gpu.steps import Setting, emptied
 
@@ -201,6 +201,11 @@ def nf4(machine: Machine) -> Iterator[Figures]:
     yield {"at_rest_gib": round(rest, 2)} | steps.ours(setting, loaded.eval())
 
 
+def sharded_full(machine: Machine) -> Iterator[Figures]:
+    """All weights as the shards of one rank: the peak of a step, planned and measured."""
+    yield memory.one_rank_of_shards(machine.setting(SEVEN_B, lora=False, per_step=2, steps=4))
+
+
 @dataclass(frozen=True)
 class Part:
     """A part, and the seconds after which it is ended."""
@@ -214,6 +219,7 @@ PARTS: dict[str, Part] = {
     "profile": Part(where_time_goes, 90),
     "trials_deterministic": Part(lambda machine: twenty_trials(machine, deterministic=True), 60),
     "full_7b": Part(lambda machine: step_times(machine, SEVEN_B, lora=False), 120),
+    "sharded_7b": Part(sharded_full, 120),
     "lora_1b": Part(lambda machine: step_times(machine, ONE_B, lora=True), 60),
     "batch_1b": Part(lambda machine: batch_sizes(machine, ONE_B, (1, 8, 32)), 60),
     "nf4": Part(nf4, 60),
