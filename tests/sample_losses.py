@@ -16,6 +16,7 @@ from tune_dlrml.losses.dpo.config import (
 )
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.mix.config import MixLoss
 from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
 BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
@@ -39,6 +40,7 @@ COUPLED = {
     "aqfl": AqflLoss(beta=0.05),
     "aqfl at a narrow tau": AqflLoss(beta=0.05, tau=0.01),
     "beta_dpo": BetaDpoLoss(beta=0.1),
+    "mix with aot": MixLoss(parts=[{"loss": AotLoss(beta=0.1), "weight": 0.5}, {"loss": DpoLoss(beta=0.2)}]),
     "aot": AotLoss(beta=0.1),
     "aot, smoothed": AotLoss(beta=0.1, label_smoothing=0.2),
     "aot_unpaired": AotUnpairedLoss(beta=0.1, label_smoothing=0.2),
@@ -60,6 +62,7 @@ STABLE = {
     "sppo_hard": SppoHardLoss(beta=0.1),
     "apo_zero": ApoZeroLoss(beta=0.1),
     "apo_down": ApoDownLoss(beta=0.1),
+    "mix": MixLoss(parts=[{"loss": DpoLoss(beta=0.1), "weight": 0.8}, {"loss": SppoHardLoss(beta=0.1)}]),
     "padll": PadllLoss(beta=0.05),
     "cell": CellLoss(beta=0.04),
     "pfl": PflLoss(beta=0.05),

@@ -55,21 +55,32 @@ def remedy(kind: str, given: Any) -> str:
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys; what is None is left out."""
+    """A nested mapping by dotted keys, sections of a list by their place; what is None is left out."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         if value is not None:
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            inner = dict(enumerate(value)) if _is_of_sections(value) else value
+            found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": value}
     return found
 
 
+def _is_of_sections(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
 def overlay(nested: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `nested` with the dotted keys of `point` set."""
+    """A copy of `nested` with the dotted keys of `point` set; a place in a list of sections is a key."""
     result = dict(nested)
     for key, value in point.items():
         head, _, rest = key.partition(".")
         inner = result.get(head)
-        result[head] = overlay(inner if isinstance(inner, dict) else {}, {rest: value}) if rest else value
+        if not rest:
+            result[head] = value
+        elif isinstance(inner, list) and _is_of_sections(inner):
+            sections = overlay({str(at): each for at, each in enumerate(inner)}, {rest: value})
+            result[head] = list(sections.values())
+        else:
+            result[head] = overlay(inner if isinstance(inner, dict) else {}, {rest: value})
     return result
 
 

@@ -62,7 +62,12 @@ UNKNOWN_KEYS = [
     add("divergence.windows", "  window: 20", "  windows: 2", "did you mean window?"),
     add("resources.gpus", "  workers: 1", "  gpus: 1", "gpus_per_worker"),
     add("tracking.mlfow", "  mlflow: null", "  mlfow: x", "did you mean mlflow?"),
-    add("space.losses[0].beta_mix", "      beta: 0.1", "      beta_mix: 0.1", "allowed: name, label, sft, beta"),
+    add(
+        "space.losses[0].beta_mix",
+        "      beta: 0.1",
+        "      beta_mix: 0.1",
+        "allowed: name, label, sft, f_divergence, beta",
+    ),
     mix(".lr", "{learnable: true, c_init: 4, lr: 1}", "allowed: learnable, init, c_init, learning_rate, c_bounds"),
 ]
 

@@ -32,7 +32,7 @@ REMEMBERING = ("bco_pair", "beta_dpo")
 WITH_DEFAULTS = [
     {"name": loss.model_fields["name"].default}
     for loss in get_args(get_args(AnyLoss)[0])
-    if loss.model_fields["name"].default not in ("dlrml", "custom", *REMEMBERING)
+    if loss.model_fields["name"].default not in ("dlrml", "mix", "custom", *REMEMBERING)
 ]
 
 
@@ -176,3 +176,9 @@ def test_the_scoring_rule_of_an_sft_term_goes_along(term):
     assert torch.equal(found, rule_of(parsed(loss).sft)(logits, labels))
     if term["rule"] == "logarithmic":
         assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+
+def test_a_sum_of_losses_is_no_script():
+    parts = [{"loss": {"name": "dpo"}}, {"loss": {"name": "ipo"}}]
+    with pytest.raises(InputError, match=r"pure function of a pair, but the loss mix is none.*--no-script"):
+        loss_source(parsed({"name": "mix", "parts": parts}))

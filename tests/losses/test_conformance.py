@@ -49,6 +49,8 @@ def published_formula(pairs, config):
     if getattr(config, "f_divergence", None) is not None:
         chosen_B, rejected_B = (scores(ratio_B, config.f_divergence) for ratio_B in pairs[:2])
         pairs = pairs._replace(chosen_logratio_B=chosen_B, rejected_logratio_B=rejected_B)
+    if config.name == "mix":
+        return sum(part.weight * published_formula(pairs, part.loss) for part in config.parts)
     if config.name in ("discopop", "dlrml"):
         return mixed_formula(pairs.margin_B, config)
     z_B = config.beta * pairs.margin_B
@@ -235,7 +237,8 @@ def test_a_loss_is_coupled_over_the_batch_exactly_if_it_says_so(config):
     loss_B = loss(pairs)
     one_by_one = torch.cat([loss(opinionated(margin_1)) for margin_1 in margin_B.split(1)])
     assert torch.allclose(loss_B, one_by_one, rtol=1e-12, atol=0) != loss.batch_coupled
-    assert loss.batch_coupled == config.couples_batch == (config in COUPLED.values())
+    assert loss.batch_coupled == (config in COUPLED.values())
+    assert config.couples_batch in (loss.batch_coupled, None)
     if not loss.batch_coupled:
         assert torch.equal(loss.at_start(pairs), loss_B)
 

@@ -12,7 +12,7 @@ from tune_dlrml.space import loss_at
 
 LOSS = TypeAdapter(AnyLoss)
 NAMES = [member.model_fields["name"].default for member in get_args(get_args(AnyLoss)[0])]
-BARE = [name for name in NAMES if name not in ("dlrml", "custom")]
+BARE = [name for name in NAMES if name not in ("dlrml", "mix", "custom")]
 
 
 def parsed(**fields):
@@ -149,3 +149,38 @@ def test_dpo_under_another_divergence_is_not_what_all_is_compared_with():
 def test_a_loss_of_more_than_a_difference_of_scores_takes_no_f_divergence(name):
     with pytest.raises(ValidationError, match="f_divergence"):
         parsed(name=name, f_divergence={"kind": "js"})
+
+
+MIX = {"name": "mix", "parts": [{"loss": {"name": "dpo"}, "weight": 0.8}, {"loss": {"name": "dpo", "beta": 0.5}}]}
+
+
+def test_the_parts_of_a_sum_are_searched_by_their_places():
+    loss = parsed(**MIX, sft={"rule": "brier"})
+    assert loss.default_label() == "mix_dpo_dpo_brier"
+    assert parsed(**loss.model_dump()) == loss
+    weight, beta = {"uniform": [0.1, 0.9]}, {"log_uniform": [0.01, 1]}
+    first, second = MIX["parts"]
+    searched = parsed(name="mix", parts=[first | {"weight": weight}, second | {"loss": {"name": "ipo", "beta": beta}}])
+    assert list(searched.domains()) == ["parts.0.weight", "parts.1.loss.beta"]
+    point = loss_at(searched, {"parts.0.weight": 0.25, "parts.1.loss.beta": 0.5})
+    assert (point.flat()["parts.0.weight"], point.parts[1].loss.beta, point.strength) == (0.25, 0.5, 0.1)
+    assert not point.domains()
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"name": "mix", "parts": MIX["parts"]}, "mix"),
+        ({"name": "custom", "function": "mine:own"}, "custom"),
+        ({"name": "dlrml", "beta_mix": {"learnable": True, "c_init": 4}}, "learns nothing beside the policy"),
+        ({"name": "dpo", "sft": {"rule": "brier"}}, "stands beside the sum"),
+        ({"name": "dpo", "bta": 1}, "Extra inputs"),
+    ],
+)
+def test_what_cannot_be_a_part_of_a_sum_is_refused(part, says):
+    with pytest.raises(ValidationError, match=says):
+        parsed(name="mix", parts=[{"loss": {"name": "dpo"}}, {"loss": part}])
+
+
+def test_a_sum_of_one_part_is_refused():
+    assert refusal(name="mix", parts=MIX["parts"][:1]) == "a sum has two parts or more, but got 1"

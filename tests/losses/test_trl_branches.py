@@ -8,6 +8,9 @@ import torch
 from sample_losses import ALL
 from trl import DPOTrainer
 
+from tune_dlrml.losses.anchored.config import BcoPairLoss
+from tune_dlrml.losses.dpo.config import DpoLoss
+from tune_dlrml.losses.mix.config import MixLoss, MixPart
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.losses.registry import LOSSES, build_loss
 
@@ -16,6 +19,9 @@ LENGTHS = torch.tensor([4, 9, 1, 7, 5, 3, 6, 2, 8, 7, 1, 9])
 """Tokens of the chosen completions, then of the rejected ones."""
 SAME = {label: config for label, config in ALL.items() if config.trl is not None and label != "ipo"}
 """TRL's IPO is the one per token."""
+SAME["mix"] = MixLoss(
+    parts=[{"loss": DpoLoss(beta=0.2), "weight": 0.8}, {"loss": BcoPairLoss(beta=0.2), "weight": 0.3}]
+)
 COMPARED = [
     (label, dtype)
     for label in SAME
@@ -26,7 +32,8 @@ COMPARED = [
 
 
 def test_every_loss_that_names_a_branch_is_compared():
-    assert {config.name for config in SAME.values()} == {name for name, entry in LOSSES.items() if entry.config.trl}
+    names = {name for name, entry in LOSSES.items() if entry.config.trl is not None}
+    assert {config.name for config in SAME.values()} == names | {"mix"}
 
 
 KINDS = {"forward_kl": "forward_kl", "js": "js_divergence", "alpha": "alpha_divergence"}
@@ -53,6 +60,7 @@ class Trainer(SimpleNamespace):
     def __init__(self, config):
         same = lambda value: value  # noqa: E731
         divergence = getattr(config, "f_divergence", None)
+        parts = config.parts if config.name == "mix" else [MixPart(loss=config)]
         super().__init__(
             model=torch.nn.Identity(),
             accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
@@ -62,8 +70,8 @@ class Trainer(SimpleNamespace):
             precompute_ref_logps=True,
             f_divergence_type="reverse_kl" if divergence is None else KINDS[divergence.kind],
             f_alpha_divergence_coef=None if divergence is None or divergence.alpha is None else 1 - divergence.alpha,
-            loss_types=[config.trl],
-            loss_weights=[1.0],
+            loss_types=[part.loss.trl for part in parts],
+            loss_weights=[part.weight for part in parts],
             beta=config.strength,
             label_smoothing=getattr(config, "label_smoothing", 0.0),
             use_weighting=False,

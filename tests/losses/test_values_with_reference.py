@@ -10,7 +10,8 @@ from tune_dlrml.losses.anchored import function as anchored
 from tune_dlrml.losses.anchored.config import BcoPairLoss
 from tune_dlrml.losses.anchored.geometry import nca_pair_geometry, sppo_hard_geometry
 from tune_dlrml.losses.dpo import function as dpo
-from tune_dlrml.losses.dpo.config import BetaDpoLoss
+from tune_dlrml.losses.dpo.config import BetaDpoLoss, DpoLoss
+from tune_dlrml.losses.mix.config import MixLoss
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.losses.running import RunningMean
@@ -150,3 +151,11 @@ def test_beta_dpo_is_strict_where_margins_are_above_their_running_mean():
     same(loss(pairs), [math.log(1 + math.exp(-0.325 * margin)) for margin in (4, 8)])
     low = pairs_of(at(0.0), at(50.0))
     same(loss(low), [math.log(1 + math.exp(1e-3 * 50))])
+
+
+def test_a_sum_lets_its_parts_remember_and_weighs_them():
+    loss = build_loss(MixLoss(parts=[{"loss": BcoPairLoss(beta=0.1), "weight": 0.5}, {"loss": DpoLoss(beta=0.2)}]))
+    pairs = pairs_of(at(4.0), at(2.0))
+    loss.observe(pairs)
+    same(loss(pairs), [math.log(1 + math.exp(-0.1)) + math.log(1 + math.exp(-0.4))])
+    assert (loss.beta_kl, [name for name, _ in loss.named_buffers()][0]) == (0.1, "parts.0.running.mean")

@@ -25,6 +25,7 @@ from tune_dlrml.losses.dpo.config import (
 )
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss
+from tune_dlrml.losses.mix.config import MixLoss, MixPart
 from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ LOSSES: dict[str, Entry] = {
     "apo_down": Entry(ApoDownLoss, "anchored.build:build_apo_down"),
     "aot": Entry(AotLoss, "transport.build:build_aot"),
     "aot_unpaired": Entry(AotUnpairedLoss, "transport.build:build_aot_unpaired"),
+    "mix": Entry(MixLoss, "mix.build:build_mix"),
     "custom": Entry(CustomLoss, "custom.build:build_custom"),
 }
 """What `name` in an entry of `space.losses` stands for."""
@@ -77,6 +79,10 @@ LOSSES: dict[str, Entry] = {
 if TYPE_CHECKING:
     AnyLoss = Loss
 else:
+    _SUMMED = [entry.config for entry in LOSSES.values() if entry.config not in (MixLoss, CustomLoss)]
+    _PART = Annotated[reduce(or_, _SUMMED), Field(discriminator="name")]
+    for _model in (MixPart, MixLoss):
+        _model.model_rebuild(_types_namespace={"PartLoss": _PART})
     AnyLoss = Annotated[reduce(or_, (entry.config for entry in LOSSES.values())), Field(discriminator="name")]
     """An entry of `space.losses`: `name` selects the class, so that each loss has its own fields only."""
 
