@@ -158,4 +158,4 @@ def test_a_sum_lets_its_parts_remember_and_weighs_them():
     pairs = pairs_of(at(4.0), at(2.0))
     loss.observe(pairs)
     same(loss(pairs), [math.log(1 + math.exp(-0.1)) + math.log(1 + math.exp(-0.4))])
-    assert (loss.beta_kl, [name for name, _ in loss.named_buffers()][0]) == (0.1, "parts.0.running.mean")
+    assert (loss.beta_kl, next(name for name, _ in loss.named_buffers())) == (0.1, "parts.0.running.mean")

@@ -120,8 +120,8 @@ def _known(config: AnyLoss) -> _Called:
         )
     if any(True for _ in loss.buffers()):
         raise InputError(
-            f"a script can be written for a pure function of a pair, but the loss {config.name} remembers a mean of "
-            f"the pairs that it was trained on; {WITHOUT}"
+            f"a script needs a loss that is a pure function of a pair, but {config.name} remembers a mean of the pairs "
+            f"that it was trained on; {WITHOUT}"
         )
     function = loss.function
     needed = [function] if loss.divergence is None else [loss.divergence.function, function]
