@@ -187,7 +187,8 @@ def evaluation_of(events, questionnaire, jury_of, judge):
 
     def made(when: str) -> Evaluation:
         config = EvaluationConfig(judges=["openai:digits"], when=when, best=1)
-        rows = [SimpleNamespace(number=n, state=State.COMPLETE, value=float(n), steps=8, attrs={}) for n in range(3)]
+        ended = {"state": State.COMPLETE, "steps": 8, "attrs": {}, "feasible": True}
+        rows = [SimpleNamespace(number=n, value=float(n), **ended) for n in range(3)]
         prepared = SimpleNamespace(
             config=SimpleNamespace(evaluation=config, search=SimpleNamespace(baseline=object())),
             questionnaire=questionnaire,
