@@ -233,6 +233,7 @@ def test_a_budget_is_spent_once_however_often_the_command_is_repeated(search: An
         again, view, cluster = search(time_budget_s=30)
         assert (cluster.started, view.begun, view.notices) == (0, 0, [told])
         assert again.out_of_time and again.rows == result.rows and again.spent_s == 33
+        assert again.runs == result.runs and None not in result.runs.values()  # MLflow heard of them at the very end
 
 
 def test_a_larger_budget_goes_on_with_the_trial_that_was_under_way(search: Any) -> None:

@@ -130,7 +130,8 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     left = _close(tracker, result)
     shutil.rmtree(place.folder(config.name) / "ray", ignore_errors=True)
     turn.study.close()
-    return replace(result, untracked=left, untracked_cause=tracker.trouble)
+    logged = {row.number: tracker.run_id(row.number) for row in result.rows}  # the last trials got theirs just now
+    return replace(result, runs=logged, untracked=left, untracked_cause=tracker.trouble)
 
 
 def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
