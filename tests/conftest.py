@@ -14,16 +14,22 @@ import pytest
 import toy
 
 LONGEST = (
+    "test_judged_search",
     "test_killed_driver",
     "test_compose",
-    "test_canary",
-    "test_judged_search",
-    "test_slot",
     "test_notebook",
+    "test_slot",
+    "test_canary",
     "test_search_end_to_end",
-    "test_faults",
+    "test_export",
+    "test_two_workers",
     "test_models",
+    "test_run",
+    "test_evaluate_command",
     "test_tracking",
+    "test_page",
+    "test_checkpoint_resume",
+    "test_reference_cache",
 )
 """Files that take long and are begun first, so that no process is left alone with one in the end."""
 
