@@ -235,3 +235,12 @@ def test_the_script_repeats_a_trial_on_a_base_in_4_bits(tmp_path, toy_model, own
     assert abs(search.curve(0)[-1] - search.curve(0)[0]) > 0.01
     card = (exported.folder / "README.md").read_text()
     assert ("BitsAndBytesConfig(load_in_4bit=True, " in card) is not own_files and "bitsandbytes 0." in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_card_loads_the_base_in_the_precision_of_the_trial(tmp_path, toy_model, bf16):
+    search = finished_search(tmp_path, toy_model, [DPO], lora={"r": 4, "lora_alpha": 8}, bf16=bf16)
+    exported = export_trial(read_trained(search.name, None, search.place), tmp_path / "out", with_script=False)
+    card = (exported.folder / "README.md").read_text()
+    assert ('from_pretrained("FOLDER_OF_THE_BASE_MODEL", dtype="bfloat16")' in card) is bf16

@@ -159,6 +159,8 @@ def _use(trial: TrainedTrial) -> str:
             base += f", quantization_config=BitsAndBytesConfig({given})"
         elif trial.model.kind == "package":
             base += ', gguf_file="FILE"'
+        if trial.spec.training.bf16:
+            base += ', dtype="bfloat16"'
         imports = f"from peft import PeftModel\nfrom transformers import {names}"
         code = f"base = AutoModelForCausalLM.from_pretrained({base})\n"
         code += 'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
