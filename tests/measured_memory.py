@@ -1,8 +1,8 @@
 """The most memory that a toy's trial takes on a CPU, as torch's allocator tells it, beside what the plan says of it."""
 
 import gc
+import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from gpu.made import Pair, Shape, as_rows, llama, word_tokenizer
 from pydantic import TypeAdapter
-from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 from toy_training import DPO, Recorder
 
@@ -95,22 +94,17 @@ class Case:
 
 def most_allocated(profiled: profile) -> int:
     """Bytes that were there at once of what was allocated since the profile began."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "trace.json")
+        profiled.export_chrome_trace(str(file))
+        trace = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    events = [event["args"] for event in trace if event["name"] == "[memory]"]
     live: dict[int, int] = {}
     now = most = 0
-    for event in sorted(_allocations(profiled), key=lambda event: event.start_time_ns):
-        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
-        now -= live.pop(address, 0)
-        if size > 0:
-            live[address] = size
-            now += size
+    for event in sorted(events, key=lambda event: int(event["Ev Idx"])):
+        now -= live.pop(event["Addr"], 0)
+        if event["Bytes"] > 0:
+            live[event["Addr"]] = event["Bytes"]
+            now += event["Bytes"]
         most = max(most, now)
     return most
-
-
-def _allocations(profiled: profile) -> Iterator[Any]:
-    waiting = list(profiled.profiler.kineto_results.experimental_event_tree())
-    while waiting:
-        event = waiting.pop()
-        if event.tag == _EventType.Allocation:
-            yield event
-        waiting += event.children

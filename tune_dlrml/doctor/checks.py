@@ -1,6 +1,6 @@
 """Everything about a search that can be checked before a process starts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from tune_dlrml.config import SearchConfig
 from tune_dlrml.data import Section, select_pairs
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.doctor.loss_box import loss_box_of
+from tune_dlrml.doctor.memory import examine_memory
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
 def examine(config: SearchConfig) -> Iterator[Finding]:
     """Run every check except that of the resources; an error does not stop the later ones."""
     sound: set[str] = set()
+    train: Section | None = None
     for subject, named, check in references(config):
         finding = _examine_reference(subject, named, partial(check_model, config) if subject == "model" else check)
         sound |= {subject} if finding.level == "ok" else set()
         yield finding
     if sound.issuperset(f"dataset.{key}" for key in config.dataset.references()):
-        yield from _examine_data(config, with_model="model" in sound)
+        train = yield from _examine_data(config, with_model="model" in sound)
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         yield from _examine_loss(config, index, label, loss)
     if config.search.points:
         yield _examine_reference("search.points", f"{len(config.search.points)}", partial(check_points, config))
+    yield examine_memory(config, train)
 
 
 def _examine_reference(subject: str, named: str, check: Callable[[], object]) -> Finding:
@@ -42,17 +45,22 @@ def _examine_reference(subject: str, named: str, check: Callable[[], object]) ->
     return Finding(subject, "ok", named)
 
 
-def _examine_data(config: SearchConfig, *, with_model: bool) -> Iterator[Finding]:
-    """Check which rows are used; their tokens are checked only where a model provides the tokenizer."""
+def _examine_data(config: SearchConfig, *, with_model: bool) -> Generator[Finding, None, Section | None]:
+    """Check which rows are used; their tokens are checked only where a model provides the tokenizer.
+
+    Returns:
+        The training rows; None where they cannot be used.
+    """
     load = partial(load_reader, parse_model_reference(config.model)) if with_model else None
     try:
         selection = select_pairs(config.dataset, config.training, load)
     except InputError as error:
         yield Finding("dataset", "error", str(error))
-        return
+        return None
     for note in selection.notes:
         yield Finding("dataset", "warning", note)
     yield _examine_sizes(selection.sections["train"], selection.sections["eval"])
+    return selection.sections["train"]
 
 
 def _examine_sizes(train: Section, held_out: Section) -> Finding:

@@ -3,11 +3,11 @@
 Neither weights nor a GPU are needed: the model's config.json is enough.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tune_dlrml.config import SearchConfig
+from tune_dlrml.data import Section, TokenRows
 from tune_dlrml.doctor.cost import number_of_trials
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.errors import InputError
@@ -23,6 +23,8 @@ USED = 0.95
 """Share of the rest that can be used: the allocator leaves gaps."""
 SHARE = 207 / 989
 """Of the matrix rate of a GPU's data sheet: LoRA of a 7B on an H200, four pairs at a time (tests/gpu/README.md)."""
+LONGEST = 1024
+"""Tokens of a sequence where neither rows nor `training.max_length` say."""
 PER_PAIRS = 1000
 """Pairs that GPU-hours are told for where nobody knows how many there are."""
 
@@ -110,13 +112,17 @@ class MemoryEstimate:
         return asdict(self) | {"own": asdict(self.own) | own}
 
 
-def examine_memory(config: SearchConfig) -> Iterator[Finding]:
-    """What a rank of this search holds, from the model's config alone; a warning where that cannot be told."""
+def examine_memory(config: SearchConfig, train: Section | None) -> Finding:
+    """What a rank of this search holds, from the model's config alone; a warning where that cannot be told.
+
+    Args:
+        config: The search.
+        train: Its training rows; None where they cannot be had.
+    """
     try:
-        estimate = estimate_memory(config)
+        estimate = estimate_memory(config, train)
     except InputError as error:
-        yield Finding("memory", "warning", f"not computed: {error}")
-        return
+        return Finding("memory", "warning", f"not computed: {error}")
     own, rank = estimate.own, estimate.rank
     pieces = ", ".join(f"{name} {size / GIB:.3g}" for name, size in own.moments[own.peak_moment].items())
     text = (
@@ -125,61 +131,95 @@ def examine_memory(config: SearchConfig) -> Iterator[Finding]:
     )
     here = [placement for placement in estimate.placements if placement.ranks == rank.ranks]
     if here and not any(placement.fits for placement in here):
-        yield Finding("memory", "warning", f"{text}, which no GPU of {here[-1].gpu} has", memory=estimate)
-    else:
-        yield Finding("memory", "ok", text, memory=estimate)
+        return Finding("memory", "warning", f"{text}, which no GPU of {here[-1].gpu} has", memory=estimate)
+    return Finding("memory", "ok", text, memory=estimate)
 
 
-def estimate_memory(config: SearchConfig) -> MemoryEstimate:
+def estimate_memory(config: SearchConfig, train: Section | None) -> MemoryEstimate:
     """What a search with the settings that its file gives outside the space needs.
+
+    Args:
+        config: The search.
+        train: Its training rows, with their tokens where there is a tokenizer; None where they cannot be had.
 
     Raises:
         InputError: The model's config cannot be had, or the model cannot be run on shapes alone.
     """
-    from tune_dlrml.training.memory.plan import MemoryPlan, Rank
-    from tune_dlrml.training.memory.simulated import MicroBatch
-    from tune_dlrml.training.memory.work import pair_flops
+    from tune_dlrml.training.memory.plan import MemoryPlan
 
-    training, resources = config.training, config.resources
     model = load_shapes(parse_model_reference(config.model))
-    longest = training.max_length or 1024
-    batch = MicroBatch(training.per_device_train_batch_size, longest // 2, -(-longest // 2), -(-longest // 2), False)
-    assumed = (
-        f"pairs of 2 x {longest} tokens, half of them the answers, padded",
-        f"{SHARE:.0%} of the bfloat16 rate of a GPU's data sheet, as measured for LoRA of a 7B on an H200",
-    )
-    plan = MemoryPlan(model, training, batch)
-    pairs = _pairs(config)
+    largest, mean, assumed = _micro_batches(config, model, train)
+    plan = MemoryPlan(model, config.training, largest)
+    pairs = _pairs(config, train)
+    if not config.resources.gpus_per_worker:
+        rank = _rank_of_cpus(config)
+        return MemoryEstimate(plan.weights, plan.trained, largest, rank, plan.on(rank), (), pairs, (assumed,))
+    places = _Places(config, model, plan, mean, PER_PAIRS if pairs is None else pairs)
+    workers = config.resources.workers
+    own = next((name for name in GPUS if places.at(name, workers)[0].fits), [*GPUS][-1])
+    _, rank, held = places.at(own, workers)
+    placements = tuple(places.at(name, ranks)[0] for name in GPUS for ranks in sorted({*COUNTS, workers}))
+    rate = f"{SHARE:.0%} of the bfloat16 rate of a GPU's data sheet, as measured for LoRA of a 7B on an H200"
+    return MemoryEstimate(plan.weights, plan.trained, largest, rank, held, placements, pairs, (assumed, rate))
 
-    def placed(name: str, ranks: int) -> tuple[Placement, Any, Any]:
-        gpu = GPUS[name]
-        free = round(gpu.free * min(1.0, resources.gpus_per_worker or 1.0))
-        sharded = _shards(config, plan, model, ranks, free)
+
+def _micro_batches(config: SearchConfig, model: Any, train: Section | None) -> tuple[Any, Any, str]:
+    """The largest micro-batch, the mean one, and what they were taken from."""
+    from tune_dlrml.training.memory.lengths import assumed_micro_batch, micro_batches
+
+    training = config.training
+    if train is not None and train.tokens:
+        largest, mean = micro_batches(model, training, TokenRows.of(train.tokens))
+        told = f"all pairs of a micro-batch are as long as the longest ({largest.longest} tokens) at the peak"
+        return largest, mean, told
+    longest = training.max_length or LONGEST
+    batch = assumed_micro_batch(training, longest)
+    return batch, batch, f"pairs of 2 x {longest} tokens, half of them the answers, since no tokens are at hand"
+
+
+def _pairs(config: SearchConfig, train: Section | None) -> float | None:
+    """Pairs that all trials train on together, if none is stopped early."""
+    training, workers = config.training, config.resources.workers
+    if training.max_steps is None and train is None:
+        return None
+    steps = training.steps(0 if train is None else len(train.pairs), workers)
+    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+    return float(number_of_trials(config) * steps * per_step)
+
+
+def _rank_of_cpus(config: SearchConfig) -> Any:
+    from tune_dlrml.training.memory.plan import Rank
+
+    workers, fsdp = config.resources.workers, config.resources.fsdp
+    return Rank(workers, fsdp is True, config.training.gradient_checkpointing is True, "cpu")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a search could run."""
+
+    config: SearchConfig
+    model: Any
+    plan: Any
+    mean: Any
+    pairs: float
+
+    def at(self, name: str, ranks: int) -> tuple[Placement, Any, Any]:
+        """So many GPUs of a kind, how their ranks train, and what one of them holds."""
+        from tune_dlrml.training.memory.plan import Rank
+        from tune_dlrml.training.memory.work import pair_flops
+
+        gpu, config, plan = GPUS[name], self.config, self.plan
+        free = round(gpu.free * min(1.0, config.resources.gpus_per_worker))
+        sharded = _shards(config, plan, self.model, ranks, free)
         rank = Rank(ranks, sharded, plan.checkpoints(free, ranks if sharded else 1))
         held = plan.on(rank)
-        flops = pair_flops(model, training, batch, checkpointing=rank.checkpointing)
-        hours = (PER_PAIRS if pairs is None else pairs) * flops / (SHARE * gpu.flops) / 3600
-        fits = held.peak <= USED * free
-        found = Placement(name, ranks, sharded, rank.checkpointing, held.resting, held.peak, fits, hours)
-        return found, rank, held
-
-    if not resources.gpus_per_worker:
-        rank = Rank(resources.workers, resources.fsdp is True, training.gradient_checkpointing is True, "cpu")
-        return MemoryEstimate(plan.weights, plan.trained, batch, rank, plan.on(rank), (), pairs, assumed[:1])
-    own = [placed(name, resources.workers) for name in GPUS]
-    _, rank, held = next((each for each in own if each[0].fits), own[-1])
-    counts = sorted({*COUNTS, resources.workers})
-    placements = tuple(placed(name, ranks)[0] for name in GPUS for ranks in counts)
-    return MemoryEstimate(plan.weights, plan.trained, batch, rank, held, placements, pairs, assumed)
-
-
-def _pairs(config: SearchConfig) -> float | None:
-    """Pairs that all trials train on together, if none is stopped early."""
-    training = config.training
-    if training.max_steps is None:
-        return None
-    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * config.resources.workers
-    return number_of_trials(config) * training.max_steps * per_step
+        flops = pair_flops(self.model, config.training, self.mean, checkpointing=rank.checkpointing)
+        hours = self.pairs * flops / (SHARE * gpu.flops) / 3600
+        placement = Placement(
+            name, ranks, sharded, rank.checkpointing, held.resting, held.peak, held.peak <= USED * free, hours
+        )
+        return placement, rank, held
 
 
 def _shards(config: SearchConfig, plan: Any, model: Any, ranks: int, free: int) -> bool:

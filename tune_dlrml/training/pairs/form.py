@@ -73,23 +73,41 @@ def choose_form(
     padded = PairForm(padded_collator(tokenizer, training), packed=False)
     if training.shared_prompt is False:
         return padded
-    saved = tokens_saved(rows, training)
     longest = max([*rows, *held_out], key=lambda row: _longer(row, training))
-    reason = _why_not(model, training, _longer(longest, training))
-    if training.shared_prompt == "auto" and reason is None and saved < LEAST_SAVED:
-        reason = f"it would save {saved:.0%} of the tokens"
+    reason = why_padded(model, training, rows, held_out)
     if reason is None:
         packed = PairForm(PackedCollator(training.max_length, training.truncation_mode), packed=True)
         use_packed_attention(model)
         reason = agreed(lambda: _disagreement(model, training, padded.collate, packed.collate, [rows[0], longest]))
         if reason is None:
-            _log.info("prompts are computed once for both completions, which saves %.0f %% of the tokens", 100 * saved)
+            saved = 100 * tokens_saved(rows, training)
+            _log.info("prompts are computed once for both completions, which saves %.0f %% of the tokens", saved)
             return packed
         model.set_attn_implementation(training.attn_implementation)
     if training.shared_prompt is True:
         raise InputError(f"training.shared_prompt: prompts cannot be shared here: {reason}. Set it to auto or false.")
     _log.info("prompts are computed with each completion: %s", reason)
     return padded
+
+
+def why_padded(
+    model: PreTrainedModel, training: TrainingConfig, rows: Sequence[Row], held_out: Sequence[Row] = ()
+) -> str | None:
+    """Why prompts are not shared, from settings, rows and the model's classes; None where a forward is to decide.
+
+    Args:
+        model: With or without storage.
+        training: `shared_prompt` and what it depends on.
+        rows: Token ids of the training pairs.
+        held_out: Those of the held-out pairs.
+    """
+    if training.shared_prompt is False:
+        return "training.shared_prompt is false"
+    reason = _why_not(model, training, max(_longer(row, training) for row in [*rows, *held_out]))
+    saved = tokens_saved(rows, training)
+    if training.shared_prompt == "auto" and reason is None and saved < LEAST_SAVED:
+        return f"it would save {saved:.0%} of the tokens"
+    return reason
 
 
 def tokens_saved(rows: Sequence[Row], training: TrainingConfig) -> float:
