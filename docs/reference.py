@@ -254,6 +254,8 @@ def summary(of: Profile | None) -> str:
     """Of a loss: columns of the index."""
     if of is None:
         return "| | | | "
+    if of.geometry is None:
+        return "| | none over a margin | | independent"
     trap = of.geometry.trap
     return " | ".join(
         (

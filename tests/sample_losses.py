@@ -17,6 +17,14 @@ from tune_dlrml.losses.dpo.config import (
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
 from tune_dlrml.losses.mix.config import MixLoss
+from tune_dlrml.losses.reference_free.config import (
+    AlphapoLoss,
+    CpoLoss,
+    OrpoLoss,
+    SimperLoss,
+    SimpoLoss,
+    SlicLoss,
+)
 from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
 BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
@@ -45,6 +53,17 @@ COUPLED = {
     "aot, smoothed": AotLoss(beta=0.1, label_smoothing=0.2),
     "aot_unpaired": AotUnpairedLoss(beta=0.1, label_smoothing=0.2),
 }
+FREE = {
+    "simpo": SimpoLoss(),
+    "cpo": CpoLoss(nll_weight=0.5),
+    "orpo": OrpoLoss(beta=0.3),
+    "slic": SlicLoss(delta=2.2),
+    "alphapo": AlphapoLoss(alpha=0.1),
+    "alphapo below 0": AlphapoLoss(alpha=-0.5),
+    "alphapo at 0": AlphapoLoss(alpha=0.0),
+    "simper": SimperLoss(),
+}
+"""Without a reference."""
 STABLE = {
     "dpo": DpoLoss(beta=0.1),
     "hinge": HingeLoss(beta=0.1),
@@ -68,6 +87,7 @@ STABLE = {
     "pfl": PflLoss(beta=0.05),
     **MIXED,
     **COUPLED,
+    **FREE,
 }
 DIVERGENT = {
     "dpo under forward KL": DpoLoss(beta=0.1, f_divergence={"kind": "forward_kl"}),
@@ -84,3 +104,4 @@ PUBLISHED = {
     f"{label}, published": config.model_copy(update={"numerics": "published"}) for label, config in MIXED.items()
 }
 ALL = STABLE | PUBLISHED | DIVERGENT
+SHAPED = {label: config for label, config in ALL.items() if label not in FREE}

@@ -28,7 +28,8 @@ def test_a_metric_is_described_in_full(metric):
 
 @objectives
 def test_an_objective_has_all_that_a_search_needs_of_it(metric):
-    assert metric.untrained is not None
+    assert (metric.untrained is None) == (metric.of_searches == "without a reference")
+    assert METRICS[metric.error].of_searches == metric.of_searches
     assert METRICS[metric.error].unit == metric.unit
     assert metric.line and metric.heading, "whoever waits for a search sees what decides it"
     assert metric.better == "higher" and SearchSettings(metric=metric.name).maximize, "search.mode is `max` by default"
@@ -36,7 +37,7 @@ def test_an_objective_has_all_that_a_search_needs_of_it(metric):
 
 @objectives
 def test_the_untrained_value_is_that_of_margins_that_are_all_zero(metric):
-    if metric.of_pair is not None:
+    if metric.of_pair is not None and metric.untrained is not None:
         assert metric.of_pair(0.0) == metric.untrained
         assert metric.of_pair(-3.0) < metric.untrained < metric.of_pair(0.25)
 

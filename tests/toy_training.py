@@ -46,6 +46,7 @@ OF_THE_GROUP = {"steps_per_second", "reference_tokens", "reference_tokens_saved"
 DPO = {"name": "dpo", "beta": 0.1}
 DISCOPOP = {"name": "discopop", "beta": 0.1}
 BCO = {"name": "bco_pair", "beta": 0.1}
+ORPO = {"name": "orpo", "beta": 0.5}
 LEARNABLE = {"name": "dlrml", "beta_kl": 0.1, "beta_mix": {"learnable": True, "c_init": 4.0}}
 
 
@@ -82,8 +83,10 @@ def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step
     return batch_plan(lengths, steps=steps, pairs_per_step=pairs_per_step, seed=seed)
 
 
-def resident(model: Path, training: TrainingConfig, *, fsdp: bool = False, **sizes: int) -> Resident:
-    return Resident.load(str(model), pairs(model, **sizes), training, fsdp=fsdp)
+def resident(
+    model: Path, training: TrainingConfig, *, fsdp: bool = False, with_reference: bool = True, **sizes: int
+) -> Resident:
+    return Resident.load(str(model), pairs(model, **sizes), training, fsdp=fsdp, with_reference=with_reference)
 
 
 def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:

@@ -12,7 +12,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 PAIRS = "share of pairs"
-COMPLETION = "nats a completion"
+COMPLETION, TOKEN = "nats a completion", "nats a token"
+Searches = Literal["all", "with a reference", "without a reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,10 @@ class Metric:
         better: Which values are better; None where neither is.
         untrained: Value of the reference itself, which every trial has at step 0 and a diverged one in means over
             seeds; None where it has none, or one that depends on the loss.
-        objective: Whether it can be the objective of a search. It then has `better`, `untrained` and, as `<name>_se`,
-            its standard error over the held-out pairs.
+        objective: Whether it can be the objective of a search. It then has `better` and, as `<name>_se`, its standard
+            error over the held-out pairs; `untrained`, too, unless it is of searches without a reference.
+        of_searches: Those that report it: all, or only those with or without a reference, see
+            `SearchConfig.needs_reference`.
         of_pair: Its value for one held-out pair by the margin, where the metric is the mean; None where it is not.
         heading: Heading of its column in the table of trials; empty if it has none.
         form: Format of a value there, and of its standard error.
@@ -50,6 +53,7 @@ class Metric:
     better: Literal["higher", "lower"] | None = None
     untrained: float | None = None
     objective: bool = False
+    of_searches: Searches = "all"
     of_pair: Callable[[float], float] | None = None
     heading: str = ""
     form: str = "{:.3g}"
@@ -93,42 +97,62 @@ MARGIN_QUANTILES = {f"eval_margin_p{percent:02d}": percent / 100 for percent in 
 """Quantiles of the held-out margins by metric, which a report draws over the loss."""
 
 _of_evaluation = partial(Metric, reported="evaluation")
+_of_margins = partial(_of_evaluation, of_searches="with a reference")
+_of_policy = partial(_of_evaluation, of_searches="without a reference")
 _of_steps = partial(Metric, reported="steps")
 _of_start = partial(Metric, reported="start", least=0)
 _of_rating = partial(Metric, reported="judgement", unit="points of 10", least=1, most=10, better="higher")
 
 # fmt: off
 _EVALUATION = (
-    _of_evaluation(
+    _of_margins(
         name="eval_accuracy", words="held-out accuracy", unit=PAIRS, least=0, most=1, better="higher",
         meaning="Held-out pairs with a margin above 0, which the policy separates better than the reference; a tie "
         "counts one half.",
         untrained=0.5, objective=True, of_pair=_right,
         heading="accuracy", form="{:.3f} +- {:.3f}", line="accuracy {:.3f} +- {:.3f}", on_card=True),
-    _of_evaluation(
+    _of_margins(
         name="eval_accuracy_se", words="standard error of the held-out accuracy", unit=PAIRS, least=0,
         meaning="Standard error of `eval_accuracy` over the held-out pairs.", untrained=0.0),
-    _of_evaluation(
+    _of_margins(
         name="eval_margin", words="held-out margin", unit="nats", better="higher",
         meaning="Mean margin of the held-out pairs: log-ratio of policy to reference, chosen minus rejected.",
         untrained=0.0, objective=True, of_pair=float,
         heading="margin", form="{:+.2f}", line="margin {:+.2f} nats", on_card=True),
-    _of_evaluation(
+    _of_margins(
         name="eval_margin_se", words="standard error of the held-out margin", unit="nats", least=0,
         meaning="Standard error of `eval_margin` over the held-out pairs."),
-    _of_evaluation(
+    _of_margins(
         name="eval_kl", words="KL to the reference", unit=COMPLETION, least=0, better="lower",
         meaning="KL(policy || reference), exact over the vocabulary, on the chosen completions of the first held-out "
         "pairs, summed over a completion.",
         untrained=0.0, heading="KL", form="{:.3f}", line="KL {:.3f}", on_card=True),
-    *(_of_evaluation(
+    *(_of_margins(
         name=name, words=f"{share:.0%} quantile of the held-out margins", unit="nats",
         meaning=f"Margin that {share:.0%} of the held-out pairs do not exceed.", untrained=0.0)
       for name, share in MARGIN_QUANTILES.items()),
-    _of_evaluation(
+    _of_margins(
         name="eval_trap_fraction", words="trapped pairs", unit=PAIRS, least=0, most=1, better="lower",
         meaning="Held-out pairs below the barrier of the loss, from where descent leads into its trap; 0 without one.",
         heading="trapped", form="{:.0%}", on_card=True),
+    _of_policy(
+        name="eval_policy_accuracy", words="held-out accuracy of the policy", unit=PAIRS, least=0, most=1,
+        better="higher",
+        meaning="Held-out pairs whose chosen completion is the more likely one under the policy, per token; a tie "
+        "counts one half.",
+        objective=True, of_pair=_right,
+        heading="accuracy", form="{:.3f} +- {:.3f}", line="accuracy {:.3f} +- {:.3f}", on_card=True),
+    _of_policy(
+        name="eval_policy_accuracy_se", words="standard error of the held-out accuracy of the policy", unit=PAIRS,
+        least=0, meaning="Standard error of `eval_policy_accuracy` over the held-out pairs."),
+    _of_policy(
+        name="eval_policy_margin", words="held-out margin of the policy", unit=TOKEN, better="higher",
+        meaning="Mean over the held-out pairs of the policy's log-probability per token, chosen minus rejected.",
+        objective=True, of_pair=float,
+        heading="margin", form="{:+.3f}", line="margin {:+.3f} nats a token", on_card=True),
+    _of_policy(
+        name="eval_policy_margin_se", words="standard error of the held-out margin of the policy", unit=TOKEN,
+        least=0, meaning="Standard error of `eval_policy_margin` over the held-out pairs."),
     _of_evaluation(
         name="eval_chosen_logps", words="held-out log-probability, chosen", unit=COMPLETION, most=0,
         meaning="Mean log-probability of the chosen held-out completions under the policy."),
@@ -147,10 +171,19 @@ _STEPS = (
         meaning="Mean scoring rule on the chosen answers trained on, without its weight.", on_card=True),
     _of_steps(
         name="train_accuracy", words="training accuracy", unit=PAIRS, least=0, most=1, better="higher",
+        of_searches="with a reference",
         meaning="Pairs trained on that had a margin above 0; a tie counts one half."),
     _of_steps(
-        name="train_margin", words="training margin", unit="nats", better="higher",
+        name="train_margin", words="training margin", unit="nats", better="higher", of_searches="with a reference",
         meaning="Mean margin of the pairs trained on."),
+    _of_steps(
+        name="train_policy_accuracy", words="training accuracy of the policy", unit=PAIRS, least=0, most=1,
+        better="higher", of_searches="without a reference",
+        meaning="Pairs trained on whose chosen completion was the more likely one, per token; a tie counts one half."),
+    _of_steps(
+        name="train_policy_margin", words="training margin of the policy", unit=TOKEN, better="higher",
+        of_searches="without a reference",
+        meaning="Mean over the pairs trained on of the policy's log-probability per token, chosen minus rejected."),
     _of_steps(
         name="train_chosen_logps", words="training log-probability, chosen", unit=COMPLETION, most=0,
         meaning="Mean log-probability of the chosen completions trained on under the policy."),

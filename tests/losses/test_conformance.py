@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from sample_losses import ALL, COUPLED, STABLE
+from sample_losses import ALL, COUPLED, FREE, SHAPED, STABLE
 
 from tune_dlrml.domains import Range
 from tune_dlrml.losses.dpo.config import DpoLoss
@@ -24,6 +24,15 @@ def pairs_of(margin_B):
     """Pairs with these margins, split unevenly between chosen and rejected."""
     length_B = torch.full(margin_B.shape, 7)
     return PairBatch(0.25 * margin_B, -0.75 * margin_B, length_B, length_B + 1)
+
+
+def pairs_for(config, margin_B, *, level=-120.0):
+    """Pairs with these margins; for a loss without a reference such that no log-probability is above 0."""
+    pairs = pairs_of(margin_B)
+    if config.needs_reference:
+        return pairs
+    reference_B = torch.full_like(margin_B, level, requires_grad=False)
+    return pairs._replace(reference_chosen_logps_B=reference_B, reference_rejected_logps_B=reference_B)
 
 
 def opinionated(margin_B):
@@ -51,6 +60,8 @@ def published_formula(pairs, config):
         pairs = pairs._replace(chosen_logratio_B=chosen_B, rejected_logratio_B=rejected_B)
     if config.name == "mix":
         return sum(part.weight * published_formula(pairs, part.loss) for part in config.parts)
+    if not config.needs_reference:
+        return free_formula(pairs, config)
     if config.name in ("discopop", "dlrml"):
         return mixed_formula(pairs.margin_B, config)
     z_B = config.beta * pairs.margin_B
@@ -113,6 +124,29 @@ def scores(ratio_B, divergence):
             return torch.log(2 * u_B / (1 + u_B))
         case "alpha":
             return (1 - u_B**-divergence.alpha) / divergence.alpha
+
+
+def free_formula(pairs, config):
+    """From the probabilities themselves, as the papers write them."""
+    chosen_B, rejected_B = pairs.chosen_logps_B, pairs.rejected_logps_B
+    chosen_p, rejected_p = torch.exp(chosen_B / pairs.chosen_length_B), torch.exp(rejected_B / pairs.rejected_length_B)
+    match config.name:
+        case "simpo":
+            return -F.logsigmoid(config.beta * torch.log(chosen_p / rejected_p) - config.gamma)
+        case "cpo":
+            return -F.logsigmoid(config.beta * (chosen_B - rejected_B)) - config.nll_weight * torch.log(chosen_p)
+        case "orpo":
+            odds = chosen_p / (1 - chosen_p), rejected_p / (1 - rejected_p)
+            return -torch.log(chosen_p) - config.beta * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
+        case "slic":
+            return (config.delta - chosen_B + rejected_B).clamp(min=0) - config.nll_weight * chosen_B
+        case "alphapo":
+            if config.alpha == 0:
+                return -F.logsigmoid(config.beta * torch.log(chosen_p / rejected_p) - config.gamma)
+            gain_B = (rejected_p**-config.alpha - chosen_p**-config.alpha) / config.alpha
+            return -F.logsigmoid(config.beta * gain_B - config.gamma)
+        case "simper":
+            return rejected_p - chosen_p
 
 
 def smoothed_formula(z_B, config):
@@ -189,7 +223,7 @@ def test_the_suite_covers_every_registered_loss_and_every_configurable_loss_is_r
 def test_value_and_gradients_are_finite_at_margins_of_2000_nats(config):
     loss = build_loss(config)
     margin_B = torch.linspace(-2000, 2000, 4001).requires_grad_()
-    loss_B = loss(pairs_of(margin_B))
+    loss_B = loss(pairs_for(config, margin_B, level=-2000.0))
     loss_B.sum().backward()
     assert loss_B.isfinite().all()
     assert margin_B.grad.isfinite().all()
@@ -200,7 +234,7 @@ def test_value_and_gradients_are_finite_at_margins_of_2000_nats(config):
 def test_value_and_gradient_are_finite_in_bfloat16(config):
     loss = build_loss(config)
     margin_B = torch.linspace(-1000, 1000, 201).to(torch.bfloat16).requires_grad_()
-    loss_B = loss(pairs_of(margin_B))
+    loss_B = loss(pairs_for(config, margin_B, level=-2000.0))
     loss_B.float().sum().backward()
     assert loss_B.dtype == torch.bfloat16
     assert loss_B.isfinite().all()
@@ -213,7 +247,7 @@ def test_gradient_is_that_of_finite_differences(config):
     # PADLL, PFL and DPOP have a jump or a kink at 0, and the KL estimates of KTO are clamped there.
     middle = 0.5 if config.name in ("padll", "pfl", "kto", "dpop") else 0.0
     margin_B = torch.tensor([-60.0, -7.0, -1.0, middle, 1.0, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda margin_B: loss(pairs_of(margin_B)), (margin_B,), atol=1e-7)
+    assert torch.autograd.gradcheck(lambda margin_B: loss(pairs_for(config, margin_B)), (margin_B,), atol=1e-7)
 
 
 @over(ALL)
@@ -221,10 +255,10 @@ def test_gradient_is_that_of_finite_differences(config):
 def test_a_batch_is_the_stack_of_its_pairs_at_given_statistics(config, dtype):
     loss = build_loss(config)
     margin_B = torch.linspace(-50, 50, 37, dtype=dtype)
-    loss_B = loss.at_start(pairs_of(margin_B))
+    loss_B = loss.at_start(pairs_for(config, margin_B))
     assert loss_B.shape == margin_B.shape
     assert loss_B.dtype == dtype
-    one_by_one = torch.cat([loss.at_start(pairs_of(margin_1)) for margin_1 in margin_B.split(1)])
+    one_by_one = torch.cat([loss.at_start(pairs_for(config, margin_1)) for margin_1 in margin_B.split(1)])
     # Vectorised and scalar code of torch may differ in the last digits.
     torch.testing.assert_close(loss_B, one_by_one, rtol=20 * torch.finfo(dtype).eps, atol=0)
 
@@ -247,7 +281,7 @@ def test_a_loss_is_coupled_over_the_batch_exactly_if_it_says_so(config):
 def test_value_and_gradient_agree_with_the_published_formula(config):
     loss = build_loss(config)
     margin_B = torch.linspace(-150, 150, 601, dtype=torch.float64).requires_grad_()
-    pairs = pairs_of(margin_B)
+    pairs = pairs_for(config, margin_B)
     ours_B, theirs_B = loss(pairs), published_formula(pairs, config)
     assert theirs_B.isfinite().all()
     # A learnable beta_mix is a float32 number.
@@ -258,6 +292,23 @@ def test_value_and_gradient_agree_with_the_published_formula(config):
 
 
 @over(ALL)
+def test_a_loss_has_a_geometry_unless_it_takes_no_reference(config):
+    assert config.needs_reference == (config not in FREE.values())
+    assert (build_loss(config).geometry() is None) == (not config.needs_reference)
+
+
+@over(FREE)
+def test_a_loss_without_a_reference_gives_the_same_whatever_the_reference_is(config):
+    loss, length_B = build_loss(config), torch.tensor([7, 3])
+    chosen_B, rejected_B = torch.tensor([[-9.0, -4.0], [-12.0, -2.0]], dtype=torch.float64)
+    alone = PairBatch(chosen_B, rejected_B, length_B, length_B + 1)
+    reference = torch.tensor([[-8.0, -6.0], [-20.0, -1.0]], dtype=torch.float64)
+    ratios = chosen_B - reference[0], rejected_B - reference[1]
+    against = PairBatch(*ratios, length_B, length_B + 1, reference[0] - reference[1], *reference)
+    torch.testing.assert_close(loss(against), loss(alone), rtol=1e-13, atol=0)
+
+
+@over(SHAPED)
 def test_geometry_has_value_and_direction_of_the_start(config):
     loss = build_loss(config)
     shape = loss.geometry()
@@ -269,7 +320,7 @@ def test_geometry_has_value_and_direction_of_the_start(config):
     assert shape.starts == ("wrong" if margin_B.grad.item() > 0 else "right")
 
 
-@over(ALL)
+@over(SHAPED)
 def test_geometry_has_the_trap_of_the_loss(config):
     loss = build_loss(config)
     shape = loss.geometry()
@@ -283,7 +334,7 @@ def test_geometry_has_the_trap_of_the_loss(config):
         assert shape.barrier_margin(loss.beta_kl) == pytest.approx(margin_B[rising][-1].item(), abs=2e-3)
 
 
-@over(ALL)
+@over(SHAPED)
 def test_geometry_knows_whether_the_slope_is_bounded(config):
     loss = build_loss(config)
     _, slope_N = loss.curve(torch.tensor([-600.0, -300.0, -150.0, 150.0, 300.0, 600.0], dtype=torch.float64))
@@ -294,7 +345,7 @@ def test_geometry_knows_whether_the_slope_is_bounded(config):
         assert loss.geometry().bounded == (not grows and bool(slope_N.isfinite().all()))
 
 
-@over(ALL)
+@over(SHAPED)
 def test_the_curve_of_a_loss_is_its_value_and_slope_over_the_scaled_margin(config):
     loss = build_loss(config)
     z_N = torch.tensor([-3.0, -0.4, 0.0, 0.7, 2.5], dtype=torch.float64)

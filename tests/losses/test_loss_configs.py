@@ -12,7 +12,7 @@ from tune_dlrml.space import loss_at
 
 LOSS = TypeAdapter(AnyLoss)
 NAMES = [member.model_fields["name"].default for member in get_args(get_args(AnyLoss)[0])]
-BARE = [name for name in NAMES if name not in ("dlrml", "mix", "custom")]
+BARE = [name for name in NAMES if name not in ("dlrml", "mix", "custom") and LOSSES[name].config.needs_reference]
 
 
 def parsed(**fields):
@@ -26,12 +26,37 @@ def refusal(**fields):
     return error["msg"]
 
 
-@pytest.mark.parametrize("name", BARE)
-def test_a_loss_needs_nothing_but_its_name_and_can_search_its_beta(name):
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"dlrml", "mix", "custom"}))
+def test_a_loss_needs_nothing_but_its_name(name):
     assert build_loss(parsed(name=name)).beta_kl > 0
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_loss_can_search_its_beta(name):
     searched = parsed(name=name, beta={"log_uniform": [0.01, 0.5]})
     assert list(searched.domains()) == ["beta"]
     assert build_loss(loss_at(searched, {"beta": 0.3})).beta_kl == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("simpo", {"beta": 2.0, "gamma": 1.0}),
+        ("cpo", {"beta": 0.1, "nll_weight": 1.0}),
+        ("orpo", {"beta": 0.1}),
+        ("slic", {"delta": 1.0, "nll_weight": 0.5}),
+        ("alphapo", {"alpha": 0.25, "beta": 2.5, "gamma": 0.1}),
+        ("simper", {}),
+    ],
+)
+def test_a_loss_without_a_reference_has_the_published_defaults_and_a_range_for_each(name, published):
+    assert parsed(name=name).numbers() == published
+    for field in published:
+        searched = parsed(name=name, **{field: {"uniform": [0.1, 0.9]}})
+        assert list(searched.domains()) == [field]
+        if field != "alpha":
+            with pytest.raises(ValidationError, match="greater than"):
+                parsed(name=name, **{field: -0.1})
 
 
 @pytest.mark.parametrize(
@@ -173,6 +198,7 @@ def test_the_parts_of_a_sum_are_searched_by_their_places():
         ({"name": "mix", "parts": MIX["parts"]}, "mix"),
         ({"name": "custom", "function": "mine:own"}, "custom"),
         ({"name": "dlrml", "beta_mix": {"learnable": True, "c_init": 4}}, "learns nothing beside the policy"),
+        ({"name": "simpo"}, "takes a reference"),
         ({"name": "dpo", "sft": {"rule": "brier"}}, "stands beside the sum"),
         ({"name": "dpo", "bta": 1}, "Extra inputs"),
     ],

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sample_losses import ALL
+from sample_losses import ALL, FREE
 from trl import DPOTrainer
 
 from tune_dlrml.losses.anchored.config import BcoPairLoss
@@ -17,7 +17,7 @@ from tune_dlrml.losses.registry import LOSSES, build_loss
 PROMPT = 3
 LENGTHS = torch.tensor([4, 9, 1, 7, 5, 3, 6, 2, 8, 7, 1, 9])
 """Tokens of the chosen completions, then of the rejected ones."""
-SAME = {label: config for label, config in ALL.items() if config.trl is not None and label != "ipo"}
+SAME = {label: config for label, config in ALL.items() if config.trl is not None and label not in ("ipo", *FREE)}
 """TRL's IPO is the one per token."""
 SAME["mix"] = MixLoss(
     parts=[{"loss": DpoLoss(beta=0.2), "weight": 0.8}, {"loss": BcoPairLoss(beta=0.2), "weight": 0.3}]
@@ -33,7 +33,8 @@ COMPARED = [
 
 def test_every_loss_that_names_a_branch_is_compared():
     names = {name for name, entry in LOSSES.items() if entry.config.trl is not None}
-    assert {config.name for config in SAME.values()} == names | {"mix"}
+    compared = [*SAME.values(), *(config for config in FREE.values() if config.trl is not None)]
+    assert {config.name for config in compared} == names | {"mix"}
 
 
 KINDS = {"forward_kl": "forward_kl", "js": "js_divergence", "alpha": "alpha_divergence"}

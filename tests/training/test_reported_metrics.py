@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import toy_training
-from toy_training import DISCOPOP, DPO, LEARNABLE, plan, settings
+from toy_training import DISCOPOP, DPO, LEARNABLE, ORPO, plan, settings
 
 from tune_dlrml.metrics import METRICS, UNTRAINED, find_metric
 from tune_dlrml.records import Report
@@ -17,6 +17,8 @@ SOURCE = """from torch.nn.functional import softplus
 def tempered(pairs, *, beta, heat):
     return softplus(-beta * heat * pairs.margin_B) / heat
 """
+FREE = "without a reference"
+"""Of a trial of a search without one."""
 HEAT = {"learnable": True, "init": 1.0, "learning_rate": 0.05, "bounds": [0.5, 3]}
 
 
@@ -36,7 +38,9 @@ def reports(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         resident = toy_training.resident(toy_model, training)
-        yield {str(loss): toy_training.run(resident, loss, training, plan(2, {1}))[1].reports for loss in losses}
+        told = {str(loss): toy_training.run(resident, loss, training, plan(2, {1}))[1].reports for loss in losses}
+        alone = toy_training.resident(toy_model, training, with_reference=False)
+        yield told | {FREE: toy_training.run(alone, ORPO, training, plan(2, {1}))[1].reports}
 
 
 def test_every_number_of_a_report_is_in_the_table_and_within_its_range(reports: dict[str, list[Report]]) -> None:
@@ -46,6 +50,15 @@ def test_every_number_of_a_report_is_in_the_table_and_within_its_range(reports: 
             metric = find_metric(name)
             assert metric is not None, f"{loss} reports {name}, and tune_dlrml/metrics.py does not say what it is"
             assert metric.least <= value <= metric.most, (loss, name, value)
+
+
+def test_a_search_reports_what_the_table_says_of_searches_with_and_without_a_reference(
+    reports: dict[str, list[Report]],
+) -> None:
+    for loss, told in reports.items():
+        foreign = "with a reference" if loss == FREE else "without a reference"
+        names = {name for report in told for name in report.metrics}
+        assert not [name for name in names if find_metric(name).of_searches == foreign], loss
 
 
 def test_a_number_comes_when_the_table_says(reports: dict[str, list[Report]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_training
 from safetensors.torch import load_file
-from toy_training import BCO, DPO, LEARNABLE, plan, settings
+from toy_training import BCO, DPO, LEARNABLE, ORPO, plan, settings
 
 from tune_dlrml.losses.lrml.geometry import dlrml_geometry
 from tune_dlrml.training.checkpoint import newest_checkpoint
@@ -98,6 +98,13 @@ def test_a_learnt_beta_mix_is_that_of_one_worker(ranks: Seen, lora_resident: Res
 def test_what_a_loss_remembers_is_of_the_pairs_of_all_workers(ranks: Seen, lora_resident: Resident) -> None:
     _, alone = toy_training.run(lora_resident, BCO, settings(per_device_train_batch_size=8), plan(8, {4}))
     close(ranks[0]["running"], alone)
+
+
+def test_a_loss_of_means_over_tokens_is_that_of_one_worker(ranks: Seen, toy_model: Path) -> None:
+    free = toy_training.resident(toy_model, settings(), with_reference=False)
+    _, alone = toy_training.run(free, ORPO, settings(per_device_train_batch_size=8), plan(8, {4}))
+    close(ranks[0]["reference_free"], alone)
+    assert untimed(ranks[0]["reference_free"]) == untimed(ranks[1]["reference_free"])
 
 
 JOBS = [

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import toy_training
 from torch import Tensor, nn
-from toy_training import BCO, DPO, LEARNABLE, Recorder, plan, settings
+from toy_training import BCO, DPO, LEARNABLE, ORPO, Recorder, plan, settings
 
 from tune_dlrml.errors import StorageError
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
@@ -200,7 +200,9 @@ def main(rank: int, model: Path, folder: Path) -> None:
     )
     gc.collect()
     gc.freeze()  # as a worker does
-    seen = jobs(*whole) | {"sharded": jobs(*sharded), "auto": chosen(model)}
+    alone = toy_training.resident(model, settings(), with_reference=False)
+    free = {"reference_free": run(alone, ORPO)}
+    seen = jobs(*whole) | free | {"sharded": jobs(*sharded), "auto": chosen(model)}
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tune_dlrml.losses.profile import Profile, Sides
+    from tune_dlrml.losses.shape import Geometry
 
 losses_app = typer.Typer(help="The preference losses that a search can explore.", invoke_without_command=True)
 SHOW_KEYS = """
@@ -21,7 +22,8 @@ loss                the loss with all its fields
 kind                `pairwise` where it looks at the difference of the two
                     completions alone, else `pointwise`; null for your own
 needs_reference     whether it looks at the reference's log-probs
-trl                 its loss_type in TRL's DPOTrainer; null where it has none
+trl                 its loss_type in TRL's DPOTrainer, or another trainer and
+                    its loss_type; null where it has none
 beta_kl             what scales the margin, per nat: z = beta_kl * margin
 batch_coupled       whether pairs depend on the others of their micro-batch;
                     the curve is then that of the first step
@@ -39,7 +41,8 @@ overflow            by format (float32, bfloat16) and form (stable, published):
 published           by format, the difference from the stable form:
                     max_relative_difference where both are finite, within 1e4
                     nats, at_margin, and nan {below, above}; null with one form
-curve               {margin, value, slope}, in float64
+curve               {margin, value, slope}, in float64; empty for a loss without
+                    a reference, for which all from c on is null or empty too
 picture             path of the PNG; null if none was written
 """
 
@@ -88,6 +91,8 @@ def show(
 
     seen = profile(config)
     picture = out if out is not None or as_json else Path(f"{name}.png")
+    if seen.geometry is None:
+        picture = None
     if picture is not None:
         from tune_dlrml.report.loss_picture import write_picture
 
@@ -97,14 +102,14 @@ def show(
         return
     reader = console(False)
     reader.print(_table(seen))
-    reader.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
+    if picture is not None:
+        reader.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(seen: "Profile") -> "Table":
     """The numbers beside the picture."""
     from rich.table import Table
 
-    geometry = seen.geometry
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -112,9 +117,19 @@ def _table(seen: "Profile") -> "Table":
     table.add_row("loss", f"{seen.loss.name}: {settings}" if settings else seen.loss.name)
     reference = "with a reference" if seen.loss.needs_reference else "without a reference"
     table.add_row("kind", f"{seen.loss.kind or 'your own'}, {reference}")
+    if seen.batch_coupled:
+        table.add_row("pairs", "coupled over the micro-batch; drawn for the first step, where every margin is 0")
+    if seen.geometry is None:
+        table.add_row("shape", "none over the margin: it is a function of the policy's own log-probabilities")
+        return table
+    _add_shape(table, seen, seen.geometry)
+    return table
+
+
+def _add_shape(table: "Table", seen: "Profile", geometry: "Geometry") -> None:
     if geometry.c is not None:
         table.add_row("c = beta_mix / (tau · beta_kl)", _c_in_words(geometry.c))
-    table.add_row("at margin 0", _start(seen))
+    table.add_row("at margin 0", _start(geometry))
     for what, point in (("trap", geometry.trap), ("barrier", geometry.barrier)):
         if point is not None:
             margin = f"margin {point.margin(seen.beta_kl):+.4g} nats (z {point.z:+.4g})"
@@ -131,14 +146,11 @@ def _table(seen: "Profile") -> "Table":
         off = f"at most {difference.largest:.1g} from the stable form, at margin {difference.margin:+.3g}"
         nan = "" if difference.nan.below is difference.nan.above is None else f"; {_overflow(difference.nan, 'NaN')}"
         table.add_row(f"published in {name}", off + nan)
-    if seen.batch_coupled:
-        table.add_row("pairs", "coupled over the micro-batch; drawn for the first step, where every margin is 0")
-    return table
 
 
-def _start(seen: "Profile") -> str:
-    value = f"loss {seen.geometry.value_at_zero:.4f} nats"
-    if seen.geometry.starts == "wrong":
+def _start(geometry: "Geometry") -> str:
+    value = f"loss {geometry.value_at_zero:.4f} nats"
+    if geometry.starts == "wrong":
         return f"{value}; starts wrong: the slope is positive, so the first steps lower the margin"
     return f"{value}; starts right: the slope is not positive"
 

@@ -23,6 +23,7 @@ from tune_dlrml.config.training import Schedule, TrainingConfig
 from tune_dlrml.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.losses.registry import AnyLoss, baseline
+from tune_dlrml.metrics import METRICS
 
 
 class TrainingSpace(Frozen):
@@ -180,6 +181,7 @@ class SearchConfig(Frozen):
                 key="search.scheduler.grace_period",
             )
         self._check_start()
+        self._check_metrics()
         if self.search.sampler == "grid":
             self._check_grid(searched)
         elif self.search.num_trials is None:
@@ -202,6 +204,30 @@ class SearchConfig(Frozen):
                 key=key,
             )
 
+    def _check_metrics(self) -> None:
+        """Refuse what compares with a reference where none is run, and what only such searches have elsewhere."""
+        bounded = {f"search.constraints.{name}": name for name in self.search.constraints or ()}
+        for key, name in ({"search.metric": self.search.metric} | bounded).items():
+            of = METRICS[name].of_searches
+            if of == "with a reference" and not self.needs_reference():
+                raise law(
+                    f"{name} compares with the reference, which this search does not run: its losses take none, and "
+                    "search.baseline is null; take eval_policy_accuracy or eval_policy_margin, or give a baseline",
+                    key=key,
+                )
+            if of == "without a reference" and self.needs_reference():
+                raise law(
+                    f"{name} is reported by a search without a reference alone; take eval_accuracy or eval_margin, or "
+                    "set search.baseline to null and leave out the losses that take a reference",
+                    key=key,
+                )
+        if self.search.confirm is not None and not self.needs_reference():
+            raise law(
+                "compares with DPO, which takes a reference, but this search runs none; give search.baseline, or leave "
+                "it out",
+                key="search.confirm",
+            )
+
     def _check_grid(self, searched: dict[str, Range | Choice]) -> None:
         domains = {f"space.training.{key}": domain for key, domain in searched.items()}
         for index, loss in enumerate(self.space.losses):
@@ -210,6 +236,11 @@ class SearchConfig(Frozen):
             if isinstance(domain, Range) and domain.num is None:
                 given = json.dumps(domain.as_yaml())
                 raise law(f"sampler grid needs `num`, the number of points, in every range, but got {given}", key=key)
+
+    def needs_reference(self) -> bool:
+        """Whether its trials compare with a reference: any of its losses does, or its baseline."""
+        losses = [*self.space.losses, *filter(None, [self.baseline_loss()])]
+        return any(loss.needs_reference for loss in losses)
 
     def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""

@@ -71,7 +71,8 @@ class SearchSettings(Frozen):
     num_trials: Natural | None = None
     """Trials of the search, including the baseline; null uses every point of a grid."""
     metric: Objective = "eval_accuracy"
-    """Held-out metric that decides; both can be compared between losses."""
+    """Held-out metric that decides, which can be compared between losses. `eval_policy_accuracy` and
+    `eval_policy_margin` are those of a search without a reference: no baseline, and only losses that take none."""
     mode: Literal["max", "min"] = "max"
     """Whether larger or smaller values of it are better."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -92,7 +93,7 @@ class SearchSettings(Frozen):
     scheduler: SchedulerConfig | None = SchedulerConfig()
     """Which trials are pruned; null prunes none."""
     baseline: BaselineConfig | None = BaselineConfig()
-    """Plain DPO as trial 0; null leaves it out."""
+    """Plain DPO as trial 0; null leaves it out. Where all losses take no reference, the reference is then never run."""
     constraints: Annotated[dict[HeldOut, ConstraintConfig], Field(min_length=1)] | None = None
     """Bounds of held-out numbers, by metric, as `eval_kl: {max: 5}`. An infeasible trial is never the best, is not
     confirmed, and the sampler avoids where it lies (Optuna's constraints)."""
@@ -120,9 +121,10 @@ class DivergenceConfig(Frozen):
     nonfinite_step: Literal["skip", "apply"] = "skip"
     """Whether a non-finite gradient is skipped on every rank or applied as TRL does."""
     loss_factor: Annotated[float, Field(gt=1)] = 20.0
-    """The mean loss of the window exceeds this many times the loss at margin 0."""
+    """The mean loss of the window exceeds this many times the loss at margin 0; not looked at for a loss that takes no
+    reference."""
     margin_limit: Positive = 500.0
-    """The mean margin of a step exceeds this on either side, in nats."""
+    """The mean margin of a step exceeds this on either side, in nats; not looked at in a search without a reference."""
 
 
 class ResourcesConfig(Frozen):

@@ -77,6 +77,11 @@ def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -
     try:
         if loss.own_function() is not None:
             yield from _function_findings(key, try_function(loss))
+        if not loss.needs_reference:
+            yield Finding(
+                f"space.losses: {label}", "ok", "takes no reference, so it has no shape over the margin to look at"
+            )
+            return
         loss_box = loss_box_of(label, loss, config.divergence.margin_limit)
     except InputError as error:
         yield Finding(key, "error", str(error))

@@ -89,7 +89,7 @@ def loss_box_of(branch: str, loss: AnyLoss, limit: float) -> LossBox:
 
     Args:
         branch: Its label.
-        loss: Its loss, with domains.
+        loss: Its loss, with domains; one with a reference.
         limit: Margin in nats up to which it should be finite.
 
     Raises:
@@ -134,6 +134,7 @@ def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) 
     for values in drawn:
         built = build_loss(loss_at(loss, values))
         geometry = built.geometry()
+        assert geometry is not None, "a loss without a reference has no box"
         found.append(
             (
                 geometry.starts == "wrong",

@@ -11,7 +11,7 @@ from tune_dlrml.losses.registry import baseline
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
-from tune_dlrml.space import SearchSpace, TrialSpec
+from tune_dlrml.space import SearchSpace, TrialSpec, loss_at
 
 WORTH_IT = 1.5
 """How much faster the other precision's products must be for a note: they are only half of a step."""
@@ -39,10 +39,17 @@ def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> C
 
 
 def timed_trial(config: SearchConfig) -> TrialSpec:
-    """The search's baseline, or the one that it would have by default where it is switched off."""
+    """The search's baseline, or the one that it would have by default where it is switched off.
+
+    Of a search without a reference it is the first loss at the low end of its box.
+    """
     spec = SearchSpace(config).baseline_spec(0)
     if spec is not None:
         return spec
+    if not config.needs_reference():
+        branch, loss = next(iter(config.space.branches().items()))
+        low = loss_at(loss, {key: domain.extremes()[0] for key, domain in loss.domains().items()})
+        return TrialSpec(number=0, branch=branch, loss=low, training=config.training, params={})
     loss = baseline(beta=BaselineConfig().beta)
     return TrialSpec(number=0, branch="baseline", loss=loss, training=config.training, params={})
 

@@ -94,8 +94,10 @@ def _loss(trial: TrainedTrial, loss: LossSource | None) -> str:
     return "\n".join(lines).rstrip()
 
 
-def geometry_sentences(shape: Geometry, metrics: Mapping[str, float]) -> str:
+def geometry_sentences(shape: Geometry | None, metrics: Mapping[str, float]) -> str:
     """The shape of the loss over z = beta_kl x margin, in sentences."""
+    if shape is None:
+        return "It takes no reference: it is a function of the policy's own log-probabilities, not of a margin."
     sentences = []
     if shape.c is not None:
         learnt = metrics.get("c")

@@ -67,11 +67,12 @@ class Loss(Frozen):
     couples_batch: ClassVar[bool | None] = False
     """Whether a pair's loss depends on the other pairs of its micro-batch; None where it must be tried."""
     trl: ClassVar[str | None] = None
-    """Its `loss_type` in TRL's DPOTrainer, which computes the same; None where it has none."""
+    """Its `loss_type` in TRL's DPOTrainer, which computes the same, or another trainer and its loss_type; None where
+    TRL has none."""
     titles: ClassVar[Mapping[str, str]] = {}
     """What it is called in a picture, by its form; a form without an entry by its label."""
     placing: ClassVar[tuple[str, ...]] = ("beta",)
-    """Fields of its place on the stability map: first its strength, then those of its shape number."""
+    """Fields of its place on the stability map: first its strength, then those of its shape number; may be empty."""
     one_beta: ClassVar[bool] = False
     """Whether one beta is both strength and mixing, so that all its trials of one c lie on a line of that map."""
     trap_is_sought: ClassVar[bool] = False
@@ -112,8 +113,8 @@ class Loss(Frozen):
 
     @property
     def strength(self) -> Any:
-        """What scales the margin, per nat."""
-        return getattr(self, self.placing[0])
+        """What scales the margin, per nat; None for a loss that has no place on the stability map."""
+        return getattr(self, self.placing[0]) if self.placing else None
 
     def title(self) -> str:
         """What it is called in a picture."""

@@ -4,8 +4,8 @@ from tune_dlrml.losses.base import ClosedForm
 from tune_dlrml.losses.registry import AnyLoss
 
 
-def drawn_form(config: AnyLoss, c: float | None) -> ClosedForm:
-    """Loss of a pair in nats over its margin in nats, and the shape of the loss.
+def drawn_form(config: AnyLoss, c: float | None) -> ClosedForm | None:
+    """Loss of a pair in nats over its margin in nats, and the shape of the loss; None for one without a reference.
 
     Args:
         config: The loss, with one value per field.
@@ -22,9 +22,12 @@ def drawn_form(config: AnyLoss, c: float | None) -> ClosedForm:
     from tune_dlrml.losses.registry import build_loss
 
     loss = build_loss(config)
+    geometry = loss.geometry()
+    if geometry is None:
+        return None
 
     def value(margin: float) -> float:
         values, _ = loss.curve(torch.tensor([margin * loss.beta_kl], dtype=torch.float64))
         return float(values[0])
 
-    return ClosedForm(value, loss.geometry())
+    return ClosedForm(value, geometry)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tune_dlrml.losses import divergences
 from tune_dlrml.losses.base import FDivergence, drawn
+from tune_dlrml.losses.dpo.function import per_token
 from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.numeric import numeric_geometry
 from tune_dlrml.losses.shape import Geometry
@@ -39,6 +40,12 @@ class PairBatch(NamedTuple):
     def margin_B(self) -> Tensor:
         """Margin of each pair, shape (B,), in nats: log-ratio of the chosen minus that of the rejected."""
         return self.chosen_logratio_B - self.rejected_logratio_B
+
+    @property
+    def policy_margin_B(self) -> Tensor:
+        """Log-probability per token under the policy, chosen minus rejected, shape (B,), in nats a token."""
+        chosen_B = per_token(self.chosen_logps_B, self.chosen_length_B)
+        return chosen_B - per_token(self.rejected_logps_B, self.rejected_length_B)
 
     @property
     def chosen_logps_B(self) -> Tensor:
@@ -77,10 +84,11 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
         """Loss of each pair, shape (B,), in nats."""
 
     @abstractmethod
-    def geometry(self) -> Geometry:
+    def geometry(self) -> Geometry | None:
         """Shape of the loss over beta_kl * margin; at the present c if beta_mix is learnt.
 
-        Of a batch-coupled loss it is the shape at the statistics of the first step, where every margin is 0.
+        Of a batch-coupled loss it is the shape at the statistics of the first step, where every margin is 0. None for
+        a loss without a reference, which is no function of the margin to one.
         """
 
     def observe(self, pairs: PairBatch) -> None:
@@ -142,8 +150,8 @@ class PureLoss(PreferenceLoss):
     Args:
         function: Takes by position what it looks at, under the names of `PairBatch`, and the numbers by keyword, and
             returns the losses (B,). An indifferent reference is a margin of 0.
-        numbers: Its keyword arguments, `beta` or `beta_kl` among them.
-        geometry: Shape of the loss over that times the margin.
+        numbers: Its keyword arguments; `beta` or `beta_kl` among them where it has a geometry.
+        geometry: Shape of the loss over that times the margin; None for a loss without a reference.
         mix: What is learnt; the function takes it by its keyword.
         statistic: Of a function that is coupled over the micro-batch and takes its statistics as the keyword
             `statistic` too: their values where every margin is 0. None for one that scores every pair by itself.
@@ -153,12 +161,13 @@ class PureLoss(PreferenceLoss):
         self,
         function: Callable[..., Tensor],
         numbers: Mapping[str, Any],
-        geometry: Geometry,
+        geometry: Geometry | None,
         *,
         mix: Learnt | None = None,
         statistic: float | tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__(beta_kl=numbers["beta_kl"] if "beta_kl" in numbers else numbers["beta"], mix=mix)
+        strength = 1.0 if geometry is None else numbers["beta_kl"] if "beta_kl" in numbers else numbers["beta"]
+        super().__init__(beta_kl=strength, mix=mix)
         self.function = function
         self.numbers = numbers
         self.statistic = statistic
@@ -185,11 +194,11 @@ class PureLoss(PreferenceLoss):
         self.divergence = Divergent(DIVERGENCES[divergence.kind], numbers)
         return self
 
-    def geometry(self) -> Geometry:
+    def geometry(self) -> Geometry | None:
         """The one given; under another divergence found numerically."""
         return self.reverse_kl_geometry() if self.divergence is None else numeric_geometry(self)
 
-    def reverse_kl_geometry(self) -> Geometry:
+    def reverse_kl_geometry(self) -> Geometry | None:
         """The one given."""
         return self._geometry
 

@@ -57,6 +57,8 @@ class Difference:
 class Profile:
     """A loss at one value of each of its fields.
 
+    One without a reference has no geometry, and nothing that is over the margin to one: no curve and no overflow.
+
     Attributes:
         beta_kl: Scales the margin, per nat.
         margins: In nats, evenly over what is worth seeing.
@@ -69,7 +71,7 @@ class Profile:
 
     loss: AnyLoss
     beta_kl: float
-    geometry: Geometry
+    geometry: Geometry | None
     margins: tuple[float, ...]
     values: tuple[float, ...]
     slopes: tuple[float, ...]
@@ -92,18 +94,26 @@ class Profile:
             "trl": self.loss.trl,
             "beta_kl": self.beta_kl,
             "batch_coupled": self.batch_coupled,
-            "c": self.geometry.c,
-            "starts": self.geometry.starts,
-            "trap": self._place(self.geometry.trap),
-            "barrier": self._place(self.geometry.barrier),
-            "bounded": self.geometry.bounded,
-            "safe_c": None if self.geometry.c is None else list(SAFE_BAND),
+            **self._shape(),
             "overflow": {
                 name: {form: None if sides is None else sides.__dict__ for form, sides in forms.items()}
                 for name, forms in self.overflow.items()
             },
             "published": None if self.published is None else {n: _document(d) for n, d in self.published.items()},
             "curve": {"margin": list(self.margins), "value": _finite(self.values), "slope": _finite(self.slopes)},
+        }
+
+    def _shape(self) -> dict[str, Any]:
+        shape = self.geometry
+        if shape is None:
+            return dict.fromkeys(("c", "starts", "trap", "barrier", "bounded", "safe_c"))
+        return {
+            "c": shape.c,
+            "starts": shape.starts,
+            "trap": self._place(shape.trap),
+            "barrier": self._place(shape.barrier),
+            "bounded": shape.bounded,
+            "safe_c": None if shape.c is None else list(SAFE_BAND),
         }
 
     def _place(self, point: Stationary | None) -> dict[str, float] | None:
@@ -134,6 +144,8 @@ def profile(config: AnyLoss) -> Profile:
     losses = {name: build_loss(form) for name, form in forms.items()}
     loss = losses["stable"]
     geometry = loss.geometry()
+    if geometry is None:
+        return Profile(config, loss.beta_kl, None, (), (), (), {}, None, loss.batch_coupled)
     margins = [SHOWN_Z / loss.beta_kl * (2 * at / (CURVE_POINTS - 1) - 1) for at in range(CURVE_POINTS)]
     values_N, slopes_N = _looked_at(loss, torch.tensor(margins, dtype=torch.float64))
     overflow: dict[str, dict[str, Sides | None]] = {}

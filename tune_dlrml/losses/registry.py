@@ -26,6 +26,14 @@ from tune_dlrml.losses.dpo.config import (
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss
 from tune_dlrml.losses.mix.config import MixLoss, MixPart
+from tune_dlrml.losses.reference_free.config import (
+    AlphapoLoss,
+    CpoLoss,
+    OrpoLoss,
+    SimperLoss,
+    SimpoLoss,
+    SlicLoss,
+)
 from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
 if TYPE_CHECKING:
@@ -72,6 +80,12 @@ LOSSES: dict[str, Entry] = {
     "aot": Entry(AotLoss, "transport.build:build_aot"),
     "aot_unpaired": Entry(AotUnpairedLoss, "transport.build:build_aot_unpaired"),
     "mix": Entry(MixLoss, "mix.build:build_mix"),
+    "simpo": Entry(SimpoLoss, "reference_free.build:build_simpo"),
+    "cpo": Entry(CpoLoss, "reference_free.build:build_cpo"),
+    "orpo": Entry(OrpoLoss, "reference_free.build:build_orpo"),
+    "slic": Entry(SlicLoss, "reference_free.build:build_slic"),
+    "alphapo": Entry(AlphapoLoss, "reference_free.build:build_alphapo"),
+    "simper": Entry(SimperLoss, "reference_free.build:build_simper"),
     "custom": Entry(CustomLoss, "custom.build:build_custom"),
 }
 """What `name` in an entry of `space.losses` stands for."""

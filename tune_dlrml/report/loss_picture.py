@@ -12,6 +12,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.losses.dpo.geometry import dpo_slope, dpo_value
 from tune_dlrml.losses.profile import SHOWN_Z, Profile, curve_of
 from tune_dlrml.losses.registry import is_baseline
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.report.style import WIDTH, styled
 from tune_dlrml.system.palette import BLACK, COLOURS, GREY, PALE, STROKE
 
@@ -29,7 +30,7 @@ _LOSS, _OTHER, _TRAP = COLOURS[0], GREY, "#F6DDCC"
 def loss_figure(seen: Profile) -> Figure:
     """The picture; a loss with a trap has a second column with a close-up of it."""
     halves = [SHOWN_Z / seen.beta_kl]
-    marks = [point for point in (seen.geometry.trap, seen.geometry.barrier) if point is not None]
+    marks = [point for point in (_shape(seen).trap, _shape(seen).barrier) if point is not None]
     if marks:
         halves.append(CLOSE * max(abs(point.margin(seen.beta_kl)) for point in marks))
     with styled():
@@ -41,6 +42,11 @@ def loss_figure(seen: Profile) -> Figure:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(_title(seen), fontsize=12, fontweight="bold", ha="left", x=0.01)
     return figure
+
+
+def _shape(seen: Profile) -> Geometry:
+    assert seen.geometry is not None, "a loss without a reference has no curve over the margin"
+    return seen.geometry
 
 
 def write_picture(seen: Profile, path: Path) -> None:
@@ -65,7 +71,7 @@ def _title(seen: Profile) -> str:
         for key, value in seen.settings.items()
         if key != "numerics"
     )
-    c = "" if seen.geometry.c is None or "c" in seen.settings else f"   (c = {seen.geometry.c:.4g})"
+    c = "" if _shape(seen).c is None or "c" in seen.settings else f"   (c = {_shape(seen).c:.4g})"
     return f"{seen.loss.name}: {settings}{c}"
 
 
@@ -106,7 +112,7 @@ def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> Non
 
 
 def _shade_trap(axes: Axes, seen: Profile, half: float) -> None:
-    barrier = seen.geometry.barrier_margin(seen.beta_kl)
+    barrier = _shape(seen).barrier_margin(seen.beta_kl)
     if barrier is not None:
         axes.axvspan(-half, barrier, color=_TRAP, zorder=0, linewidth=0, label="pairs here are pulled into the trap")
 
@@ -114,8 +120,8 @@ def _shade_trap(axes: Axes, seen: Profile, half: float) -> None:
 def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
     """Mark trap and barrier in the close-up, where there is room for both."""
     for name, point, marker, below in (
-        ("trap", seen.geometry.trap, "v", True),
-        ("barrier", seen.geometry.barrier, "^", False),
+        ("trap", _shape(seen).trap, "v", True),
+        ("barrier", _shape(seen).barrier, "^", False),
     ):
         if point is None or not close:
             continue
@@ -136,7 +142,7 @@ def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
 
 def _mark_start(axes: Axes, zero: float, seen: Profile, half: float) -> None:
     """Mark margin 0, where every pair starts, and the direction of descent."""
-    wrong = seen.geometry.starts == "wrong"
+    wrong = _shape(seen).starts == "wrong"
     axes.annotate(
         "",
         (half * (-0.3 if wrong else 0.3), zero),

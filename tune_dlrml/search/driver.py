@@ -206,7 +206,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
         resources=config.resources,
         storage=group_storage(folder),
         trials=str(folder / "trials"),
-        reference=str(prepared.place.reference),
+        reference=str(prepared.place.reference) if config.needs_reference() else None,
     )
 
 

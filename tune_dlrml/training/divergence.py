@@ -52,11 +52,13 @@ class DivergenceRule:
         config: Limits of the rule.
         loss_at_zero: Loss of a pair at margin 0, the scale that `loss_factor` multiplies; one that is not positive is
             no scale, and no mean loss is then too large.
+        judges_margin: Whether margins are those to a reference, which `margin_limit` bounds.
     """
 
-    def __init__(self, config: DivergenceConfig, *, loss_at_zero: float) -> None:
+    def __init__(self, config: DivergenceConfig, *, loss_at_zero: float, judges_margin: bool = True) -> None:
         self._config = config
         self._loss_limit = config.loss_factor * loss_at_zero if loss_at_zero > 0 else math.inf
+        self._margin_limit = config.margin_limit if judges_margin else math.inf
         self._finite: deque[bool] = deque(maxlen=config.window)
         self._losses: deque[float] = deque(maxlen=config.window)
 
@@ -79,7 +81,7 @@ class DivergenceRule:
                 f"step {stats.step}: {bad} of the last {len(self._finite)} steps were not finite "
                 f"(limit {config.nonfinite_fraction:g} x window {config.window})"
             )
-        if stats.margin is not None and abs(stats.margin) > config.margin_limit:
+        if stats.margin is not None and abs(stats.margin) > self._margin_limit:
             return f"step {stats.step}: mean margin {stats.margin:.4g} nats (limit {config.margin_limit:g})"
         if stats.loss is not None:
             self._losses.append(stats.loss)

@@ -59,7 +59,8 @@ class GroupSpec:
         resources: Workers and what each takes.
         storage: Folder that every node sees, for the files that Ray Train insists on.
         trials: Folder that every node sees, with a folder for each trial's checkpoints.
-        reference: Folder that every node sees, with the reference log-probs of all searches.
+        reference: Folder that every node sees, with the reference log-probs of all searches; None where no trial looks
+            at a reference, so that none is run.
     """
 
     name: str
@@ -70,4 +71,4 @@ class GroupSpec:
     resources: ResourcesConfig
     storage: str
     trials: str
-    reference: str
+    reference: str | None

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.errors import NotFiniteError
+from tune_dlrml.losses.dpo.function import per_token
 from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, UNTRAINED
 from tune_dlrml.training.full_precision import in_float32
@@ -28,8 +29,70 @@ KL_TILE = 128
 """Tokens whose logits are compared at a time, so that no (C, V) of float32 comes and goes; see `allocator`."""
 
 
-class HeldOut:
-    """The held-out pairs, resident with their reference values and split over the ranks.
+class HeldOutOfPolicy:
+    """The held-out pairs, resident and split over the ranks, for a search without a reference.
+
+    Margins are then the policy's own log-probabilities per token, chosen minus rejected.
+
+    Args:
+        rows: Token ids of every held-out pair.
+        model: The base model without an adapter.
+        form: How pairs go through it.
+        training: Truncation, precision and batch size.
+
+    Attributes:
+        margins: Of every pair at the last evaluation.
+    """
+
+    def __init__(self, rows: list[Row], model: PreTrainedModel, form: PairForm, training: TrainingConfig) -> None:
+        rank, world = rank_and_world()
+        self._training = training
+        self.margins: list[float] = []
+        mine = [rows[index] for index in by_length(rows)][rank::world]
+        size = training.per_device_eval_batch_size
+        self._batches = [to_device(form.collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
+        self._spare = to_device(form.collate(rows[:1]), model)
+
+    def untrained(self) -> dict[str, float]:
+        """The numbers of the base model that are known without a forward pass."""
+        return {}
+
+    def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry | None) -> dict[str, float]:
+        """Held-out numbers of the policy; accuracy counts a tie one half, margins are in nats a token.
+
+        Raises:
+            NotFiniteError: A margin is not finite.
+        """
+        model.eval()
+        chosen_N, rejected_N, chosen_mean_N, rejected_mean_N = self._log_probs(model)
+        margin_N = chosen_mean_N - rejected_mean_N
+        self.margins = margin_N.tolist()
+        bad = int((~margin_N.isfinite()).sum())
+        if bad:
+            raise NotFiniteError(f"{bad} of {len(margin_N)} held-out margins of the policy are not finite")
+        return means(margin_N, accuracy="eval_policy_accuracy", margin="eval_policy_margin") | {
+            "eval_chosen_logps": chosen_N.mean().item(),
+            "eval_rejected_logps": rejected_N.mean().item(),
+        }
+
+    def _scores(self, batch: Batch, chosen_B: Tensor, rejected_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The two numbers of each pair whose difference is its margin, from its log-probs, each of shape (B,)."""
+        return per_token(chosen_B, batch["chosen_lengths"]), per_token(rejected_B, batch["rejected_lengths"])
+
+    def _log_probs(self, model: nn.Module) -> Tensor:
+        """Log-probs of the chosen and the rejected completions, and their scores, shape (4, N), float64."""
+
+        def look(batch: Batch) -> Tensor:
+            chosen_B, rejected_B = pair_log_probs(model, batch)
+            return torch.stack([chosen_B, rejected_B, *self._scores(batch, chosen_B, rejected_B)]).double()
+
+        with torch.no_grad(), computing(model, self._training):
+            parts = in_step(model, look, self._batches, spare=lambda: pair_log_probs(model, self._spare))
+        return torch.cat(gathered(torch.cat(parts, dim=1) if parts else None), dim=1)
+
+
+class HeldOut(HeldOutOfPolicy):
+    """The held-out pairs with their reference values: margins are log-ratios, chosen minus rejected.
 
     Args:
         rows: Token ids of every held-out pair.
@@ -47,14 +110,9 @@ class HeldOut:
         form: PairForm,
         training: TrainingConfig,
     ) -> None:
-        rank, world = rank_and_world()
-        self._training = training
-        self.margins: list[float] = []
         reference.fill(rows)
-        mine = [rows[index] for index in by_length(rows)][rank::world]
-        size = training.per_device_eval_batch_size
-        self._batches = [to_device(form.collate(mine[i : i + size]), model) for i in range(0, len(mine), size)]
-        self._spare = to_device(form.collate(rows[:1]), model)
+        super().__init__(rows, model, form, training)
+        rank, world = rank_and_world()
         self._kl_batches, (self._kl_spare, *_) = (
             completion_batches(own, model, training, packed=form.packed)
             for own in (rows[:KL_ROWS][rank::world], rows[:1])
@@ -71,7 +129,7 @@ class HeldOut:
         """The numbers of the reference itself, known without a forward pass: every margin is 0, every pair a tie."""
         return dict(UNTRAINED)
 
-    def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, *, beta_kl: float, geometry: Geometry | None) -> dict[str, float]:
         """Held-out numbers of the policy; accuracy counts a tie one half, margins and KL are in nats.
 
         Raises:
@@ -85,33 +143,17 @@ class HeldOut:
         bad = int((~margin_N.isfinite()).sum())
         if bad or not math.isfinite(kl):
             raise NotFiniteError(f"{bad} of {len(margin_N)} held-out margins are not finite, the KL is {kl:.4g}")
-        right_N = (margin_N > 0).double() + 0.5 * (margin_N == 0).double()
-        metrics = {
-            "eval_accuracy": right_N.mean(),
-            "eval_accuracy_se": right_N.std(correction=0) / math.sqrt(len(right_N)),
-            "eval_margin": margin_N.mean(),
-            "eval_margin_se": margin_N.std(correction=0) / math.sqrt(len(margin_N)),
-            "eval_chosen_logps": chosen_N.mean(),
-            "eval_rejected_logps": rejected_N.mean(),
-        }
         quantiles = torch.quantile(margin_N, margin_N.new_tensor([*MARGIN_QUANTILES.values()])).tolist()
-        return {name: value.item() for name, value in metrics.items()} | {
+        return means(margin_N, accuracy="eval_accuracy", margin="eval_margin") | {
+            "eval_chosen_logps": chosen_N.mean().item(),
+            "eval_rejected_logps": rejected_N.mean().item(),
             **dict(zip(MARGIN_QUANTILES, quantiles, strict=True)),
             "eval_kl": kl,
             "eval_trap_fraction": trap_fraction(margin_N, beta_kl=beta_kl, geometry=geometry),
         }
 
-    def _log_probs(self, model: nn.Module) -> Tensor:
-        """Chosen and rejected log-probs and their log-ratios to the reference, shape (4, N), float64."""
-
-        def ratios(batch: Batch) -> Tensor:
-            chosen_B, rejected_B = pair_log_probs(model, batch)
-            both = chosen_B - batch["ref_chosen_logps"], rejected_B - batch["ref_rejected_logps"]
-            return torch.stack([chosen_B, rejected_B, *both]).double()
-
-        with torch.no_grad(), computing(model, self._training):
-            parts = in_step(model, ratios, self._batches, spare=lambda: pair_log_probs(model, self._spare))
-        return torch.cat(gathered(torch.cat(parts, dim=1) if parts else None), dim=1)
+    def _scores(self, batch: Batch, chosen_B: Tensor, rejected_B: Tensor) -> tuple[Tensor, Tensor]:
+        return chosen_B - batch["ref_chosen_logps"], rejected_B - batch["ref_rejected_logps"]
 
     def _kl(self, model: nn.Module) -> float:
         """Exact KL(policy || reference) over the vocabulary, summed over a completion, mean over the rows, in nats."""
@@ -139,6 +181,16 @@ class HeldOut:
             return model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
 
 
+def means(margin_N: Tensor, *, accuracy: str, margin: str) -> dict[str, float]:
+    """The share of margins above 0 and their mean, under these names, with their standard errors."""
+    right_N = (margin_N > 0).double() + 0.5 * (margin_N == 0).double()
+    return {
+        name + end: value.item()
+        for name, values_N in ((accuracy, right_N), (margin, margin_N))
+        for end, value in (("", values_N.mean()), ("_se", values_N.std(correction=0) / math.sqrt(len(values_N))))
+    }
+
+
 def _kept(logits_CV: Tensor, training: TrainingConfig) -> Tensor:
     """Logits of the reference as they are kept on the host: C x V numbers a row are the largest thing that stays.
 
@@ -159,9 +211,9 @@ def _kl_div(policy_CV: Tensor, reference_CV: Tensor) -> Tensor:
     return torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum").double()
 
 
-def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry) -> float:
+def trap_fraction(margin_N: Tensor, *, beta_kl: float, geometry: Geometry | None) -> float:
     """Share of pairs below the barrier, from where descent leads into the trap; 0 for a loss without one."""
-    if geometry.barrier is None:
+    if geometry is None or geometry.barrier is None:
         return 0.0
     return float((margin_N < geometry.barrier.margin(beta_kl)).double().mean())
 

@@ -46,7 +46,7 @@ class Measurement:
         load_s: Model, tokenizer and rows, without the reference pass.
         reference_s_per_token: Of the reference's forward; padding counts as time and not as tokens.
         held_out_reference_tokens: Tokens of the reference pass over the held-out pairs.
-        reference_tokens_per_pair: Mean over the training pairs.
+        reference_tokens_per_pair: Mean over the training pairs; 0 where the timed loss takes no reference.
         train_pairs: Training pairs that a trial can see.
         step_s: Optimizer steps after the first, each scaled to a batch of mean length.
         tokens_per_step: Tokens that such a batch trains on.
@@ -125,7 +125,9 @@ def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: Resourc
 def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int) -> Measurement:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    resident, loaded_s = _timed(lambda: Resident.load(model, pairs, spec.training))
+    resident, loaded_s = _timed(
+        lambda: Resident.load(model, pairs, spec.training, with_reference=spec.loss.needs_reference)
+    )
     gc.collect()
     gc.freeze()  # as a worker does, or the collections of a trial would look through all imports
     reference, train_pairs = resident.reference, len(resident.train_rows)
@@ -144,7 +146,7 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int) -> Measureme
         load_s=max(0.0, loaded_s - held_out_tokens * reference_s),
         reference_s_per_token=reference_s,
         held_out_reference_tokens=held_out_tokens,
-        reference_tokens_per_pair=tokens_per_pair,
+        reference_tokens_per_pair=tokens_per_pair if resident.with_reference else 0.0,
         train_pairs=train_pairs,
         step_s=tuple(scaled[1:]),
         tokens_per_step=tokens_per_step,

@@ -13,7 +13,7 @@ from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs, batch_plan
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
-from tune_dlrml.training.held_out import HeldOut
+from tune_dlrml.training.held_out import HeldOut, HeldOutOfPolicy
 from tune_dlrml.training.memory.rest import kept_dtype
 from tune_dlrml.training.pairs.batches import add_log_prob_head, rows_dataset
 from tune_dlrml.training.pairs.form import choose_form
@@ -36,6 +36,7 @@ class Resident:
         training: Settings that all trials share: precision, truncation, batch size of the evaluation.
         cache: Of the reference log-probs that were computed before by this model, keyed by the form of the pairs as
             well; None keeps them in memory only.
+        with_reference: Whether trials look at the reference; without it the reference is not run.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Resident:
         pairs: Pairs,
         training: TrainingConfig,
         cache: Callable[[str], ReferenceCache] | None = None,
+        *,
+        with_reference: bool = True,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
@@ -65,7 +68,12 @@ class Resident:
         }
         self._eval_tokens = self.reference.tokens_of(eval_rows)
         self._told_tokens = 0
-        self.held_out = HeldOut(eval_rows, self.reference, model, self.form, training)
+        self.with_reference = with_reference
+        self.held_out = (
+            HeldOut(eval_rows, self.reference, model, self.form, training)
+            if with_reference
+            else HeldOutOfPolicy(eval_rows, model, self.form, training)
+        )
         settle(model)
         self._datasets: dict[tuple[int, ...], Dataset] = {}
 
@@ -78,6 +86,7 @@ class Resident:
         *,
         references: Path | None = None,
         fsdp: Literal["auto"] | bool = False,
+        with_reference: bool = True,
     ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
@@ -87,6 +96,7 @@ class Resident:
             training: Settings that all trials share.
             references: Folder with the reference log-probs of all models; None keeps them in memory only.
             fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
+            with_reference: Whether trials look at the reference; without it the reference is not run.
         """
         reference = parse_model_reference(model)
         dtype = kept_dtype(training)
@@ -104,14 +114,15 @@ class Resident:
         if sharded:
             check_division(on_device)
         cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
-        return cls(on_device, tokenizer, pairs, training, cache)
+        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference)
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
-        """Rows of `steps` optimizer steps in training order, with their reference log-probs."""
+        """Rows of `steps` optimizer steps in training order, with their reference log-probs if trials look at them."""
         key = (steps, pairs_per_step(training, workers), training.seed)
         if key not in self._datasets:
             planned = [self.train_rows[index] for index in self.plan(training, steps=steps, workers=workers)]
-            self.reference.fill(planned)
+            if self.with_reference:
+                self.reference.fill(planned)
             self._datasets = {key: rows_dataset(planned)}
         return self._datasets[key]
 
@@ -135,6 +146,8 @@ class Resident:
         )
 
     def _reference_tokens(self, training: TrainingConfig, *, steps: int, workers: int) -> dict[str, float]:
+        if not self.with_reference:
+            return {"reference_tokens": 0.0, "reference_tokens_saved": 0.0}
         rows = {*self.plan(training, steps=steps, workers=workers)}
         one_pass = self._eval_tokens + self.reference.tokens_of(self.train_rows[index] for index in rows)
         forwarded = self.reference.tokens_forwarded - self._told_tokens

@@ -26,7 +26,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tune_dlrml.config import LoraSettings
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
+from tune_dlrml.losses.preference import PreferenceLoss
 from tune_dlrml.models.quantization import flags_hidden
 from tune_dlrml.training.adapters import adapted, leave_casting_to_autocast
 from tune_dlrml.training.checkpoint import storing
@@ -36,6 +36,7 @@ from tune_dlrml.training.pairs.batches import (
     PairCollator,
     pair_log_probs,
     pair_log_probs_and_router_loss,
+    pairs_of,
     router_loss_weight,
 )
 from tune_dlrml.training.sft import ChosenAnswers
@@ -68,14 +69,14 @@ OnSave = Callable[[int, Callable[[Path], None]], None]
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, see pyproject.toml
     """Trains one trial on a resident model, which its owner puts back afterwards.
 
-    The reference log-probs come with the rows, so no step runs the reference. A learnable beta_mix lies outside the
-    wrapped model, where neither DDP nor the Trainer sees it: its gradient is averaged over the ranks here, and its own
-    Adam steps it at a constant rate, without weight decay or clipping.
+    The reference log-probs come with the rows, if at all, so no step runs the reference. A learnable beta_mix lies
+    outside the wrapped model, where neither DDP nor the Trainer sees it: its gradient is averaged over the ranks here,
+    and its own Adam steps it at a constant rate, without weight decay or clipping.
 
     Args:
         model: The resident base model, patched by `add_log_prob_head`.
         args: From `trl_config`.
-        rows: Token ids and reference log-probs in training order.
+        rows: Token ids and reference log-probs in training order; without those, trials look at no reference.
         collate: Makes the batches.
         tokenizer: The model's own.
         loss: The trial's loss.
@@ -152,21 +153,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         assert not return_outputs, "held-out evaluation does not go through the trainer"
         with nullcontext() if self._sft is None else self._sft.watching():
             chosen_B, rejected_B, router_loss = self._forward(model, inputs)
-        pairs = PairBatch(
-            chosen_B - inputs["ref_chosen_logps"],
-            rejected_B - inputs["ref_rejected_logps"],
-            inputs["chosen_lengths"],
-            inputs["rejected_lengths"],
-            inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"],
-            inputs["ref_chosen_logps"],
-            inputs["ref_rejected_logps"],
-        )
-        if self.state.global_step == 0:
+        pairs, compared = pairs_of(inputs, chosen_B, rejected_B), "ref_chosen_logps" in inputs
+        if self.state.global_step == 0 and compared:
             self._check_start(pairs.margin_B.detach(), inputs["chosen_lengths"] + inputs["rejected_lengths"])
         self.preference_loss.observe(pairs)
         loss_B = self.preference_loss(pairs)
         sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
-        seen = (loss_B, pairs.margin_B, chosen_B, rejected_B, sft_B)
+        margin_B = pairs.margin_B if compared else pairs.policy_margin_B
+        seen = (loss_B, margin_B, chosen_B, rejected_B, sft_B)
         self._micro_batches.append(pair_sums(*(each.detach() for each in seen), tokens=inputs["tokens"]))
         loss = loss_B.mean() if self._sft is None else loss_B.mean() + self._sft.weight * sft_B.mean()
         return loss if router_loss is None else loss + self._router_weight * router_loss

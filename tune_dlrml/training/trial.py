@@ -31,6 +31,9 @@ from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_tr
 
 _log = logging.getLogger(__name__)
 
+TRAIN_MARGINS = "train_accuracy", "train_margin"
+TRAIN_POLICY_MARGINS = "train_policy_accuracy", "train_policy_margin"
+"""The same of the policy alone, in a search without a reference."""
 PROGRESS = "progress.json"
 """File of a checkpoint with what a trial knows beside the state of its trainer."""
 
@@ -147,12 +150,14 @@ class _Run:
     reported_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self._rule = DivergenceRule(self.plan.divergence, loss_at_zero=self.loss.geometry().value_at_zero)
+        shape, compared = self.loss.geometry(), self.resident.with_reference
+        at_zero = 0.0 if shape is None else shape.value_at_zero
+        self._rule = DivergenceRule(self.plan.divergence, loss_at_zero=at_zero, judges_margin=compared)
 
     def start(self) -> bool:
-        """Report the state at step 0, which every trial shares and which needs no forward pass."""
+        """Report the state at step 0, as far as it needs no forward pass; every trial shares it."""
         untrained = self.resident.held_out.untrained()
-        return self._send(0, untrained | self.facts | self.loss.reported(), evaluated=True, rung=False)
+        return self._send(0, untrained | self.facts | self.loss.reported(), evaluated=bool(untrained), rung=False)
 
     def resume(self, checkpoint: Checkpoint) -> bool:
         """Restore the trial's records from a checkpoint, and resend the reports that were not acknowledged then."""
@@ -276,10 +281,11 @@ class _Run:
     def _training_metrics(self) -> dict[str, float]:
         """Means over the steps since the last report; what no step has finite is left out."""
         steps, now = self.since_report, self.clock()
+        accuracy, margin = TRAIN_MARGINS if self.resident.with_reference else TRAIN_POLICY_MARGINS
         means: dict[str, list[float | None]] = {
             "train_loss": [s.loss for s in steps],
-            "train_accuracy": [s.accuracy for s in steps],
-            "train_margin": [s.margin for s in steps],
+            accuracy: [s.accuracy for s in steps],
+            margin: [s.margin for s in steps],
             "train_chosen_logps": [s.chosen_logps for s in steps],
             "train_rejected_logps": [s.rejected_logps for s in steps],
             "grad_norm": [s.grad_norm for s in steps],

@@ -83,7 +83,12 @@ def _load(group: GroupSpec) -> Resident:
     torch.set_num_threads(group.resources.cpus_per_worker)
     keep_freed_memory()
     resident = Resident.load(
-        group.model, group.pairs, group.training, references=Path(group.reference), fsdp=group.resources.fsdp
+        group.model,
+        group.pairs,
+        group.training,
+        references=None if group.reference is None else Path(group.reference),
+        fsdp=group.resources.fsdp,
+        with_reference=group.reference is not None,
     )
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own

@@ -91,7 +91,11 @@ class ProgressView:
             self._say(how_computed(report.metrics))
         if report.evaluated and report.step > 0:
             where = "rung" if report.rung else "step"
-            said = (_filled(metric.line, metric, report.metrics) for metric in METRICS.values() if metric.line)
+            said = (
+                _filled(metric.line, metric, report.metrics)
+                for metric in METRICS.values()
+                if metric.line and metric.name in report.metrics
+            )
             self._say(f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: {', '.join(said)}")
 
     def on_notice(self, text: str) -> None:
@@ -223,7 +227,7 @@ def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, fl
     table = Table(header_style="bold", row_styles=["", "on grey7"], pad_edge=False)
     for heading in ("#", "loss", "parameters", "state", "stop reason"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "#" else "left")
-    shown = [metric for metric in METRICS.values() if metric.heading]
+    shown = _columns(metrics)
     for metric in shown:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for row in rows:
@@ -239,6 +243,14 @@ def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, fl
             style="bold" if row.number == best else None,
         )
     return table
+
+
+def _columns(metrics: Mapping[int, Mapping[str, float]]) -> list[Metric]:
+    """The metrics with a column: those of searches with a reference, unless the reports are of one without."""
+    told = {name for own in metrics.values() for name in own}
+    alone = any(METRICS[name].of_searches == "without a reference" for name in told & METRICS.keys())
+    other = "with a reference" if alone else "without a reference"
+    return [metric for metric in METRICS.values() if metric.heading and metric.of_searches != other]
 
 
 def _filled(form: str, metric: Metric, own: Mapping[str, float]) -> str:

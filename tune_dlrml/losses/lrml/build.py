@@ -24,8 +24,9 @@ class Mixed(PureLoss):
 
     def reported(self) -> dict[str, float]:
         """The c and beta_mix that it has throughout."""
-        c = self.reverse_kl_geometry().c
-        assert c is not None
+        shape = self.reverse_kl_geometry()
+        assert shape is not None and shape.c is not None
+        c = shape.c
         return {"c": c, "beta_mix": c * self.numbers["tau"] * self.beta_kl}
 
 

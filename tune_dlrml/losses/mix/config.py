@@ -15,7 +15,7 @@ class MixPart(Frozen):
     """One loss of a weighted sum."""
 
     loss: "PartLoss"
-    """Any loss that learns nothing, but one of your own or another sum, with its own fields."""
+    """Any loss that takes a reference and learns nothing, but one of your own or another sum, with its own fields."""
     weight: SearchedPositive = 1.0
     """Its weight; the weights need not add up to 1."""
 
@@ -38,6 +38,8 @@ class MixLoss(Loss):
         for at, part in enumerate(self.parts):
             if part.loss.sft is not None:
                 raise law("`sft` stands beside the sum, but got one inside a part", key=f"parts.{at}.loss.sft")
+            if not part.loss.needs_reference:
+                raise law("a part takes a reference, but this one takes none", key=f"parts.{at}.loss")
             if part.loss.learnt_metrics():
                 raise law("a part learns nothing beside the policy, but this one does", key=f"parts.{at}.loss")
         return self

@@ -16,6 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import TrainingConfig
+from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.training.pairs.log_prob_head import UNSCORED
 from tune_dlrml.training.pairs.packed import packed_log_probs, packed_token_log_probs
 
@@ -82,6 +83,16 @@ def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     if "layout" in batch:
         return packed_log_probs(model, batch)
     return _sums(_padded_outputs(model, batch), batch)
+
+
+def pairs_of(batch: Batch, chosen_B: Tensor, rejected_B: Tensor) -> PairBatch:
+    """The pairs of a batch, of these log-probs, as a loss sees them; without a reference where the batch has none."""
+    lengths = batch["chosen_lengths"], batch["rejected_lengths"]
+    if "ref_chosen_logps" not in batch:
+        return PairBatch(chosen_B, rejected_B, *lengths)
+    reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+    ratios = chosen_B - reference[0], rejected_B - reference[1]
+    return PairBatch(*ratios, *lengths, reference[0] - reference[1], *reference)
 
 
 def pair_log_probs_and_router_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

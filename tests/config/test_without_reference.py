@@ -1,0 +1,54 @@
+"""A search without a reference, and what it refuses before it starts."""
+
+import pytest
+from pydantic import ValidationError
+
+from tune_dlrml.config import SearchConfig
+
+FREE = {"name": "simpo", "beta": {"log_uniform": [1, 10]}}
+
+
+def made(losses=(FREE,), **search):
+    return SearchConfig.model_validate(
+        {
+            "name": "made",
+            "model": "package:made/made.gguf",
+            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "training": {"learning_rate": 1e-4, "max_steps": 50},
+            "search": {"num_trials": 3, **search},
+            "space": {"losses": list(losses)},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "search", "needed"),
+    [
+        ([FREE], {}, True),
+        ([FREE], {"baseline": None, "metric": "eval_policy_margin"}, False),
+        ([FREE, {"name": "dpo"}], {"baseline": None}, True),
+    ],
+)
+def test_a_search_has_a_reference_for_its_losses_or_its_baseline(losses, search, needed):
+    assert made(losses, **search).needs_reference() == needed
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"baseline": None}, "eval_accuracy compares with the reference.*take eval_policy_accuracy"),
+        ({"baseline": None, "metric": "eval_margin"}, "eval_margin compares with the reference"),
+        ({"metric": "eval_policy_accuracy"}, "by a search without a reference alone; take eval_accuracy"),
+        (
+            {"baseline": None, "metric": "eval_policy_accuracy", "constraints": {"eval_kl": {"max": 5}}},
+            "eval_kl compares with the reference",
+        ),
+        (
+            {"baseline": None, "metric": "eval_policy_accuracy", "confirm": {"top": 2}},
+            "compares with DPO, which takes a reference",
+        ),
+    ],
+)
+def test_what_needs_the_other_kind_of_search_is_refused_with_the_remedy(search, words):
+    with pytest.raises(ValidationError, match=words):
+        made(**search)
