@@ -16,7 +16,6 @@ from tune_dlrml.losses.dpo.config import (
 )
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
-from tune_dlrml.losses.mix.config import MixLoss
 from tune_dlrml.losses.reference_free.config import (
     AlphapoLoss,
     CpoLoss,
@@ -25,8 +24,10 @@ from tune_dlrml.losses.reference_free.config import (
     SimpoLoss,
     SlicLoss,
 )
+from tune_dlrml.losses.registry import LOSSES
 from tune_dlrml.losses.transport.config import AotLoss, AotUnpairedLoss
 
+MixLoss = LOSSES["mix"].config  # what its parts may be is known to the registry alone
 BOUNDED_MIX = LearnableBetaMix(c_init=5.0, learning_rate=0.01, c_bounds=(1.0, 9.1))
 RAW_MIX = LearnableBetaMix(init=0.2, learning_rate=0.01, c_bounds=None)
 
