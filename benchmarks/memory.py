@@ -5,8 +5,6 @@ Usage: PYTHONPATH=tests python -m benchmarks.memory [--ranks 1 2] [--only full,p
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +15,8 @@ import torch
 import torch.distributed as dist
 from gpu.made import quiet
 from measured_memory import BATCH, Case
+
+from benchmarks.ranks import run_ranks
 
 MIB = 2**20
 SETTINGS = {
@@ -68,17 +68,7 @@ def run(world: int, only: str) -> None:
     """Measure on so many ranks and print a line a case."""
     with tempfile.TemporaryDirectory() as name:
         Case().write(Path(name, "toy"))
-        own = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        command = [sys.executable, "-m", "benchmarks.memory", "--world", str(world), "--folder", name, "--only", only]
-        processes = [
-            subprocess.Popen(
-                [*command, "--rank", str(rank)],
-                env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            )
-            for rank in range(world)
-        ]
-        codes = [process.wait() for process in processes]
-        assert codes == [0] * world, codes
+        run_ranks([sys.executable, "-m", "benchmarks.memory", "--folder", name, "--only", only], world)
         for case, measured, planned, moment in json.loads(Path(name, "rows.json").read_text()):
             line = f"{measured / MIB:6.2f} MiB, planned {planned / MIB:6.2f}, {planned / measured - 1:+6.1%}"
             print(f"{world} rank(s)  {case:62} {line}  ({moment})", flush=True)

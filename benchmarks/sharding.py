@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from toy_training import DPO, LEARNABLE, Recorder, plan, settings
 
+from benchmarks.ranks import run_ranks
 from tune_dlrml.records import Answer, Report
 from tune_dlrml.training.checkpoint import newest_checkpoint
 from tune_dlrml.training.resident import Resident
@@ -258,17 +258,7 @@ def run(world: int, only: str) -> None:
         folder = Path(name)
         toy.write_model(folder / "toy")
         toy.write_model(folder / "tied", tied=True)
-        own = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        command = [sys.executable, __file__, "--world", str(world), "--folder", name, "--only", only]
-        processes = [
-            subprocess.Popen(
-                [*command, "--rank", str(rank)],
-                env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            )
-            for rank in range(world)
-        ]
-        codes = [process.wait() for process in processes]
-        assert codes == [0] * world, codes
+        run_ranks([sys.executable, "-m", "benchmarks.sharding", "--folder", name, "--only", only], world)
         print("\n".join(compared(folder, world)), flush=True)
 
 

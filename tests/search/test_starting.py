@@ -106,8 +106,14 @@ def test_a_given_point_outside_the_space_is_refused(config_with: Config, point: 
     ("search", "message"),
     [
         ({"points": [DPO], "sampler": "grid"}, "sampler grid trains every point by itself"),
-        ({"points": [DPO, DLRML], "num_trials": 2}, "2 points to start with and the baseline must fit .* num_trials=2"),
-        ({"start_from": {"search": "old", "top": 4}, "num_trials": 3, "baseline": None}, "4 points .* num_trials=3"),
+        (
+            {"points": [DPO, DLRML], "num_trials": 2},
+            "2 points, 0 trials to start from and 1 baseline must fit .* num_trials=2",
+        ),
+        (
+            {"start_from": {"search": "old", "top": 4}, "num_trials": 3, "baseline": None},
+            "0 points, 4 trials to start from and 0 baseline must fit .* num_trials=3",
+        ),
         ({"start_from": {"search": "old", "top": 0}}, "top"),
     ],
 )
@@ -183,7 +189,7 @@ def test_an_earlier_search_must_exist_and_have_a_complete_trial(config_with: Con
     with pytest.raises(InputError, match=r"search.start_from.search: there is no search 'planted'"):
         start_of(later(config_with), place)
     open_search(config_with(), place).close()
-    with pytest.raises(InputError, match=r"search 'planted' must have a complete trial, but has none of 0"):
+    with pytest.raises(InputError, match=r"search 'planted' must have a complete, feasible trial, but has none of 0"):
         start_of(later(config_with), place)
 
 

@@ -193,13 +193,14 @@ class SearchConfig(Frozen):
     def _check_start(self) -> None:
         search = self.search
         key = "search.points" if search.points else "search.start_from"
-        first = len(search.points or ()) + (0 if search.start_from is None else search.start_from.top)
+        given, top = len(search.points or ()), 0 if search.start_from is None else search.start_from.top
+        first = given + top
         if first and search.sampler == "grid":
             raise law("sampler grid trains every point by itself; leave this out or take another sampler", key=key)
         baseline = 0 if search.baseline is None else 1
         if search.num_trials is not None and first and baseline + first > search.num_trials:
             raise law(
-                f"{first} points to start with{' and the baseline' if baseline else ''} must fit search.num_trials, "
+                f"{given} points, {top} trials to start from and {baseline} baseline must fit search.num_trials, "
                 f"but got num_trials={search.num_trials}",
                 key=key,
             )

@@ -30,7 +30,8 @@ def start_of(config: SearchConfig, place: SearchPlace) -> Start:
     A search that was started has its points in its study, since the earlier search may have gone on since.
 
     Raises:
-        InputError: A point of the file is outside the space, or the earlier search is missing or has no complete trial.
+        InputError: A point of the file is outside the space, or the earlier search is missing or has no trial that is
+            complete and feasible.
     """
     check_points(config)
     points = tuple(config.search.points or ())
@@ -97,7 +98,7 @@ def _best_of(earlier: StartFromConfig, place: SearchPlace) -> list[TrialRow]:
     best_first = [row for row in ranked(rows, maximize=maximize) if row.spec is not None]
     if not best_first:
         raise InputError(
-            f"search.start_from.search: search {earlier.search!r} must have a complete trial, but has none of "
-            f"{len(rows)}; let it go on first, or leave start_from out"
+            f"search.start_from.search: search {earlier.search!r} must have a complete, feasible trial, but has none "
+            f"of {len(rows)}; let it go on first, or leave start_from out"
         )
     return best_first[: earlier.top]
