@@ -77,8 +77,20 @@ def test_a_parameter_of_a_users_loss_is_called_by_its_own_name():
 
 
 def test_step_0_says_what_needs_no_forward_pass():
-    assert UNTRAINED["eval_accuracy"] == 0.5
-    assert {value for name, value in UNTRAINED.items() if name != "eval_accuracy"} == {0.0}
+    halves = {"eval_accuracy", "eval_accuracy_lc", "eval_auc"}
+    assert {name for name, value in UNTRAINED.items() if value == 0.5} == halves
+    assert {value for name, value in UNTRAINED.items() if name not in halves} == {0.0}
+
+
+def test_a_table_has_accuracy_and_margin_always_and_another_objective_where_it_decides():
+    def objectives_of(metric):
+        return {each.name for each in METRICS.values() if each.objective and each.shown(metric)}
+
+    always = objectives_of("eval_accuracy")
+    assert {"eval_accuracy", "eval_margin"} <= always
+    for name in ("eval_accuracy_lc", "eval_auc", "eval_separation"):
+        assert name not in always
+        assert objectives_of(name) == always | {name}
 
 
 def test_the_package_knows_no_held_out_or_training_number_that_is_not_in_the_table():

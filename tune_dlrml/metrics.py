@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
-PAIRS = "share of pairs"
+PAIRS, RATIO = "share of pairs", "no unit"
 COMPLETION, TOKEN = "nats a completion", "nats a token"
 Searches = Literal["all", "with a reference", "without a reference"]
 
@@ -38,6 +38,7 @@ class Metric:
             `SearchConfig.needs_reference`.
         of_pair: Its value for one held-out pair by the margin, where the metric is the mean; None where it is not.
         heading: Heading of its column in the table of trials; empty if it has none.
+        only_as_objective: Whether tables, lines and cards show it only where it decides the search.
         form: Format of a value there, and of its standard error.
         line: Format of a value and its standard error while a search runs; empty if it is not shown.
         on_card: Whether the card of an exported model has it.
@@ -56,6 +57,7 @@ class Metric:
     of_searches: Searches = "all"
     of_pair: Callable[[float], float] | None = None
     heading: str = ""
+    only_as_objective: bool = False
     form: str = "{:.3g}"
     line: str = ""
     on_card: bool = False
@@ -69,6 +71,10 @@ class Metric:
     def counts_pairs(self) -> bool:
         """Whether it is a share of pairs, so that where it is 0 or 1 their spread is 0 too."""
         return self.unit == PAIRS
+
+    def shown(self, objective: str) -> bool:
+        """Whether tables, lines and cards of a search by this objective have it, if those of any search do."""
+        return not self.only_as_objective or self.name == objective
 
     def within(self, low: float, high: float) -> tuple[float, float]:
         """An interval cut to the range of the metric."""
@@ -115,6 +121,26 @@ _EVALUATION = (
         name="eval_accuracy_se", words="standard error of the held-out accuracy", unit=PAIRS, least=0,
         meaning="Standard error of `eval_accuracy` over the held-out pairs.", untrained=0.0),
     _of_margins(
+        name="eval_accuracy_lc", words="length-controlled held-out accuracy", unit=PAIRS, least=0, most=1,
+        better="higher",
+        meaning="As `eval_accuracy`, with the pairs whose chosen completion is the longer one and those where it is "
+        "the shorter one counting alike, so that a preference for length alone has 0.5.",
+        untrained=0.5, objective=True, only_as_objective=True,
+        heading="accuracy lc", form="{:.3f} +- {:.3f}", line="length-controlled accuracy {:.3f} +- {:.3f}",
+        on_card=True),
+    _of_margins(
+        name="eval_accuracy_lc_se", words="standard error of the length-controlled held-out accuracy", unit=PAIRS,
+        least=0, meaning="Standard error of `eval_accuracy_lc` over the held-out pairs.", untrained=0.0),
+    _of_margins(
+        name="eval_auc", words="held-out AUC", unit=PAIRS, least=0, most=1, better="higher",
+        meaning="Probability that the log-ratio of policy to reference of a chosen held-out completion exceeds that of "
+        "a rejected one of any pair; a tie counts one half.",
+        untrained=0.5, objective=True, only_as_objective=True,
+        heading="AUC", form="{:.3f} +- {:.3f}", line="AUC {:.3f} +- {:.3f}", on_card=True),
+    _of_margins(
+        name="eval_auc_se", words="standard error of the held-out AUC", unit=PAIRS, least=0,
+        meaning="Standard error of `eval_auc` over the held-out pairs.", untrained=0.0),
+    _of_margins(
         name="eval_margin", words="held-out margin", unit="nats", better="higher",
         meaning="Mean margin of the held-out pairs: log-ratio of policy to reference, chosen minus rejected.",
         untrained=0.0, objective=True, of_pair=float,
@@ -122,6 +148,15 @@ _EVALUATION = (
     _of_margins(
         name="eval_margin_se", words="standard error of the held-out margin", unit="nats", least=0,
         meaning="Standard error of `eval_margin` over the held-out pairs."),
+    _of_margins(
+        name="eval_separation", words="held-out separation", unit=RATIO, better="higher",
+        meaning="Mean margin of the held-out pairs over the standard deviation of their margins: a factor on all "
+        "margins does not change it; 0 where all margins are equal.",
+        untrained=0.0, objective=True, only_as_objective=True,
+        heading="separation", form="{:+.3f} +- {:.3f}", line="separation {:+.3f} +- {:.3f}", on_card=True),
+    _of_margins(
+        name="eval_separation_se", words="standard error of the held-out separation", unit=RATIO, least=0,
+        meaning="Standard error of `eval_separation` over the held-out pairs.", untrained=0.0),
     _of_margins(
         name="eval_kl", words="KL to the reference", unit=COMPLETION, least=0, better="lower",
         meaning="KL(policy || reference), exact over the vocabulary, on the chosen completions of the first held-out "
@@ -191,7 +226,7 @@ _STEPS = (
         name="train_rejected_logps", words="training log-probability, rejected", unit=COMPLETION, most=0,
         meaning="Mean log-probability of the rejected completions trained on under the policy."),
     _of_steps(
-        name="grad_norm", words="gradient norm", unit="no unit", least=0,
+        name="grad_norm", words="gradient norm", unit=RATIO, least=0,
         meaning="Mean L2 norm of the gradient before clipping."),
     _of_steps(
         name="nonfinite_loss_fraction", words="losses that are not finite", unit=PAIRS, least=0, most=1, better="lower",
@@ -202,7 +237,7 @@ _STEPS = (
         meaning="Entries of the gradient, before clipping, that are not finite.",
         heading="non-finite", form="{:.0%}"),
     _of_steps(
-        name="learning_rate", words="learning rate", unit="no unit", least=0,
+        name="learning_rate", words="learning rate", unit=RATIO, least=0,
         meaning="Learning rate of the newest step."),
     _of_steps(
         name="tokens", words="trained tokens", unit="tokens", least=0,
@@ -211,7 +246,7 @@ _STEPS = (
         name="steps_per_second", words="speed", unit="steps a second", least=0,
         meaning="Optimizer steps a second, without evaluations and checkpoints."),
     _of_steps(
-        name="c", words="c = beta_mix / (tau · beta_kl)", unit="no unit",
+        name="c", words="c = beta_mix / (tau · beta_kl)", unit=RATIO,
         meaning="Shape number of a loss with mixing; of a learnt one its present value.", heading="c"),
     _of_steps(
         name="beta_mix", words="beta_mix", unit="per nat",

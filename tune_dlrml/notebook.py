@@ -150,7 +150,7 @@ def run_search(
     prepared = prepare(resolved, place, judge_key)
     if view is not None:
         return Search(driver.run_search(prepared, view), place)
-    with ProgressView(reading_console()) as lines:
+    with ProgressView(reading_console(), resolved.search.metric) as lines:
         for note in prepared.notes:
             lines.on_notice(note)
         return Search(driver.run_search(prepared, lines), place)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -143,6 +144,39 @@ def test_kl_is_that_of_whole_distributions_over_the_first_16_chosen_completions(
             values.append(float((ours.exp() * (ours - theirs)).sum()))
     assert found == pytest.approx(sum(values) / len(values), rel=1e-4)
     assert found > 0.01
+
+
+def test_auc_separation_and_controlled_accuracy_are_those_of_full_logits(toy_model: Path) -> None:
+    training, pairs = settings(per_device_eval_batch_size=3), toy.pairs(12, seed=3)
+    for pair in pairs[::3]:
+        pair["rejected"] += " and so it went on for long"
+    for pair in pairs[1::6]:
+        pair["chosen"] += " and so it went on"
+    resident = resident_with(toy_model, pairs, training)
+    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    with adapter(resident) as policy:
+        policy.eval()
+        found = resident.held_out.evaluate(policy, beta_kl=0.1, geometry=dpo_geometry())
+        sides = [[completion(resident, pair, side, training) for pair in pairs] for side in ("chosen", "rejected")]
+        ratios = [
+            [sequence_log_prob(policy, *each) - sequence_log_prob(base, *each) for each in side] for side in sides
+        ]
+    chosen, rejected = ratios
+    margins = [one - other for one, other in zip(chosen, rejected, strict=True)]
+    assert found["eval_auc"] == sum(one > other for one in chosen for other in rejected) / 12**2
+    assert found["eval_separation"] == pytest.approx(fmean(margins) / pstdev(margins), rel=1e-3)
+    longer = [len(one) - len(other) for (one, _), (other, _) in zip(*sides, strict=True)]
+    strata = [
+        [float(margin > 0) for margin, by in zip(margins, longer, strict=True) if is_in(by)]
+        for is_in in (lambda by: by > 0, lambda by: by < 0, lambda by: by == 0)
+    ]
+    share_equal = len(strata[2]) / 12
+    weights = [(1 - share_equal) / 2, (1 - share_equal) / 2, share_equal]
+    assert all(strata) and weights[0] != len(strata[0]) / 12
+    expected = sum(weight * fmean(stratum) for weight, stratum in zip(weights, strata, strict=True))
+    assert found["eval_accuracy_lc"] == pytest.approx(expected)
+    assert found["eval_accuracy_lc"] != pytest.approx(found["eval_accuracy"])
+    assert min(found[f"eval_{name}_se"] for name in ("auc", "separation", "accuracy_lc")) > 0
 
 
 def test_ties_count_one_half(toy_model: Path) -> None:

@@ -192,7 +192,13 @@ def test_step_zero_is_reported_before_any_forward_pass(
         == {
             "eval_accuracy": 0.5,
             "eval_accuracy_se": 0.0,
+            "eval_accuracy_lc": 0.5,
+            "eval_accuracy_lc_se": 0.0,
+            "eval_auc": 0.5,
+            "eval_auc_se": 0.0,
             "eval_margin": 0.0,
+            "eval_separation": 0.0,
+            "eval_separation_se": 0.0,
             "eval_kl": 0.0,
             **{f"eval_margin_p{percent}": 0.0 for percent in ("00", "05", "25", "50", "75", "95", "100")},
             "c": pytest.approx(20.0),
@@ -254,11 +260,9 @@ TRAINING_METRICS = {
     "tokens",
     "steps_per_second",
 }
+OBJECTIVES = ("eval_accuracy", "eval_accuracy_lc", "eval_auc", "eval_margin", "eval_separation")
 HELD_OUT_METRICS = {
-    "eval_accuracy",
-    "eval_accuracy_se",
-    "eval_margin",
-    "eval_margin_se",
+    *(f"{name}{end}" for name in OBJECTIVES for end in ("", "_se")),
     *(f"eval_margin_p{percent}" for percent in ("00", "05", "25", "50", "75", "95", "100")),
     "eval_chosen_logps",
     "eval_rejected_logps",

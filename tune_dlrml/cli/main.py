@@ -104,7 +104,7 @@ def search(
         from tune_dlrml.views.search import ProgressView, duration, trials_table, usage_line
 
     out = console(as_json)
-    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet) as view:
+    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet, config.search.metric) as view:
         for note in prepared.notes:
             _log.warning("%s", note)  # the log keeps what the terminal loses when it closes
             view.on_notice(note)
@@ -114,7 +114,7 @@ def search(
         ended = {"interrupted": result.interrupted, "out_of_time": result.out_of_time}
         print_json(_search_document(result, usage, confirmation) | ended)
     else:
-        out.print(trials_table(result.rows, result.metrics, result.best))
+        out.print(trials_table(result.rows, result.metrics, result.metric, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
         out.print(usage_line(usage), highlight=False, soft_wrap=True)
         _print_best(out, result)
@@ -151,7 +151,7 @@ def status(
         return
     out = console(False)
     rows = [row for row in result.rows if row.number in result.front] if pareto else result.rows
-    out.print(trials_table(rows, result.metrics, result.best))
+    out.print(trials_table(rows, result.metrics, result.metric, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
     out.print(usage_line(usage), highlight=False, soft_wrap=True)
     _print_best(out, result)

@@ -33,8 +33,6 @@ class ConfirmConfig(Frozen):
 
     top: Natural = 3
     """Trials that are trained again, the best ones by the search's metric."""
-    per_loss: Natural | None = None
-    """Most of them that one entry of `space.losses` may have: 1 confirms each loss at its best. Null sets no limit."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """New seeds for each of them."""
 
@@ -73,7 +71,7 @@ class SearchSettings(Frozen):
     num_trials: Natural | None = None
     """Trials of the search, including the baseline; null uses every point of a grid."""
     metric: Objective = "eval_accuracy"
-    """Held-out metric that decides, which can be compared between losses. `eval_policy_accuracy` and
+    """Held-out metric that decides, which can be compared between losses: see the guide. `eval_policy_accuracy` and
     `eval_policy_margin` are those of a search without a reference: no baseline, and only losses that take none."""
     mode: Literal["max", "min"] = "max"
     """Whether larger or smaller values of it are better."""

@@ -118,7 +118,7 @@ def geometry_sentences(shape: Geometry | None, metrics: Mapping[str, float]) -> 
 def _numbers(trial: TrainedTrial) -> str:
     rows = []
     for name, metric in METRICS.items():
-        if metric.on_card and name in trial.metrics:
+        if metric.on_card and metric.shown(trial.config.search.metric) and name in trial.metrics:
             spread = trial.metrics.get(metric.error)
             shown = "" if spread is None else f"{spread:.4f}"
             rows.append((f"`{name}`", f"{trial.metrics[name]:.4f}", shown, metric.unit, metric.meaning))

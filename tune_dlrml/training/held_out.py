@@ -1,4 +1,4 @@
-"""Held-out numbers of a policy that do not depend on its loss: accuracy, margins, trapped pairs, KL to the reference.
+"""Held-out numbers of a policy that do not depend on its loss: accuracies, margins, trapped pairs, KL to the reference.
 
 Shape legend: B = pairs in a batch, N = held-out pairs, C = completion tokens of a batch, V = vocabulary.
 """
@@ -15,6 +15,7 @@ from tune_dlrml.errors import NotFiniteError
 from tune_dlrml.losses.dpo.function import per_token
 from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.metrics import MARGIN_QUANTILES, UNTRAINED
+from tune_dlrml.training.estimates import auc, length_controlled_accuracy, mean, right, separation, with_errors
 from tune_dlrml.training.full_precision import in_float32
 from tune_dlrml.training.pairs.batches import Batch, pair_log_probs
 from tune_dlrml.training.pairs.form import CompletionBatch, PairForm, completion_batches
@@ -64,13 +65,14 @@ class HeldOutOfPolicy:
             NotFiniteError: A margin is not finite.
         """
         model.eval()
-        chosen_N, rejected_N, chosen_mean_N, rejected_mean_N = self._log_probs(model)
+        chosen_N, rejected_N, chosen_mean_N, rejected_mean_N, _ = self._measured(model)
         margin_N = chosen_mean_N - rejected_mean_N
         self.margins = margin_N.tolist()
         bad = int((~margin_N.isfinite()).sum())
         if bad:
             raise NotFiniteError(f"{bad} of {len(margin_N)} held-out margins of the policy are not finite")
-        return means(margin_N, accuracy="eval_policy_accuracy", margin="eval_policy_margin") | {
+        estimates = {"eval_policy_accuracy": mean(right(margin_N)), "eval_policy_margin": mean(margin_N)}
+        return with_errors(estimates) | {
             "eval_chosen_logps": chosen_N.mean().item(),
             "eval_rejected_logps": rejected_N.mean().item(),
         }
@@ -79,12 +81,17 @@ class HeldOutOfPolicy:
         """The two numbers of each pair whose difference is its margin, from its log-probs, each of shape (B,)."""
         return per_token(chosen_B, batch["chosen_lengths"]), per_token(rejected_B, batch["rejected_lengths"])
 
-    def _log_probs(self, model: nn.Module) -> Tensor:
-        """Log-probs of the chosen and the rejected completions, and their scores, shape (4, N), float64."""
+    def _measured(self, model: nn.Module) -> Tensor:
+        """What is known of each pair, shape (5, N), float64.
+
+        Log-probs of the chosen and the rejected completion, their scores, and the tokens that the chosen one is longer.
+        """
 
         def look(batch: Batch) -> Tensor:
             chosen_B, rejected_B = pair_log_probs(model, batch)
-            return torch.stack([chosen_B, rejected_B, *self._scores(batch, chosen_B, rejected_B)]).double()
+            longer_B = batch["chosen_lengths"] - batch["rejected_lengths"]
+            of_pairs = chosen_B, rejected_B, *self._scores(batch, chosen_B, rejected_B), longer_B
+            return torch.stack([each_B.double() for each_B in of_pairs])
 
         with torch.no_grad(), computing(model, self._training):
             parts = in_step(model, look, self._batches, spare=lambda: pair_log_probs(model, self._spare))
@@ -136,7 +143,7 @@ class HeldOut(HeldOutOfPolicy):
             NotFiniteError: A margin or the KL is not finite.
         """
         model.eval()
-        chosen_N, rejected_N, ratio_chosen_N, ratio_rejected_N = self._log_probs(model)
+        chosen_N, rejected_N, ratio_chosen_N, ratio_rejected_N, longer_N = self._measured(model)
         margin_N = ratio_chosen_N - ratio_rejected_N
         self.margins = margin_N.tolist()
         kl = self._kl(model)
@@ -144,7 +151,14 @@ class HeldOut(HeldOutOfPolicy):
         if bad or not math.isfinite(kl):
             raise NotFiniteError(f"{bad} of {len(margin_N)} held-out margins are not finite, the KL is {kl:.4g}")
         quantiles = torch.quantile(margin_N, margin_N.new_tensor([*MARGIN_QUANTILES.values()])).tolist()
-        return means(margin_N, accuracy="eval_accuracy", margin="eval_margin") | {
+        estimates = {
+            "eval_accuracy": mean(right(margin_N)),
+            "eval_accuracy_lc": length_controlled_accuracy(margin_N, longer_N),
+            "eval_auc": auc(ratio_chosen_N, ratio_rejected_N),
+            "eval_margin": mean(margin_N),
+            "eval_separation": separation(margin_N),
+        }
+        return with_errors(estimates) | {
             "eval_chosen_logps": chosen_N.mean().item(),
             "eval_rejected_logps": rejected_N.mean().item(),
             **dict(zip(MARGIN_QUANTILES, quantiles, strict=True)),
@@ -179,16 +193,6 @@ class HeldOut(HeldOutOfPolicy):
         """
         with in_float32(model):
             return model(**batch.inputs, logits_to_keep=batch.predicting_C).logits[0]
-
-
-def means(margin_N: Tensor, *, accuracy: str, margin: str) -> dict[str, float]:
-    """The share of margins above 0 and their mean, under these names, with their standard errors."""
-    right_N = (margin_N > 0).double() + 0.5 * (margin_N == 0).double()
-    return {
-        name + end: value.item()
-        for name, values_N in ((accuracy, right_N), (margin, margin_N))
-        for end, value in (("", values_N.mean()), ("_se", values_N.std(correction=0) / math.sqrt(len(values_N))))
-    }
 
 
 def _kept(logits_CV: Tensor, training: TrainingConfig) -> Tensor:

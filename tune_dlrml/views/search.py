@@ -41,10 +41,11 @@ class ProgressView:
 
     Args:
         console: Where the lines go.
+        objective: Metric that decides the search.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, objective: str) -> None:
+        self._console, self._objective = console, objective
         self._num_trials = self._full_steps = self._done = self._ended = 0
         self._began, self._first_end = time.monotonic(), 0.0
         self._progress = Progress(
@@ -94,7 +95,7 @@ class ProgressView:
             said = (
                 _filled(metric.line, metric, report.metrics)
                 for metric in METRICS.values()
-                if metric.line and metric.name in report.metrics
+                if metric.line and metric.shown(self._objective) and metric.name in report.metrics
             )
             self._say(f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: {', '.join(said)}")
 
@@ -222,12 +223,14 @@ def number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], best: int | None) -> Table:
-    """All trials of a search, the best one marked."""
+def trials_table(
+    rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], objective: str, best: int | None
+) -> Table:
+    """All trials of a search by this objective, the best one marked."""
     table = Table(header_style="bold", row_styles=["", "on grey7"], pad_edge=False)
     for heading in ("#", "loss", "parameters", "state", "stop reason"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "#" else "left")
-    shown = _columns(metrics)
+    shown = _columns(metrics, objective)
     for metric in shown:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for row in rows:
@@ -245,12 +248,12 @@ def trials_table(rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, fl
     return table
 
 
-def _columns(metrics: Mapping[int, Mapping[str, float]]) -> list[Metric]:
+def _columns(metrics: Mapping[int, Mapping[str, float]], objective: str) -> list[Metric]:
     """The metrics with a column: those of searches with a reference, unless the reports are of one without."""
     told = {name for own in metrics.values() for name in own}
     alone = any(METRICS[name].of_searches == "without a reference" for name in told & METRICS.keys())
     other = "with a reference" if alone else "without a reference"
-    return [metric for metric in METRICS.values() if metric.heading and metric.of_searches != other]
+    return [each for each in METRICS.values() if each.heading and each.of_searches != other and each.shown(objective)]
 
 
 def _filled(form: str, metric: Metric, own: Mapping[str, float]) -> str:
