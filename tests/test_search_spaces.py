@@ -10,6 +10,7 @@ from tune_dlrml.config import load_config, to_yaml
 from tune_dlrml.data import parse_dataset_reference
 from tune_dlrml.domains import Choice, Domain, Range
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.registry import LOSSES
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
 
@@ -43,7 +44,7 @@ def test_the_experiments_that_the_readme_promises_are_shipped():
         "imdb-full",
         "published-settings",
     }
-    promised |= {"discovered-family", "scoring-rules"}
+    promised |= {"discovered-family", "scoring-rules", "reference-free", "every-loss", "pairwise-or-pointwise"}
     assert promised <= {path.stem for path in FILES}
 
 
@@ -149,3 +150,35 @@ def test_the_safe_band_stays_inside_the_band_without_a_trap():
 def test_the_learnable_searches_differ_in_what_bounds_beta_mix():
     branches = SearchSpace(load_config(FOLDER / "learnable-beta-mix.yaml")).branches
     assert [loss.beta_mix.c_bounds for loss in branches.values()] == [(1, 9.1), (1, 80), None]
+
+
+def test_every_loss_is_in_the_search_of_every_loss_once():
+    space = SearchSpace(load_config(FOLDER / "every-loss.yaml"))
+    assert sorted(loss.name for loss in space.branches.values()) == sorted(LOSSES.keys() - {"custom"})
+
+
+def test_the_search_of_every_loss_begins_with_each_as_published():
+    config = load_config(FOLDER / "every-loss.yaml")
+    space = SearchSpace(config)
+    first = [space.baseline_point(), *config.search.points]
+    losses = [space.spec(number, point).loss for number, point in enumerate(first)]
+    assert [loss.name for loss in losses] == [loss.name for loss in space.branches.values()]
+    own = {"label": None, "sft": None}
+    published = {"dlrml": {"beta_kl": 0.05, "beta_mix": 0.2}, "mix": None}
+    for loss in losses:
+        numbers = published.get(loss.name, {})
+        if numbers is not None:
+            assert loss.model_copy(update=own) == LOSSES[loss.name].config(**numbers)
+
+
+def test_pairwise_and_pointwise_losses_are_compared_at_the_same_strengths():
+    config = load_config(FOLDER / "pairwise-or-pointwise.yaml")
+    space = SearchSpace(config)
+    strengths: dict[str, list[float]] = {}
+    for number, point in enumerate(space.grid()):
+        spec = space.spec(number, point)
+        strengths.setdefault(spec.branch, []).append(spec.loss.strength)
+    assert {tuple(each) for each in strengths.values()} == {(0.03, 0.1, 0.3)}
+    kinds = [loss.kind for loss in space.branches.values()]
+    assert kinds.count("pairwise") == kinds.count("pointwise") >= 3
+    assert config.search.confirm.per_loss == 1 and config.search.confirm.top == len(kinds)

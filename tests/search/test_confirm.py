@@ -195,6 +195,14 @@ def test_without_a_dpo_of_its_own_a_search_is_compared_with_dpo_at_its_default(s
     assert baseline.spec.training == prepared.config.training
 
 
+def test_each_loss_can_be_confirmed_at_its_best(searched):
+    prepared, rows = searched
+    search = prepared.config.search
+    each = search.model_copy(update={"confirm": search.confirm.model_copy(update={"top": 3, "per_loss": 1})})
+    chosen, baseline = finalists(prepared.config.model_copy(update={"search": each}), rows) or pytest.fail("none")
+    assert ([one.trial for one in chosen], baseline.trial) == ([3, 2], 1)  # without trial 4, the other dLRML
+
+
 def test_nothing_is_confirmed_without_a_complete_trial_nor_without_the_key(searched):
     prepared, rows = searched
     assert finalists(prepared.config, []) is None

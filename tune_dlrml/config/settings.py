@@ -33,6 +33,8 @@ class ConfirmConfig(Frozen):
 
     top: Natural = 3
     """Trials that are trained again, the best ones by the search's metric."""
+    per_loss: Natural | None = None
+    """Most of them that one entry of `space.losses` may have: 1 confirms each loss at its best. Null sets no limit."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """New seeds for each of them."""
 

@@ -1,5 +1,6 @@
 """The trials that are trained again after a search, and their seeds. Imports no ray, since reports read it, too."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,19 @@ def finalists(config: SearchConfig, rows: Sequence[TrialRow]) -> tuple[list[Fina
     default = TrialSpec(number=0, branch=loss.name, loss=loss, training=config.training, params={})
     plain = (each for each in of_search if is_baseline(each.spec.loss))
     compared = next(plain, Finalist(DEFAULT_DPO, default))
-    return [each for each in of_search[: confirm.top] if each.trial != compared.trial], compared
+    chosen = _at_most(confirm.per_loss, of_search)[: confirm.top]
+    return [each for each in chosen if each.trial != compared.trial], compared
+
+
+def _at_most(per_loss: int | None, best_first: Sequence[Finalist]) -> list[Finalist]:
+    """Those that fewer than `per_loss` better ones of the same branch precede; all of them without a limit."""
+    seen: Counter[str] = Counter()
+    found = []
+    for each in best_first:
+        seen[each.spec.branch] += 1
+        if per_loss is None or seen[each.spec.branch] <= per_loss:
+            found.append(each)
+    return found
 
 
 def confirm_settings(config: SearchConfig) -> SearchSettings:
