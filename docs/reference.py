@@ -19,7 +19,7 @@ from tune_dlrml.losses.profile import Profile, profile
 from tune_dlrml.metrics import METRICS, Metric
 
 SCHEMA = json_schema()
-NEEDED = {"dlrml": ["c=4"], "mix": None, "custom": None}
+NEEDED = {"dlrml": ["c=4"], "mix": None, "custom": None, "proposed": None}
 """What a loss needs to be drawn beside its defaults; None of one that is what its file makes of it."""
 REPORTED = {
     "evaluation": "On the held-out pairs, at every rung and at the end",

@@ -21,6 +21,7 @@ LAYERS = [
     {"space"},
     {"space_points", "data", "events"},
     {"training", "evaluation", "tracking", "cluster", "study"},
+    {"discovery"},
     {"search"},
     {"report", "export", "doctor"},
     {"views"},

@@ -32,7 +32,7 @@ REMEMBERING = ("bco_pair", "beta_dpo")
 WITH_DEFAULTS = [
     {"name": loss.model_fields["name"].default}
     for loss in get_args(get_args(AnyLoss)[0])
-    if loss.model_fields["name"].default not in ("dlrml", "mix", "custom", *REMEMBERING)
+    if loss.model_fields["name"].default not in ("dlrml", "mix", "custom", "proposed", *REMEMBERING)
 ]
 
 
@@ -87,7 +87,7 @@ def custom(tmp_path, monkeypatch):
 def test_a_users_own_loss_goes_along_as_its_file(custom, heat, tmp_path, monkeypatch):
     file, with_heat = custom
     source = loss_source(parsed(with_heat(heat)))
-    assert (source.file, source.documentation) == (file, "Softplus at a heat of its own.")
+    assert (source.module, source.documentation) == (CUSTOM, "Softplus at a heat of its own.")
     (tmp_path / f"{CUSTOM_MODULE}.py").write_bytes(file.read_bytes())
     monkeypatch.delitem(sys.modules, CUSTOM_MODULE, raising=False)
     pair_loss = executed(with_heat(heat))["pair_loss"]

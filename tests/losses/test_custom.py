@@ -88,7 +88,7 @@ def test_two_losses_differ_by_their_params():
     ("fields", "says"),
     [
         ({}, "required"),
-        ({"function": "my_losses.soft"}, "package.module:function is needed"),
+        ({"function": "my_losses.soft"}, "package.module:function or path/to/file.py:function is needed"),
         ({"function": "a:f", "params": {"pairs": 1}}, "other than `pairs`"),
         ({"function": "a:f", "params": {"not a name": 1}}, "called as a Python argument"),
         ({"function": "a:f", "params": {"alpha": None}}, "but got null"),
@@ -196,6 +196,26 @@ def test_a_function_that_cannot_be_imported_says_why_and_where(module, body, fun
 def test_a_module_that_does_not_exist_is_reported_with_the_searched_places():
     with pytest.raises(InputError, match=r"there is no module 'nowhere_to_be_found' in .* or on PYTHONPATH"):
         build_loss(parsed(function="nowhere_to_be_found.losses:f"))
+
+
+def test_a_function_is_named_by_its_file_too_and_tied_to_it(tmp_path, monkeypatch):
+    file = tmp_path / "kept" / "0007.py"
+    file.parent.mkdir()
+    file.write_text(f"import torch\n\n{LOGISTIC}")
+    pinned = parsed(function=f"{file}:f", params={"beta": 0.5}).tied()
+    assert pinned.file_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    pairs, _ = batch(2.0)
+    assert build_loss(pinned)(pairs).item() == pytest.approx(math.log1p(math.exp(-1.0)))
+    monkeypatch.chdir(tmp_path)
+    assert build_loss(parsed(function="kept/0007.py:f", params={"beta": 0.5})).beta_kl == 0.5
+    file.write_text(file.read_text().replace("-beta", "-2 * beta"))
+    assert build_loss(parsed(function=f"{file}:f", params={"beta": 0.5}))(pairs).item() == pytest.approx(
+        math.log1p(math.exp(-2.0))
+    )
+    with pytest.raises(InputError, match="must be the one that the search started with"):
+        build_loss(pinned)
+    with pytest.raises(InputError, match=r"kept/0008\.py:f: there is no such file, from .*or from the folders of"):
+        build_loss(parsed(function="kept/0008.py:f"))
 
 
 def test_the_folder_that_a_command_runs_in_is_searched(tmp_path, monkeypatch):

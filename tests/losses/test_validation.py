@@ -6,7 +6,7 @@ import pytest
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.config import CustomLoss
-from tune_dlrml.losses.custom.validation import validate_custom
+from tune_dlrml.losses.custom.validation import validate_written
 
 HEAD = "import torch\nfrom torch.nn.functional import softplus\n\n\n"
 
@@ -19,7 +19,7 @@ def examined(tmp_path, monkeypatch, request):
     def examine(text: str, **params: object):
         name = f"seen_{abs(hash(request.node.name))}"
         Path(tmp_path, f"{name}.py").write_text(HEAD + text)
-        return validate_custom(CustomLoss(function=f"{name}:f", params=params))
+        return validate_written(CustomLoss(function=f"{name}:f", params=params))
 
     return examine
 

@@ -73,9 +73,9 @@ def _examine_sizes(train: Section, held_out: Section) -> Finding:
 
 def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:
     """Check a user's function, and the share of a branch's box whose loss is unsuitable."""
-    key = f"space.losses[{index}].function"
+    key = f"space.losses[{index}].{loss.written}"
     try:
-        if loss.own_function() is not None:
+        if loss.written is not None:
             yield from _function_findings(key, try_function(loss))
         if not loss.needs_reference:
             yield Finding(

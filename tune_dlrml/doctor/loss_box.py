@@ -129,7 +129,7 @@ def _numeric_loss_box(branch: str, loss: AnyLoss, limit: float, points: Points) 
 
     found = []
     drawn = list(_rows(loss, points))
-    if loss.own_function() is not None and build_loss(loss_at(loss, drawn[0])).batch_coupled:
+    if loss.written is not None and build_loss(loss_at(loss, drawn[0])).batch_coupled:
         drawn = drawn[:: max(1, len(drawn) // COUPLED_POINTS)]
     for values in drawn:
         built = build_loss(loss_at(loss, values))

@@ -78,8 +78,8 @@ def _write_texts(trial: TrainedTrial, loss: LossSource | None, data: TrainingPai
     title = f"Trial {trial.spec.number} of search {trial.search} again: {trial.spec.loss.name}, {trial.steps} steps."
     script = reproduce_script(trial, loss, versions(*needs), title=title)
     (folder / SCRIPT).write_text(script, encoding="utf-8")
-    if loss.file is not None:
-        shutil.copyfile(loss.file, folder / f"{CUSTOM_MODULE}.py")
+    if loss.module is not None:
+        (folder / f"{CUSTOM_MODULE}.py").write_text(loss.module, encoding="utf-8", newline="")
     lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in data.pairs)
     (folder / PAIRS).write_text("".join(lines), encoding="utf-8")
     (folder / ORDER).write_text(json.dumps(data.order), encoding="utf-8")

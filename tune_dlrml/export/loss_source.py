@@ -4,7 +4,7 @@ The source is cut out of the modules of `losses` by name, so that an exported sc
 computed, and a new loss needs no template. Such a function may therefore use only torch, the standard library, and
 names at the top of its own module or imported from another one of `losses`.
 
-A user's own loss is exported as its whole file.
+A user's own loss is exported as its whole file, a proposed one as the file that it would have.
 """
 
 import ast
@@ -12,17 +12,16 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.custom.build import bare
+from tune_dlrml.losses.custom.config import WrittenLoss
 from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.preference import OF_THE_PAIRS, PairBatch, PureLoss
 from tune_dlrml.losses.registry import AnyLoss, build_loss
 from tune_dlrml.losses.scoring_rules.function import TokenRule, rule_of
-from tune_dlrml.system.own_code import load_function
 
 OWN = "tune_dlrml.losses"
 WITHOUT = "export it with --no-script"
@@ -48,7 +47,8 @@ class LossSource:
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
         documentation: Docstring of the function: formula, shapes, source.
-        file: The user's own, exported as `CUSTOM_MODULE`; None for a loss of this project.
+        module: Text of the module that defines the function, exported as `CUSTOM_MODULE`; None for a loss of this
+            project.
     """
 
     name: str
@@ -61,7 +61,7 @@ class LossSource:
     rule: str | None
     rule_weight: float | None
     documentation: str
-    file: Path | None = None
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Called:
         needed: Functions and classes of `losses` that it uses.
         learnt: The parameter learnt beside the policy; None if nothing is learnt.
         imports: Lines that import more.
-        file: See `LossSource`.
+        module: See `LossSource`.
     """
 
     function: Callable[..., Any]
@@ -82,7 +82,7 @@ class _Called:
     needed: list[Callable[..., Any] | type]
     learnt: Learnt | None
     imports: tuple[str, ...] = ()
-    file: Path | None = None
+    module: str | None = None
 
 
 def loss_source(config: AnyLoss) -> LossSource:
@@ -92,7 +92,7 @@ def loss_source(config: AnyLoss) -> LossSource:
         InputError: The loss is not a pure function of a pair defined by its name and fields, or its file cannot run
             alone or has changed since the trial.
     """
-    called = _known(config) if config.own_function() is None else _own(config)
+    called = _known(config) if config.written is None else _own(config)
     cut = _Cut()
     learnt: list[Any] = [] if called.learnt is None else [type(called.learnt)]
     for each in [*called.needed, *learnt, *([] if config.sft is None else [TokenRule])]:
@@ -108,7 +108,7 @@ def loss_source(config: AnyLoss) -> LossSource:
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
         documentation=inspect.getdoc(called.function) or "",
-        file=called.file,
+        module=called.module,
     )
 
 
@@ -136,22 +136,20 @@ def _made(learnt: Learnt) -> str:
 
 
 def _own(config: AnyLoss) -> _Called:
-    """A user's function, with its file."""
-    reference = config.own_function()
-    assert reference is not None
-    loss = bare(config)  # type: ignore[arg-type]  # that loss has a function of its own
-    file = load_function(reference).file
-    _check_alone(file)
+    """A user's or a proposed function, with its module."""
+    assert isinstance(config, WrittenLoss)
+    loss, module = bare(config), config.module()
+    _check_alone(config.form(), module)
     given = [f"{key}={value!r}" for key, value in loss.numbers.items()]
     if loss.learnt is not None:
         given.append(f"{loss.learnt.keyword}={MIX}.value()")
     return _Called(
         function=inspect.unwrap(loss.function),
-        call=_call_of_pairs(reference.partition(":")[2], given),
+        call=_call_of_pairs(config.form(), given),
         needed=[PairBatch],
         learnt=loss.learnt,
         imports=(f"import {CUSTOM_MODULE}",),
-        file=file,
+        module=module,
     )
 
 
@@ -160,13 +158,13 @@ def _call_of_pairs(name: str, numbers: list[str]) -> str:
     return f"{CUSTOM_MODULE}.{name}({', '.join([pairs, *numbers])})"
 
 
-def _check_alone(file: Path) -> None:
+def _check_alone(name: str, module: str) -> None:
     """Refuse a file that needs its package, or this project."""
-    for module, line in _imported(ast.parse(file.read_text(encoding="utf-8"))):
-        if module.startswith(".") or module.partition(".")[0] == "tune_dlrml":
+    for imported, line in _imported(ast.parse(module)):
+        if imported.startswith(".") or imported.partition(".")[0] == "tune_dlrml":
             raise InputError(
-                f"{file}:{line}: a script can be written for a loss whose file stands alone, but this one imports "
-                f"{module}; import what only annotations need under TYPE_CHECKING, or {WITHOUT}"
+                f"{name}, line {line} of its file: a script can be written for a loss whose file stands alone, but "
+                f"this one imports {imported}; import what only annotations need under TYPE_CHECKING, or {WITHOUT}"
             )
 
 

@@ -77,6 +77,8 @@ class Loss(Frozen):
     """Whether one beta is both strength and mixing, so that all its trials of one c lie on a line of that map."""
     trap_is_sought: ClassVar[bool] = False
     """Whether its trap is found numerically, which takes long."""
+    written: ClassVar[str | None] = None
+    """The field that has the function or leads to it, of a loss that is none of this project's own."""
 
     name: str
     """Which loss it is."""
@@ -141,10 +143,6 @@ class Loss(Frozen):
 
         None where there is no formula, so that it has to be evaluated.
         """
-        return None
-
-    def own_function(self) -> str | None:
-        """package.module:function of a user's loss; None of this project's own."""
         return None
 
     def tied(self) -> Self:

@@ -83,7 +83,7 @@ class Profile:
     def settings(self) -> dict[str, Any]:
         """The loss's own fields, flat."""
         shown = self.loss.flat()
-        return {key: value for key, value in shown.items() if key not in ("name", "label", "file_sha256")}
+        return {key: value for key, value in shown.items() if key not in ("name", "label", "file_sha256", "code")}
 
     def as_json(self) -> dict[str, Any]:
         """The document of `losses show`; without mixing, `c` and `safe_c` are null."""

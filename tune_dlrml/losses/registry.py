@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
 from tune_dlrml.losses.base import SHARED_FIELDS, Loss, MarginLoss
-from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.custom.config import CustomLoss, WrittenLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
 from tune_dlrml.losses.dpo.config import (
     BetaDpoLoss,
@@ -26,6 +26,7 @@ from tune_dlrml.losses.dpo.config import (
 from tune_dlrml.losses.kto.config import KtoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss
 from tune_dlrml.losses.mix.config import MixLoss, MixPart
+from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.losses.reference_free.config import (
     AlphapoLoss,
     CpoLoss,
@@ -86,14 +87,15 @@ LOSSES: dict[str, Entry] = {
     "slic": Entry(SlicLoss, "reference_free.build:build_slic"),
     "alphapo": Entry(AlphapoLoss, "reference_free.build:build_alphapo"),
     "simper": Entry(SimperLoss, "reference_free.build:build_simper"),
-    "custom": Entry(CustomLoss, "custom.build:build_custom"),
+    "custom": Entry(CustomLoss, "custom.build:build_written"),
+    "proposed": Entry(ProposedLoss, "custom.build:build_written"),
 }
 """What `name` in an entry of `space.losses` stands for."""
 
 if TYPE_CHECKING:
     AnyLoss = Loss
 else:
-    _SUMMED = [entry.config for entry in LOSSES.values() if entry.config not in (MixLoss, CustomLoss)]
+    _SUMMED = [config for config, _ in LOSSES.values() if config is not MixLoss and not issubclass(config, WrittenLoss)]
     _PART = Annotated[reduce(or_, _SUMMED), Field(discriminator="name")]
     for _model in (MixPart, MixLoss):
         _model.model_rebuild(_types_namespace={"PartLoss": _PART})

@@ -200,12 +200,12 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
     notes: list[str] = []
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         given = config.space.losses[index]
-        if given.own_function() is not None:
+        if given.written is not None:
             try:
                 given = given.tied()
                 seen = try_function(loss)
             except InputError as error:
-                raise InputError(f"space.losses[{index}].function: {error}") from None
+                raise InputError(f"space.losses[{index}].{given.written}: {error}") from None
             notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]
         losses.append(given)
     space = config.space.model_copy(update={"losses": losses})

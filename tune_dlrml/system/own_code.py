@@ -40,20 +40,21 @@ _loaded: dict[str, OwnModule] = {}
 
 
 def load_module(name: str) -> OwnModule:
-    """The module of this dotted name as its file is now; the same object as long as the file stays the same.
+    """The module of this dotted name, or in this file `*.py`, as its file is now; the same object while that stays so.
 
-    It is searched on `sys.path`, and is in `sys.modules` afterwards. Python itself imports what it imports.
+    It is searched on `sys.path`, a relative file also there, and is in `sys.modules` afterwards. Python itself imports
+    what it imports.
 
     Raises:
         InputError: It is not one Python file.
         ModuleNotFoundError: It does not exist.
         Exception: Whatever its code raises.
     """
-    spec = _found(name)
+    spec = _of_file(name) if name.endswith(".py") else _found(name)
     file = _only_file(name, spec)
     source = file.read_bytes()
     digest, known = hashlib.sha256(source).hexdigest(), _loaded.get(name)
-    if known is None or (known.file, known.sha256) != (file, digest) or sys.modules.get(name) is not known.module:
+    if known is None or (known.file, known.sha256) != (file, digest) or sys.modules.get(spec.name) is not known.module:
         known = _loaded[name] = OwnModule(_executed(spec, source, file), file, digest)
     return known
 
@@ -69,6 +70,18 @@ def _found(name: str) -> ModuleSpec:
                 return spec
         importlib.invalidate_caches()  # a file that was written a moment ago
     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _of_file(name: str) -> ModuleSpec:
+    """The spec of a file, under a name of its own."""
+    places = [Path.cwd(), *map(Path, sys.path)]
+    file = next((place / name for place in places if (place / name).is_file()), None)
+    if file is None:
+        raise InputError(f"there is no such file, from {places[0]} or from the folders of PYTHONPATH")
+    file = file.resolve()
+    spec = importlib.util.spec_from_file_location(f"own_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}", file)
+    assert spec is not None, "its name ends with .py"
+    return spec
 
 
 def _only_file(name: str, spec: ModuleSpec) -> Path:
@@ -118,13 +131,13 @@ class OwnFunction:
 
 
 def load_function(reference: str) -> OwnFunction:
-    """The function that `package.module:function` names, as its file is now.
+    """The function that `package.module:function` or `path/to/file.py:function` names, as its file is now.
 
     Raises:
         InputError: There is no such module or function, or the module cannot be imported, or it imports the function
             from another file, which would not be hashed.
     """
-    module_name, _, name = reference.partition(":")
+    module_name, _, name = reference.rpartition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -146,7 +159,7 @@ def load_function(reference: str) -> OwnFunction:
         own = [
             key
             for key, value in vars(loaded.module).items()
-            if inspect.isfunction(value) and value.__module__ == module_name
+            if inspect.isfunction(value) and value.__module__ == loaded.module.__name__
         ]
         has = f"functions there: {', '.join(own)}" if own else "it has no function of its own"
         raise InputError(f"{reference}: {module_name} must have a function {name}, but has none; {has}")

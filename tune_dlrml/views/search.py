@@ -28,7 +28,7 @@ STYLE = {
 }
 _HIDDEN = {
     *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
-    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256"),
+    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256", "code"),
 }
 _HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
 """Of a parameter that is learnt."""

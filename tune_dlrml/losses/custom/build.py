@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom.config import CustomLoss, LearnableParam
+from tune_dlrml.losses.custom.config import LearnableParam, WrittenLoss
 from tune_dlrml.losses.learnt import Learnt
 from tune_dlrml.losses.numeric import numeric_geometry
 from tune_dlrml.losses.preference import PairBatch, PreferenceLoss
 from tune_dlrml.losses.shape import Geometry
-from tune_dlrml.system.own_code import Function, error_line, load_function
+from tune_dlrml.system.own_code import Function, error_line
 
 COMPANY = 255
 """Other pairs, at margin 0, among which one pair of a batch-coupled function is looked at."""
@@ -139,19 +139,14 @@ def _probed(loss: Custom, batches: list[list[float]]) -> Tensor:
     return torch.cat(found)
 
 
-def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
+def bare(config: WrittenLoss, kind: type[Custom] = Custom) -> Custom:
     """The loss that `config` describes, without a look at what the function does.
 
     Raises:
-        InputError: The function cannot be found, or its file does not match `file_sha256`.
+        InputError: The function cannot be found, or is not the one that `config` is tied to.
         ValueError: A field still holds a domain.
     """
-    own = load_function(config.function)
-    if config.file_sha256 is not None and own.sha256 != config.file_sha256:
-        raise InputError(
-            f"{config.function}: its file must be the one that the search started with, sha256 {config.file_sha256}, "
-            f"but {own.file} has {own.sha256}; restore that file, or start a search with another name"
-        )
+    function = config.loaded()
     numbers: dict[str, Any] = {}
     learnt = None
     for name, value in config.params.given().items():
@@ -161,7 +156,7 @@ def bare(config: CustomLoss, kind: type[Custom] = Custom) -> Custom:
             numbers[name] = _number(value)
     strength = config.params.strength()
     usable = isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength > 0
-    return kind(own.call, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
+    return kind(function, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
 
 
 def _number(value: Any) -> Any:
@@ -172,8 +167,8 @@ def _number(value: Any) -> Any:
     return value
 
 
-def build_custom(config: CustomLoss) -> PreferenceLoss:
-    """A user's loss as configured.
+def build_written(config: WrittenLoss) -> PreferenceLoss:
+    """A user's or a proposed loss as configured.
 
     Raises:
         InputError: The function cannot be found or called, or its file has changed.

@@ -1,4 +1,4 @@
-"""Configuration of a user's own loss: its function and parameters."""
+"""Configuration of a loss whose function is not this project's: its parameters, and how a user's own is named."""
 
 import json
 import keyword
@@ -26,21 +26,26 @@ from tune_dlrml.domains import (
     is_like_a_number,
     law,
 )
+from tune_dlrml.errors import InputError
 from tune_dlrml.losses.base import Kind, Loss, searched_fields
 
 if TYPE_CHECKING:
     from tune_dlrml.losses.custom.validation import Observation
+    from tune_dlrml.system.own_code import Function, OwnFunction
 
 Number = float | Range | Choice
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 FIRST = "pairs"
 """What the first argument of a user's function is called in messages; no parameter can have its name."""
-_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_REFERENCE = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*|[^:]+\.py):[^\W\d]\w*")
 
 
 def _reference(value: str) -> str:
     if _REFERENCE.fullmatch(value) is None:
-        raise law(f"package.module:function is needed, such as my_losses:soft_hinge, but got {json.dumps(value)}")
+        raise law(
+            "package.module:function or path/to/file.py:function is needed, such as my_losses:soft_hinge, but got "
+            f"{json.dumps(value)}"
+        )
     return value
 
 
@@ -154,26 +159,16 @@ class CustomParams(Frozen):
         return found.init if isinstance(found, LearnableParam) else found
 
 
-class CustomLoss(Loss):
-    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair."""
+class WrittenLoss(Loss):
+    """A function of a `PairBatch` and of `params`, which is none of this project's."""
 
     kind: ClassVar[Kind | None] = None
     source: ClassVar[str | None] = None
     couples_batch: ClassVar[bool | None] = None
     placing: ClassVar[tuple[str, ...]] = ()
     trap_is_sought: ClassVar[bool] = True
-    name: Literal["custom"] = "custom"
-    function: FunctionReference
-    """package.module:function, importable where the search starts and on its workers; the folder that the search
-    is started in counts."""
     params: CustomParams = CustomParams()
     """Its arguments by name: values, domains, and at most one that is learnt."""
-    file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
-    """Of the function's file: the search fills it in, and can then be resumed only with that file."""
-
-    def form(self) -> str:
-        """The name of the function."""
-        return self.function.rpartition(":")[2]
 
     def domains(self) -> dict[str, Range | Choice]:
         """The searched parameters, as params.<name>, with those of an SFT term."""
@@ -194,19 +189,21 @@ class CustomLoss(Loss):
         """What scales the margin, per nat: the parameter `beta_kl` or else `beta`; 1 without."""
         return self.params.strength()
 
-    def own_function(self) -> str:
-        """Where the function is."""
-        return self.function
-
-    def tied(self) -> Self:
-        """With the hash of the file that the function is in.
+    def loaded(self) -> "Function":
+        """The function.
 
         Raises:
-            InputError: There is no such file.
+            InputError: There is none, or not the one that the loss is tied to.
         """
-        from tune_dlrml.system.own_code import load_function
+        raise NotImplementedError
 
-        return self.model_copy(update={"file_sha256": load_function(self.function).sha256})
+    def module(self) -> str:
+        """A Python module that defines the function, as text.
+
+        Raises:
+            InputError: See `loaded`.
+        """
+        raise NotImplementedError
 
     def observations(self) -> "list[Observation]":
         """What is so about the function, at one value of each parameter.
@@ -214,6 +211,50 @@ class CustomLoss(Loss):
         Raises:
             InputError: It cannot be trained with.
         """
-        from tune_dlrml.losses.custom.validation import validate_custom
+        from tune_dlrml.losses.custom.validation import validate_written
 
-        return validate_custom(self)
+        return validate_written(self)
+
+
+class CustomLoss(WrittenLoss):
+    """Your own: a function of a `PairBatch` and of `params` that returns the loss of each pair."""
+
+    written: ClassVar[str] = "function"
+    name: Literal["custom"] = "custom"
+    function: FunctionReference
+    """package.module:function, or path/to/file.py:function; importable where the search starts and on its workers; the
+    folder that the search is started in counts."""
+    file_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)] = None
+    """Of the function's file: the search fills it in, and can then be resumed only with that file."""
+
+    def form(self) -> str:
+        """The name of the function."""
+        return self.function.rpartition(":")[2]
+
+    def tied(self) -> Self:
+        """With the hash of the file that the function is in.
+
+        Raises:
+            InputError: There is no such file.
+        """
+        return self.model_copy(update={"file_sha256": self._own().sha256})
+
+    def loaded(self) -> "Function":
+        """The function, as its file is now."""
+        own = self._own()
+        if self.file_sha256 is not None and own.sha256 != self.file_sha256:
+            raise InputError(
+                f"{self.function}: its file must be the one that the search started with, sha256 {self.file_sha256}, "
+                f"but {own.file} has {own.sha256}; restore that file, or start a search with another name"
+            )
+        return own.call
+
+    def module(self) -> str:
+        """The file of the function."""
+        self.loaded()
+        return self._own().file.read_text(encoding="utf-8")
+
+    def _own(self) -> "OwnFunction":
+        from tune_dlrml.system.own_code import load_function
+
+        return load_function(self.function)

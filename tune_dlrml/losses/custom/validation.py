@@ -23,7 +23,7 @@ from tune_dlrml.losses.custom.build import (
     is_coupled,
     raising_input_errors,
 )
-from tune_dlrml.losses.custom.config import CustomLoss
+from tune_dlrml.losses.custom.config import WrittenLoss
 from tune_dlrml.losses.numeric import unbounded_sides
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.system.own_code import Function
@@ -56,7 +56,7 @@ class Observation:
     text: str
 
 
-def validate_custom(config: CustomLoss) -> list[Observation]:
+def validate_written(config: WrittenLoss) -> list[Observation]:
     """Look at a user's loss at one point of its space.
 
     Raises:

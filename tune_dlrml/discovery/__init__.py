@@ -1,0 +1,1 @@
+"""Losses that a language model proposes: what a reply holds, and the cheap questions that come before training."""
