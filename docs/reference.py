@@ -13,14 +13,12 @@ import typer.main
 import tune_dlrml.losses
 from tune_dlrml import builtin
 from tune_dlrml.cli.main import app
-from tune_dlrml.config.choosing import chosen_loss
 from tune_dlrml.config.json_schema import json_schema
 from tune_dlrml.losses.profile import Profile, profile
+from tune_dlrml.losses.registry import published
 from tune_dlrml.metrics import METRICS, Metric
 
 SCHEMA = json_schema()
-NEEDED = {"dlrml": ["c=4"], "mix": None, "custom": None, "proposed": None}
-"""What a loss needs to be drawn beside its defaults; None of one that is what its file makes of it."""
 REPORTED = {
     "evaluation": "On the held-out pairs, at every rung and at the end",
     "steps": "On the pairs trained on, as means over the optimizer steps since the last report",
@@ -187,7 +185,7 @@ def metric_row(metric: Metric) -> str:
 def losses() -> Iterator[str]:
     """Every loss with formula, geometry and source: the index of papers."""
     yield "# Every loss\n"
-    yield "The shape of each at its defaults is computed when this page is made; `tune-dlrml losses show` draws it.\n"
+    yield "The shape of each as published is computed when this page is made; `tune-dlrml losses show` draws it.\n"
     yield "| loss | source | kind | reference | TRL | c | first step | trap | slope | pairs |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     listed = list(tune_dlrml.losses.list())
@@ -245,9 +243,9 @@ def function_of(name: str) -> Any:
 
 
 def shape(name: str) -> Profile | None:
-    """Of a loss at its defaults."""
-    needed = NEEDED.get(name, [])
-    return None if needed is None else profile(chosen_loss(name, needed))
+    """Of a loss as published."""
+    loss = published(name)
+    return None if loss is None else profile(loss)
 
 
 def summary(of: Profile | None) -> str:

@@ -88,6 +88,17 @@ def test_every_loss_is_described_with_its_fields():
     assert all(document["description"].endswith((".", ";", ")", "d")) for document in documents.values())
 
 
+def test_every_loss_is_described_with_its_shape_as_published():
+    shapes = {document["name"]: document["shape"] for document in described()}
+    assert shapes["dpo"] == {"c": None, "starts": "right", "trap": None, "bounded": True}
+    for name, c in (("discopop", 20), ("dlrml", 80)):  # 1 / tau, and beta_mix / (tau * beta_kl)
+        assert shapes[name]["c"] == pytest.approx(c) and shapes[name]["starts"] == "wrong" and shapes[name]["trap"] < 0
+    assert not shapes["ipo"]["bounded"]  # a square
+    assert shapes["mix"]["bounded"] and shapes["mix"]["trap"] is None  # of two convex losses with bounded slopes
+    without = {name for name, entry in LOSSES.items() if not entry.config.needs_reference}
+    assert {name for name, shape in shapes.items() if shape is None} == {*without, "custom", "proposed"}
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

@@ -100,6 +100,19 @@ def test_the_page_and_the_document_hold_finite_numbers_and_say_the_same(rich):
     assert document["diverged"][0]["condition"].replace(">", "&gt;") in text
 
 
+@pytest.mark.parametrize(
+    ("losses", "kinds"),
+    [(["dpo", "bco_pair"], ["pairwise"] * 4 + ["pointwise"] * 3), (["dpo", "ipo"], [])],
+)
+def test_the_ranking_says_which_losses_look_at_each_answer_where_they_differ(make_search, nothing_drawn, losses, kinds):
+    made = make_search([{"name": name} for name in losses], num_trials=None, sampler="grid", scheduler=None)
+    made.run(lambda spec: Fate(0.9 - 0.1 * (spec.loss.name == losses[1])))
+    html = write_report("planted", made.place).page.read_text(encoding="utf-8")
+    shown = re.findall("<td>(pairwise|pointwise)</td>", html)
+    assert ("<th>kind</th>" in html) is bool(kinds)
+    assert shown == kinds
+
+
 def test_what_comes_from_users_is_escaped(rich):
     files, page = rich
     text = files.page.read_text(encoding="utf-8")
@@ -181,7 +194,7 @@ def test_confirmed_trials_have_a_section_of_their_own(make_search, nothing_drawn
     monkeypatch.setattr(writing, "read_confirmation", lambda *_: told)
     monkeypatch.setattr(writing, "read_data", lambda name, place: read_data(name.removesuffix("/confirm"), place))
     kl = Mean(0.3214, None, None)
-    arm = Arm(1, "dpo", {"beta": 0.1}, 5, 0, Mean(0.61237, 0.5, 0.75), kl, Mean(0.25, 0.125, 0.375))
+    arm = Arm(1, "dpo", "pairwise", {"beta": 0.1}, 5, 0, Mean(0.61237, 0.5, 0.75), kl, Mean(0.25, 0.125, 0.375))
     monkeypatch.setattr(writing, "arms", lambda *_: [arm])
     files, _ = written(search)
     text = files.page.read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ import typer
 from tune_dlrml.cli.options import AsJson, Settings, console, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from tune_dlrml.losses.profile import Profile, Sides
@@ -60,12 +62,15 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(documents)
         return
-    table = Table("name", "fields (default)", "what it is", "kind", "reference", "source", header_style="bold")
+    columns = ("name", "fields (default)", "what it is", "kind", "reference", "as published", "source")
+    table = Table(*columns, header_style="bold")
     for document in documents:
         fields = ", ".join(f"{key} ({value})" for key, value in document["fields"].items())
-        description, kind, source = (document[key] or "the user's own" for key in ("description", "kind", "source"))
+        description, source = (document[key] or "the user's own" for key in ("description", "source"))
+        kind = document["kind"] or "either"
         reference = "needed" if document["needs_reference"] else "none"
-        table.add_row(document["name"], fields, description, kind, reference, source)
+        shape = _in_short(document["shape"])
+        table.add_row(document["name"], fields, description, kind, reference, shape, source)
     console(False).print(table)
 
 
@@ -104,6 +109,15 @@ def show(
     reader.print(_table(seen))
     if picture is not None:
         reader.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _in_short(shape: "Mapping[str, Any] | None") -> str:
+    """Where a loss starts, its trap and its slope, as far as they are to be known of."""
+    if shape is None:
+        return "-"
+    starts = ["starts wrong"] if shape["starts"] == "wrong" else []
+    trap = [] if shape["trap"] is None else ["trap"]
+    return ", ".join([*starts, *trap, "bounded" if shape["bounded"] else "unbounded"])
 
 
 def _table(seen: "Profile") -> "Table":

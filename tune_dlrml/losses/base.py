@@ -69,6 +69,8 @@ class Loss(Frozen):
     trl: ClassVar[str | None] = None
     """Its `loss_type` in TRL's DPOTrainer, which computes the same, or another trainer and its loss_type; None where
     TRL has none."""
+    published: ClassVar[Mapping[str, Any] | None] = {}
+    """The fields that have no default, as its source has them; None where it has none."""
     titles: ClassVar[Mapping[str, str]] = {}
     """What it is called in a picture, by its form; a form without an entry by its label."""
     placing: ClassVar[tuple[str, ...]] = ("beta",)

@@ -119,8 +119,18 @@ def build_loss(config: Loss) -> "PreferenceLoss":
     return built.under(config.f_divergence) if isinstance(config, MarginLoss) and config.f_divergence else built
 
 
+def published(name: str) -> Loss | None:
+    """The loss of that name as its source has it; None of one that has no source."""
+    config = LOSSES[name].config
+    return None if config.published is None else config(**config.published)
+
+
 def described() -> list[dict[str, Any]]:
-    """Every loss with its fields, their defaults, the first line of its documentation and what is known of it."""
+    """Every loss with its fields, their defaults, the first line of its documentation and what is known of it.
+
+    `shape` is that over the margin, of the loss as published: null where it is no function of the margin to a
+    reference, and of one's own. `trap` is the z = strength * margin of a local minimum below margin 0, or null.
+    """
     listed = []
     for name, (loss, _) in LOSSES.items():
         own = [key for key in loss.model_fields if key not in (*SHARED_FIELDS, "file_sha256")]
@@ -134,10 +144,20 @@ def described() -> list[dict[str, Any]]:
                 "needs_reference": loss.needs_reference,
                 "couples_batch": loss.couples_batch,
                 "trl": loss.trl,
+                "shape": _shape(name),
                 "options": [key for key in ("sft", "f_divergence") if key in loss.model_fields],
             }
         )
     return listed
+
+
+def _shape(name: str) -> dict[str, Any] | None:
+    loss = published(name)
+    shape = None if loss is None else build_loss(loss).geometry()
+    if shape is None:
+        return None
+    trap = None if shape.trap is None else shape.trap.z
+    return {"c": shape.c, "starts": shape.starts, "trap": trap, "bounded": shape.bounded}
 
 
 def _default(loss: type[Loss], key: str) -> Any:

@@ -29,6 +29,7 @@ class Arm:
     Attributes:
         trial: Its number in the search; None for a DPO that was not a trial of it.
         loss: Its branch there.
+        kind: `pairwise` or `pointwise`; None of a loss that may be either.
         parameters: Its settings.
         seeds: Number of trainings in the objective's mean.
         diverged: How many of them diverged; each counts as the untrained reference.
@@ -39,6 +40,7 @@ class Arm:
 
     trial: int | None
     loss: str
+    kind: str | None
     parameters: dict[str, Any]
     seeds: int
     diverged: int
@@ -84,6 +86,7 @@ def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) ->
     return Arm(
         trial=None if of_search is None else of_search.number,
         loss="default DPO" if of_search is None else of_search.branch,
+        kind=runs[0].kind,
         parameters={} if of_search is None else of_search.settings,
         seeds=len(_numbers(runs, metric)),
         diverged=sum(trial.state is State.DIVERGED for trial in runs),

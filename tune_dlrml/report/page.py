@@ -41,6 +41,7 @@ def render(
         facts=_facts(data),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
+        kinds=len({trial.kind for trial in data.trials} - {None}) > 1,
         arms=[vars(arm) | {"parameter_texts": _texts(arm.parameters)} for arm in trained],
         metric_words=METRICS[data.metric].words,
         metric_unit="" if METRICS[data.metric].counts_pairs else f", {METRICS[data.metric].unit}",

@@ -24,6 +24,7 @@ class Ranked:
 
     Attributes:
         place: Among the complete trials that break no constraint, from 1; None for the others.
+        kind: `pairwise` or `pointwise`; None of a loss that may be either.
         value: The objective where it was last measured.
         error: Its standard error over the held-out pairs.
         low: Lower end of the 95 % interval.
@@ -35,6 +36,7 @@ class Ranked:
     place: int | None
     trial: int
     loss: str
+    kind: str | None
     state: str
     parameters: dict[str, Any]
     value: float | None
@@ -76,6 +78,7 @@ def _ranked(data: SearchData, trial: TrialData, at: int, best: TrialData | None)
         place=at if complete else None,
         trial=trial.number,
         loss=trial.branch,
+        kind=trial.kind,
         state=str(trial.state),
         parameters=trial.settings,
         value=finite(value),

@@ -69,6 +69,11 @@ class TrialData:
         return "unknown" if self.row.spec is None else self.row.spec.branch
 
     @property
+    def kind(self) -> str | None:
+        """Whether its loss is pairwise or pointwise; None where that is not known."""
+        return None if self.row.spec is None else self.row.spec.loss.kind
+
+    @property
     def steps(self) -> int:
         """Optimizer steps trained, from study or log."""
         return max(self.row.steps, self.reports[-1].step if self.reports else 0)

@@ -167,6 +167,7 @@ class WrittenLoss(Loss):
     couples_batch: ClassVar[bool | None] = None
     placing: ClassVar[tuple[str, ...]] = ()
     trap_is_sought: ClassVar[bool] = True
+    published: ClassVar[None] = None
     params: CustomParams = CustomParams()
     """Its arguments by name: values, domains, and at most one that is learnt."""
 

@@ -146,6 +146,7 @@ class DlrmlLoss(LrmlLoss):
         "dlrml_learnable": "dLRML, learned β_mix",
     }
     placing: ClassVar[tuple[str, ...]] = ("beta_kl", "c", "beta_mix")
+    published: ClassVar[Mapping[str, Any]] = {"beta_mix": 0.2}
     name: Literal["dlrml"] = "dlrml"
     beta_kl: SearchedPositive = 0.05
     """Strength per nat: z = beta_kl * margin."""

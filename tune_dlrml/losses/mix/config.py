@@ -1,5 +1,6 @@
 """What a search-space file says of a weighted sum of losses. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -27,6 +28,12 @@ class MixLoss(Loss):
     source: ClassVar[str] = "arXiv 2411.10442, equation 2, for any losses"
     couples_batch: ClassVar[bool | None] = None
     placing: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[Mapping[str, Any]] = {
+        "parts": [
+            {"loss": {"name": "dpo", "beta": 0.1}, "weight": 0.8},
+            {"loss": {"name": "bco_pair", "beta": 0.1}, "weight": 0.2},
+        ]
+    }
     name: Literal["mix"] = "mix"
     parts: list[MixPart]
     """The losses, two or more, each with its weight."""
