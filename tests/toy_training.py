@@ -62,8 +62,9 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(SETTINGS).at(changes)
 
 
-def pairs(model: Path, train: int = 48, held_out: int = 16) -> Pairs:
-    return Pairs(rows(model, toy.pairs(train)), rows(model, toy.pairs(held_out, seed=1)))
+def pairs(model: Path, train: int = 48, held_out: int = 16, *, uneven: bool = False) -> Pairs:
+    made = toy.uneven_pairs if uneven else toy.pairs
+    return Pairs(rows(model, made(train)), rows(model, made(held_out, seed=1)))
 
 
 def rows(model: Path, pairs: Sequence[Any]) -> TokenRows:
@@ -84,9 +85,17 @@ def order(model: Path, rows: list[dict[str, str]], *, steps: int, pairs_per_step
 
 
 def resident(
-    model: Path, training: TrainingConfig, *, fsdp: bool = False, with_reference: bool = True, **sizes: int
+    model: Path,
+    training: TrainingConfig,
+    *,
+    fsdp: bool = False,
+    with_reference: bool = True,
+    beyond: bool = False,
+    uneven: bool = False,
+    **sizes: int,
 ) -> Resident:
-    return Resident.load(str(model), pairs(model, **sizes), training, fsdp=fsdp, with_reference=with_reference)
+    given = pairs(model, uneven=uneven, **sizes)
+    return Resident.load(str(model), given, training, fsdp=fsdp, with_reference=with_reference, beyond=beyond)
 
 
 def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:

@@ -243,6 +243,10 @@ class SearchConfig(Frozen):
         losses = [*self.space.losses, *filter(None, [self.baseline_loss()])]
         return any(loss.needs_reference for loss in losses)
 
+    def weighs_length(self) -> bool:
+        """Whether a loss of it weighs the tokens beyond the public length of a pair."""
+        return any(loss.ld_alpha is not None for loss in self.space.losses)
+
     def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""
         given = self.search.baseline

@@ -61,6 +61,7 @@ class GroupSpec:
         trials: Folder that every node sees, with a folder for each trial's checkpoints.
         reference: Folder that every node sees, with the reference log-probs of all searches; None where no trial looks
             at a reference, so that none is run.
+        beyond: Whether a trial weighs the tokens beyond the public length of a pair.
     """
 
     name: str
@@ -72,3 +73,4 @@ class GroupSpec:
     storage: str
     trials: str
     reference: str | None
+    beyond: bool = False

@@ -126,7 +126,13 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int) -> Measureme
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resident, loaded_s = _timed(
-        lambda: Resident.load(model, pairs, spec.training, with_reference=spec.loss.needs_reference)
+        lambda: Resident.load(
+            model,
+            pairs,
+            spec.training,
+            with_reference=spec.loss.needs_reference,
+            beyond=spec.loss.ld_alpha is not None,
+        )
     )
     gc.collect()
     gc.freeze()  # as a worker does, or the collections of a trial would look through all imports

@@ -37,6 +37,7 @@ class Resident:
         cache: Of the reference log-probs that were computed before by this model, keyed by the form of the pairs as
             well; None keeps them in memory only.
         with_reference: Whether trials look at the reference; without it the reference is not run.
+        beyond: Whether trials weigh the tokens beyond the public length of a pair (`ld_alpha`), as the cache does.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Resident:
         cache: Callable[[str], ReferenceCache] | None = None,
         *,
         with_reference: bool = True,
+        beyond: bool = False,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
@@ -60,7 +62,7 @@ class Resident:
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         stored = None if cache is None else cache(f"{'packed' if self.form.packed else 'padded'}, {head}")
-        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored)
+        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored, beyond=beyond)
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
@@ -87,6 +89,7 @@ class Resident:
         references: Path | None = None,
         fsdp: Literal["auto"] | bool = False,
         with_reference: bool = True,
+        beyond: bool = False,
     ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
@@ -97,6 +100,7 @@ class Resident:
             references: Folder with the reference log-probs of all models; None keeps them in memory only.
             fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
             with_reference: Whether trials look at the reference; without it the reference is not run.
+            beyond: Whether trials weigh the tokens beyond the public length of a pair.
         """
         reference = parse_model_reference(model)
         dtype = kept_dtype(training)
@@ -113,8 +117,10 @@ class Resident:
         tokenizer = load_tokenizer(reference)
         if sharded:
             check_division(on_device)
-        cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
-        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference)
+        cache = None
+        if references is not None:
+            cache = partial(reference_cache, references, reference, on_device, tokenizer, training, beyond=beyond)
+        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference, beyond=beyond)
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs if trials look at them."""
