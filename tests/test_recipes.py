@@ -9,6 +9,7 @@ import pytest
 from tune_dlrml.config import DatasetConfig
 from tune_dlrml.config.yaml_text import parse_yaml
 from tune_dlrml.data import load_section, parse_dataset_reference
+from tune_dlrml.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "data.md"
 
@@ -117,6 +118,32 @@ MADE = {
         TALK,
     ),
 }
+
+
+def compared(choice, **info):
+    own = {"id": "t3_ab", "subreddit": "food", "title": "Pears", "post": "I ate a pear and liked it.", **info}
+    summaries = [{"text": " Food.", "policy": "sup1"}, {"text": " Ate a pear, liked it.", "policy": "ref"}]
+    return {"info": own, "split": "train", "summaries": summaries, "choice": choice, "worker": "w", "batch": "batch3"}
+
+
+def test_a_comparison_of_two_summaries_is_a_pair(tmp_path):
+    path = tmp_path / "batch3.jsonl"
+    path.write_text(json.dumps(compared(1)) + "\n" + json.dumps(compared(0)) + "\n", encoding="utf-8")
+    section, _ = load_section(str(path), "dataset.train")
+    prompt = "SUBREDDIT: r/food\n\nTITLE: Pears\n\nPOST: I ate a pear and liked it.\n\nTL;DR:"
+    good, bad = " Ate a pear, liked it.", " Food."
+    assert [(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in section.pairs] == [
+        (prompt, good, bad),
+        (prompt, bad, good),
+    ]
+
+
+@pytest.mark.parametrize("row", [compared(2), compared(0, post=None)])
+def test_a_comparison_without_a_post_or_a_choice_is_refused(row, tmp_path):
+    path = tmp_path / "batch3.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"row 1 .*a `choice` of 0 or 1"):
+        load_section(str(path), "dataset.train")
 
 
 def test_the_page_has_ten_recipes():

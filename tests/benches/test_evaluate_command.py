@@ -15,7 +15,7 @@ from command_line import started, without
 from evaluation.endpoint_server import LATE, Act, EndpointServer
 from typer.testing import CliRunner
 
-from tune_dlrml.cli.benches import BENCHES, AlpacaEval, BenchOptions, Frontier, MtBench
+from tune_dlrml.cli.benches import BENCHES, AlpacaEval, BenchOptions, Frontier, MtBench, WinRate
 from tune_dlrml.cli.evaluate import folder_name
 from tune_dlrml.cli.main import app
 from tune_dlrml.config import JudgeLimits
@@ -56,6 +56,7 @@ def test_each_bench_has_its_own_options_and_defaults(asked):
     assert [(type(told), told.model, told.max_new_tokens) for told in asked] == [
         (MtBench, "org/model", 1024),
         (AlpacaEval, "org/model", 2048),
+        (WinRate, "org/model", 128),
         (Frontier, "org/model", 48),
     ]
     for bench, option in [

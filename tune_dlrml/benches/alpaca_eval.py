@@ -85,7 +85,8 @@ def compared(
         JudgeEndedError: The judge, or the model's endpoint, ended early; replies are kept, and the same command
             resumes.
     """
-    with closing(_only_judge(config, key)) as judge:  # also after an interrupt: running requests take minutes
+    # Closed also after an interrupt: running requests take minutes.
+    with closing(only_judge("AlpacaEval", config, key)) as judge:
         theirs = read_outputs(baseline)[: config.limit]
         out.mkdir(parents=True, exist_ok=True)
         asked = Questionnaire(tuple(questions(theirs)), config.max_new_tokens, config.batch_size, config.seed)
@@ -139,9 +140,14 @@ def document(model: str, numbers: Numbers, *, side_files: str | None, seed: int)
     }
 
 
-def _only_judge(config: EvaluationConfig, key: str | None) -> NamedJudge:
+def only_judge(bench: str, config: EvaluationConfig, key: str | None) -> NamedJudge:
+    """The judge of a bench that has one.
+
+    Raises:
+        InputError: There are more.
+    """
     if len(config.judges) > 1:
-        raise InputError(f"AlpacaEval has one judge, but got {', '.join(config.judges)}; run it once for each")
+        raise InputError(f"{bench} has one judge, but got {', '.join(config.judges)}; run it once for each")
     from tune_dlrml.evaluation.engines.policy import own_device
 
     return make_judge(config.judges[0], config, key=key, device=own_device())

@@ -19,6 +19,8 @@ The questions have the form of MT-Bench's, not its content: 16 of them in two tu
 categories, written for models of any size, so that the first eight cover every category (`mt_bench_questions`); the
 right answers to those of math, reasoning and coding (`mt_bench_references`); and the prompts of judges
 (`mt_bench_prompts`). All three are in FastChat's file formats. A score on them is no score on MT-Bench's own questions.
+`tldr_prompts` and `dialogue_prompts` have judges compare two summaries or two replies, by the criteria of the DPO paper
+(arXiv 2305.18290, appendix C.2) in other words.
 
 The searches are the files of `search_spaces/` in the repository, each of which begins with the question it answers.
 
@@ -37,6 +39,8 @@ PREFIX = "builtin:"
 
 MIN_GAP = 0.4
 NAMES = ("sentiment_train", "sentiment_eval")
+TASKS = ("mt-bench", "tldr", "dialogue")
+"""Whose answers the package has judge prompts for: ratings and comparisons, or comparisons alone."""
 
 
 def path(name: str) -> Path:
@@ -46,9 +50,16 @@ def path(name: str) -> Path:
     return Path(__file__).parent / f"{name}.jsonl"
 
 
-def mt_bench(part: Literal["questions", "references", "prompts"]) -> Path:
+def mt_bench(part: Literal["questions", "references"]) -> Path:
     """A JSON Lines file of the built-in questions."""
     return Path(__file__).parent / f"mt_bench_{part}.jsonl"
+
+
+def judge_prompts(task: str) -> Path:
+    """The JSON Lines file with the prompts of judges for a task."""
+    if task not in TASKS:
+        raise InputError(f"There are no built-in judge prompts {task!r}. Built-in are: {', '.join(TASKS)}.")
+    return Path(__file__).parent / f"{task.replace('-', '_')}_prompts.jsonl"
 
 
 def search_spaces() -> dict[str, Path]:

@@ -239,6 +239,46 @@ class AlpacaEval(JudgedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WinRate(JudgedOptions):
+    """Win rate: a judge compares the model's answers with the preferred ones of a data set, in both orders."""
+
+    bench = "win-rate"
+
+    max_new_tokens: MaxNewTokens = 128
+    judge_prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="builtin:tldr, builtin:dialogue, or judge prompts in FastChat's format."),
+    ] = None
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Pairs whose preferred answers are the others [held out of the search]."),
+    ] = None
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 takes the most probable tokens.")] = 0.0
+
+    def prepare(self, out: Path, environment_key: str | None) -> Run:
+        """See `BenchOptions.prepare`."""
+        from tune_dlrml.benches.win_rate import Rivals, win_rate
+
+        if self.judge_prompts is None:
+            raise InputError(
+                f"{self.bench} needs criteria: give --judge-prompts builtin:tldr, builtin:dialogue, or a file of yours"
+            )
+        subject, key = self.subject(environment_key), self.judge_key(environment_key)
+        config = self.evaluation(judge_prompts=self.judge_prompts)
+        rivals, replies = Rivals.of(subject, self.pairs, self.limit), self.place.replies
+        return lambda on_judgement: win_rate(
+            subject,
+            rivals,
+            config,
+            temperature=self.temperature,
+            replies=replies,
+            key=key,
+            out=out,
+            on_judgement=on_judgement,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frontier(BenchOptions):
     """Reward against KL: the reward of a model's completions, and its divergence from the model before training."""
 
@@ -273,7 +313,7 @@ class Frontier(BenchOptions):
         return lambda _: frontier(subject, draw, out)
 
 
-BENCHES: tuple[type[BenchOptions], ...] = (MtBench, AlpacaEval, Frontier)
+BENCHES: tuple[type[BenchOptions], ...] = (MtBench, AlpacaEval, WinRate, Frontier)
 
 
 def _key(file: Path | None, environment_key: str | None) -> str | None:

@@ -38,7 +38,7 @@ def _refuse(args: list[str], benches: list[str]) -> Never:
 evaluate_app = typer.Typer(
     cls=_Benches,
     no_args_is_help=True,
-    help="Examine a model, or a trial of a search: MT-Bench, AlpacaEval, or reward against KL.",
+    help="Examine a model, or a trial of a search: MT-Bench, AlpacaEval, win rate, or reward against KL.",
 )
 
 

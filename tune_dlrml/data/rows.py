@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tune_dlrml.config import RowsConfig
+from tune_dlrml.data.comparisons import as_pair_columns
 from tune_dlrml.data.pairs import Fault, Pair, format_name, short, some_names
 from tune_dlrml.data.prompts import is_echo, make_pair, unused_of_turns
 from tune_dlrml.errors import InputError
@@ -45,6 +46,7 @@ def check_rows(rows: Sequence[Row], source: str, reading: RowsConfig) -> Checked
     """
     if not rows:
         raise InputError(f"{source}: no rows; at least one preference pair is needed.")
+    rows = [replace(row, value=as_pair_columns(row.value)) for row in rows]
     explicit = _is_explicit(rows, reading)
     echoes = [is_echo(row.value, reading) for row in rows] if explicit else []
     echoed = 2 * echoes.count(True) > echoes.count(True) + echoes.count(False)

@@ -59,6 +59,9 @@ def bench_lines(document: dict[str, Any]) -> Iterator[RenderableType]:
         if document["length_controlled"] is not None:
             controlled = document["length_controlled"]
             yield f"length-controlled win rate {controlled['win_rate']:.2f} % +- {controlled['standard_error']:.2f}"
+    elif document["bench"] == "win-rate":
+        yield f"{model}: {_win_rate_of_pairs(document)}"
+        yield from _unanswered(document)
     elif "trials" in document:
         for trial in document["trials"]:
             yield _frontier_line(trial)
@@ -96,6 +99,18 @@ def _categories(document: dict[str, Any]) -> Table:
         table.add_column(escape(heading), justify="right")
     table.add_row(*("-" if mean is None else f"{mean:.2f}" for mean in means.values()))
     return table
+
+
+def _win_rate_of_pairs(document: dict[str, Any]) -> str:
+    rate = document["win_rate_adjusted"]
+    if rate is None:
+        return escape(f"no win rate: {document['missing']}")
+    low, high = document["interval"] or (rate, rate)
+    return escape(
+        f"preferred to {document['pairs']} in {100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f}) of "
+        f"{document['prompts']} prompts by {document['judge']}; {document['wins']} won, {document['ties']} tied, "
+        f"{document['losses']} lost, {document['unscored']} unscored; a tie is one half"
+    )
 
 
 def _win_rate(document: dict[str, Any]) -> str:

@@ -98,14 +98,15 @@ def load_judge_prompts(source: str = BUILTIN, *, needed: Collection[PromptName] 
     """The needed prompts of a file, which may have others as well.
 
     Args:
-        source: `builtin:mt-bench`, or a file in FastChat's format.
+        source: `builtin:` and the name of a task, or a file in FastChat's format.
         needed: `SINGLE` for ratings, `SINGLE + PAIR` where answers are compared as well.
 
     Raises:
         InputError: The file cannot be read, a needed prompt is missing or given twice, or its template has a
             placeholder that cannot be filled in or lacks that of an answer that is to be judged.
     """
-    path = builtin.mt_bench("prompts") if source == BUILTIN else Path(source).expanduser()
+    task = source.removeprefix(builtin.PREFIX)
+    path = Path(source).expanduser() if task == source else builtin.judge_prompts(task)
     names = {str(name): name for name in needed}
     prompts: dict[PromptName, JudgePrompt] = {}
     for place, line in read_lines(path, _PromptLine):
