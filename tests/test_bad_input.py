@@ -9,6 +9,7 @@ import toy
 from tune_dlrml.cli.main import main
 from tune_dlrml.config import parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
+from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import LOSSES
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
@@ -171,6 +172,54 @@ def test_what_was_left_out_is_no_part_of_the_prepared_search(document, tmp_path)
     assert (len(prepared.pairs.train), len(prepared.pairs.eval), prepared.steps) == (40, 40, 5)
     assert [note.split(":")[0] for note in prepared.notes] == ["dataset.train", "dataset.eval"]
     assert not (tmp_path / "runs").exists()
+
+
+REWARD = "def words(prompts, completions):\n    return [len(text.split()) for text in completions]\n"
+
+
+@pytest.mark.parametrize(
+    ("completions", "message"),
+    [
+        ({"prompts": 41}, r"completions\.prompts: dataset\.eval .* has 40 and prompts is 41; lower it"),
+        ({"reward": "own_words:wrds"}, r"completions\.reward: .*own_words must have a function wrds.*words"),
+        ({"reward": "nowhere/at/all"}, r"completions\.reward: reward 'nowhere/at/all'.*a reward is `vader`"),
+        ({"max_new_tokens": 256}, r"completions\.max_new_tokens: .*the model's 256 positions.*lower it"),
+    ],
+)
+def test_completions_that_cannot_be_had_are_refused_before_a_search(
+    document, tmp_path, monkeypatch, completions, message
+):
+    toy.write_model(tmp_path / "model")
+    (tmp_path / "own_words.py").write_text(REWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config(document | {"completions": completions}, source="test")
+    with pytest.raises(InputError, match=message):
+        prepare(config, SearchPlace(tmp_path / "runs"))
+
+
+def test_a_search_whose_reward_has_changed_is_not_resumed(document, tmp_path, monkeypatch):
+    toy.write_model(tmp_path / "model")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config(document | {"completions": {"reward": "own_worth:words"}}, source="test")
+    place = SearchPlace(tmp_path / "runs")
+    place.folder(config.name).mkdir(parents=True)
+    for content in (REWARD, REWARD):
+        (tmp_path / "own_worth.py").write_text(content)
+        prepare(config, place).open_study().close()
+    (tmp_path / "own_worth.py").write_text(REWARD.replace("len(", "-len("))
+    with pytest.raises(InputError, match=r"started with other settings(.|\n)*reward_hash\.reward: was"):
+        prepare(config, place).open_study()
+
+
+def test_only_the_first_prompts_that_differ_are_completed(document, tmp_path):
+    toy.write_model(tmp_path / "model")
+    pairs = [*toy.pairs(2, seed=7)[:1] * 2, *toy.pairs(40, seed=8)]
+    pairs[1] = pairs[1] | {"rejected": " dull"}
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = parse_config(document | {"completions": {"prompts": 3}}, source="test")
+    completer = prepare(config, SearchPlace(tmp_path / "runs")).completer
+    assert completer is not None
+    assert [*completer.prompts] == [pairs[index]["prompt"] for index in (0, 2, 3)]
 
 
 def test_a_search_that_does_not_exist_has_no_status(tmp_path, monkeypatch, capsys):

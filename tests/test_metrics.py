@@ -28,7 +28,7 @@ def test_a_metric_is_described_in_full(metric):
 
 @objectives
 def test_an_objective_has_all_that_a_search_needs_of_it(metric):
-    assert (metric.untrained is None) == (metric.of_searches == "without a reference")
+    assert (metric.untrained is None) == (metric.of_searches != "with a reference")
     assert METRICS[metric.error].of_searches == metric.of_searches
     assert METRICS[metric.error].unit == metric.unit
     assert metric.line and metric.heading, "whoever waits for a search sees what decides it"

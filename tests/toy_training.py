@@ -18,13 +18,15 @@ from transformers.utils import logging as transformers_logging
 from tune_dlrml.config import CheckpointConfig, DivergenceConfig, TrainingConfig
 from tune_dlrml.data import Pairs, TokenRows, batch_plan
 from tune_dlrml.data.tokens import TokenPair, tokenize
+from tune_dlrml.evaluation.completions import Completer as HeldOutCompleter
+from tune_dlrml.evaluation.frontier.rewards import load_reward
 from tune_dlrml.losses.dpo.function import dpo
 from tune_dlrml.losses.dpo.geometry import dpo_geometry
 from tune_dlrml.losses.preference import PureLoss
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.records import Answer, Report, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.training.group_spec import TrialPlan
+from tune_dlrml.training.group_spec import Completer, TrialPlan
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
 
@@ -62,9 +64,8 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(SETTINGS).at(changes)
 
 
-def pairs(model: Path, train: int = 48, held_out: int = 16, *, uneven: bool = False) -> Pairs:
-    made = toy.uneven_pairs if uneven else toy.pairs
-    return Pairs(rows(model, made(train)), rows(model, made(held_out, seed=1)))
+def pairs(model: Path, train: int = 48, held_out: int = 16) -> Pairs:
+    return Pairs(rows(model, toy.pairs(train)), rows(model, toy.pairs(held_out, seed=1)))
 
 
 def rows(model: Path, pairs: Sequence[Any]) -> TokenRows:
@@ -90,12 +91,24 @@ def resident(
     *,
     fsdp: bool = False,
     with_reference: bool = True,
-    beyond: bool = False,
-    uneven: bool = False,
+    completer: Completer | None = None,
     **sizes: int,
 ) -> Resident:
-    given = pairs(model, uneven=uneven, **sizes)
-    return Resident.load(str(model), given, training, fsdp=fsdp, with_reference=with_reference, beyond=beyond)
+    return Resident.load(
+        str(model),
+        pairs(model, **sizes),
+        training,
+        fsdp=fsdp,
+        with_reference=with_reference,
+        completer=completer,
+    )
+
+
+def completer(reward: str | None = "toy_reward:characters", **changes: Any) -> HeldOutCompleter:
+    """Of the first held-out prompts of the toy."""
+    asked = tuple(pair["prompt"] for pair in toy.pairs(5, seed=1))
+    own = {} if reward is None else {"reward": reward, "content": load_reward(reward).content}
+    return HeldOutCompleter(asked, **{"max_new_tokens": 12, "temperature": 1.0, "batch_size": 2} | own | changes)
 
 
 def spec(loss: dict[str, Any], training: TrainingConfig, number: int = 0) -> TrialSpec:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 PAIRS, RATIO = "share of pairs", "no unit"
 COMPLETION, TOKEN = "nats a completion", "nats a token"
-Searches = Literal["all", "with a reference", "without a reference"]
+Searches = Literal["all", "with a reference", "without a reference", "with completions", "with a reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Metric:
         most: Largest one.
         better: Which values are better; None where neither is.
         untrained: Value of the reference itself, which every trial has at step 0 and a diverged one in means over
-            seeds; None where it has none, or one that depends on the loss.
+            seeds; None where it has none, one that depends on the loss, or one that a worker has to find.
         objective: Whether it can be the objective of a search. It then has `better` and, as `<name>_se`, its standard
-            error over the held-out pairs; `untrained`, too, unless it is of searches without a reference.
-        of_searches: Those that report it: all, or only those with or without a reference, see
-            `SearchConfig.needs_reference`.
+            error over the held-out pairs or prompts; `untrained`, too, where it is of searches with a reference.
+        of_searches: Those that report it: all, only those with or without a reference, see
+            `SearchConfig.needs_reference`, or only those with `completions` or with a reward for them.
         of_pair: Its value for one held-out pair by the margin, where the metric is the mean; None where it is not.
         heading: Heading of its column in the table of trials; empty if it has none.
         only_as_objective: Whether tables, lines and cards show it only where it decides the search.
@@ -194,6 +194,19 @@ _EVALUATION = (
     _of_evaluation(
         name="eval_rejected_logps", words="held-out log-probability, rejected", unit=COMPLETION, most=0,
         meaning="Mean log-probability of the rejected held-out completions under the policy."),
+    _of_evaluation(
+        name="eval_length_ratio", words="length of completions", unit="times the untrained model's", least=0,
+        of_searches="with completions",
+        meaning="Mean tokens of the policy's completions of held-out prompts over those of the untrained model's; both "
+        "are cut at `completions.max_new_tokens`, and the token that ends one counts.",
+        untrained=1.0, heading="length", form="{:.2f}", line="length {:.2f}", on_card=True),
+    _of_evaluation(
+        name="eval_reward", words="reward", unit="unit of the reward", better="higher", of_searches="with a reward",
+        meaning="Mean reward of the policy's completions of held-out prompts.",
+        objective=True, heading="reward", form="{:.3f} +- {:.3f}", line="reward {:.3f} +- {:.3f}", on_card=True),
+    _of_evaluation(
+        name="eval_reward_se", words="standard error of the reward", unit="unit of the reward", least=0,
+        of_searches="with a reward", meaning="Standard error of `eval_reward` over the prompts."),
 )
 
 _STEPS = (
@@ -303,7 +316,11 @@ _JUDGEMENT = (
 
 METRICS = {metric.name: metric for metric in (*_EVALUATION, *_STEPS, *_START, *_JUDGEMENT)}
 """All metrics by their names; where a text matches two of them, the first one counts."""
-UNTRAINED = {name: metric.untrained for name, metric in METRICS.items() if metric.untrained is not None}
+UNTRAINED = {
+    name: metric.untrained
+    for name, metric in METRICS.items()
+    if metric.untrained is not None and metric.of_searches == "with a reference"
+}
 """The values of the reference itself, known without a forward pass."""
 
 if TYPE_CHECKING:

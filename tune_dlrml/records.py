@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 MARGINS = "margins.json"
 """File of a trial with the margin of every held-out pair at its end, in nats, in the same order for all trials."""
@@ -61,6 +61,18 @@ class Answer:
 
     go_on: bool
     acknowledged: int = -1
+
+
+class Completed(NamedTuple):
+    """A policy's completion of a held-out prompt.
+
+    Attributes:
+        tokens: Its length, with the token that ended it if any did.
+        reward: What it is worth; None where nothing rewards it.
+    """
+
+    tokens: int
+    reward: float | None
 
 
 class Fault(StrEnum):

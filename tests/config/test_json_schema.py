@@ -38,6 +38,8 @@ LEGAL = [
     {"training.lora": {"target_modules": ["q_proj"]}, "space.training.lora.r": {"log_int_uniform": [4, 64]}},
     {"evaluation": {"judges": ["openai:gpt-4o", "local:org/model"]}},
     {"dataset.messages": {"roles": {"human": "user"}}},
+    {"completions": {}},
+    {"completions": {"reward": "vader"}, "search.metric": "eval_reward"},
 ]
 BROKEN = [
     {"serach": {}},
@@ -73,6 +75,8 @@ BROKEN = [
     {"evaluation": {"judges": ["gpt-4o"]}},
     {"evaluation": {"judges": ["openai: "]}},
     {"dataset.messages": {"roles": {"human": ""}}},
+    {"completions": {"prompts": 1}},
+    {"completions": {"temperature": -1}},
 ]
 
 

@@ -248,6 +248,24 @@ def test_a_training_that_diverged_counts_as_the_untrained_reference_and_one_that
     assert one.verdict == "cannot tell"
 
 
+def test_one_that_diverged_counts_as_the_rewards_that_it_began_with(searched):
+    prepared, rows = searched
+    reward = {"search": prepared.config.search.model_copy(update={"metric": "eval_reward"})}
+    config = prepared.config.model_copy(update=reward)
+    again, study = confirming(prepared, rows)
+    events = EventLog(again.place.folder(again.config.name))
+    trained = run_all(study, lambda spec: State.DIVERGED if spec.params[FINALIST] == 3 else 0.9)
+    study.close()
+    for row in trained:
+        events.start(row.spec)
+        events.report(Report(row.number, 0, 1, {"eval_reward": 0.25, "eval_length_ratio": 1.0}, evaluated=True))
+    told = compare(config, rows, trained, again.place.folder(again.config.name))
+    assert told is not None
+    (one,) = told.finalists
+    assert (one.seeds, one.diverged) == (3, 3)
+    assert one.mean == pytest.approx(0.25) and one.mean_difference == pytest.approx(0.25 - 0.9)
+
+
 def test_where_trials_left_their_margins_the_pairs_are_a_sample_as_well(searched):
     """Five of twelve pairs change sides under every seed, so the seeds agree and the pairs do not."""
     prepared, rows = searched

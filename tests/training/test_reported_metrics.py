@@ -19,6 +19,8 @@ def tempered(pairs, *, beta, heat):
 """
 FREE = "without a reference"
 """Of a trial of a search without one."""
+WRITING = "with completions"
+"""Of a trial that completes held-out prompts for a reward."""
 HEAT = {"learnable": True, "init": 1.0, "learning_rate": 0.05, "bounds": [0.5, 3]}
 
 
@@ -40,7 +42,9 @@ def reports(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         resident = toy_training.resident(toy_model, training)
         told = {str(loss): toy_training.run(resident, loss, training, plan(2, {1}))[1].reports for loss in losses}
         alone = toy_training.resident(toy_model, training, with_reference=False)
-        yield told | {FREE: toy_training.run(alone, ORPO, training, plan(2, {1}))[1].reports}
+        free = {FREE: toy_training.run(alone, ORPO, training, plan(2, {1}))[1].reports}
+        writing = toy_training.resident(toy_model, training, completer=toy_training.completer())
+        yield told | free | {WRITING: toy_training.run(writing, DPO, training, plan(2, {1}))[1].reports}
 
 
 def test_every_number_of_a_report_is_in_the_table_and_within_its_range(reports: dict[str, list[Report]]) -> None:
@@ -52,13 +56,13 @@ def test_every_number_of_a_report_is_in_the_table_and_within_its_range(reports: 
             assert metric.least <= value <= metric.most, (loss, name, value)
 
 
-def test_a_search_reports_what_the_table_says_of_searches_with_and_without_a_reference(
+def test_a_search_reports_what_the_table_says_of_such_searches(
     reports: dict[str, list[Report]],
 ) -> None:
     for loss, told in reports.items():
-        foreign = "with a reference" if loss == FREE else "without a reference"
-        names = {name for report in told for name in report.metrics}
-        assert not [name for name in names if find_metric(name).of_searches == foreign], loss
+        own = {"all", FREE if loss == FREE else "with a reference"}
+        own |= {WRITING, "with a reward"} if loss == WRITING else set()
+        assert {find_metric(name).of_searches for report in told for name in report.metrics} == own, loss
 
 
 def test_a_number_comes_when_the_table_says(reports: dict[str, list[Report]]) -> None:

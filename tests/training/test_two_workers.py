@@ -219,6 +219,15 @@ def test_a_sharded_policy_answers_as_a_whole_one(ranks: Seen) -> None:
     assert ranks[0]["sharded"]["answers"] == ranks[1]["sharded"]["answers"] == ranks[0]["answers"]
 
 
+def test_completions_split_over_two_ranks_are_those_of_one(ranks: Seen, toy_model: Path) -> None:
+    alone = toy_training.resident(toy_model, settings(), completer=toy_training.completer())
+    _, reports = toy_training.run(alone, DPO, settings(per_device_train_batch_size=8), plan(8, {4}))
+    for whole, sharded in (rank["written"] for rank in ranks):
+        close(whole, reports)
+        assert untimed(sharded) == untimed(whole)
+    assert len({report["eval_reward"] for report in ranks[0]["written"][0]["reports"][::4]}) == 3
+
+
 @pytest.mark.parametrize("job", ["killed", "killed_full"])
 def test_a_checkpoint_of_shards_holds_the_weights_of_a_whole_model(ranks: Seen, job: str) -> None:
     whole, sharded = (newest_checkpoint(Path(seen[job]["folders"][0])) for seen in (ranks[0], ranks[0]["sharded"]))

@@ -202,7 +202,12 @@ def main(rank: int, model: Path, folder: Path) -> None:
     gc.freeze()  # as a worker does
     alone = toy_training.resident(model, settings(), with_reference=False)
     free = {"reference_free": run(alone, ORPO)}
-    seen = jobs(*whole) | free | {"sharded": jobs(*sharded), "auto": chosen(model)}
+    writing = [
+        toy_training.resident(model, settings(), fsdp=fsdp, completer=toy_training.completer())
+        for fsdp in (False, True)
+    ]
+    written = [run(each, DPO) for each in writing]
+    seen = jobs(*whole) | free | {"sharded": jobs(*sharded), "auto": chosen(model), "written": written}
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 

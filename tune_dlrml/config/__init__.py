@@ -1,6 +1,6 @@
 """A search-space file as one frozen, validated value. Imports no torch, ray or mlflow."""
 
-from tune_dlrml.config.evaluation import EvaluationConfig, JudgeLimits
+from tune_dlrml.config.evaluation import CompletionsConfig, EvaluationConfig, JudgeLimits
 from tune_dlrml.config.loading import load_config, parse_config, to_yaml
 from tune_dlrml.config.lora import LoraSettings
 from tune_dlrml.config.quantization import QuantizationSettings
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointConfig",
     "Choice",
     "ColumnsConfig",
+    "CompletionsConfig",
     "ConfirmConfig",
     "DatasetConfig",
     "DivergenceConfig",

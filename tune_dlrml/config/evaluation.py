@@ -1,10 +1,11 @@
-"""Questions for the trained models of a search, and the judges of their answers."""
+"""What the policies of a search write: completions of held-out prompts, and answers for judges."""
 
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, model_validator
 
+from tune_dlrml.config.numbers import NotNegative
 from tune_dlrml.domains import Frozen, law
 from tune_dlrml.evaluation.judges.registry import JUDGES, is_remote, judge_kind
 
@@ -46,6 +47,21 @@ class JudgeLimits(Frozen):
     """Requests sent, including retries."""
     max_tokens: Natural = 50_000_000
     """Tokens of prompts and replies, as the endpoint counts them."""
+
+
+class CompletionsConfig(Frozen):
+    """Completions of held-out prompts that every evaluation lets the policy write, at every rung and at the end."""
+
+    prompts: Annotated[int, Field(ge=2)] = 16
+    """How many, the first distinct ones of `dataset.eval`."""
+    max_new_tokens: Natural = 64
+    """Tokens after which a completion is cut. A cut one counts as so many, for the policy and for the untrained model,
+    so that the ratio of their lengths nears 1 where most are cut."""
+    temperature: NotNegative = 1.0
+    """Of the tokens drawn, under the same seeds at every evaluation of every trial; 0 takes the most probable ones."""
+    reward: Text | None = None
+    """What a completion is worth, reported as `eval_reward`: `vader`, `package.module:function`, or the folder or hub
+    id of a sequence-classification model. A model is loaded by every worker. Null rewards nothing."""
 
 
 class EvaluationConfig(Frozen):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from tune_dlrml.config.evaluation import EvaluationConfig
+from tune_dlrml.config.evaluation import CompletionsConfig, EvaluationConfig
 from tune_dlrml.config.lora import LoraSpace
 from tune_dlrml.config.numbers import BelowOne, Natural, NotNegative, Positive
 from tune_dlrml.config.rows import DatasetConfig
@@ -106,6 +106,8 @@ class SearchConfig(Frozen):
     """When a trial is saved."""
     resources: ResourcesConfig = ResourcesConfig()
     """Resources of the workers."""
+    completions: CompletionsConfig | None = None
+    """Completions of held-out prompts by every trial, their length and reward; null writes none."""
     evaluation: EvaluationConfig | None = None
     """Questions in the loop, and their judges; null switches both off."""
     tracking: TrackingConfig = TrackingConfig()
@@ -222,6 +224,16 @@ class SearchConfig(Frozen):
                     "set search.baseline to null and leave out the losses that take a reference",
                     key=key,
                 )
+            if of == "with completions" and self.completions is None:
+                raise law(
+                    f"{name} is that of completions, and the search writes none; add `completions: {{}}`", key=key
+                )
+            if of == "with a reward" and (self.completions is None or self.completions.reward is None):
+                raise law(
+                    f"{name} is that of completions, which nothing rewards; add `completions: {{reward: vader}}`, or "
+                    "another reward",
+                    key=key,
+                )
         if self.search.confirm is not None and not self.needs_reference():
             raise law(
                 "compares with DPO, which takes a reference, but this search runs none; give search.baseline, or leave "
@@ -242,10 +254,6 @@ class SearchConfig(Frozen):
         """Whether its trials compare with a reference: any of its losses does, or its baseline."""
         losses = [*self.space.losses, *filter(None, [self.baseline_loss()])]
         return any(loss.needs_reference for loss in losses)
-
-    def weighs_length(self) -> bool:
-        """Whether a loss of it weighs the tokens beyond the public length of a pair."""
-        return any(loss.ld_alpha is not None for loss in self.space.losses)
 
     def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""

@@ -10,6 +10,7 @@ from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.doctor.loss_box import loss_box_of
 from tune_dlrml.doctor.memory import examine_memory
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.completions import Completer
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.search.starting import check_points
@@ -59,7 +60,11 @@ def _examine_data(config: SearchConfig, *, with_model: bool) -> Generator[Findin
         return None
     for note in selection.notes:
         yield Finding("dataset", "warning", note)
-    yield _examine_sizes(selection.sections["train"], selection.sections["eval"])
+    held_out = selection.sections["eval"]
+    yield _examine_sizes(selection.sections["train"], held_out)
+    if config.completions is not None:
+        told = f"{config.completions.prompts} prompts, {config.completions.reward or 'without a reward'}"
+        yield _examine_reference("completions", told, partial(Completer.of, config, held_out))
     return selection.sections["train"]
 
 

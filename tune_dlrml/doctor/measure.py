@@ -33,7 +33,12 @@ def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> C
     from tune_dlrml.training.measure import measure_worker
 
     measured = measure_worker(
-        str(parse_model_reference(config.model)), prepared.pairs, timed_trial(config), config.resources, steps=steps
+        str(parse_model_reference(config.model)),
+        prepared.pairs,
+        timed_trial(config),
+        config.resources,
+        steps=steps,
+        completer=prepared.completer,
     )
     return estimate_cost(measured, config, prepared.steps)
 

@@ -14,6 +14,11 @@ Verdict = float | Literal["A", "B", "tie"]
 weighted comparison the preference in that order, from 1 to 2."""
 
 
+def joined(prompt: str | Chat) -> str:
+    """A prompt as one text: a chat's messages with an empty line between them."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
 @dataclass(frozen=True)
 class Question:
     """A question in one or more turns, as in FastChat's `question.jsonl`.

@@ -73,7 +73,8 @@ def _numbers(runs: Sequence[TrialData], metric: str) -> list[float]:
 def _untrained(trial: TrialData, metric: str) -> float | None:
     """A metric of the reference under a trial's loss: at margin 0 every pair lies below a barrier above 0."""
     if metric != "eval_trap_fraction":
-        return METRICS[metric].untrained
+        known = METRICS[metric].untrained
+        return trial.reports[0].metrics.get(metric) if known is None and trial.reports else known
     geometry = geometry_of(trial)
     return float(geometry is not None and geometry.barrier is not None and geometry.barrier.z > 0)
 

@@ -207,7 +207,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
         storage=group_storage(folder),
         trials=str(folder / "trials"),
         reference=str(prepared.place.reference) if config.needs_reference() else None,
-        beyond=config.weighs_length(),
+        completer=prepared.completer,
     )
 
 

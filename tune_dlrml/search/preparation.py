@@ -11,6 +11,7 @@ from tune_dlrml.cluster.cluster import check_resources, local_capacity
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Found, Pairs, select_pairs
 from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.completions import Completer
 from tune_dlrml.evaluation.endpoint.settings import read_key
 from tune_dlrml.evaluation.judges.jury import Jury
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
@@ -36,6 +37,7 @@ class PreparedSearch:
         questionnaire: The questions for the trials; None if there are none.
         jury: The judges of their answers.
         start: Points that are issued first.
+        completer: The held-out prompts that trials complete; None if there are none.
     """
 
     config: SearchConfig
@@ -48,6 +50,7 @@ class PreparedSearch:
     questionnaire: Questionnaire | None = None
     jury: Jury | None = None
     start: tuple[Point, ...] = ()
+    completer: Completer | None = None
 
     def proposer(self) -> Proposer:
         """The source of its trials."""
@@ -63,6 +66,8 @@ class PreparedSearch:
             "data_hash": self.data_hash,
             "token_hash": {"train": self.pairs.train.sha256(), "eval": self.pairs.eval.sha256()},
         }
+        if self.completer is not None and self.completer.reward is not None:
+            hashes["reward_hash"] = {"reward": self.completer.content}
         url, kept = (
             self.place.study_url(self.config.name),
             None if self.config.search.start_from is None else self.start,
@@ -100,7 +105,10 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
         check_resources(config.resources, [local_capacity()], "this machine")
     selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
     if questionnaire is not None:
-        _check_room(questionnaire, config.model)
+        _check_room("evaluation", questionnaire.max_new_tokens, config.model)
+    if config.completions is not None:
+        _check_room("completions", config.completions.max_new_tokens, config.model)
+    completer = Completer.of(config, selection.sections["eval"])
     pairs = selection.pairs()
     steps = config.training.steps(len(pairs.train), config.resources.workers)
     scheduler = config.search.scheduler
@@ -123,15 +131,16 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
         questionnaire=questionnaire,
         jury=jury,
         start=start.points,
+        completer=completer,
     )
 
 
-def _check_room(questionnaire: Questionnaire, model: str) -> None:
-    positions, longest = context_length(parse_model_reference(model)), questionnaire.max_new_tokens
+def _check_room(section: str, longest: int, model: str) -> None:
+    positions = context_length(parse_model_reference(model))
     if positions is not None and longest >= positions:
         raise InputError(
-            f"evaluation.max_new_tokens: a question and its answer must fit the model's {positions} positions, but got "
-            f"max_new_tokens={longest}; lower it"
+            f"{section}.max_new_tokens: a prompt and what follows it must fit the model's {positions} positions, but "
+            f"got max_new_tokens={longest}; lower it"
         )
 
 

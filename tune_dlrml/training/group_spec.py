@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tune_dlrml.config import CheckpointConfig, DivergenceConfig, ResourcesConfig, TrainingConfig
 from tune_dlrml.data import Pairs
+from tune_dlrml.records import Completed
 
 
 class Questionnaire(Protocol):
@@ -23,6 +24,19 @@ class Questionnaire(Protocol):
 
     def keep(self, folder: Path, shares: Sequence[Any]) -> None:
         """Write the answers of all ranks into the trial's folder, in place of those of an earlier attempt."""
+
+
+class Completer(Protocol):
+    """Held-out prompts that a model completes as it stands; it and the random state stay as they are."""
+
+    def complete(
+        self, policy: Any, tokenizer: Any, *, rank: int, world: int, deal: Callable[..., list[Any]] | None = None
+    ) -> list[Completed]:
+        """This rank's share of the completions, or all of them; see `Questionnaire.answer`.
+
+        Raises:
+            NotFiniteError: The model's logits are not finite.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class GroupSpec:
         trials: Folder that every node sees, with a folder for each trial's checkpoints.
         reference: Folder that every node sees, with the reference log-probs of all searches; None where no trial looks
             at a reference, so that none is run.
-        beyond: Whether a trial weighs the tokens beyond the public length of a pair.
+        completer: Held-out prompts that trials complete; None where there are none.
     """
 
     name: str
@@ -73,4 +87,4 @@ class GroupSpec:
     storage: str
     trials: str
     reference: str | None
-    beyond: bool = False
+    completer: Completer | None = None

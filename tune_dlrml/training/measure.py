@@ -24,7 +24,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.records import Answer, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.system.allocator import keep_freed_memory
-from tune_dlrml.training.group_spec import TrialPlan
+from tune_dlrml.training.group_spec import Completer, TrialPlan
 from tune_dlrml.training.reference.logps import row_length
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
@@ -79,7 +79,15 @@ class Measurement:
     matrix_rates: Mapping[str, float]
 
 
-def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: ResourcesConfig, *, steps: int) -> Measurement:
+def measure_worker(
+    model: str,
+    pairs: Pairs,
+    spec: TrialSpec,
+    resources: ResourcesConfig,
+    *,
+    steps: int,
+    completer: Completer | None = None,
+) -> Measurement:
     """Time a worker: load, the reference pass over a few batches, and a trial of `steps` optimizer steps.
 
     Nothing stays: neither a file nor a changed weight nor the number of threads; only the process keeps the memory that
@@ -91,6 +99,7 @@ def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: Resourc
         spec: The trial that is timed.
         resources: What a worker is given.
         steps: At least 2, of which the first is not counted.
+        completer: Held-out prompts that its trials complete.
 
     Raises:
         InputError: There is no GPU for torch, the memory does not suffice, or a held-out number was not finite.
@@ -108,7 +117,7 @@ def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: Resourc
     torch.set_num_threads(resources.cpus_per_worker)
     keep_freed_memory()
     try:
-        return _measure(model, pairs, spec, steps)
+        return _measure(model, pairs, spec, steps, completer)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"a trial must fit the memory of {_device()}, but: {str(error).split('. ')[0]}; lower "
@@ -122,16 +131,12 @@ def measure_worker(model: str, pairs: Pairs, spec: TrialSpec, resources: Resourc
             torch.cuda.empty_cache()
 
 
-def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int) -> Measurement:
+def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int, completer: Completer | None) -> Measurement:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resident, loaded_s = _timed(
         lambda: Resident.load(
-            model,
-            pairs,
-            spec.training,
-            with_reference=spec.loss.needs_reference,
-            beyond=spec.loss.ld_alpha is not None,
+            model, pairs, spec.training, with_reference=spec.loss.needs_reference, completer=completer
         )
     )
     gc.collect()

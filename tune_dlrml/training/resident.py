@@ -7,12 +7,16 @@ from typing import Literal
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import Pairs, batch_plan
+from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
+from tune_dlrml.training.completions import HeldOutCompletions
+from tune_dlrml.training.group_spec import Completer
 from tune_dlrml.training.held_out import HeldOut, HeldOutOfPolicy
 from tune_dlrml.training.memory.rest import kept_dtype
 from tune_dlrml.training.pairs.batches import add_log_prob_head, rows_dataset
@@ -37,7 +41,7 @@ class Resident:
         cache: Of the reference log-probs that were computed before by this model, keyed by the form of the pairs as
             well; None keeps them in memory only.
         with_reference: Whether trials look at the reference; without it the reference is not run.
-        beyond: Whether trials weigh the tokens beyond the public length of a pair (`ld_alpha`), as the cache does.
+        completer: Held-out prompts that trials complete; None where there are none.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Resident:
         cache: Callable[[str], ReferenceCache] | None = None,
         *,
         with_reference: bool = True,
-        beyond: bool = False,
+        completer: Completer | None = None,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
@@ -62,7 +66,7 @@ class Resident:
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         stored = None if cache is None else cache(f"{'packed' if self.form.packed else 'padded'}, {head}")
-        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored, beyond=beyond)
+        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored)
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
@@ -76,6 +80,7 @@ class Resident:
             if with_reference
             else HeldOutOfPolicy(eval_rows, model, self.form, training)
         )
+        self.completions = None if completer is None else HeldOutCompletions(completer, model, tokenizer, training)
         settle(model)
         self._datasets: dict[tuple[int, ...], Dataset] = {}
 
@@ -89,7 +94,7 @@ class Resident:
         references: Path | None = None,
         fsdp: Literal["auto"] | bool = False,
         with_reference: bool = True,
-        beyond: bool = False,
+        completer: Completer | None = None,
     ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
@@ -100,7 +105,7 @@ class Resident:
             references: Folder with the reference log-probs of all models; None keeps them in memory only.
             fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
             with_reference: Whether trials look at the reference; without it the reference is not run.
-            beyond: Whether trials weigh the tokens beyond the public length of a pair.
+            completer: Held-out prompts that trials complete; None where there are none.
         """
         reference = parse_model_reference(model)
         dtype = kept_dtype(training)
@@ -117,10 +122,8 @@ class Resident:
         tokenizer = load_tokenizer(reference)
         if sharded:
             check_division(on_device)
-        cache = None
-        if references is not None:
-            cache = partial(reference_cache, references, reference, on_device, tokenizer, training, beyond=beyond)
-        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference, beyond=beyond)
+        cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
+        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference, completer=completer)
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs if trials look at them."""
@@ -159,6 +162,20 @@ class Resident:
         forwarded = self.reference.tokens_forwarded - self._told_tokens
         self._told_tokens += forwarded
         return {"reference_tokens": float(forwarded), "reference_tokens_saved": float(max(0, one_pass - forwarded))}
+
+    def untrained(self) -> dict[str, float]:
+        """The held-out numbers of the base model that are known already."""
+        return self.held_out.untrained() | ({} if self.completions is None else self.completions.untrained())
+
+    def evaluate(self, policy: nn.Module, *, beta_kl: float, geometry: Geometry | None) -> dict[str, float]:
+        """The held-out numbers of a policy.
+
+        Raises:
+            NotFiniteError: One is not finite.
+            InputError: The reward of its completions is at fault.
+        """
+        found = self.held_out.evaluate(policy, beta_kl=beta_kl, geometry=geometry)
+        return found | ({} if self.completions is None else self.completions.evaluate(policy))
 
     def restore(self) -> None:
         """Put the model back as it was before the first trial."""

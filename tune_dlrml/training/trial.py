@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from tune_dlrml.errors import NotFiniteError, TuneDlrmlError
-from tune_dlrml.losses.base import drawn
 from tune_dlrml.losses.preference import PreferenceLoss
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
@@ -118,7 +117,6 @@ def _train(run: "_Run", rows: Dataset) -> None:
         on_step=run.on_step,
         on_save=run.on_save,
         sft=None if run.spec.loss.sft is None else ChosenAnswers(model, run.spec.loss.sft),
-        ld_alpha=None if run.spec.loss.ld_alpha is None else drawn(run.spec.loss.ld_alpha),
         lora=training.lora,
     )
     run.policy = trainer.model
@@ -158,7 +156,7 @@ class _Run:
 
     def start(self) -> bool:
         """Report the state at step 0, as far as it needs no forward pass; every trial shares it."""
-        untrained = self.resident.held_out.untrained()
+        untrained = self.resident.untrained()
         return self._send(0, untrained | self.facts | self.loss.reported(), evaluated=bool(untrained), rung=False)
 
     def resume(self, checkpoint: Checkpoint) -> bool:
@@ -274,7 +272,7 @@ class _Run:
         if self.loss.mix is not None and not self.loss.reported():
             raise NotFiniteError("what the loss learns is not finite")
         began = self.clock()
-        metrics = self.resident.held_out.evaluate(self.policy, beta_kl=self.loss.beta_kl, geometry=self.loss.geometry())
+        metrics = self.resident.evaluate(self.policy, beta_kl=self.loss.beta_kl, geometry=self.loss.geometry())
         took = self.clock() - began
         self.seconds["evaluation"] += took
         self.reported_s += took

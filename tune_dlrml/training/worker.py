@@ -89,7 +89,7 @@ def _load(group: GroupSpec) -> Resident:
         references=None if group.reference is None else Path(group.reference),
         fsdp=group.resources.fsdp,
         with_reference=group.reference is not None,
-        beyond=group.beyond,
+        completer=group.completer,
     )
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own

@@ -32,7 +32,11 @@ _HIDDEN = {
 }
 _HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
 """Of a parameter that is learnt."""
-_MEASURED = {name for name, metric in METRICS.items() if metric.reported == "evaluation" and metric.untrained is None}
+_MEASURED = {
+    name
+    for name, metric in METRICS.items()
+    if metric.reported == "evaluation" and metric.untrained is None and metric.of_searches == "all"
+}
 """Metrics that only an evaluation reports, and step 0 does not."""
 
 
@@ -249,11 +253,11 @@ def trials_table(
 
 
 def _columns(metrics: Mapping[int, Mapping[str, float]], objective: str) -> list[Metric]:
-    """The metrics with a column: those of searches with a reference, unless the reports are of one without."""
-    told = {name for own in metrics.values() for name in own}
-    alone = any(METRICS[name].of_searches == "without a reference" for name in told & METRICS.keys())
-    other = "with a reference" if alone else "without a reference"
-    return [each for each in METRICS.values() if each.heading and each.of_searches != other and each.shown(objective)]
+    """The metrics with a column: those of such searches as the reports are of, with a reference if there are none."""
+    told = {name for own in metrics.values() for name in own} & METRICS.keys()
+    kinds = {METRICS[name].of_searches for name in told} - {"all"} or {"with a reference"}
+    listed = [metric for metric in METRICS.values() if metric.heading and metric.of_searches in {"all", *kinds}]
+    return [metric for metric in listed if metric.shown(objective)]
 
 
 def _filled(form: str, metric: Metric, own: Mapping[str, float]) -> str:

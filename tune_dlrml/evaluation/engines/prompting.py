@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from tune_dlrml.data.tokens import fixed_clock
 from tune_dlrml.errors import InputError
-from tune_dlrml.evaluation.records import Chat
+from tune_dlrml.evaluation.records import Chat, joined
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | str) -> list[int
             raise InputError(f"The tokenizer's chat template refuses a chat of the roles {roles}: {error}") from None
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        text = chat if isinstance(chat, str) else "\n\n".join(message["content"] for message in chat)
+        text = joined(chat)
         ids = tokenizer(text, verbose=False)["input_ids"]
     starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     return list(ids) or [next(id for id in starts if id is not None)]  # no model continues nothing

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.evaluation.engines.registry import Live, engine_in_process
 from tune_dlrml.evaluation.frontier.rewards import Reward
-from tune_dlrml.evaluation.records import Chat, Sampled
+from tune_dlrml.evaluation.records import Chat, Sampled, joined
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -185,7 +185,7 @@ def frontier_point(
     engine = engine_in_process(model, max_new_tokens=sampling.max_new_tokens, batch_size=sampling.batch_size)
     drawn = engine.sample([*prompts] * sampling.samples, temperature=sampling.temperature, seed=sampling.seed)
     kls = completion_kl(compared, drawn, temperature=sampling.temperature, batch_size=sampling.batch_size)
-    texts = [_text(prompt) for prompt in prompts] * sampling.samples
+    texts = [joined(prompt) for prompt in prompts] * sampling.samples
     rewards = reward(texts, [sampled.text for sampled in drawn])
     by_round = (sampling.samples, len(prompts))
     return FrontierPoint(
@@ -247,10 +247,6 @@ def token_kl(policy_CV: Tensor, reference_CV: Tensor, temperature: float = 1.0) 
 def _check_prompts(count: int) -> None:
     if count < LEAST_PROMPTS:
         raise InputError(f"an interval needs at least {LEAST_PROMPTS} prompts, but got {count}; give more.")
-
-
-def _text(prompt: str | Chat) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
 def _logits(model: Any, rows: Sequence[Sampled]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig, load_config
 from tune_dlrml.errors import InputError
+from tune_dlrml.events import EventLog
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import MARGINS, State
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, finalists, identity, seeds_of
@@ -170,11 +171,18 @@ def compare(
 
 
 def _outcome(row: TrialRow, metric: Metric, folder: Path | None) -> _Outcome:
-    value = in_means(row.state, row.value, metric.untrained)
+    value = in_means(row.state, row.value, _untrained(row, metric, folder))
     path = None if folder is None else folder / "trials" / str(row.number) / MARGINS
     if row.state is not State.COMPLETE or metric.of_pair is None or path is None or not path.exists():
         return _Outcome(row.state, value, None)
     return _Outcome(row.state, value, tuple(metric.of_pair(margin) for margin in json.loads(path.read_bytes())))
+
+
+def _untrained(row: TrialRow, metric: Metric, folder: Path | None) -> float | None:
+    """The value of the reference: that of every training, or the one that this training began with."""
+    if metric.untrained is not None or folder is None or row.state is not State.DIVERGED:
+        return metric.untrained
+    return next((report.metrics.get(metric.name) for report in EventLog(folder).reports(row.number)), None)
 
 
 def _both(ended: Mapping[Any, _Outcome], ours: int, theirs: int, seed: int) -> tuple[_Outcome, _Outcome] | None:
