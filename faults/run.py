@@ -16,6 +16,7 @@ from rich.table import Table
 
 from faults import (
     bad_input,
+    discovery,
     disk,
     driver,
     judge_endpoint,
@@ -31,6 +32,7 @@ FAULTS = {
     "bad_input": bad_input.run,
     "judge_endpoint": judge_endpoint.run,
     "state_layer": state_layer.run,
+    "discovery": discovery.run,
     "disk": disk.run,
     "worker": partial(processes.run, "worker"),
     "slot": partial(processes.run, "slot"),

@@ -50,6 +50,7 @@ VENDORS = {
     "yaml": (),
     "datasets": ("data/", "training/", "evaluation/mt_bench/questions.py"),
     "torch": (
+        "discovery/",
         "losses/",
         "training/",
         "evaluation/",

@@ -123,6 +123,9 @@ def test_a_search_space_file_or_a_part_of_one_is_legal(place, text):
         return
     part = {"space": {"losses": document}} if isinstance(document, list) else document
     whole = merged(REST, part)
+    if "discovery" in part:
+        whole["space"] = part.get("space", {})
+        whole["search"] = part.get("search", {})
     parse_config(whole, source=place)
     CHECK.validate(whole)
 

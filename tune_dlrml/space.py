@@ -42,7 +42,8 @@ class TrialSpec(Frozen):
     def settings(self) -> dict[str, Any]:
         """The loss's own values and the training settings that the search varies, flat, for tables and MLflow."""
         loss = self.loss.flat()
-        loss.pop("label", None)
+        for key in ("label", "code"):
+            loss.pop(key, None)
         varied = {key: value for key, value in self.params.items() if key.startswith(f"{TRAINING}.")}
         return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
 
@@ -69,10 +70,11 @@ class SearchSpace:
 
     Args:
         config: The search that the space belongs to.
+        branches: Losses by the names of their branches; by default those that the search's file names.
     """
 
-    def __init__(self, config: SearchConfig) -> None:
-        self.branches: dict[str, AnyLoss] = config.space.branches()
+    def __init__(self, config: SearchConfig, branches: Mapping[str, AnyLoss] | None = None) -> None:
+        self.branches = config.known_losses().branches() if branches is None else dict(branches)
         self.shared: dict[str, Domain] = {
             f"{TRAINING}.{key}": domain for key, domain in searched_fields(config.space.training).items()
         }

@@ -70,7 +70,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_its_end(make, tmp_path):
         load_config(tmp_path / "search.yaml")
 
 
-@pytest.mark.parametrize("key", ["name", "model", "dataset", "training", "space"])
+@pytest.mark.parametrize("key", ["name", "model", "dataset", "training"])
 def test_a_section_that_must_be_given_is_named(key, document, refusal):
     lines = document.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith(f"{key}:"))

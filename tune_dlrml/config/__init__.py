@@ -1,5 +1,6 @@
 """A search-space file as one frozen, validated value. Imports no torch, ray or mlflow."""
 
+from tune_dlrml.config.discovery import DiscoveryConfig
 from tune_dlrml.config.evaluation import CompletionsConfig, EvaluationConfig, JudgeLimits
 from tune_dlrml.config.loading import load_config, parse_config, to_yaml
 from tune_dlrml.config.lora import LoraSettings
@@ -36,6 +37,7 @@ __all__ = [
     "CompletionsConfig",
     "ConfirmConfig",
     "DatasetConfig",
+    "DiscoveryConfig",
     "DivergenceConfig",
     "Domain",
     "EvaluationConfig",

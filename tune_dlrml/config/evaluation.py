@@ -1,29 +1,19 @@
 """What the policies of a search write: completions of held-out prompts, and answers for judges."""
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, model_validator
 
 from tune_dlrml.config.numbers import NotNegative
 from tune_dlrml.domains import Frozen, law
 from tune_dlrml.evaluation.judges.registry import JUDGES, is_remote, judge_kind
+from tune_dlrml.system.urls import is_plain
 
 
 def _judge(value: Any) -> Any:
     if judge_kind(value) is None:
         raise law(f"a judge is {' or '.join(kind.form for kind in JUDGES.values())}, but got {value!r}")
     return value
-
-
-def _is_plain(url: str) -> bool:
-    """Whether an address holds nothing that may be a secret."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    secretive = "@" in parts.netloc or parts.query or parts.fragment
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not secretive
 
 
 JudgeName = Annotated[
@@ -103,7 +93,7 @@ class EvaluationConfig(Frozen):
     def _laws(self) -> Self:
         if len(set(self.judges)) < len(self.judges):
             raise law(f"every judge judges once, but got {self.judges}", key="judges")
-        if self.judge_url is not None and not _is_plain(self.judge_url):
+        if self.judge_url is not None and not is_plain(self.judge_url):
             raise law(
                 "http(s)://host[:port][/path] and nothing else is needed, since it is stored in many places; a key "
                 "comes from judge_key_file or OPENAI_API_KEY",

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from tune_dlrml.config.discovery import DiscoveryConfig
 from tune_dlrml.config.evaluation import CompletionsConfig, EvaluationConfig
 from tune_dlrml.config.lora import LoraSpace
 from tune_dlrml.config.numbers import BelowOne, Natural, NotNegative, Positive
@@ -49,8 +50,15 @@ RESERVED_LABELS = ("baseline", "training")
 class SpaceConfig(Frozen):
     """The losses, one branch each, and the training settings that every branch shares."""
 
-    losses: Annotated[list[AnyLoss], Field(min_length=1)]
-    """Each with its own fields; a field takes a value or a domain."""
+    losses: Annotated[list[AnyLoss], Field(min_length=1, exclude_if=lambda losses: not losses)] = Field(
+        default_factory=list
+    )
+    """Each with its own fields; a field takes a value or a domain. None with `discovery`, which brings its own."""
+    scalars: Annotated[
+        dict[str, Annotated[Domain, Searchable(float, domain_only=True)]],
+        Field(exclude_if=lambda scalars: not scalars),
+    ] = Field(default_factory=dict)
+    """With `discovery`: domains of the scalars of proposed losses by their names, where a proposal gives none."""
     training: TrainingSpace = TrainingSpace()
     """Domains of training settings that all branches share."""
 
@@ -98,8 +106,10 @@ class SearchConfig(Frozen):
     """One trial's training, wherever `space` does not vary it."""
     search: SearchSettings = SearchSettings()
     """How the space is explored."""
-    space: SpaceConfig
+    space: SpaceConfig = SpaceConfig()
     """The losses and settings to explore."""
+    discovery: DiscoveryConfig | None = None
+    """Explores losses that language models propose, in place of those of `space`."""
     divergence: DivergenceConfig = DivergenceConfig()
     """When a trial has diverged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -115,6 +125,7 @@ class SearchConfig(Frozen):
 
     @model_validator(mode="after")
     def _laws_across_sections(self) -> Self:
+        self._check_losses()
         searched = searched_fields(self.space.training)
         if self.space.training.lora is not None and self.training.lora is None:
             raise law(
@@ -157,6 +168,33 @@ class SearchConfig(Frozen):
             raise law("compares with the DPO baseline, but search.baseline is null", key="evaluation.pairwise")
         return self
 
+    def _check_losses(self) -> None:
+        if self.discovery is None:
+            if not self.space.losses:
+                raise law("at least one loss is needed, but got none", key="space.losses")
+            if self.space.scalars:
+                raise law(
+                    "are those of proposed losses, but there is no `discovery`; give domains in the loss's own fields",
+                    key="space.scalars",
+                )
+            return
+        search = self.search
+        idle = {
+            "space.losses": bool(self.space.losses),
+            "search.num_trials": search.num_trials is not None,
+            "search.points": search.points is not None,
+            "search.start_from": search.start_from is not None,
+        }
+        given = next((key for key, is_given in idle.items() if is_given), None)
+        if given is not None:
+            raise law(
+                "must be left out with `discovery`, which trains discovery.seeds_losses and then its candidates, "
+                "each for discovery.trials_per_candidate trials",
+                key=given,
+            )
+        if search.sampler == "grid":
+            raise law("a proposed loss has no grid; take sampler tpe or random", key="search.sampler")
+
     def _check_adapter(self, searched: dict[str, Range | Choice]) -> None:
         lora, rank = self.training.lora, searched.get("lora.r")
         if lora is None:
@@ -186,7 +224,7 @@ class SearchConfig(Frozen):
         self._check_metrics()
         if self.search.sampler == "grid":
             self._check_grid(searched)
-        elif self.search.num_trials is None:
+        elif self.search.num_trials is None and self.discovery is None:
             raise law(
                 f"sampler {self.search.sampler} needs a number of trials, but got null; only a grid ends by itself",
                 key="search.num_trials",
@@ -253,7 +291,19 @@ class SearchConfig(Frozen):
     def needs_reference(self) -> bool:
         """Whether its trials compare with a reference: any of its losses does, or its baseline."""
         losses = [*self.space.losses, *filter(None, [self.baseline_loss()])]
-        return any(loss.needs_reference for loss in losses)
+        return self.discovery is not None or any(loss.needs_reference for loss in losses)
+
+    def known_losses(self) -> SpaceConfig:
+        """The space of the losses that the file names: those of `space`, or those that a discovery begins with."""
+        if self.discovery is None:
+            return self.space
+        return self.space.model_copy(update={"losses": self.discovery.seeds_losses})
+
+    def with_losses(self, losses: Sequence[AnyLoss]) -> Self:
+        """The search with these losses in place of `known_losses`."""
+        if self.discovery is None:
+            return self.model_copy(update={"space": self.space.model_copy(update={"losses": list(losses)})})
+        return self.model_copy(update={"discovery": self.discovery.model_copy(update={"seeds_losses": list(losses)})})
 
     def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""

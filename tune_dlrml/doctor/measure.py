@@ -52,7 +52,7 @@ def timed_trial(config: SearchConfig) -> TrialSpec:
     if spec is not None:
         return spec
     if not config.needs_reference():
-        branch, loss = next(iter(config.space.branches().items()))
+        branch, loss = next(iter(config.known_losses().branches().items()))
         low = loss_at(loss, {key: domain.extremes()[0] for key, domain in loss.domains().items()})
         return TrialSpec(number=0, branch=branch, loss=low, training=config.training, params={})
     loss = baseline(beta=BaselineConfig().beta)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tune_dlrml.report.arms import Arm
+from tune_dlrml.report.discovered import story
 from tune_dlrml.report.diverging import splits
 from tune_dlrml.report.ranking import ranking, verdict
 from tune_dlrml.report.reading import SearchData
@@ -14,7 +15,7 @@ from tune_dlrml.search.confirm.verdicts import Confirmed
 
 def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence[Arm]) -> dict[str, Any]:
     """The report's numbers; every one is finite or null."""
-    ranked = ranking(data)
+    ranked, found = ranking(data), story(data, confirmed)
     config = data.config
     return {
         "name": config.name,
@@ -44,4 +45,5 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
             "by_rung": [asdict(stage) for stage in stages(data)],
         },
         "usage": data.usage.as_json(),
+        "discovery": None if found is None else found.as_json(),
     }

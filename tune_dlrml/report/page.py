@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.arms import Arm
+from tune_dlrml.report.discovered import story
 from tune_dlrml.report.diverging import LEVEL, Split, splits
 from tune_dlrml.report.ranking import Ranked, ranking, text, verdict
 from tune_dlrml.report.reading import SearchData
@@ -39,6 +40,7 @@ def render(
         verdict=verdict(data, ranked, confirmed),
         notes=_notes(data),
         facts=_facts(data),
+        story=story(data, confirmed),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
         kinds=len({trial.kind for trial in data.trials} - {None}) > 1,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tune_dlrml.config import SearchConfig, load_config
+from tune_dlrml.discovery.archive import PROPOSALS, Archive, ProposalRecord
 from tune_dlrml.events import Event, EventLog, as_report, parsed
 from tune_dlrml.records import Report, State
 from tune_dlrml.search.result import SearchPlace, read_search
@@ -133,6 +134,7 @@ class SearchData:
         code: Versions that the newest driver ran with.
         best_infeasible: The trial that would be best without `search.constraints`; None if it is the best.
         front: The feasible complete trials that no other one beats in both objective and KL, by rising KL.
+        proposals: Those of a search with `discovery`.
         importance: None where too few trials have an objective at the same step.
         read_at: When all this was read, UTC.
     """
@@ -146,6 +148,7 @@ class SearchData:
     best_infeasible: int | None = None
     front: tuple[int, ...] = ()
     importance: Importance | None = None
+    proposals: tuple[ProposalRecord, ...] = ()
     code: Mapping[str, str] = field(default_factory=dict)
     data_hash: Mapping[str, str] = field(default_factory=dict)
     read_at: str = ""
@@ -162,10 +165,11 @@ class SearchData:
 
     @cached_property
     def branches(self) -> tuple[str, ...]:
-        """Labels of the losses that trials have: the baseline, then in the order of the file."""
+        """Labels of the losses that trials have: the baseline, those of the file, then those that were proposed."""
         known = {trial.branch for trial in self.trials}
-        order = [BASELINE, *self.config.space.branches()]
-        return tuple([name for name in order if name in known] + sorted(known - {*order}))
+        first = [BASELINE, *self.config.known_losses().branches()]
+        order = dict.fromkeys([*first, *(trial.branch for trial in self.trials)])
+        return tuple(name for name in order if name in known)
 
     def of(self, branch: str) -> list[TrialData]:
         """The trials of one loss."""
@@ -211,6 +215,7 @@ def read_data(name: str, place: SearchPlace) -> SearchData:
         rungs=rung_steps(config.search.scheduler, full_steps),
         usage=read_usage(result, place),
         importance=importance,
+        proposals=tuple([] if config.discovery is None else Archive(folder / PROPOSALS, config.discovery).records()),
         code=code,
         data_hash=data_hash,
         read_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

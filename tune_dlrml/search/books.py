@@ -6,6 +6,7 @@ from typing import Protocol
 from tune_dlrml.evaluation.judges.jury import Grading
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State
+from tune_dlrml.search.discovering import Discovering
 from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.tune.searcher import SearchObserver
 from tune_dlrml.space import TrialSpec
@@ -46,13 +47,22 @@ def _write_end(row: TrialRow, events: EventLog) -> None:
 
 
 class Books:
-    """Records everything that happens, in this order: event log, MLflow, view. Submits answers to the judges."""
+    """Records everything that happens, in this order: event log, MLflow, view.
+
+    Submits answers to the judges, and tells the search for losses that something has changed.
+    """
 
     def __init__(
-        self, study: SearchStudy, events: EventLog, tracker: Tracker, view: SearchView, evaluation: Evaluation
+        self,
+        study: SearchStudy,
+        events: EventLog,
+        tracker: Tracker,
+        view: SearchView,
+        evaluation: Evaluation,
+        discovering: Discovering,
     ) -> None:
         self._study, self._events, self._tracker, self._view = study, events, tracker, view
-        self._evaluation = evaluation
+        self._evaluation, self._discovering = evaluation, discovering
         self._runs: dict[int, str | None] = {}
 
     def on_start(self, spec: TrialSpec) -> None:
@@ -60,6 +70,7 @@ class Books:
         self._events.start(spec)
         self._tracker.notify(spec.number)
         self._view.on_start(spec)
+        self._discovering.on_change()
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
         """A report arrived; one whose step is already recorded is only shown."""
@@ -85,6 +96,7 @@ class Books:
         self._tracker.notify(row.number)
         self._view.on_end(spec, row)
         self._evaluation.on_end(row)
+        self._discovering.on_change()
 
     def on_judged(self, number: int, grading: Grading) -> None:
         """Judges have rated a trial's answers; comes from another thread."""

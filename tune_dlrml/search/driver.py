@@ -22,6 +22,7 @@ from tune_dlrml.records import State
 from tune_dlrml.search.books import Books, SearchView, reconcile
 from tune_dlrml.search.clock import SearchClock, TimeIsUp
 from tune_dlrml.search.confirm.prepared import confirmation_of
+from tune_dlrml.search.discovering import Discovering
 from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchResult, read_search
@@ -39,7 +40,7 @@ from tune_dlrml.system.files import replace_file
 from tune_dlrml.tracking.cursor import search_id
 from tune_dlrml.tracking.mlflow.runs import MlflowRuns
 from tune_dlrml.tracking.outbox import untracked
-from tune_dlrml.tracking.tracker import Tracker
+from tune_dlrml.tracking.tracker import Tracker, keep_folder
 from tune_dlrml.training.group_spec import GroupSpec, TrialPlan
 
 SLOT_MEMORY = 1 << 20
@@ -100,6 +101,7 @@ class _Turn:
     events: EventLog
     clock: SearchClock
     evaluation: Evaluation
+    discovering: Discovering
     code: Mapping[str, str]
     rows: Sequence[TrialRow]
     out_of_time: bool
@@ -126,8 +128,13 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
         tracker.leave()
         raise
     finally:
+        turn.discovering.leave()
         turn.evaluation.leave()
     left = _close(tracker, result)
+    if prepared.archive is not None and left == 0:
+        refused = keep_folder(runs, prepared.archive.folder)
+        if refused is not None:
+            view.on_notice(f"the proposals were not logged to MLflow: {refused}; they are in {prepared.archive.folder}")
     shutil.rmtree(place.folder(config.name) / "ray", ignore_errors=True)
     turn.study.close()
     logged = {row.number: tracker.run_id(row.number) for row in result.rows}  # the last trials got theirs just now
@@ -147,22 +154,26 @@ def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
         view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), prepared.steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     evaluation = Evaluation(prepared, study, events)
-    return _Turn(prepared, view, study, events, clock, evaluation, code, rows, out_of_time)
+    discovering = Discovering(prepared)
+    return _Turn(prepared, view, study, events, clock, evaluation, discovering, code, rows, out_of_time)
 
 
 def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> SearchResult:
     """Train and judge what is left, within the time budget."""
     prepared, study, clock, evaluation = turn.prepared, turn.study, turn.clock, turn.evaluation
     place, notice = prepared.place, turn.view.on_notice
-    books = Books(study, turn.events, tracker, turn.view, evaluation)
+    books = Books(study, turn.events, tracker, turn.view, evaluation, turn.discovering)
     searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
     evaluation.begin(books.on_judged, notice)
     trains = turn.trains()
+    if trains:
+        turn.discovering.begin(notice)
     if trains or evaluation.unanswered():
         with clock.running(trains), ray_cluster(place.ray_address, prepared.config.resources, scratch, notice):
             if not turn.rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
                 tracker.require_answer()
             _work(turn, searcher)
+    turn.discovering.finish()
     unjudged = None if turn.trains() else evaluation.finish()
     out_of_time = turn.out_of_time or _check_time(study, clock, turn.view)
     return replace(

@@ -6,10 +6,13 @@ loaded after all rows were read.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tune_dlrml.cluster.cluster import check_resources, local_capacity
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
 from tune_dlrml.data import Found, Pairs, select_pairs
+from tune_dlrml.discovery.archive import PROPOSALS, Archive
+from tune_dlrml.discovery.asking import asker_of
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.completions import Completer
 from tune_dlrml.evaluation.endpoint.settings import read_key
@@ -20,6 +23,7 @@ from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.starting import start_of
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
 from tune_dlrml.space import Point
+from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.proposer import Proposer, proposer_of
 from tune_dlrml.study.study import SearchStudy
 
@@ -38,6 +42,8 @@ class PreparedSearch:
         jury: The judges of their answers.
         start: Points that are issued first.
         completer: The held-out prompts that trials complete; None if there are none.
+        archive: The proposals of a search with `discovery`; None without one.
+        proposer_key: For the endpoint of its proposers.
     """
 
     config: SearchConfig
@@ -51,9 +57,13 @@ class PreparedSearch:
     jury: Jury | None = None
     start: tuple[Point, ...] = ()
     completer: Completer | None = None
+    archive: Archive | None = None
+    proposer_key: str | None = field(default=None, repr=False)
 
     def proposer(self) -> Proposer:
         """The source of its trials."""
+        if self.archive is not None:
+            return candidate_proposer(self.config, self.archive)
         return proposer_of(self.config, self.start)
 
     def open_study(self) -> SearchStudy:
@@ -132,6 +142,7 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
         jury=jury,
         start=start.points,
         completer=completer,
+        **_discovery(config, place, judge_key),
     )
 
 
@@ -152,3 +163,13 @@ def _evaluation(
         return None, None
     key = judge_key if section.judge_key_file is None else read_key(section.judge_key_file)
     return Questionnaire.of(section), Jury.of(section, place.replies, key)
+
+
+def _discovery(config: SearchConfig, place: SearchPlace, key: str | None) -> dict[str, Any]:
+    section = config.discovery
+    if section is None:
+        return {}
+    for name in section.proposer:
+        asker_of(name, section, None).close()
+    own = key if section.proposer_key_file is None else read_key(section.proposer_key_file)
+    return {"archive": Archive(place.folder(config.name) / PROPOSALS, section), "proposer_key": own}

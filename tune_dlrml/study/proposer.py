@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tune_dlrml.config import SearchConfig, SearchSettings
 from tune_dlrml.domains import Domain
 from tune_dlrml.space import BRANCH, Point, SearchSpace, TrialSpec
 from tune_dlrml.study.history import StudyHistory, TrialRow
 from tune_dlrml.study.sampling import Draw, derived_seed
+
+When = Literal["now", "later", "never"]
+"""Whether a trial can be proposed; `never` where a source has ended before its total."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,16 @@ class Proposer(Protocol):
     def total(self, rows: Sequence[TrialRow]) -> int:
         """Total number of trials, including those that the study already has (`rows`)."""
 
+    def when(self, number: int) -> When:
+        """Whether the trial of this number, below the total, can be proposed."""
+        return "now"
+
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """The trial of this number; in the history it is running, without parameters."""
 
 
 @dataclass(frozen=True)
-class RandomPoints:
+class RandomPoints(Proposer):
     """Draws each parameter by itself, uniformly on the scale of its domain."""
 
     space: SearchSpace
@@ -58,7 +65,7 @@ class RandomPoints:
         point = self._values(draw, "", common)
         branch = self.space.branch_of(point)
         own = {name: domain for name, domain in self.space.domains(branch).items() if name not in common}
-        return _point(self.space, number, point | self._values(draw, branch, own))
+        return point_proposal(self.space, number, point | self._values(draw, branch, own))
 
     def _values(self, draw: Draw, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
         return {name: draw.alone(name, domain) for name, domain in domains.items()}
@@ -76,7 +83,7 @@ class TpePoints(RandomPoints):
 
 
 @dataclass(frozen=True)
-class GridPoints:
+class GridPoints(Proposer):
     """Every point of each branch's grid, in order.
 
     Attributes:
@@ -100,11 +107,11 @@ class GridPoints:
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """The point at that place."""
-        return _point(self.space, number, self._points[number - self.first])
+        return point_proposal(self.space, number, self._points[number - self.first])
 
 
 @dataclass(frozen=True)
-class BaselineFirst:
+class BaselineFirst(Proposer):
     """The baseline as trial 0, then the trials of another source.
 
     If the space contains the baseline, it is recorded as a point of it, so that samplers learn from it.
@@ -118,16 +125,20 @@ class BaselineFirst:
         """The total of the other source, which includes the baseline."""
         return self.then.total(rows)
 
+    def when(self, number: int) -> When:
+        """The baseline at any time."""
+        return "now" if number == 0 else self.then.when(number)
+
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """The baseline, or a proposal of the other source."""
         if number > 0:
             return self.then.propose(history, number)
         point = self.space.baseline_point()
-        return Proposal(self.baseline) if point is None else _point(self.space, number, point)
+        return Proposal(self.baseline) if point is None else point_proposal(self.space, number, point)
 
 
 @dataclass(frozen=True)
-class PointsFirst:
+class PointsFirst(Proposer):
     """Points that are known beforehand, then the trials of another source.
 
     Attributes:
@@ -154,11 +165,11 @@ class PointsFirst:
         draw = Draw(history.optuna_study, number, self.settings)
         domains = self.space.domains(self.space.branch_of(point))
         drawn = {name: draw.alone(name, domain) for name, domain in domains.items() if name not in point}
-        return _point(self.space, number, drawn | dict(point))
+        return point_proposal(self.space, number, drawn | dict(point))
 
 
 @dataclass(frozen=True)
-class WantedTrials:
+class WantedTrials(Proposer):
     """A fixed list of trials, of which those are issued that the study does not have.
 
     Issued trials keep their numbers, even if they are no longer in the list.
@@ -201,13 +212,19 @@ def proposer_of(config: SearchConfig, start: Sequence[Point] = ()) -> Proposer:
     if settings.sampler == "grid":
         proposer = GridPoints(space, settings, first, space.baseline_point())
     else:
-        proposer = {"tpe": TpePoints, "random": RandomPoints}[settings.sampler](space, settings)
+        proposer = drawn_points(space, settings)
     if start:
         proposer = PointsFirst(space, settings, start, first, proposer)
     return proposer if baseline is None else BaselineFirst(space, baseline, proposer)
 
 
-def _point(space: SearchSpace, number: int, values: Point) -> Proposal:
+def drawn_points(space: SearchSpace, settings: SearchSettings) -> RandomPoints:
+    """The points that a sampler draws."""
+    return {"tpe": TpePoints, "random": RandomPoints}[settings.sampler](space, settings)
+
+
+def point_proposal(space: SearchSpace, number: int, values: Point) -> Proposal:
+    """A point of a space as a trial that samplers learn from."""
     choice = space.choice_of_branch()
     domains = ({} if choice is None else {BRANCH: choice}) | space.domains(space.branch_of(values))
     return Proposal(space.spec(number, {name: values[name] for name in domains}), domains)

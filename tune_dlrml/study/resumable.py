@@ -16,6 +16,15 @@ FREE_KEYS = (
     "search.max_failures",
     "search.study_url",
     "search.confirm",
+    "discovery.proposer",
+    "discovery.proposer_url",
+    "discovery.proposer_key_file",
+    "discovery.candidates",
+    "discovery.context",
+    "discovery.limits",
+    "discovery.max_new_tokens",
+    "discovery.temperature",
+    "discovery.price_per_million_tokens",
     "checkpoint",
     "resources.cpus_per_worker",
     "resources.gpus_per_worker",
@@ -78,7 +87,7 @@ def _trains_all_weights(settings: Mapping[str, Any]) -> bool:
 
 
 def _is_free(key: str, free: Sequence[str]) -> bool:
-    return any(key == each or key.startswith(f"{each}.") for each in free)
+    return any(key == each or key.startswith((f"{each}.", f"{each}[")) for each in free)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
 from tune_dlrml.study.halving import is_promoted, rung_steps
 from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, START, StudyHistory, TrialRow, row_of
-from tune_dlrml.study.proposer import Proposer
+from tune_dlrml.study.proposer import Proposer, When
 from tune_dlrml.study.resumable import refuse_differences
 from tune_dlrml.study.sampling import Given, record
 
@@ -92,7 +92,7 @@ class SearchStudy(StudyHistory):
         if start_points is not None and self.start_points is None:
             self._study.set_user_attr(START, [dict(point) for point in start_points])
         rows = self.rows()
-        self.num_trials = proposer.total(rows)
+        self._total = proposer.total(rows)
         self._issued = len(rows)
         self._under_way = {row.number for row in rows if row.state is State.RUNNING}
         self._open_trials: dict[int, _OpenTrial] = {}
@@ -136,9 +136,21 @@ class SearchStudy(StudyHistory):
                 "give the --storage and the --study-url that it was started with, or another --name"
             )
 
+    @property
+    def num_trials(self) -> int:
+        """Total number of trials; where their source has ended early, of those that were issued."""
+        return self._issued if self._when() == "never" else self._total
+
+    def _when(self) -> When:
+        return "never" if self._issued >= self._total else self._proposer.when(self._issued)
+
+    def waits(self) -> bool:
+        """Whether the next trial is not known yet, and will be."""
+        return self._when() == "later"
+
     def ask(self) -> TrialSpec | None:
-        """Issue the next trial; None when all have been."""
-        if self._issued >= self.num_trials:
+        """Issue the next trial; None when all have been, and while the next one is not known."""
+        if self._when() != "now":
             return None
         trial = self._study.ask()
         self._issued = trial.number + 1

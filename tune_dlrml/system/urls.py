@@ -1,6 +1,7 @@
 """Addresses of databases and servers, which may hold a password."""
 
 import re
+from urllib.parse import urlsplit
 
 _PASSWORD_OPTION = re.compile(r"[^=]*password=", re.IGNORECASE)
 
@@ -14,6 +15,16 @@ def without_password(url: str) -> str:
     address, mark, query = rest.partition("?")
     kept = [option for option in query.split("&") if not _PASSWORD_OPTION.match(option)]
     return scheme + separator + address + (mark + "&".join(kept) if "".join(kept) else "")
+
+
+def is_plain(url: str) -> bool:
+    """Whether the address of a web server holds nothing that may be a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    secretive = "@" in parts.netloc or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not secretive
 
 
 def passwords_in(url: str) -> list[str]:

@@ -68,6 +68,8 @@ def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:
         "dataset": dataset.model_copy(update={"eval": dataset.test or dataset.eval, "test": None}),
         "search": confirm_settings(config),
         "evaluation": None,
+        "space": config.known_losses(),
+        "discovery": None,
     }
     return config.model_copy(update=changes)
 

@@ -107,7 +107,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.broken: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as Tune's configuration, or FINISHED; None while it depends on running trials."""
+        """The next trial as Tune's configuration, or FINISHED; None while there may be one later."""
         if self.broken is not None:
             raise self.broken
         if self.same_failures or self._expired():
@@ -116,7 +116,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._allowed()
             spec = self._next()
             if spec is None:
-                return None if self._live else str(Searcher.FINISHED)
+                return None if self._live or self._study.waits() else str(Searcher.FINISHED)
             self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}

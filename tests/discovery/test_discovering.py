@@ -1,0 +1,193 @@
+"""The thread that asks: what it asks ahead, what it leaves to the next driver, and when it ends."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tune_dlrml.config import SearchConfig, parse_config, to_yaml
+from tune_dlrml.discovery.archive import PROPOSALS, Archive
+from tune_dlrml.discovery.asking import Answer
+from tune_dlrml.errors import InputError
+from tune_dlrml.evaluation.records import Message
+from tune_dlrml.search import discovering
+from tune_dlrml.search.discovering import Discovering
+from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.study.candidates import candidate_proposer
+from tune_dlrml.study.study import SearchStudy
+
+WAIT_S = 60.0
+
+
+def good(name: str, form: str) -> str:
+    body = f"    # beta: 0.01 to 1, log\n    z = beta * pairs.margin_B\n    return {form}"
+    return f"```python\ndef {name}(pairs, *, beta):\n{body}\n```"
+
+
+REPLIES = [
+    good("exponential", "torch.exp(-z)"),
+    "no function here",
+    good("square", "(z - 0.3) ** 2"),
+    good("squared_hinge", "torch.relu(0.6 - z) ** 2"),
+    good("straight", "-z"),
+]
+
+
+class Scripted:
+    """A proposer that replies in turn; `Exception`s are raised."""
+
+    def __init__(self, replies: Sequence[str | Answer | Exception]) -> None:
+        self.replies, self.asked = list(replies), 0
+        self.new = threading.Condition()
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+        with self.new:
+            reply = self.replies[self.asked]
+            self.asked += 1
+            self.new.notify_all()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply if isinstance(reply, Answer) else Answer(reply, tokens=10)
+
+    def close(self) -> None:
+        pass
+
+
+class Found:
+    """A search with a discovery, whose trials are issued by the test."""
+
+    def __init__(self, folder: Path, **section: Any) -> None:
+        document = {
+            "name": "found",
+            "model": "any",
+            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "training": {"learning_rate": 1e-6, "max_steps": 40},
+            "search": {"scheduler": None, "sampler": "random", "baseline": None},
+            "discovery": {
+                "proposer": "openai:some",
+                "candidates": 2,
+                "trials_per_candidate": 1,
+                "seeds_losses": ["dpo"],
+            }
+            | section,
+        }
+        self.config: SearchConfig = parse_config(document, source="test")
+        self.place = SearchPlace(folder)
+        place = self.place.folder("found")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "search.yaml").write_text(to_yaml(self.config))
+        assert self.config.discovery is not None
+        self.archive = Archive(place / PROPOSALS, self.config.discovery)
+        proposer = candidate_proposer(self.config, self.archive)
+        self.study = SearchStudy(self.config, proposer, self.place.study_url("found"), full_steps=40)
+        self.notices: list[str] = []
+        self.scripts: dict[str, Scripted] = {}
+        prepared: Any = SimpleNamespace(config=self.config, place=self.place, archive=self.archive, proposer_key=None)
+        self.thread = Discovering(prepared)
+
+    def issue_all(self) -> None:
+        while self.study.ask() is not None:
+            pass
+        self.thread.on_change()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        gone = threading.Event()
+        for _ in range(int(WAIT_S / 0.02)):
+            if condition():
+                return
+            gone.wait(0.02)
+        raise AssertionError(f"not within {WAIT_S:.0f} s; {self.notices}")
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Found]]:
+    monkeypatch.setattr(discovering, "FAULT_S", 0.0)
+    begun: list[Found] = []
+
+    def begin(
+        replies: Sequence[str | Answer | Exception] = (), scripts: dict[str, Scripted] | None = None, **section: Any
+    ) -> Found:
+        found = Found(tmp_path, **section)
+        found.scripts = {"openai:some": Scripted(replies)} if scripts is None else scripts
+        monkeypatch.setattr(discovering, "asker_of", lambda name, config, key: found.scripts[name])
+        found.thread.begin(found.notices.append)
+        begun.append(found)
+        return found
+
+    yield begin
+    for each in begun:
+        each.thread.leave()
+        each.study.close()
+
+
+def stages(found: Found) -> list[str]:
+    return [record.stage for record in found.archive.records()]
+
+
+def test_one_candidate_is_found_ahead_and_the_next_when_it_is_trained(search: Callable[..., Found]):
+    found = search(REPLIES)
+    found.wait_for(lambda: stages(found) == ["accepted"])
+    assert [record.label for record in found.archive.records()] == ["exponential"]
+    found.issue_all()
+    found.wait_for(lambda: found.archive.ended)
+    assert stages(found) == ["accepted", "syntax", "accepted"]
+    found.issue_all()
+    assert [row.spec and row.spec.branch for row in found.study.rows()] == ["dpo", "exponential", "square"]
+    assert not found.study.waits()
+
+
+def test_a_question_under_way_is_asked_again_under_its_number(search: Callable[..., Found], tmp_path: Path):
+    first = search([Answer(None, "the search was left", calls=0)])
+    first.thread.leave()
+    # What a driver leaves that dies while it waits for a reply: the question without an answer.
+    left = first.archive.records()[-1]
+    if left.stage != "asked":
+        first.archive.write(replace(left, stage="asked", reason="", times_asked=1))
+    again = search(REPLIES)
+    again.wait_for(lambda: stages(again) == ["accepted"])
+    (record,) = again.archive.records()
+    assert (record.number, record.times_asked) == (0, 2)
+    assert record.messages == left.messages
+
+
+def test_a_reply_that_was_received_is_examined_without_a_question(search: Callable[..., Found]):
+    first = search(REPLIES)
+    first.wait_for(lambda: stages(first) == ["accepted"])
+    first.thread.leave()
+    (record,) = first.archive.records()
+    first.archive.write(replace(record, stage="asked", label="", loss=None))
+    again = search(REPLIES[2:])
+    again.wait_for(lambda: stages(again) == ["accepted"])
+    assert [each.label for each in again.archive.records()] == ["exponential"]
+    assert again.scripts["openai:some"].asked == 0
+
+
+def test_the_caps_end_a_discovery_and_say_so(search: Callable[..., Found]):
+    found = search(["nothing"] * 5, limits={"calls": 3})
+    found.wait_for(lambda: found.archive.ended)
+    assert stages(found) == ["syntax"] * 3
+    assert "discovery.limits.calls are used up: 0 of 2 candidates were found" in found.notices[-1]
+    found.issue_all()
+    assert found.study.num_trials == 1
+
+
+def test_proposers_take_turns_and_one_that_cannot_answer_is_left_out(search: Callable[..., Found]):
+    scripts = {"openai:away": Scripted([InputError("a wrong key")]), "openai:there": Scripted(REPLIES[2:])}
+    found = search(scripts=scripts, proposer=list(scripts), candidates=1)
+    found.wait_for(lambda: found.archive.ended)
+    assert [(record.proposer, record.stage) for record in found.archive.records()] == [
+        ("openai:away", "answer"),
+        ("openai:there", "accepted"),
+    ]
+    assert any("a wrong key" in notice for notice in found.notices)
+
+
+def test_a_question_without_a_reply_costs_its_turn_alone(search: Callable[..., Found]):
+    found = search([Answer(None, "no reply in 8 requests", calls=8), *REPLIES], candidates=1)
+    found.wait_for(lambda: found.archive.ended)
+    assert stages(found) == ["answer", "accepted"]
+    assert found.archive.left()[0] == 200 - 8 - 1

@@ -1,0 +1,114 @@
+"""What a proposer is shown, and what was measured in words."""
+
+from dataclasses import replace
+from typing import Any
+
+from tune_dlrml.config import DiscoveryConfig
+from tune_dlrml.discovery.archive import ProposalRecord
+from tune_dlrml.discovery.prompt import question
+from tune_dlrml.discovery.reply import read_reply
+from tune_dlrml.discovery.scores import Score, scores_of
+from tune_dlrml.losses.custom.config import CustomParams
+from tune_dlrml.losses.proposed.config import ProposedLoss
+from tune_dlrml.losses.registry import LOSSES, build_loss
+from tune_dlrml.records import State
+from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.history import TrialRow
+
+TRAINING: Any = None
+
+
+def loss(name: str) -> ProposedLoss:
+    code = f"def {name}(pairs, *, beta):\n    return F.softplus(-beta * pairs.margin_B)\n"
+    return ProposedLoss(code=code, params=CustomParams(beta=0.1))
+
+
+def score(value: float | None, **context: float) -> Score:
+    return Score(1, value, 0.02, {"beta": 0.1}, context, {"complete": 1})
+
+
+def record(number: int, **changes: Any) -> ProposalRecord:
+    return replace(ProposalRecord(number=number, proposer="openai:some", reply="..."), **changes)
+
+
+def asked(
+    scores: dict[str, Score], losses: dict[str, Any], records: list[ProposalRecord], **context: int
+) -> tuple[str, list[str]]:
+    config = DiscoveryConfig.model_validate({"proposer": "openai:some", "context": context})
+    messages, parents = question(config, "eval_accuracy", losses, scores, records)
+    assert [message["role"] for message in messages] == ["system", "user"]
+    return messages[1]["content"], parents
+
+
+def test_a_score_says_what_a_researcher_would():
+    found = Score(7, 0.583, 0.0204, {"beta": 0.1}, {"eval_kl": 3.1, "eval_trap_fraction": 0.64}, {"complete": 2})
+    assert found.sentence("eval_accuracy") == (
+        "held-out accuracy 0.583 +- 0.02 at beta 0.1; KL to the reference 3.1; trapped pairs 0.64; 2 complete"
+    )
+    assert (
+        Score(None, None, None, {}, {}, {"diverged": 3}).sentence("eval_accuracy") == "no complete trial (3 diverged)"
+    )
+
+
+def test_the_best_are_shown_with_their_code_and_the_others_are_not():
+    losses = {name: loss(name) for name in ("first", "second", "third")}
+    text, parents = asked(
+        {"first": score(0.7), "second": score(0.6), "third": score(0.5)}, losses, [], best=2, recent=0
+    )
+    assert parents == ["first", "second"]
+    assert text.index("def first") < text.index("def second")
+    assert "third" not in text
+
+
+def test_the_newest_proposals_are_shown_with_the_reason_why_they_were_refused():
+    records = [
+        record(0, stage="accepted", label="old", loss=loss("old").model_dump(mode="json")),
+        record(1, stage="checks", reason="starts uphill (slope +0.31 at 0)", loss=loss("up").model_dump(mode="json")),
+        record(2, stage="syntax", reason="the reply has no function", reply="I would rather not."),
+    ]
+    text, parents = asked({}, {}, records, best=0, recent=2)
+    assert "def old" not in text
+    assert "refused, starts uphill (slope +0.31 at 0)" in text and "def up" in text
+    assert "I would rather not." in text
+    assert parents == []
+
+
+def test_plain_dpo_is_always_there_to_compare_with():
+    text, _ = asked({"baseline": score(0.55)}, {}, [], best=0, recent=0)
+    assert "Plain DPO" in text and "0.550" in text
+
+
+def test_the_example_of_the_prompt_is_a_proposal_that_can_be_trained():
+    config = DiscoveryConfig.model_validate({"proposer": "openai:some"})
+    messages, _ = question(config, "eval_accuracy", {}, {}, [])
+    proposal = read_reply(messages[0]["content"].split("Rules,")[0], {})
+    assert {name: domain.as_yaml() for name, domain in proposal.params.given().items()} == {
+        "beta": {"log_uniform": [0.01, 1]},
+        "gap": {"uniform": [0.2, 2]},
+    }
+    concrete = proposal.loss.model_copy(update={"params": CustomParams(beta=0.1, gap=1.0)})
+    assert not build_loss(concrete).batch_coupled
+
+
+def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
+    def row(number: int, branch: str, state: State, value: float | None) -> TrialRow:
+        spec = TrialSpec.model_construct(
+            number=number, branch=branch, loss=LOSSES["dpo"].config(), training=TRAINING, params={f"{branch}.beta": 0.2}
+        )
+        return TrialRow(number, state, "", {f"{branch}.beta": 0.2}, spec, value, 9, 0, {})
+
+    rows = [
+        row(0, "dpo", State.COMPLETE, 0.5),
+        row(1, "dpo", State.COMPLETE, 0.6),
+        row(2, "dpo", State.PRUNED, 0.9),
+        row(3, "mine", State.COMPLETE, 0.7),
+        row(4, "bad", State.DIVERGED, None),
+        row(5, "waits", State.RUNNING, None),
+    ]
+    metrics = {1: {"eval_accuracy_se": 0.03, "eval_kl": 2.0}, 3: {}}
+    found = scores_of(rows, metrics, "eval_accuracy", maximize=True)
+    assert list(found) == ["mine", "dpo", "bad"]
+    assert (found["dpo"].trial, found["dpo"].value, found["dpo"].error) == (1, 0.6, 0.03)
+    assert found["dpo"].context == {"eval_kl": 2.0}
+    assert found["dpo"].states == {"complete": 2, "pruned": 1}
+    assert (found["bad"].trial, found["bad"].states) == (None, {"diverged": 1})

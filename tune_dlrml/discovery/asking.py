@@ -1,0 +1,140 @@
+"""Ask a proposer: a model behind an endpoint, or one that is loaded into this process."""
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from tune_dlrml.config import DiscoveryConfig
+from tune_dlrml.errors import JudgeEndedError
+from tune_dlrml.evaluation.endpoint.client import Endpoint, NoReplyError
+from tune_dlrml.evaluation.endpoint.completion import CHARACTERS_PER_TOKEN
+from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
+from tune_dlrml.evaluation.engines.registry import Live, SamplingEngine, engine_in_process
+from tune_dlrml.evaluation.records import Message
+from tune_dlrml.models.loading import check_model_reference, parse_model_reference
+
+
+class Answer(NamedTuple):
+    """What came of a question.
+
+    Attributes:
+        text: The reply; None if there was none.
+        reason: Why there was none.
+        calls: Requests that it took.
+        tokens: Of prompt and reply.
+        estimated: Whether they are estimated from lengths.
+    """
+
+    text: str | None
+    reason: str = ""
+    calls: int = 1
+    tokens: int = 0
+    estimated: bool = False
+
+
+class Asker(Protocol):
+    """One proposer."""
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+        """Its answer within so many requests and tokens.
+
+        Raises:
+            InputError: It can answer no question as it is configured.
+        """
+
+    def close(self) -> None:
+        """End a running question."""
+
+
+class EndpointAsker:
+    """A proposer behind an OpenAI-compatible endpoint.
+
+    Args:
+        model: As the endpoint calls it.
+        config: Where the endpoint is, and how long a reply may be.
+        key: Sent to the endpoint and shown nowhere.
+    """
+
+    def __init__(self, model: str, config: DiscoveryConfig, key: str | None) -> None:
+        self._config = config
+        self._settings = EndpointSettings(model, config.proposer_url, key, deadline_s=config.limits.deadline_s)
+        self._lock = threading.Lock()
+        self._endpoint: Endpoint | None = None
+        self._closed = False
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+        """See `Asker.ask`; every question has an endpoint of its own, whose caps are what is left."""
+        settings = EndpointSettings(
+            **{**vars(self._settings), "concurrency": 1, "max_calls": calls, "max_tokens": tokens}
+        )
+        with self._lock:
+            if self._closed:
+                return Answer(None, "the search was left", calls=0)
+            self._endpoint = endpoint = Endpoint(settings, seed=seed)
+        try:
+            reply = endpoint.complete(
+                messages, temperature=self._config.temperature, max_tokens=self._config.max_new_tokens, seed=seed
+            )
+        except (NoReplyError, JudgeEndedError) as error:
+            return Answer(None, str(error), endpoint.budget.calls, endpoint.budget.tokens, endpoint.budget.estimated)
+        finally:
+            endpoint.close()
+        budget = endpoint.budget
+        if reply.refused:
+            return Answer(None, f"the model refused: {reply.text}", budget.calls, budget.tokens, budget.estimated)
+        return Answer(reply.text, "", budget.calls, budget.tokens, budget.estimated)
+
+    def close(self) -> None:
+        """See `Asker.close`."""
+        with self._lock:
+            self._closed = True
+            if self._endpoint is not None:
+                self._endpoint.close()
+
+
+class LocalAsker:
+    """A proposer that is loaded into this process with its first question, on the CPU, beside the search.
+
+    Args:
+        reference: Of the model.
+        config: How long a reply may be.
+    """
+
+    def __init__(self, reference: str, config: DiscoveryConfig) -> None:
+        self._reference, self._config = reference, config
+        self._engine: SamplingEngine | None = None
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+        """See `Asker.ask`."""
+        if self._engine is None:
+            self._engine = _loaded(self._reference, self._config)
+        (text,) = self._engine.generate([list(messages)], temperature=self._config.temperature, seed=seed)
+        characters = len(text) + sum(len(each["content"]) for each in messages)
+        return Answer(text, tokens=math.ceil(characters / CHARACTERS_PER_TOKEN), estimated=True)
+
+    def close(self) -> None:
+        """A forward pass cannot be ended; the thread that asks is left behind."""
+
+
+def _loaded(reference: str, config: DiscoveryConfig) -> SamplingEngine:
+    import torch  # which the check of a search does without
+
+    from tune_dlrml.models.loading import load_model, load_tokenizer
+
+    model = parse_model_reference(reference)
+    live = Live(f"local:{reference}", load_model(model, dtype=torch.bfloat16), load_tokenizer(model))
+    return engine_in_process(live, max_new_tokens=config.max_new_tokens, batch_size=1)
+
+
+def asker_of(name: str, config: DiscoveryConfig, key: str | None) -> Asker:
+    """The proposer of this name; a local one is loaded with its first question.
+
+    Raises:
+        InputError: There is no such model on this machine.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "openai":
+        return EndpointAsker(model, config, key)
+    check_model_reference(parse_model_reference(model))
+    return LocalAsker(model, config)

@@ -1,0 +1,59 @@
+"""From a reply to a loss that may be trained, or to where and why it is refused: the cheapest question first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tune_dlrml.config import AnyLoss, SearchConfig
+from tune_dlrml.config.discovery import SCALARS
+from tune_dlrml.discovery.archive import Stage
+from tune_dlrml.discovery.reply import read_reply
+from tune_dlrml.errors import InputError
+from tune_dlrml.losses.proposed.config import ProposedLoss
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about a reply without training.
+
+    Attributes:
+        stage: `accepted`, or the one that refused it.
+        reason: Why.
+        name: Of the function.
+        reasoning: The prose around it.
+        loss: Its scalars hold values and domains; None where there is no function.
+        found: What the checks measured.
+    """
+
+    stage: Stage
+    reason: str = ""
+    name: str = ""
+    reasoning: str = ""
+    loss: ProposedLoss | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Examiner:
+    """Examines replies, in processes of its own."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self._known = {**SCALARS, **config.space.scalars}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def examine(self, reply: str, losses: Mapping[str, AnyLoss]) -> Examined:
+        """How far a reply comes.
+
+        Args:
+            reply: As it came.
+            losses: Those that are trained, by label.
+        """
+        try:
+            proposal = read_reply(reply, self._known)
+        except InputError as error:
+            return Examined("syntax", str(error))
+        return Examined("accepted", "", proposal.name, proposal.reasoning, proposal.loss)

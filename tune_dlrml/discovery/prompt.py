@@ -1,0 +1,102 @@
+"""What a proposer is asked: the task, the rules of its function, and what is known of the losses that were tried."""
+
+from collections.abc import Mapping, Sequence
+
+from tune_dlrml.config import AnyLoss, DiscoveryConfig
+from tune_dlrml.discovery.archive import ProposalRecord
+from tune_dlrml.discovery.scores import Score
+from tune_dlrml.evaluation.records import Message
+from tune_dlrml.losses.proposed.config import ProposedLoss
+from tune_dlrml.losses.proposed.vocabulary import FUNCTIONS, METHODS
+from tune_dlrml.metrics import METRICS
+
+SHOWN = 600
+"""Characters of a refused reply that are shown."""
+TASK = """\
+You design loss functions for preference fine-tuning of language models. A loss sees pairs of completions of one \
+prompt, of which people preferred one, and is minimised by gradient descent on the policy. You write one Python \
+function; it is checked, trained with, and compared with other losses by the {metric} on pairs that it was not \
+trained on: {meaning}
+
+Reply with one or two sentences on the idea, and then with one function in a code block:
+
+```python
+def softened_hinge(pairs, *, beta, gap=1.0):
+    # beta: 0.01 to 1, log
+    # gap: 0.2 to 2
+    z = beta * (pairs.chosen_logratio_B - pairs.rejected_logratio_B)
+    return F.softplus(gap - z)
+```
+
+Rules, each of which is checked:
+- The first argument holds tensors of shape (B,): `chosen_logratio_B` and `rejected_logratio_B`, log-probability \
+of the policy minus that of the reference of each completion in nats, both 0 before training; `margin_B`, their \
+difference; `chosen_length_B` and `rejected_length_B`, in tokens.
+- The function returns the loss of each pair, shape (B,), and nothing else. Its mean is minimised.
+- The other arguments are named scalars behind `*`. A comment such as `# beta: 0.01 to 1, log` says where one is \
+searched; without it a default is kept. Have a `beta` that scales the margin.
+- At the start, where both log-ratios are 0, the loss must fall as the margin grows. A point below 0 from where \
+descent makes the margin fall further is a trap: pairs end there.
+- Values and slopes must be finite for margins of hundreds of nats on either side, in bfloat16 too.
+- Only arithmetic, comparisons, assignments to new names, `if`, and these: {functions}; methods of tensors: \
+{methods}. No import, no other attribute, no in-place edit, no randomness.
+- The same function under another name, or scaled, is sent back.
+"""
+
+
+def question(
+    config: DiscoveryConfig,
+    metric: str,
+    losses: Mapping[str, AnyLoss],
+    scores: Mapping[str, Score],
+    records: Sequence[ProposalRecord],
+) -> tuple[list[Message], list[str]]:
+    """The prompt for the next proposal, and the labels of the losses that it shows.
+
+    Args:
+        config: How many losses are shown.
+        metric: Objective of the search.
+        losses: Those that are trained, by label: the file's and the accepted ones.
+        scores: What was measured, by label, the best first.
+        records: The proposals so far.
+    """
+    system = TASK.format(
+        metric=METRICS[metric].words,
+        meaning=METRICS[metric].meaning,
+        functions=", ".join(f"`{name}`" for name in sorted(FUNCTIONS)),
+        methods=", ".join(f"`{name}`" for name in sorted(METHODS)),
+    )
+    best = [label for label in scores if label in losses and scores[label].value is not None][: config.context.best]
+    replied = [record for record in records if record.reply is not None]
+    recent = replied[max(len(replied) - config.context.recent, 0) :]
+    parts = []
+    if "baseline" in scores:
+        parts.append(f"Plain DPO, -logsigmoid(beta * margin), trial 0: {scores['baseline'].sentence(metric)}.")
+    if best:
+        shown = "\n\n".join(f"{label}: {scores[label].sentence(metric)}\n{_text(losses[label])}" for label in best)
+        parts.append(f"The best losses so far, the best first:\n\n{shown}")
+    newest = [_newest(record, scores, metric) for record in recent if record.label not in best]
+    if newest:
+        parts.append("The newest proposals:\n\n" + "\n\n".join(newest))
+    parts.append("Propose another loss that may be better, and that differs from all of these.")
+    parents = [*best, *(record.label for record in recent if record.label and record.label not in best)]
+    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}], parents
+
+
+def _text(loss: AnyLoss) -> str:
+    if isinstance(loss, ProposedLoss):
+        return _fenced(loss.code)
+    return f"{loss.name}: {(type(loss).__doc__ or '').strip().splitlines()[0]}"
+
+
+def _newest(record: ProposalRecord, scores: Mapping[str, Score], metric: str) -> str:
+    if record.stage == "accepted":
+        score = scores.get(record.label)
+        said = "not trained yet" if score is None else score.sentence(metric)
+        return f"{record.label}: {said}\n{_fenced(record.code)}"
+    text = record.code or (record.reply or "")[:SHOWN]
+    return f"refused, {record.reason}\n{_fenced(text)}" if text else f"refused, {record.reason}"
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{code.strip()}\n```"

@@ -1,0 +1,78 @@
+"""What the trials of a loss measured, in numbers and in a sentence that goes back to proposers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tune_dlrml.metrics import METRICS
+from tune_dlrml.records import State
+from tune_dlrml.study.history import TrialRow, ranked
+
+CONTEXT = ("eval_kl", "eval_trap_fraction")
+"""Metrics that say what the objective cost."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The trials of one loss so far.
+
+    Attributes:
+        trial: Its best complete trial; None without one.
+        value: Its objective there.
+        error: Standard error of it over the held-out pairs; None where it was not reported.
+        settings: The values that its trials vary.
+        context: Other metrics there, see `CONTEXT`.
+        states: How many of its trials ended how.
+    """
+
+    trial: int | None
+    value: float | None
+    error: float | None
+    settings: Mapping[str, Any]
+    context: Mapping[str, float]
+    states: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a proposal's file."""
+        return asdict(self)
+
+    def sentence(self, metric: str) -> str:
+        """What was measured, such as `accuracy 0.583 +- 0.02 at beta 0.1; KL 3.1 nats; 2 complete, 1 pruned`."""
+        ends = ", ".join(f"{count} {state}" for state, count in self.states.items())
+        if self.value is None:
+            return f"no complete trial ({ends})"
+        error = "" if self.error is None else f" +- {self.error:.2g}"
+        at = ", ".join(f"{key} {value:.3g}" for key, value in self.settings.items() if isinstance(value, float | int))
+        said = [f"{METRICS[metric].words} {self.value:.3f}{error}{f' at {at}' if at else ''}"]
+        said += [f"{METRICS[name].words} {value:.3g}" for name, value in self.context.items()]
+        return "; ".join([*said, ends])
+
+
+def scores_of(
+    rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], metric: str, *, maximize: bool
+) -> dict[str, Score]:
+    """The score of every loss that has a trial which has ended, by branch, the best first."""
+    order = [row.number for row in ranked(rows, maximize=maximize)]
+    by_branch: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        if row.spec is not None and row.state is not State.RUNNING:
+            by_branch.setdefault(row.spec.branch, []).append(row)
+    found = {branch: _score(own, order, metrics, metric) for branch, own in by_branch.items()}
+    last = len(order)
+    return dict(sorted(found.items(), key=lambda each: last if each[1].trial is None else order.index(each[1].trial)))
+
+
+def _score(
+    rows: Sequence[TrialRow], order: Sequence[int], metrics: Mapping[int, Mapping[str, float]], metric: str
+) -> Score:
+    states = dict(Counter(str(row.state) for row in rows))
+    best = min((row for row in rows if row.number in order), key=lambda row: order.index(row.number), default=None)
+    if best is None or best.spec is None:
+        return Score(None, None, None, {}, {}, states)
+    own = metrics.get(best.number, {})
+    settings = {key.partition(".")[2]: value for key, value in best.params.items()} or {
+        key: value for key, value in best.spec.loss.flat().items() if isinstance(value, float)
+    }
+    context = {name: own[name] for name in CONTEXT if name in own}
+    return Score(best.number, best.value, own.get(METRICS[metric].error), settings, context, states)

@@ -1,0 +1,195 @@
+"""Asks for losses in one thread, while others are trained."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from tune_dlrml.config import AnyLoss
+from tune_dlrml.discovery.archive import Archive, ProposalRecord
+from tune_dlrml.discovery.asking import Answer, Asker, asker_of
+from tune_dlrml.discovery.examining import Examiner
+from tune_dlrml.discovery.prompt import question
+from tune_dlrml.discovery.scores import Score, scores_of
+from tune_dlrml.errors import InputError
+from tune_dlrml.search.preparation import PreparedSearch
+from tune_dlrml.search.result import SearchResult, read_search
+from tune_dlrml.space import SearchSpace
+from tune_dlrml.study.sampling import derived_seed
+
+LEAVE_S = 10.0
+"""How long a search that ends waits for the question that is under way."""
+FAULT_S = 5.0
+"""Wait after a question without a reply."""
+
+
+class Discovering:
+    """Finds the candidates of a search with `discovery`; does nothing without one.
+
+    One candidate for each worker group is found ahead, so that no group waits for a proposer as long as that is
+    faster than training. What is asked, replied and found is in the archive before it is acted on.
+
+    Args:
+        prepared: The search.
+    """
+
+    def __init__(self, prepared: PreparedSearch) -> None:
+        self._prepared, self._archive = prepared, prepared.archive
+        self._config = prepared.config.discovery
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._askers: dict[str, Asker] = {}
+        self._notify: Callable[[str], None] = lambda text: None
+        self._error: Exception | None = None
+
+    def begin(self, on_notice: Callable[[str], None]) -> None:
+        """Start to ask; `on_notice` is called with what the user should know, from another thread."""
+        if self._archive is None or self._archive.ended or self._config is None:
+            return
+        self._notify = on_notice
+        key = self._prepared.proposer_key
+        self._askers = {name: asker_of(name, self._config, key) for name in self._config.proposer}
+        self._thread = threading.Thread(target=self._work, name="discovering", daemon=True)
+        self._thread.start()
+
+    def on_change(self) -> None:
+        """A trial was issued or has ended: another candidate may be wanted."""
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Stop asking, after a short wait for the question under way; the next driver goes on."""
+        self._stop.set()
+        self._wake.set()
+        for asker in self._askers.values():
+            asker.close()
+        if self._thread is not None:
+            self._thread.join(LEAVE_S)
+
+    def finish(self) -> None:
+        """Put the scores of all trials into the proposals' files.
+
+        Raises:
+            Exception: What ended the thread that asks.
+        """
+        if self._archive is not None:
+            self._score(self._archive)
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        archive = self._archive
+        assert archive is not None
+        try:
+            with Examiner(self._prepared.config) as examiner:
+                while not self._stop.is_set() and not self._is_over(archive):
+                    self._wake.clear()
+                    if self._wants_more(archive):
+                        self._turn(archive, examiner)
+                    else:
+                        self._wake.wait()
+        except Exception as error:
+            self._error = error
+        finally:
+            archive.ended = not self._stop.is_set()
+
+    def _is_over(self, archive: Archive) -> bool:
+        if archive.is_full() or not self._askers:
+            return True
+        assert self._config is not None
+        calls, tokens = archive.left()
+        spent = "calls" if calls <= 0 else "tokens" if tokens <= 0 else ""
+        if spent:
+            found, wanted = len(archive.accepted()), self._config.candidates
+            self._notify(f"discovery.limits.{spent} are used up: {found} of {wanted} candidates were found")
+        return bool(spent)
+
+    def _wants_more(self, archive: Archive) -> bool:
+        """Whether fewer candidates than worker groups wait to be trained."""
+        issued = {row.spec.branch for row in self._read().rows if row.spec is not None}
+        waiting = [each for each in archive.accepted() if each.label not in issued]
+        return len(waiting) < self._prepared.config.resources.concurrent_trials
+
+    def _turn(self, archive: Archive, examiner: Examiner) -> None:
+        """One question and what comes of it, from where an earlier driver left it."""
+        record = self._next(archive)
+        if record.reply is None:
+            record = self._asked(archive, record)
+        if record.reply is not None:
+            self._examine(archive, record, examiner)
+
+    def _asked(self, archive: Archive, record: ProposalRecord) -> ProposalRecord:
+        """The record with its reply; it is on disk before and after the question."""
+        record = archive.write(replace(record, times_asked=record.times_asked + 1))
+        calls, tokens = archive.left()
+        seed = derived_seed(self._prepared.config.search.seed, record.number, "proposal") % 2**31
+        began = time.monotonic()
+        try:
+            answer = self._askers[record.proposer].ask(record.messages, seed=seed, calls=calls + 1, tokens=tokens)
+        except InputError as error:
+            del self._askers[record.proposer]
+            answer = Answer(None, f"it is asked no more: {error}")
+        if answer.text is None and self._stop.is_set():
+            return record  # the next driver asks again
+        record = replace(
+            record,
+            reply=answer.text,
+            calls=answer.calls,
+            tokens=answer.tokens,
+            estimated=answer.estimated,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        if answer.text is not None:
+            return archive.write(record)
+        self._notify(f"proposal {record.number}: no reply by {record.proposer}: {answer.reason}")
+        record = archive.write(replace(record, stage="answer", reason=f"no reply: {answer.reason}"))
+        self._stop.wait(FAULT_S)
+        return record
+
+    def _next(self, archive: Archive) -> ProposalRecord:
+        """The question that an earlier driver has not brought to its end, or else a new one."""
+        assert self._config is not None
+        records = archive.records()
+        if records and records[-1].stage == "asked":
+            return records[-1]
+        scores = self._score(archive)
+        messages, parents = question(
+            self._config, self._prepared.config.search.metric, self._losses(archive), scores, records
+        )
+        names = list(self._askers)
+        return ProposalRecord(
+            number=len(records),
+            proposer=names[len(records) % len(names)],
+            parents=tuple(parents),
+            messages=tuple(messages),
+        )
+
+    def _examine(self, archive: Archive, record: ProposalRecord, examiner: Examiner) -> None:
+        assert record.reply is not None
+        seen = examiner.examine(record.reply, self._losses(archive))
+        found = replace(
+            record,
+            stage=seen.stage,
+            reason=seen.reason,
+            reasoning=seen.reasoning,
+            found=seen.found,
+            loss=None if seen.loss is None else seen.loss.model_dump(mode="json"),
+        )
+        if seen.stage == "accepted":
+            found = replace(found, label=archive.label_of(seen.name, ["baseline", "training", *self._losses(archive)]))
+        archive.write(found)
+        said = f"accepted as {found.label}" if found.label else f"refused: {seen.reason}"
+        self._notify(f"proposal {record.number} by {record.proposer}: {said}")
+
+    def _losses(self, archive: Archive) -> dict[str, AnyLoss]:
+        return {**SearchSpace(self._prepared.config).branches, **dict(archive.accepted())}
+
+    def _read(self) -> SearchResult:
+        return read_search(self._prepared.config.name, self._prepared.place)
+
+    def _score(self, archive: Archive) -> Mapping[str, Score]:
+        result = self._read()
+        config = self._prepared.config
+        scores = scores_of(result.rows, result.metrics, config.search.metric, maximize=config.search.maximize)
+        for label, score in scores.items():
+            archive.score(label, score.as_json())
+        return scores
