@@ -55,6 +55,7 @@ VENDORS = {
         "training/",
         "evaluation/",
         "models/",
+        "discovery/",
         "builtin/make_sentiment_pairs.py",
     ),
 }

@@ -180,7 +180,7 @@ def _check_defined_there(reference: str, function: Function, file: Path) -> None
 
 def error_line(error: BaseException, file: str | None = None) -> str:
     """An exception of a user's code in one line, with the place in their file that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=False)
     if file is not None:
         own = [frame for frame in frames if frame.filename == file]
     else:

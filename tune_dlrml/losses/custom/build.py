@@ -81,7 +81,7 @@ class Custom(PreferenceLoss):
     def forward(self, pairs: PairBatch) -> Tensor:
         """Loss of each pair, shape (B,), in nats, differentiable in the learnt parameter too."""
         learnt = {} if self.learnt is None else {self.learnt.keyword: self.learnt.value()}
-        return self.function(pairs, **self.numbers, **learnt)
+        return self.function(_complete(pairs), **self.numbers, **learnt)
 
     def geometry(self) -> Geometry:
         """Found numerically in float64, at the present value of the learnt parameter."""
@@ -107,6 +107,12 @@ class CoupledCustom(Custom):
             return PairBatch(*ratios, *lengths)
 
         return torch.stack([self(among_others(at))[0] for at in range(count)])
+
+
+def _complete(pairs: PairBatch) -> PairBatch:
+    """The pairs with 0 in place of None, which is what it counts as."""
+    missing = [name for name, field in zip(pairs._fields, pairs, strict=True) if field is None]
+    return pairs._replace(**{name: torch.zeros_like(pairs.chosen_logratio_B) for name in missing})
 
 
 @contextmanager

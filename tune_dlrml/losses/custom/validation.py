@@ -57,10 +57,29 @@ class Observation:
 
 
 def validate_written(config: WrittenLoss) -> list[Observation]:
-    """Look at a user's loss at one point of its space.
+    """Look at a user's or a proposed loss at one point of its space.
 
     Raises:
         InputError: It cannot be trained with. The message has the requirement, the finding and the line.
+    """
+    return observed(trainable(config))
+
+
+def observed(loss: Custom) -> list[Observation]:
+    """What is so about a loss that can be trained with.
+
+    Raises:
+        InputError: It is not finite where every trial begins.
+    """
+    with raising_input_errors(loss.function):
+        return [*_finiteness(loss), *_repeatability(loss), _differences(loss), *_coupling(loss), *_shape(loss)]
+
+
+def trainable(config: WrittenLoss) -> Custom:
+    """The loss, if it takes what it is given and returns losses with a gradient.
+
+    Raises:
+        InputError: It does not.
     """
     loss = bare(config)
     check_signature(loss)
@@ -70,8 +89,7 @@ def validate_written(config: WrittenLoss) -> list[Observation]:
         coupled = is_coupled(loss)
         loss = bare(config, CoupledCustom) if coupled else loss
         _check_gradient(loss)
-        found = [*_finiteness(loss), *_repeatability(loss), _differences(loss), *_coupling(loss), *_shape(loss)]
-    return found
+    return loss
 
 
 def check_signature(loss: Custom) -> None:
@@ -179,14 +197,13 @@ def _gradients(values: Tensor, pairs: PairBatch) -> tuple[Tensor, Tensor]:
 
 
 def nonfinite_margins(loss: Custom, dtype: torch.dtype) -> list[float]:
-    """Those of `MARGINS` at which a loss or its gradient is not finite, each pair in a batch of its own."""
+    """Those of `MARGINS` at which a loss or its gradient is not finite; coupled pairs each in a batch of its own."""
     bad = []
-    for margin in MARGINS:
-        pairs = pairs_of([margin], dtype, gradient=True)
-        values = loss(pairs)
-        slopes = _gradients(values, pairs)
-        if not all(bool(each.isfinite().all()) for each in (values, *slopes)):
-            bad.append(margin)
+    for margins in [[margin] for margin in MARGINS] if loss.batch_coupled else [MARGINS]:
+        pairs = pairs_of(margins, dtype, gradient=True)
+        values_B = loss(pairs)
+        finite_B = torch.stack([values_B, *_gradients(values_B, pairs)]).isfinite().all(dim=0)
+        bad += [margin for margin, finite in zip(margins, finite_B.tolist(), strict=True) if not finite]
     return bad
 
 
@@ -220,20 +237,10 @@ def _repeatability(loss: Custom) -> Iterator[Observation]:
 
 
 def _differences(loss: Custom) -> Observation:
-    """The gradient of the batch's sum against finite differences, in float64."""
+    """The gradient of the batch's sum against finite differences, in float64; coupled pairs each among two others."""
     worst, where = 0.0, 0.0
-    for margin in MARGINS:
-        step = STEP * max(1.0, abs(margin))
-        pairs = pairs_of([margin, 0.3, -1.1], torch.float64, gradient=True)
-        slope = float(_gradients(loss(pairs), pairs)[0][0])
-        with torch.no_grad():
-            high, low = (
-                float(loss(_with_chosen(pairs, float(pairs.chosen_logratio_B[0].detach()) + sign * step)).sum())
-                for sign in (1, -1)
-            )
-        difference = (high - low) / (2 * step)
-        if math.isfinite(slope) and math.isfinite(difference):
-            off = abs(slope - difference) / max(abs(slope), abs(difference), AGREEMENT)
+    for margins in [[margin] for margin in MARGINS] if loss.batch_coupled else [MARGINS]:
+        for margin, off in zip(margins, _off_differences(loss, margins), strict=True):
             worst, where = max((worst, where), (off, margin))
     if worst <= AGREEMENT:
         return Observation("gradient", "ok", "the gradient agrees with finite differences")
@@ -245,10 +252,23 @@ def _differences(loss: Custom) -> Observation:
     )
 
 
-def _with_chosen(pairs: PairBatch, first: float) -> PairBatch:
-    chosen_B = pairs.chosen_logratio_B.detach().clone()
-    chosen_B[0] = first
-    return pairs._replace(chosen_logratio_B=chosen_B)
+def _off_differences(loss: Custom, margins: list[float]) -> list[float]:
+    """By how much the gradient differs at these margins, relative to the larger slope; 0 where it is not finite.
+
+    Pairs of different margins are moved together, which is right where none depends on another.
+    """
+    count = len(margins)
+    pairs = pairs_of([*margins, 0.3, -1.1], torch.float64, gradient=True)
+    slope_B = _gradients(loss(pairs), pairs)[0][:count]
+    step_B = STEP * torch.tensor([max(1.0, abs(margin)) for margin in margins], dtype=torch.float64)
+    start_B = pairs.chosen_logratio_B.detach()
+    ends = [torch.cat([start_B[:count] + sign * step_B, start_B[count:]]) for sign in (1, -1)]
+    with torch.no_grad():
+        high_B, low_B = (loss(pairs._replace(chosen_logratio_B=end_B)) for end_B in ends)
+    rise_B = (high_B - low_B).sum() if loss.batch_coupled else (high_B - low_B)[:count]
+    difference_B = rise_B / (2 * step_B)
+    scale_B = torch.maximum(slope_B.abs(), difference_B.abs()).clamp(min=AGREEMENT)
+    return list(((slope_B - difference_B).abs() / scale_B).nan_to_num(0.0, 0.0, 0.0).tolist())
 
 
 def _coupling(loss: Custom) -> Iterator[Observation]:
@@ -274,13 +294,20 @@ def _depends_on_order(loss: Custom) -> bool:
 
 def _shape(loss: Custom) -> Iterator[Observation]:
     geometry, beta_kl = loss.geometry(), loss.beta_kl
+    slope = float(loss.curve(torch.zeros(1, dtype=torch.float64))[1][0])
     if geometry.starts == "wrong":
-        yield Observation("start", "warning", "starts uphill: the first steps of training lower the margin")
+        text = f"starts uphill (slope {slope:+.3g} at 0): the first steps of training lower the margin"
+        yield Observation("start", "warning", text)
+    elif slope == 0:
+        yield Observation("start", "warning", "starts flat (slope 0 at 0): the first steps of training do nothing")
     else:
         yield Observation("start", "ok", "starts downhill: the first steps of training raise the margin")
     trap, barrier = geometry.trap_margin(beta_kl), geometry.barrier_margin(beta_kl)
     if trap is not None and barrier is not None:
-        text = f"has a trap at margin {trap:+.3g} nats below a barrier at {barrier:+.3g}: pairs left of it stay there"
+        text = (
+            f"has a trap at margin {trap:+.3g} nats (z = {beta_kl * trap:+.3g}) below a barrier at {barrier:+.3g}: "
+            "pairs left of it stay there"
+        )
         yield Observation("monotone", "warning", text)
     else:
         yield _monotone(loss)
