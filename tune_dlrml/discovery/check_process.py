@@ -115,7 +115,6 @@ def _confine(writer: int, seconds: int, mebibytes: int) -> None:
         os.dup2(nothing, descriptor)
     os.closerange(3, writer)
     os.closerange(writer + 1, 65536)
-    os.environ.clear()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     memory = pages * resource.getpagesize() + mebibytes * 2**20
     limits = {
