@@ -69,6 +69,20 @@ def test_the_script_repeats_an_adapters_loss_curve_and_its_beta_mix_with_trl_alo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [{"r": 4, "lora_alpha": 8}, None])
+def test_a_loss_without_a_reference_is_repeated_without_one(tmp_path, toy_model, lora):
+    losses = [DPO, {"name": "orpo", "beta": 0.5}]
+    search = finished_search(tmp_path, toy_model, losses, lora=lora, learning_rate=1e-3)
+    bundle = export_trial(read_trained(search.name, 1, search.place), tmp_path / "export")
+    script = (bundle.folder / "reproduce.py").read_text()
+    assert "reference_log_probs" not in script and "disable_adapter" not in script
+    assert script.count("load_model()") == 2, "defined once, and called once"
+    lines = repeated(bundle.folder)
+    assert [line["loss"] for line in lines] == pytest.approx(search.curve(1), rel=1e-4)
+    assert abs(lines[-1]["loss"] - lines[0]["loss"]) > 0.01
+
+
+@pytest.mark.slow
 def test_the_script_repeats_the_training_of_all_weights_after_a_warm_up_with_an_sft_term(tmp_path, toy_model):
     search = finished_search(
         tmp_path,

@@ -115,6 +115,7 @@ def test_a_given_point_outside_the_space_is_refused(config_with: Config, point: 
             "0 points, 4 trials to start from and 0 baseline must fit .* num_trials=3",
         ),
         ({"start_from": {"search": "old", "top": 0}}, "top"),
+        ({"start_from": {"search": "../old"}}, r'^test: search\.start_from\.search: .*got "../old"'),
     ],
 )
 def test_more_starts_than_trials_and_starts_of_a_grid_are_refused(

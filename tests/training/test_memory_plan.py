@@ -87,6 +87,16 @@ def test_checkpointing_follows_the_rule_of_training() -> None:
     assert plan.checkpoints(0)
 
 
+def test_without_a_reference_no_logits_are_kept_and_none_are_read() -> None:
+    training = Case().training
+    compared, alone = (MemoryPlan(empty(), training, BATCH, with_reference=each).on(Rank()) for each in (True, False))
+    assert compared.host["KL logits"] == 16 * BATCH.chosen * TOY.vocabulary * 4
+    assert "KL logits" not in alone.host
+    assert compared.moments.keys() - alone.moments.keys() == {"reference"}
+    assert not [name for name, pieces in alone.moments.items() if "KL logits" in pieces]
+    assert sum(alone.moments["held-out pairs"].values()) <= sum(compared.moments["held-out pairs"].values())
+
+
 @pytest.mark.parametrize(("changes", "numbers"), [({}, 1), ({"optim": "adamw_torch_fused"}, 0)])
 def test_a_step_of_adamw_on_a_gpu_makes_one_number_for_every_weight(changes: dict[str, Any], numbers: int) -> None:
     held = MemoryPlan(empty(), Case(lora=False, changes=changes).training, BATCH).on(Rank(device="cuda"))

@@ -6,14 +6,11 @@ from tune_dlrml.config.loading import load_config, parse_config, to_yaml
 from tune_dlrml.config.lora import LoraSettings
 from tune_dlrml.config.quantization import QuantizationSettings
 from tune_dlrml.config.rows import ColumnsConfig, DatasetConfig, MessagesConfig, RowsConfig
-from tune_dlrml.config.schema import (
+from tune_dlrml.config.schema import SearchConfig, SpaceConfig
+from tune_dlrml.config.settings import (
     CONFIRM_SUFFIX,
     NAME_LENGTH,
     NAME_PATTERN,
-    SearchConfig,
-    SpaceConfig,
-)
-from tune_dlrml.config.settings import (
     CheckpointConfig,
     ConfirmConfig,
     DivergenceConfig,

@@ -13,9 +13,12 @@ from tune_dlrml.config.lora import LoraSpace
 from tune_dlrml.config.numbers import BelowOne, Natural, NotNegative, Positive
 from tune_dlrml.config.rows import DatasetConfig
 from tune_dlrml.config.settings import (
+    CONFIRM_SUFFIX,
+    NAME_LENGTH,
     CheckpointConfig,
     DivergenceConfig,
     ResourcesConfig,
+    SearchName,
     SearchSettings,
     Text,
     TrackingConfig,
@@ -87,16 +90,10 @@ class SpaceConfig(Frozen):
         return self
 
 
-CONFIRM_SUFFIX = "/confirm"
-"""Suffix of the name of a search: the study and the folder of its confirmation."""
-NAME_PATTERN = rf"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?:{CONFIRM_SUFFIX})?$"
-NAME_LENGTH = 100
-
-
 class SearchConfig(Frozen):
     """A search-space file, complete and legal."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
+    name: SearchName
     """Of the search: its folder, its study and its run in MLflow; the same name resumes it."""
     model: Text
     """The model to train: a hub id `org/name[@revision]`, a folder, or `package:<python_package>/<file>.gguf`."""

@@ -10,6 +10,11 @@ from tune_dlrml.metrics import HeldOut, Objective
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+CONFIRM_SUFFIX = "/confirm"
+"""Suffix of the name of a search: the study and the folder of its confirmation."""
+NAME_PATTERN = rf"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?:{CONFIRM_SUFFIX})?$"
+NAME_LENGTH = 100
+SearchName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
 
 
 class SchedulerConfig(Frozen):
@@ -61,7 +66,7 @@ class ConstraintConfig(Frozen):
 class StartFromConfig(Frozen):
     """An earlier search in the same storage folder or database, whose best points this one starts with."""
 
-    search: Text
+    search: SearchName
     """Its name."""
     top: Natural = 5
     """Complete trials of it, the best ones by its own metric; those outside this space are named and left out."""

@@ -149,7 +149,7 @@ def estimate_memory(config: SearchConfig, train: Section | None) -> MemoryEstima
 
     model = load_shapes(parse_model_reference(config.model))
     largest, mean, assumed = _micro_batches(config, model, train)
-    plan = MemoryPlan(model, config.training, largest)
+    plan = MemoryPlan(model, config.training, largest, with_reference=config.needs_reference())
     pairs = _pairs(config, train)
     if not config.resources.gpus_per_worker:
         rank = _rank_of_cpus(config)

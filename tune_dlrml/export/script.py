@@ -1,8 +1,8 @@
 """`reproduce.py`: repeats a trial with TRL alone.
 
-The script computes the same numbers as a trial in a different way: every pair is padded and its reference runs in each
-step, where a worker group may pack pairs and caches the reference's log-probs. One process accumulates the gradients
-that the workers of a group sum.
+The script computes the same numbers as a trial in a different way: every pair is padded, and its reference, if the loss
+takes one, runs in each step, where a worker group may pack pairs and caches the reference's log-probs. One process
+accumulates the gradients that the workers of a group sum.
 """
 
 import json
@@ -17,6 +17,7 @@ from tune_dlrml.export.template import (
     GGUF_MODEL,
     PLAIN_MODEL,
     QUANTIZED_MODEL,
+    REFERENCE_FUNCTION,
     SCRIPT,
     SECOND_MODEL,
     SFT_CONSTANTS,
@@ -24,6 +25,8 @@ from tune_dlrml.export.template import (
     SFT_TERM,
     TOKENIZER,
     WHOLE_MODEL,
+    WITH_REFERENCE,
+    WITHOUT_REFERENCE,
 )
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.losses.preference import OF_THE_PAIRS
@@ -66,7 +69,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         **_sft(loss),
         of_the_pairs=", ".join(OF_THE_PAIRS),
         call=loss.call,
-        reference=ADAPTER_OFF if adapter else SECOND_MODEL,
+        **_reference(trial),
         load=_load(trial),
         output=OUTPUT,
         policy="adapted(base)" if trial.quantized else "base",
@@ -76,10 +79,22 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
 
 
 def _second_model(trial: TrainedTrial) -> str:
-    """TRL's reference model; without one it would copy the adapter of a model that already has one."""
-    if trial.quantized:
+    """TRL's reference model; without one it would copy the adapter of a model that already has one, or load another."""
+    if _shares_weights(trial):
         return "copy.copy(base)"
     return "None" if trial.spec.training.lora is not None else "load_model()"
+
+
+def _shares_weights(trial: TrainedTrial) -> bool:
+    """Whether that model is there for TRL's sake only, so that it can have the policy's own weights."""
+    return trial.quantized or (trial.spec.training.lora is None and not trial.spec.loss.needs_reference)
+
+
+def _reference(trial: TrainedTrial) -> dict[str, str]:
+    if not trial.spec.loss.needs_reference:
+        return {"compared": WITHOUT_REFERENCE, "reference_function": ""}
+    how = SECOND_MODEL if trial.spec.training.lora is None else ADAPTER_OFF
+    return {"compared": WITH_REFERENCE, "reference_function": REFERENCE_FUNCTION.substitute(reference=how)}
 
 
 def trl_arguments(trial: TrainedTrial) -> dict[str, Any]:
@@ -116,12 +131,13 @@ def _sft(loss: LossSource) -> dict[str, str]:
 
 def _imports_of_the_model(trial: TrainedTrial) -> Iterator[str]:
     names = ["AutoModelForCausalLM", "AutoTokenizer", "PrinterCallback", "TrainerCallback"]
+    yield from ["import copy"] if _shares_weights(trial) else []
     if trial.model.kind == "package":
         names.append("GgufConfig")
         yield "import importlib.util"
     if trial.quantized:
         names += ["set_seed"] if trial.spec.training.quantization is None else ["BitsAndBytesConfig", "set_seed"]
-        yield from ("import copy", "from peft import LoraConfig, get_peft_model")
+        yield "from peft import LoraConfig, get_peft_model"
         yield from ["import tempfile"] if trial.model.kind == "package" else []
     elif trial.spec.training.lora is not None:
         yield "from peft import LoraConfig"

@@ -47,7 +47,7 @@ class LossTrainer(DPOTrainer):
 
     def _compute_loss(self, model, inputs, return_outputs):
         chosen_logps_B, rejected_logps_B = log_probs(model, inputs)
-        reference_chosen_logps_B, reference_rejected_logps_B = self.reference_log_probs(model, inputs)
+        $compared
         chosen_logratio_B = chosen_logps_B - reference_chosen_logps_B
         rejected_logratio_B = rejected_logps_B - reference_rejected_logps_B
         chosen_length_B, rejected_length_B = inputs["completion_mask"].sum(dim=1).chunk(2)
@@ -56,16 +56,7 @@ class LossTrainer(DPOTrainer):
         self._metrics["train"]["margin"].append(margin_B.mean().item())
         loss = pair_loss($of_the_pairs).mean()
         return loss${sft_term}
-
-    @torch.no_grad()
-    def reference_log_probs(self, model, inputs):
-        was_training = model.training
-        model.eval()
-        try:
-            $reference
-        finally:
-            model.train(was_training)
-${sft_function}
+${reference_function}${sft_function}
 
 def log_probs(model, inputs):
     """Log-probability of each completion in nats: of the chosen ones, and of the rejected ones."""
@@ -233,6 +224,20 @@ SFT_FUNCTION = '''
         return score
 '''
 
+WITH_REFERENCE = "reference_chosen_logps_B, reference_rejected_logps_B = self.reference_log_probs(model, inputs)"
+WITHOUT_REFERENCE = (
+    "reference_chosen_logps_B = reference_rejected_logps_B = torch.zeros_like(chosen_logps_B)  # the loss takes none"
+)
+REFERENCE_FUNCTION = Template("""
+    @torch.no_grad()
+    def reference_log_probs(self, model, inputs):
+        was_training = model.training
+        model.eval()
+        try:
+            $reference
+        finally:
+            model.train(was_training)
+""")
 ADAPTER_OFF = """\
 with self.accelerator.unwrap_model(model).disable_adapter():
                 return log_probs(model, inputs)"""

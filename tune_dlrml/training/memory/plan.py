@@ -91,6 +91,7 @@ class MemoryPlan:
         model: Without an adapter and without storage.
         training: The trial's settings.
         batch: The largest micro-batch.
+        with_reference: Whether trials look at the reference, so that its logits are kept for their KL.
 
     Attributes:
         weights: Numbers of the model.
@@ -100,8 +101,11 @@ class MemoryPlan:
         InputError: The model cannot be run on shapes alone.
     """
 
-    def __init__(self, model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch) -> None:
+    def __init__(
+        self, model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, *, with_reference: bool = True
+    ) -> None:
         self._model, self._training, self._batch = model, training, batch
+        self._with_reference = with_reference
         self._dtype = kept_dtype(training)
         self.weights = _numel(model)
         self.adapter = adapter_weights(model, training)
@@ -140,7 +144,7 @@ class MemoryPlan:
                 model, training, batch, dtype, checkpointing=rank.checkpointing, again=again
             )
         held = self._held[rank.checkpointing]
-        rows = -(-KL_ROWS // rank.ranks)
+        rows = -(-KL_ROWS // rank.ranks) if self._with_reference else 0
         if rows not in self._read:
             self._read[rows] = _reading(model, training, batch, dtype, rows)
         reference, held_out = self._read[rows]
@@ -161,7 +165,9 @@ class MemoryPlan:
             "reference": rest | {"gradients": 0, "optimizer": 0, "gathered": gathered} | reference,
             "held-out pairs": rest | {"gradients": 0, "gathered": gathered} | held_out,
         }
-        host = {"KL logits": rows * _logits(model, batch) * (2 if training.bf16 else FLOAT)}
+        if not self._with_reference:
+            del moments["reference"]
+        host = {"KL logits": rows * _logits(model, batch) * (2 if training.bf16 else FLOAT)} if rows else {}
         if training.lora is None:
             host["pristine weights"] = rest["weights"]
         return RankMemory(rest, {name: _present(pieces) for name, pieces in moments.items()}, host)
@@ -230,15 +236,20 @@ def _optimizer_temporary(model: PreTrainedModel, training: TrainingConfig, rest:
 def _reading(
     model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, dtype: torch.dtype, rows: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The KL of so many held-out pairs, in float32: the reference's when a group loads, and a policy's at a rung."""
+    """The KL of so many held-out pairs, in float32: the reference's when a group loads, and a policy's at a rung.
+
+    Of none of them there is no KL, and a rung reads the pairs alone.
+    """
+    pairs = replace(batch, pairs=training.per_device_eval_batch_size)
+    evaluated = simulate_reading(model, training, pairs, dtype, autocast=training.bf16)
+    if not rows:
+        return {}, {"activations": evaluated}
     layers, logits = outermost_layers(model), _logits(model, batch)
     outside = _numel(model) - sum(map(_numel, layers))
     widened = (outside + max(map(_numel, layers))) * (FLOAT - dtype.itemsize)
     at_once = max(1, min(rows, LOGITS // logits)) if batch.packed else 1
     row = MicroBatch(at_once, batch.prompt, batch.chosen, 0, batch.packed)
     forward = simulate_reading(model, training, row, torch.float32, autocast=False)
-    pairs = replace(batch, pairs=training.per_device_eval_batch_size)
-    evaluated = simulate_reading(model, training, pairs, dtype, autocast=training.bf16)
     made = at_once * logits * FLOAT
     tile = KL_TILES * min(KL_TILE, batch.chosen) * logits // batch.chosen * FLOAT
     return (
