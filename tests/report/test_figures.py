@@ -55,10 +55,10 @@ def test_what_a_users_loss_learns_is_drawn_beside_what_dlrml_learns(make_search)
 
 
 def test_losses_differ_in_more_than_their_colour(make_search):
-    losses = [{"name": "dlrml", "label": f"loss{n}", "beta_kl": 0.1, "c": 1.0 + n} for n in range(15)]
+    losses = [{"name": "dlrml", "label": f"loss{n}", "beta_kl": 0.1, "c": 1.0 + n} for n in range(40)]
     data = make_search(losses, num_trials=None, sampler="grid").run(lambda _: Fate(diverges_at=1)).read()
     styles = [(look.colour, look.marker) for look in looks(data).values()]
-    assert len(styles) == 16 and len({*styles}) == 16
+    assert len(styles) == 41 and len({*styles}) == 41
 
 
 def test_better_is_darker():

@@ -84,10 +84,10 @@ def looks(data: SearchData) -> dict[str, Look]:
     """How each loss looks; the baseline is black."""
     found = {BASELINE: Look(BLACK, "*", "-")} if BASELINE in data.branches else {}
     others = [branch for branch in data.branches if branch != BASELINE]
+    repeats = math.lcm(len(COLOURS), len(MARKERS))
     for at, branch in enumerate(others):
-        found[branch] = Look(
-            COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], DASHES[at // len(COLOURS) % len(DASHES)]
-        )
+        marker = MARKERS[(at + at // repeats) % len(MARKERS)]
+        found[branch] = Look(COLOURS[at % len(COLOURS)], marker, DASHES[at // len(COLOURS) % len(DASHES)])
     return found
 
 

@@ -31,9 +31,17 @@ LEAST_SMOOTHED = 10
 """Least number of reports in the average at each point of a training curve: a single batch is too noisy."""
 
 
+MANY = 12
+"""Losses above which their panels are half as wide, so that a picture still fits a screen."""
+
+
 def columns(count: int) -> int:
     """Panels in a row."""
-    return 2 if count in (2, 4) else 3
+    return 2 if count in (2, 4) else 3 if count <= MANY else 6
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    return panels(count, columns=columns(count), height=2.9 if count <= MANY else 1.9)
 
 
 def held_out_curves(data: SearchData) -> Drawing:
@@ -44,7 +52,7 @@ def held_out_curves(data: SearchData) -> Drawing:
     if not any(len(points) > 1 for points in curves.values()):
         return Drawing("learning_curves", title, "No trial has been evaluated after its start yet.")
     with styled():
-        figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
+        figure, grid = _panels(len(data.branches))
         for axes, branch in zip(grid, data.branches, strict=True):
             _draw_panel(axes, data, branch, curves)
             if metric.untrained is not None:
@@ -67,7 +75,7 @@ def training_curves(data: SearchData) -> Drawing:
         return Drawing("training_margin", title, "No trial has reported a training step yet.")
     far = max(abs(margin) for points in curves.values() for _, margin in points) > LINEAR_TO
     with styled():
-        figure, grid = panels(len(data.branches), columns=columns(len(data.branches)))
+        figure, grid = _panels(len(data.branches))
         for axes, branch in zip(grid, data.branches, strict=True):
             _draw_panel(axes, data, branch, curves)
             axes.axhline(0.0, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
@@ -173,9 +181,16 @@ def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, lis
             marker, colour, _ = _ENDS[trial.state]
             edge, size = _edge(colour), _SIZES[marker]
             axes.plot(*points[-1], marker=marker, color=colour, markersize=size, markeredgecolor=edge, zorder=4)
-    bold = f", bold: trial {data.best}" if any(trial.number == data.best for trial in own) else ""
-    axes.set_title(f"{branch} ({len(own)} {'trial' if len(own) == 1 else 'trials'}{bold})", loc="left")
+    axes.set_title(_title(data, branch, own), loc="left")
     whole_steps(axes)
+
+
+def _title(data: SearchData, branch: str, own: Sequence[TrialData]) -> str:
+    """The loss with its number of trials, and which is drawn bold where the panel is wide enough."""
+    if len(data.branches) > MANY:
+        return f"{branch} ({len(own)})"
+    bold = f", bold: trial {data.best}" if any(trial.number == data.best for trial in own) else ""
+    return f"{branch} ({len(own)} {'trial' if len(own) == 1 else 'trials'}{bold})"
 
 
 def _edge(colour: str) -> str:

@@ -83,7 +83,7 @@ def _draw_map(axes: Axes, data: SearchData, trials: Sequence[TrialData], colours
         _draw_c_line(axes, c, name, data.tau, above=c != MONOTONE_C)
     for c in _c_of_one_beta(trials):
         _draw_c_line(axes, c, "", data.tau, dashes=(1, 2))
-    axes.set_xlabel(f"beta_mix = c · tau · beta_kl (tau {data.tau:g}), per nat")
+    axes.set_xlabel(f"beta_mix = c · tau · beta_kl\n(tau {data.tau:g}), per nat")
 
 
 def _c_of_one_beta(trials: Sequence[TrialData]) -> list[float]:

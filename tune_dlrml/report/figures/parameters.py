@@ -46,7 +46,7 @@ def parallel_coordinates(data: SearchData) -> Drawing:
         return Drawing("parallel_coordinates", title, "No two evaluated trials differ in a setting.")
     last = _axis(data.metric, results, [trial.number for trial in known])
     with styled():
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, max(4.6, 1.5 + 0.17 * len(data.branches))), layout="constrained")
         axes = figure.subplots()
         colours = scale_of(results.values(), maximize=data.maximize)
         for trial in known:
