@@ -135,7 +135,7 @@ def _bare(answer: str) -> tuple[str | None, str]:
         names = ", ".join(match[1] for at in starts if (match := _DEF.match(lines[at])))
         raise InputError(f"one function is needed, but the reply has {len(starts)}: {names}")
     first = last = starts[0]
-    while first > 0 and re.match(r"#|import |from \w", lines[first - 1]):
+    while first > 0 and re.match(r"#|@|import |from \w", lines[first - 1]):
         first -= 1
     while last + 1 < len(lines) and re.match(r"[ \t)#]|\s*$|-> ", lines[last + 1]):
         last += 1

@@ -146,7 +146,8 @@ def _check_size(tree: ast.Module) -> None:
     while level:
         count, depth = count + len(level), depth + 1
         if count > NODES or depth > DEPTH:
-            _refuse(getattr(level[0], "lineno", 1), "too long or too deeply nested; split it into assignments")
+            line = next((node.lineno for node in level if hasattr(node, "lineno")), 1)
+            _refuse(line, "too long or too deeply nested; split it into assignments")
         level = [child for node in level for child in ast.iter_child_nodes(node)]
 
 
@@ -389,10 +390,10 @@ class _Body:
                 self._no(node, f"{path} is no value; call it")
             elif path not in CONSTANTS:
                 self._unknown(node, path, [*FUNCTIONS, *CONSTANTS], "there is no")
-        elif node.attr not in ATTRIBUTES:
-            self._unknown(node, node.attr, [*METHODS, *ATTRIBUTES], "a value has no")
         else:
             self._expression(node.value)
+            if node.attr not in ATTRIBUTES:
+                self._unknown(node, node.attr, [*METHODS, *ATTRIBUTES], "a value has no")
 
     def _field(self, node: ast.Attribute, path: str) -> None:
         head, _, rest = path.partition(".")
