@@ -1,17 +1,19 @@
 """The thread that asks: what it asks ahead, what it leaves to the next driver, and when it ends."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from tune_dlrml.config import SearchConfig, parse_config, to_yaml
+from tune_dlrml.config import AnyLoss, SearchConfig, parse_config, to_yaml
 from tune_dlrml.discovery.archive import PROPOSALS, Archive
 from tune_dlrml.discovery.asking import Answer
+from tune_dlrml.discovery.examining import Examined
+from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.records import Message
 from tune_dlrml.search import discovering
@@ -35,6 +37,26 @@ REPLIES = [
     good("squared_hinge", "torch.relu(0.6 - z) ** 2"),
     good("straight", "-z"),
 ]
+
+
+class Lenient:
+    """Accepts every function, without a process: what is refused is tested with the examiner itself."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def examine(self, reply: str, losses: Mapping[str, AnyLoss]) -> Examined:
+        try:
+            proposal = read_reply(reply, {})
+        except InputError as error:
+            return Examined("syntax", str(error))
+        return Examined("accepted", "", proposal.name, proposal.reasoning, proposal.loss)
 
 
 class Scripted:
@@ -106,6 +128,7 @@ class Found:
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Found]]:
     monkeypatch.setattr(discovering, "FAULT_S", 0.0)
+    monkeypatch.setattr(discovering, "Examiner", Lenient)
     begun: list[Found] = []
 
     def begin(

@@ -7,6 +7,7 @@ from typing import Any, Self
 from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.discovery import SCALARS
 from tune_dlrml.discovery.archive import Stage
+from tune_dlrml.discovery.checks import Checker, CheckerGoneError, Findings, Limits
 from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.proposed.config import ProposedLoss
@@ -34,16 +35,23 @@ class Examined:
 
 
 class Examiner:
-    """Examines replies, in processes of its own."""
+    """Examines replies, in a process of its own; a context manager that ends it.
+
+    Args:
+        config: A search with `discovery`.
+    """
 
     def __init__(self, config: SearchConfig) -> None:
+        assert config.discovery is not None
         self._known = {**SCALARS, **config.space.scalars}
+        self._checker = Checker(Limits(seconds=config.discovery.limits.seconds_per_check))
 
     def __enter__(self) -> Self:
+        self._checker.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._checker.close()
 
     def examine(self, reply: str, losses: Mapping[str, AnyLoss]) -> Examined:
         """How far a reply comes.
@@ -56,4 +64,26 @@ class Examiner:
             proposal = read_reply(reply, self._known)
         except InputError as error:
             return Examined("syntax", str(error))
-        return Examined("accepted", "", proposal.name, proposal.reasoning, proposal.loss)
+        try:
+            findings = self._checker.check(proposal.loss, losses)
+        except CheckerGoneError as error:
+            findings = Findings(refusal=str(error))
+        stage: Stage = "accepted"
+        if findings.refusal is not None or (findings.slope or 0.0) > 0:
+            stage = "checks"
+        elif findings.double is not None:
+            stage = "novelty"
+        said = findings.sentences()
+        return Examined(
+            stage,
+            "" if stage == "accepted" else "; ".join(said),
+            proposal.name,
+            proposal.reasoning,
+            proposal.loss,
+            _measured(findings) | {"shape": said},
+        )
+
+
+def _measured(findings: Findings) -> dict[str, Any]:
+    names = ("slope", "trap", "barrier", "bounded", "coupled", "processor_s")
+    return {name: getattr(findings, name) for name in names}
