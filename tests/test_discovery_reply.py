@@ -67,6 +67,25 @@ def test_a_scalar_is_searched_where_the_reply_says_else_where_its_default_is_els
     }
 
 
+@pytest.mark.parametrize("said", ["beta: -1 to 2", "- `beta`: [-1, 2]", "beta = -1 .. 2", "Beta:-1 - 2"])
+def test_a_range_is_read_in_the_forms_that_people_write(said):
+    assert read_reply(f"# {said}\n{CODE}", {}).params.given() == {"beta": Range(kind="uniform", low=-1.0, high=2.0)}
+
+
+def test_two_assignments_with_operators_in_one_line_are_written_out():
+    code = "def f(pairs, *, beta=0.1):\n    z = beta * pairs.margin_B\n    z += 1; z *= 2\n    return z"
+    assert "    z = z + (1); z = z * (2)\n" in read_reply(code, {}).code
+
+
+@pytest.mark.parametrize(
+    "long", ["# beta" + " " * 90_000, "`" * 90_000, "<a" * 45_000, "def " * 20_000, "# beta: 1" * 9_000]
+)
+def test_a_long_reply_is_read_in_no_time(long):
+    # Whoever writes a pattern that backtracks without end sees this test run for minutes.
+    with pytest.raises(InputError):
+        read_reply(f"{long}\n```\n{CODE}", {})
+
+
 def test_a_docstring_may_say_the_range():
     documented = "Mixed.\n\n    Args:\n        c: 1 to 9, log"
     code = f'def f(pairs, *, beta, c):\n    """{documented}\n    """\n    return pairs.margin_B'
@@ -97,6 +116,13 @@ def test_an_assignment_with_an_operator_is_written_out():
         (CODE, "line 1: beta has no range; write a line `# beta: 0.01 to 1, log` above the function"),
         (RANGED.replace("0.01 to 1,", "1 to 0.01,"), "the range of beta is low to high"),
         (RANGED.replace("0.01", "0"), "above 0 for a log one"),
+        (RANGED.replace("to 1,", "to 1e999,"), "the range of beta is low to high"),
+        (RANGED.replace("log", "whole"), "a range in whole numbers has whole ends, but that of beta is 0.01 to 1"),
+        (
+            RANGED.replace("beta):", "beta, pairs=1):").replace("f(pairs", "f(p"),
+            "duplicate argument|another name|other",
+        ),
+        (RANGED.replace("beta):", "beta, tau=1e999):"), "line 2: a default is a number of at most"),
         ("def f(pairs, *, tau=1):\n    return pairs.margin_B", "the function takes beta"),
         (f"```\nimport os\n{RANGED}\n```", "line 1: no import"),
         (f"```\nimport torch as F\n{RANGED}\n```", "line 1: no import"),

@@ -48,6 +48,11 @@ def test_it_is_named_after_its_function_and_searched_by_its_scalars():
     assert LOSS.validate_json(drawn.model_dump_json()) == drawn
 
 
+def test_its_strength_is_the_default_of_beta_where_none_is_given():
+    loss = parsed(code="def f(pairs, *, beta=0.25):\n    return F.softplus(-beta * pairs.margin_B)")
+    assert (loss.strength, build_loss(loss).beta_kl) == (0.25, 0.25)
+
+
 def test_it_computes_what_the_text_says():
     loss = build_loss(parsed(code=MIXED, params={"beta": 0.5}))
     for margin, value in zip((-3.0, 0.0, 1.0), loss(pairs(-3.0, 0.0, 1.0)).tolist(), strict=True):

@@ -11,7 +11,8 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import ValidationError
 
 from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
@@ -22,13 +23,17 @@ from tune_dlrml.losses.proposed.config import ProposedLoss
 
 CHARACTERS = 100_000
 """Of a reply that is read."""
+LARGEST = 1e9
+"""Of the ends of a range."""
+LINE = 300
+"""Characters of a line in which a range is looked for."""
 RANGE_FORM = "# beta: 0.01 to 1, log"
 """How a reply says where a scalar is searched: evenly without `, log`, in whole numbers with `, whole`."""
 
 _FENCE = re.compile(r"^[ \t>]*(?P<marks>`{3,}|~{3,})[^`\n]*$")
 _DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w*)", re.MULTILINE)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = rf"^\W*{{name}}\W*[:=]?\s*\[?\s*({_NUMBER})\s*(?:to|\.\.\.?|–|-|,)\s*({_NUMBER})\]?(.*)$"
+_RANGE = rf"^\W*{{name}}[^\w.+-]*({_NUMBER})\s*(?:to|\.\.\.?|-|,)\s*({_NUMBER})(.*)$"
 _LETTERS = str.maketrans({**dict.fromkeys("‘’‚′", "'"), **dict.fromkeys("“”„″", '"'), **dict.fromkeys("‐‑‒–—−", "-")})
 _WITHOUT_WIDTH = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff"))
 _GIVEN_IMPORTS = {("torch", None), ("math", None), ("torch.nn", "nn"), ("torch.nn.functional", "F")}
@@ -78,11 +83,15 @@ def read_reply(reply: str, known: Mapping[str, Range | Choice]) -> Proposal:
     except InputError as error:
         cut = "" if closed else "; the reply ends inside the function, so answer more briefly"
         raise InputError(f"{error}{cut}") from None
-    params = {name: _searched(name, found, block, known) for name in found.scalars}
-    if "beta" not in params:
+    scalars = {name: _searched(name, found, block, known) for name in found.scalars}
+    if "beta" not in scalars:
         raise InputError("line 1: the function takes beta, which scales the margin: def name(pairs, *, beta):")
     reasoning = prose or ast.get_docstring(found.tree) or ""
-    return Proposal(found.name, reasoning, code, CustomParams.model_validate(params))
+    try:
+        params = CustomParams.model_validate(scalars)
+    except ValidationError as error:
+        raise InputError(f"line 1: {error.errors()[0]['msg']}") from None
+    return Proposal(found.name, reasoning, code, params)
 
 
 def _only_block(answer: str) -> tuple[str, str, bool]:
@@ -155,7 +164,7 @@ def _prepared(block: str) -> str:
         return text  # and `allowed` says what is wrong
     edits = [*_needless_imports(tree), *_assignments_with_operators(tree, text)]
     lines = text.encode().split(b"\n")
-    for node, replacement in sorted(edits, key=lambda edit: edit[0].lineno, reverse=True):
+    for node, replacement in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
         first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
         whole = lines[first][: node.col_offset] + replacement.encode() + lines[last][node.end_col_offset :]
         lines[first : last + 1] = whole.split(b"\n") if whole.strip() else []
@@ -218,13 +227,17 @@ def _said(block: str) -> Iterator[str]:
     """Comments and the lines of the docstring, without what marks them."""
     for line in block.translate(_LETTERS).split("\n"):
         before, hash_sign, comment = line.partition("#")
-        yield comment if hash_sign else before.replace('"""', "")
+        yield (comment if hash_sign else before.replace('"""', ""))[:LINE]
 
 
 def _range(name: str, low: str, high: str, rest: str) -> Range:
     whole = re.search(r"\b(?:whole|int|integer)", rest) is not None
     kind = ("log_" if re.search(r"\blog", rest) else "") + ("int_" if whole else "") + "uniform"
-    bounds: list[Any] = [int(float(each)) if whole else float(each) for each in (low, high)]
-    if bounds[0] >= bounds[1] or (kind.startswith("log") and bounds[0] <= 0):
+    bounds = [float(each) for each in (low, high)]
+    if not (-LARGEST < bounds[0] < bounds[1] < LARGEST) or (kind.startswith("log") and bounds[0] <= 0):
         raise InputError(f"line 1: the range of {name} is low to high, above 0 for a log one, but got {low} to {high}")
+    if whole:
+        if not all(bound.is_integer() for bound in bounds):
+            raise InputError(f"line 1: a range in whole numbers has whole ends, but that of {name} is {low} to {high}")
+        return Range(kind=kind, low=int(bounds[0]), high=int(bounds[1]))  # type: ignore[arg-type]
     return Range(kind=kind, low=bounds[0], high=bounds[1])  # type: ignore[arg-type]

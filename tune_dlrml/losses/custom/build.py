@@ -160,7 +160,7 @@ def bare(config: WrittenLoss, kind: type[Custom] = Custom) -> Custom:
             learnt = LearntParam(name=name, init=float(_number(value.init)), bounds=value.bounds)
         else:
             numbers[name] = _number(value)
-    strength = config.params.strength()
+    strength = config.strength
     usable = isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength > 0
     return kind(function, numbers, beta_kl=float(strength) if usable else 1.0, learnt=learnt)  # type: ignore[arg-type]
 

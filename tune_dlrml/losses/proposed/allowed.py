@@ -39,7 +39,7 @@ GROWTH = 3
 ELEMENTS = 8
 """Of a list or a tuple."""
 LARGEST_NUMBER = 1e9
-"""Of the numbers in the text that are whole."""
+"""Of the numbers in the text that are whole, and of every default."""
 NAME_LENGTH = 40
 GIVEN = ("torch", "F", "math", *(name for name in FUNCTIONS if "." not in name), "range")
 """Names that mean the same in every proposal: `F` is torch.nn.functional."""
@@ -199,8 +199,9 @@ class _Arguments:
             yield line, "the pairs have no default"
         yield from self._bad_names()
         for value in self._values:
-            if _number(value) is None:
-                yield value.lineno, "a default is a number, such as beta=0.1"
+            number = _number(value)
+            if number is None or not abs(number) <= LARGEST_NUMBER:
+                yield value.lineno, f"a default is a number of at most {LARGEST_NUMBER:g}, such as beta=0.1"
         for annotation in [self._definition.returns, *(argument.annotation for argument in self._taken)]:
             if annotation is not None:
                 yield from _annotation(annotation)

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, model_validator
 
 from tune_dlrml.domains import Choice, law
 from tune_dlrml.errors import InputError
-from tune_dlrml.losses.custom.config import LearnableParam, WrittenLoss
+from tune_dlrml.losses.custom.config import CustomParams, LearnableParam, WrittenLoss
 from tune_dlrml.losses.proposed.allowed import allowed
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class ProposedLoss(WrittenLoss):
     def form(self) -> str:
         """The name of the function."""
         return allowed(self.code).name
+
+    @property
+    def strength(self) -> Any:
+        """What scales the margin, per nat: the scalar `beta_kl` or else `beta`, or its default; 1 without."""
+        defaults = {name: value for name, value in allowed(self.code).scalars.items() if value is not None}
+        return CustomParams.model_validate(defaults | self.params.given()).strength()
 
     def loaded(self) -> "Function":
         """The function, compiled from its checked tree."""

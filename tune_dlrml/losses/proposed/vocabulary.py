@@ -123,7 +123,7 @@ WORDS = {
 }
 """Keywords whose values are words."""
 
-GROWING = {"cat", "concat", "stack", "unsqueeze", "view", "reshape"}
+GROWING = {"cat", "concat", "stack", "unsqueeze", "view", "reshape", "flatten"}
 """Functions by which a tensor can become larger, or broadcast to something larger."""
 
 REMEDIES = {
