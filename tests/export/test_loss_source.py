@@ -26,6 +26,8 @@ LOSSES += [
     {"name": "dpo", "f_divergence": {"kind": "js"}},
     {"name": "ipo", "length_normalized": True, "f_divergence": {"kind": "alpha", "alpha": 0.02}},
     LEARNABLE | {"f_divergence": {"kind": "js"}},
+    {"name": "mix", "parts": [{"loss": {"name": "dpo"}}, {"loss": {"name": "ipo", "beta": 0.3}, "weight": 0.25}]},
+    {"name": "mix", "parts": [{"loss": {"name": "aot"}}, {"loss": {"name": "dpo", "f_divergence": {"kind": "js"}}}]},
 ]
 """One of each way to be written; losses with defaults for all their fields are found below."""
 REMEMBERING = ("bco_pair", "beta_dpo")
@@ -178,7 +180,14 @@ def test_the_scoring_rule_of_an_sft_term_goes_along(term):
         assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
 
 
-def test_a_sum_of_losses_is_no_script():
-    parts = [{"loss": {"name": "dpo"}}, {"loss": {"name": "ipo"}}]
-    with pytest.raises(InputError, match=r"pure function of a pair, but mix is not.*--no-script"):
+def test_a_sum_is_no_script_if_one_of_its_losses_is_none():
+    parts = [{"loss": {"name": "dpo"}}, {"loss": {"name": "bco_pair"}}]
+    with pytest.raises(InputError, match=r"pure function of a pair, but mix remembers .*--no-script"):
         loss_source(parsed({"name": "mix", "parts": parts}))
+
+
+def test_the_documentation_of_a_sum_is_that_of_its_losses():
+    parts = [{"loss": {"name": "dpo"}}, {"loss": {"name": "ipo"}, "weight": 0.5}]
+    source = loss_source(parsed({"name": "mix", "parts": parts}))
+    assert source.call == "dpo(margin_B, beta=0.1) + 0.5 * ipo(" + source.call.partition("* ipo(")[2]
+    assert all(loss_source(parsed(part["loss"])).documentation in source.documentation for part in parts)

@@ -36,9 +36,8 @@ class LossSource:
     """A loss as Python text.
 
     Attributes:
-        name: Of the pure function.
         imports: Lines that import what it needs.
-        definitions: The function, the helpers that it calls, the module of the learnt parameter, and the scoring rule
+        definitions: The functions, the helpers that they call, the module of the learnt parameter, and the scoring rule
             of an SFT term.
         call: An expression over `OF_THE_PAIRS` and `MIX` with the trial's numbers in it, shape (B,).
         mix: An expression that makes `MIX`; None if nothing is learnt.
@@ -46,12 +45,11 @@ class LossSource:
         mix_metric: Name of the learnt parameter in reports; None if nothing is learnt.
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
-        documentation: Docstring of the function: formula, shapes, source.
+        documentation: Docstrings of the functions: formula, shapes, source.
         module: Text of the module that defines the function, exported as `CUSTOM_MODULE`; None for a loss of this
             project.
     """
 
-    name: str
     imports: str
     definitions: str
     call: str
@@ -69,7 +67,7 @@ class _Called:
     """How the script computes a loss.
 
     Attributes:
-        function: The function that the trial minimised.
+        functions: Those that the trial minimised, one unless it is a sum.
         call: See `LossSource`.
         needed: Functions and classes of `losses` that it uses.
         learnt: The parameter learnt beside the policy; None if nothing is learnt.
@@ -77,7 +75,7 @@ class _Called:
         module: See `LossSource`.
     """
 
-    function: Callable[..., Any]
+    functions: tuple[Callable[..., Any], ...]
     call: str
     needed: list[Callable[..., Any] | type]
     learnt: Learnt | None
@@ -98,7 +96,6 @@ def loss_source(config: AnyLoss) -> LossSource:
     for each in [*called.needed, *learnt, *([] if config.sft is None else [TokenRule])]:
         cut.take(importlib.import_module(each.__module__), each.__name__)
     return LossSource(
-        name=called.function.__name__,
         imports="\n".join(sorted({*cut.imports, *called.imports})),
         definitions="\n\n\n".join(cut.definitions.values()),
         call=called.call,
@@ -107,26 +104,28 @@ def loss_source(config: AnyLoss) -> LossSource:
         mix_metric=next(reversed(config.learnt_metrics()), None),
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
-        documentation=inspect.getdoc(called.function) or "",
+        documentation="\n\n".join(inspect.getdoc(function) or "" for function in called.functions),
         module=called.module,
     )
 
 
 def _known(config: AnyLoss) -> _Called:
     loss = build_loss(config)
-    if not isinstance(loss, PureLoss):
-        raise InputError(
-            f"a script needs a loss that is a pure function of a pair, but {config.name} is not; {WITHOUT}"
-        )
     if any(True for _ in loss.buffers()):
         raise InputError(
             f"a script needs a loss that is a pure function of a pair, but {config.name} remembers a mean of the pairs "
             f"that it was trained on; {WITHOUT}"
         )
-    function = loss.function
-    needed = [function] if loss.divergence is None else [loss.divergence.function, function]
-    call = f"{function.__name__}({', '.join(_arguments(loss))})"
-    return _Called(function, call, needed, loss.mix)
+    calls: list[str] = []
+    needed: list[Callable[..., Any] | type] = []
+    functions: list[Callable[..., Any]] = []
+    for weight, term in loss.terms():
+        assert isinstance(term, PureLoss)
+        functions.append(term.function)
+        needed += [term.function] if term.divergence is None else [term.divergence.function, term.function]
+        call = f"{term.function.__name__}({', '.join(_arguments(term))})"
+        calls.append(call if weight == 1 else f"{weight!r} * {call}")
+    return _Called(tuple(functions), " + ".join(calls), needed, loss.mix)
 
 
 def _made(learnt: Learnt) -> str:
@@ -144,7 +143,7 @@ def _own(config: AnyLoss) -> _Called:
     if loss.learnt is not None:
         given.append(f"{loss.learnt.keyword}={MIX}.value()")
     return _Called(
-        function=inspect.unwrap(loss.function),
+        functions=(inspect.unwrap(loss.function),),
         call=_call_of_pairs(config.form(), given),
         needed=[PairBatch],
         learnt=loss.learnt,

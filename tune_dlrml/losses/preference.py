@@ -123,6 +123,10 @@ class PreferenceLoss(nn.Module, ABC):  # type: ignore[misc]  # mypy skips torch,
             (slope_N,) = torch.autograd.grad(value_N.sum(), z_N)
         return value_N.detach(), slope_N
 
+    def terms(self) -> "list[tuple[float, PreferenceLoss]]":
+        """The losses that it is a weighted sum of, each with its weight; itself unless it is a sum."""
+        return [(1.0, self)]
+
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "forward_kl": divergences.forward_kl,

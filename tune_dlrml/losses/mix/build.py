@@ -41,6 +41,10 @@ class WeightedSum(PreferenceLoss):
         """Found numerically."""
         return numeric_geometry(self)
 
+    def terms(self) -> list[tuple[float, PreferenceLoss]]:
+        """Its parts with their weights."""
+        return [*zip(self.weights, self.parts, strict=True)]
+
     def _sum(self, losses: Sequence[Tensor]) -> Tensor:
         first_B, *others = (weight * loss_B for weight, loss_B in zip(self.weights, losses, strict=True))
         return sum(others, start=first_B)
