@@ -49,6 +49,13 @@ def test_show_gives_one_document_and_a_picture_where_it_is_asked_for(run, tmp_pa
     assert Path(tmp_path, "pictures/mine.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_list_says_which_losses_take_which_option(run):
+    code, out, _ = run("losses")
+    assert code == 0
+    said = re.sub(r"\s+", " ", out.partition("Beside its own fields a loss takes:")[2])
+    assert "sft (every loss) ld_alpha (all but simpo, cpo, orpo, slic, alphapo, simper) f_divergence (dpo, " in said
+
+
 def test_a_person_reads_a_table_and_the_path_of_the_picture(run, tmp_path):
     code, out, _ = run("losses", "show", "discopop", "--set", "beta=0.05")
     assert code == 0

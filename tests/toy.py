@@ -25,8 +25,19 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(count, seed)))
+def uneven_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Pairs of completions of which now the chosen, now the rejected one goes on for longer, and some for as long."""
+    rng = random.Random(seed)
+    made = pairs(count, seed)
+    for pair in made:
+        for side, words in (("chosen", GOOD), ("rejected", BAD)):
+            pair[side] += "".join(f" {word}" for word in rng.sample(words, rng.randrange(3)))
+    return made
+
+
+def write_pairs(path: Path, count: int, seed: int = 0, *, uneven: bool = False) -> Path:
+    made = uneven_pairs(count, seed) if uneven else pairs(count, seed)
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in made))
     return path
 
 

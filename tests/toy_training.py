@@ -64,8 +64,9 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(SETTINGS).at(changes)
 
 
-def pairs(model: Path, train: int = 48, held_out: int = 16) -> Pairs:
-    return Pairs(rows(model, toy.pairs(train)), rows(model, toy.pairs(held_out, seed=1)))
+def pairs(model: Path, train: int = 48, held_out: int = 16, *, uneven: bool = False) -> Pairs:
+    made = toy.uneven_pairs if uneven else toy.pairs
+    return Pairs(rows(model, made(train)), rows(model, made(held_out, seed=1)))
 
 
 def rows(model: Path, pairs: Sequence[Any]) -> TokenRows:
@@ -92,15 +93,18 @@ def resident(
     fsdp: bool = False,
     with_reference: bool = True,
     completer: Completer | None = None,
+    beyond: bool = False,
+    uneven: bool = False,
     **sizes: int,
 ) -> Resident:
     return Resident.load(
         str(model),
-        pairs(model, **sizes),
+        pairs(model, uneven=uneven, **sizes),
         training,
         fsdp=fsdp,
         with_reference=with_reference,
         completer=completer,
+        beyond=beyond,
     )
 
 

@@ -66,7 +66,7 @@ UNKNOWN_KEYS = [
         "space.losses[0].beta_mix",
         "      beta: 0.1",
         "      beta_mix: 0.1",
-        "allowed: name, label, sft, f_divergence, beta",
+        "allowed: name, label, sft, ld_alpha, f_divergence, beta",
     ),
     mix(".lr", "{learnable: true, c_init: 4, lr: 1}", "allowed: learnable, init, c_init, learning_rate, c_bounds"),
 ]

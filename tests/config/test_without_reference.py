@@ -33,6 +33,11 @@ def test_a_search_has_a_reference_for_its_losses_or_its_baseline(losses, search,
     assert made(losses, **search).needs_reference() == needed
 
 
+@pytest.mark.parametrize("ld_alpha", [None, 1.0, {"uniform": [0, 1]}])
+def test_a_search_weighs_lengths_where_a_loss_of_it_does(ld_alpha):
+    assert made([{"name": "dpo"}, {"name": "ipo", "ld_alpha": ld_alpha}]).weighs_length() == (ld_alpha is not None)
+
+
 @pytest.mark.parametrize(
     ("search", "words"),
     [

@@ -49,11 +49,19 @@ class _Log:
 
 
 def finished_search(
-    folder: Path, model: Path, losses: list[dict[str, Any]], *, pruned: int | None = None, **training: Any
+    folder: Path,
+    model: Path,
+    losses: list[dict[str, Any]],
+    *,
+    pruned: int | None = None,
+    uneven: bool = False,
+    **training: Any,
 ) -> ToySearch:
     """A grid of `losses`, each trained to its end; the trial `pruned` is told as pruned and keeps no model."""
     document = toy.document(
-        model, toy.write_pairs(folder / "train.jsonl", 40), toy.write_pairs(folder / "eval.jsonl", 16, seed=1)
+        model,
+        toy.write_pairs(folder / "train.jsonl", 40, uneven=uneven),
+        toy.write_pairs(folder / "eval.jsonl", 16, seed=1, uneven=uneven),
     )
     document["training"] |= {"max_steps": STEPS, "learning_rate": 5e-3, "per_device_train_batch_size": 4, **training}
     document["search"] = {"sampler": "grid", "scheduler": None, "baseline": None}
@@ -69,7 +77,8 @@ def finished_search(
     study = SearchStudy(config, proposer_of(config), search.place.study_url(config.name), STEPS, hashes)
     if config.training.warm_up is not None:
         warm_up(config.model, pairs.train, config.training, search.place.warm_up(config.name), workers=1, threads=1)
-    events, resident = EventLog(root), Resident.load(search.place.model(config), pairs, config.training)
+    start, events = search.place.model(config), EventLog(root)
+    resident = Resident.load(start, pairs, config.training, beyond=config.weighs_length())
     while (spec := study.ask()) is not None:
         channel = _Log(events, search.reports.setdefault(spec.number, []))
         events.start(spec)

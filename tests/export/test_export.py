@@ -116,6 +116,17 @@ def test_the_script_repeats_the_training_of_all_weights_after_a_warm_up_with_an_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [{"r": 4, "lora_alpha": 8}, None], ids=["lora", "full"])
+def test_the_script_repeats_a_length_desensitized_loss(tmp_path, toy_model, lora):
+    search = finished_search(tmp_path, toy_model, [{**DPO, "ld_alpha": 0.25}, DPO], uneven=True, lora=lora)
+    exported = export_trial(read_trained(search.name, 0, search.place), tmp_path / "out")
+    lines = repeated(exported.folder)
+    assert [line["loss"] for line in lines] == pytest.approx(search.curve(0), rel=1e-4)
+    assert abs(search.curve(0)[-1] - search.curve(1)[-1]) > 1e-3
+    assert not any("margin" in line for line in lines)
+
+
+@pytest.mark.slow
 def test_the_script_repeats_a_users_own_loss_that_learns_beside_the_policy(tmp_path, toy_model, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "handed_on.py").write_text(

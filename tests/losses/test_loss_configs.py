@@ -183,6 +183,26 @@ def test_dpo_under_another_divergence_is_not_what_all_is_compared_with():
     assert not is_baseline(parsed(name="dpo", sft={"rule": "brier"}))
 
 
+def test_a_length_weight_is_part_of_a_branch_its_domains_and_what_is_stored():
+    loss = parsed(name="dpo", ld_alpha={"uniform": [0, 1]})
+    assert loss.default_label() == "dpo_ld"
+    assert list(loss.domains()) == ["ld_alpha"]
+    assert loss_at(loss, {"ld_alpha": 0.5}).flat() == {"name": "dpo", "beta": 0.1, "ld_alpha": 0.5}
+    assert "ld_alpha" not in parsed(name="dpo").model_dump()
+    assert not is_baseline(loss)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, {"choice": [0.5, 2.0]}])
+def test_a_length_weight_lies_between_0_and_1(value):
+    assert "than or equal to" in refusal(name="dpo", ld_alpha=value)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in LOSSES.items() if not entry.config.needs_reference))
+def test_a_loss_without_a_reference_weighs_no_lengths(name):
+    assert refusal(name=name, ld_alpha=0.5).startswith(f"{name} takes none: it weighs log-ratios to a reference")
+    assert "ld_alpha" not in next(each for each in described() if each["name"] == name)["options"]
+
+
 @pytest.mark.parametrize("name", ["kto", "apo_zero", "aot", "pfl"])
 def test_a_loss_of_more_than_a_difference_of_scores_takes_no_f_divergence(name):
     with pytest.raises(ValidationError, match="f_divergence"):
@@ -212,7 +232,8 @@ def test_the_parts_of_a_sum_are_searched_by_their_places():
         ({"name": "custom", "function": "mine:own"}, "custom"),
         ({"name": "dlrml", "beta_mix": {"learnable": True, "c_init": 4}}, "learns nothing beside the policy"),
         ({"name": "simpo"}, "takes a reference"),
-        ({"name": "dpo", "sft": {"rule": "brier"}}, "stands beside the sum"),
+        ({"name": "dpo", "sft": {"rule": "brier"}}, "`sft` stands beside the sum"),
+        ({"name": "dpo", "ld_alpha": 0.5}, "`ld_alpha` stands beside the sum"),
         ({"name": "dpo", "bta": 1}, "Extra inputs"),
     ],
 )

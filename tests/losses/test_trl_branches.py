@@ -11,8 +11,9 @@ from trl import DPOTrainer
 from tune_dlrml.losses.anchored.config import BcoPairLoss
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.mix.config import MixLoss, MixPart
-from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.losses.registry import LOSSES, build_loss
+from tune_dlrml.training.pairs.batches import PairOutputs, beyond_public_length, pair_sums, pairs_of
+from tune_dlrml.training.pairs.packed import REFERENCE
 
 PROMPT = 3
 LENGTHS = torch.tensor([4, 9, 1, 7, 5, 3, 6, 2, 8, 7, 1, 9])
@@ -50,25 +51,34 @@ def completions(dtype):
     return log_probs[:, 1:].to(dtype).requires_grad_(), mask
 
 
-def reference(dtype):
+def reference(mask, dtype):
+    """The reference's log-probs of the same tokens, a nat or so off the middle of the policy's."""
     generator = torch.Generator().manual_seed(5)
-    return (-2.0 * LENGTHS + 3 * torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64)).to(dtype)
+    shape = mask[:, 1:].shape
+    return ((-2 + 0.7 * torch.randn(shape, generator=generator, dtype=torch.float64)) * mask[:, 1:]).to(dtype)
+
+
+class Policy(torch.nn.Identity):
+    """What is asked of it beside the forward."""
+
+    is_gradient_checkpointing = False
 
 
 class Trainer(SimpleNamespace):
     """What `DPOTrainer._compute_loss` looks at beside the model, for one loss on one process."""
 
-    def __init__(self, config):
+    def __init__(self, config, reference):
         same = lambda value: value  # noqa: E731
         divergence = getattr(config, "f_divergence", None)
         parts = config.parts if config.name == "mix" else [MixPart(loss=config)]
         super().__init__(
-            model=torch.nn.Identity(),
+            model=Policy(),
             accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
-            args=SimpleNamespace(discopop_tau=getattr(config, "tau", None)),
+            args=SimpleNamespace(discopop_tau=getattr(config, "tau", None), gradient_checkpointing_kwargs=None),
             aux_loss_enabled=False,
-            ld_alpha=None,
-            precompute_ref_logps=True,
+            ld_alpha=config.ld_alpha,
+            precompute_ref_logps=False,
+            ref_model=reference,
             f_divergence_type="reverse_kl" if divergence is None else KINDS[divergence.kind],
             f_alpha_divergence_coef=None if divergence is None or divergence.alpha is None else 1 - divergence.alpha,
             loss_types=[part.loss.trl for part in parts],
@@ -82,43 +92,66 @@ class Trainer(SimpleNamespace):
         )
 
 
-def trls(config, log_probs, mask, reference_2B):
+def trls(config, log_probs, mask, reference_log_probs):
     """TRL's loss of the batch, out of its own method."""
     unused = torch.zeros(log_probs.shape)
 
     def model(**_):
         return SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
 
-    chosen_B, rejected_B = reference_2B.chunk(2)
+    def reference(**_):
+        return SimpleNamespace(log_probs=reference_log_probs)
+
     inputs = {"input_ids": mask.long(), "attention_mask": mask.long(), "completion_mask": mask.long()}
-    inputs |= {"ref_chosen_logps": chosen_B, "ref_rejected_logps": rejected_B}
-    return DPOTrainer._compute_loss(Trainer(config), model, inputs, return_outputs=False)
+    return DPOTrainer._compute_loss(Trainer(config, reference), model, inputs, return_outputs=False)
 
 
-def ours(config, log_probs, mask, reference_2B):
-    chosen_B, rejected_B = log_probs.sum(dim=1).chunk(2)
-    reference_chosen_B, reference_rejected_B = reference_2B.chunk(2)
-    pairs = PairBatch(
-        chosen_B - reference_chosen_B,
-        rejected_B - reference_rejected_B,
-        *mask.sum(dim=1).chunk(2),
-        reference_chosen_B - reference_rejected_B,
-        reference_chosen_B,
-        reference_rejected_B,
-    )
+def ours(config, log_probs, mask, reference_log_probs):
+    chosen_B, rejected_B = mask.sum(dim=1).chunk(2)
+    batch = {"completion_mask": mask.long(), "chosen_lengths": chosen_B, "rejected_lengths": rejected_B}
+    beyond = beyond_public_length(batch)
+    stored = (*pair_sums(reference_log_probs, batch), *pair_sums(reference_log_probs * beyond, batch))
+    outputs = PairOutputs(*pair_sums(log_probs, batch), beyond=pair_sums(log_probs * beyond, batch))
+    pairs = pairs_of(batch | dict(zip(REFERENCE, stored, strict=True)), outputs, ld_alpha=config.ld_alpha)
     return build_loss(config)(pairs).mean()
+
+
+LENGTH_DESENSITIZED = {
+    f"{label}, ld_alpha {ld_alpha}": SAME[label].model_copy(update={"ld_alpha": ld_alpha})
+    for label in ("dpo", "ipo per token", "sigmoid_norm", "sppo_hard", "aot", "dpo under forward KL", "discopop", "mix")
+    for ld_alpha in (0.0, 0.4, 1.0)
+}
 
 
 @pytest.mark.parametrize(("label", "dtype"), COMPARED)
 def test_value_and_gradient_are_those_of_trls_trainer(label, dtype):
-    config = SAME[label]
+    check(SAME[label], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label", LENGTH_DESENSITIZED)
+def test_a_length_desensitized_loss_is_that_of_trls_trainer(label, dtype):
+    check(LENGTH_DESENSITIZED[label], dtype)
+
+
+def test_the_tokens_beyond_the_public_length_count_where_they_are_weighted():
+    log_probs, mask = completions(torch.float64)
+    loss = ours(DpoLoss(beta=0.1, ld_alpha=0.0), log_probs, mask, reference(mask, torch.float64))
+    (slope,) = torch.autograd.grad(loss, log_probs)
+    chosen, rejected = LENGTHS.chunk(2)
+    counted = ((slope != 0) & mask[:, 1:]).sum(dim=1).tolist()
+    assert counted == torch.minimum(chosen, rejected).repeat(2).tolist() != LENGTHS.tolist()
+
+
+def check(config, dtype):
     log_probs, mask = completions(dtype)
-    found, expected = (loss(config, log_probs, mask, reference(dtype)) for loss in (ours, trls))
+    found, expected = (loss(config, log_probs, mask, reference(mask, dtype)) for loss in (ours, trls))
     # TRL takes the logarithms of EXO's label smoothing in float32.
     tolerance = 50 * torch.finfo(torch.float32 if config.name == "exo_pair" else dtype).eps
     assert found.dtype == dtype
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
-    slopes = [torch.autograd.grad(loss, log_probs)[0] for loss in (found, expected)]
+    # Outside completions the head gives a constant 0.
+    slopes = [torch.autograd.grad(loss, log_probs)[0] * mask[:, 1:] for loss in (found, expected)]
     scale = slopes[1].abs().max().item()
     assert scale > 0
     torch.testing.assert_close(*slopes, rtol=0, atol=tolerance * scale)

@@ -21,7 +21,7 @@ from tune_dlrml.errors import InputError
 from tune_dlrml.training.arguments import lora_config
 from tune_dlrml.training.pairs import form as pair_form
 from tune_dlrml.training.pairs import packed as packed_pairs
-from tune_dlrml.training.pairs.batches import add_log_prob_head, padded_collator, pair_log_probs
+from tune_dlrml.training.pairs.batches import add_log_prob_head, padded_collator, pair_log_probs, pair_outputs
 from tune_dlrml.training.pairs.form import choose_form, tokens_saved
 from tune_dlrml.training.pairs.packed import Layout, PackedCollator, Shared, use_packed_attention
 from tune_dlrml.training.resident import Resident
@@ -90,6 +90,34 @@ def test_log_probs_and_gradients_equal_those_of_the_padded_form(
     assert (packed_gradient - gradient).norm() < 1e-5 * gradient.norm()
     for name in ("chosen_lengths", "rejected_lengths", "tokens"):
         assert packed[name].tolist() == padded[name].tolist()
+
+
+@pytest.mark.parametrize(("max_length", "mode"), [(None, "keep_start"), (40, "keep_start"), (12, "keep_end")])
+def test_the_parts_beyond_the_public_length_are_those_of_the_last_tokens(max_length: int | None, mode: str) -> None:
+    model, rows = a_model(), some_rows()
+    use_packed_attention(model)
+    training = settings(max_length=max_length, truncation_mode=mode)
+    expected: list[list[float]] = [[], []]
+    for row in rows:
+        ids = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")]
+        cut = slice(-12, None) if mode == "keep_end" else slice(max_length)
+        kept = [each[cut] for each in ids]
+        lost = [len(each) - 12 if mode == "keep_end" and len(each) > 12 else 0 for each in ids]
+        first = [max(1, len(row["prompt_ids"]) - each) for each in lost]
+        scored = [len(each) - begin for each, begin in zip(kept, first, strict=True)]
+        for side, tokens in enumerate(kept):
+            logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1].double()
+            found = logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None]).flatten().tolist()
+            expected[side].append(sum(found[len(found) - (scored[side] - min(scored)) :]))
+    for batch in (
+        padded_collator(Pads(), training)(rows),  # type: ignore[arg-type]
+        PackedCollator(max_length, mode)(rows),
+    ):
+        outputs = pair_outputs(model, batch, beyond=True)
+        assert outputs.beyond is not None
+        for side in range(2):
+            assert outputs.beyond[side].tolist() == pytest.approx(expected[side], abs=1e-4)
+    assert all(any(value < 0 for value in side) for side in expected)
 
 
 def test_both_forms_agree_under_autocast() -> None:

@@ -175,6 +175,41 @@ def test_the_cache_of_a_search_is_that_of_its_form(toy_model: Path, tmp_path: Pa
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+def test_parts_beyond_the_public_length_are_stored_beside_what_is_stored_without(
+    toy_model: Path, tmp_path: Path
+) -> None:
+    pairs, tokens = toy_training.pairs(toy_model, 12, 6, uneven=True), []
+    plain = Resident.load(str(toy_model), pairs, settings(), references=tmp_path)
+    plain.reference.fill(plain.train_rows)
+    before = stored(tmp_path)
+    data = before.read_bytes()
+    assert not {"ref_chosen_beyond_logps", "ref_rejected_beyond_logps"} & plain.train_rows[0].keys()
+    for _ in range(2):
+        resident = Resident.load(str(toy_model), pairs, settings(), references=tmp_path, beyond=True)
+        resident.reference.fill(resident.train_rows)
+        tokens.append(resident.reference.tokens_forwarded)
+    assert tokens == [plain.reference.tokens_forwarded, 0]
+    assert values(resident.train_rows) == values(plain.train_rows)
+    for row in resident.train_rows:
+        for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+            public = row[f"{side}_ids"][: len(row[f"{other}_ids"])]
+            part = row[f"ref_{side}_logps"] - row[f"ref_{side}_beyond_logps"]
+            assert part == pytest.approx(by_hand(resident, row["prompt_ids"], public), rel=1e-4)
+    assert len({len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in resident.train_rows}) > 1
+    assert before.read_bytes() == data and len(list(tmp_path.glob("*.safetensors"))) == 2
+    again = Resident.load(str(toy_model), pairs, settings(), references=tmp_path)
+    again.reference.fill(again.train_rows)
+    assert again.reference.tokens_forwarded == 0
+
+
+def test_the_key_without_parts_beyond_is_that_of_before_there_were_any() -> None:
+    known = json.loads(str(KEY))
+    assert set(known) == {
+        *("model", "software", "dtype", "quantization", "autocast", "tokenizer", "chat_template", "max_length"),
+        *("truncation_mode", "form", "attention", "device", "answers"),
+    }
+
+
 def test_the_dtype_of_the_weights_is_in_the_key_beside_autocast(toy_model: Path) -> None:
     under_lora, full = key(toy_model, bf16=True), key(toy_model, bf16=True, lora=None)
     assert (under_lora.dtype, full.dtype) == ("bfloat16", "float32")

@@ -22,9 +22,11 @@ INTO_THE_TRAP = {"beta": 0.1, "tau": 0.05, "learning_rate": 2e-3}
 UPWARDS = {"beta": 0.1, "tau": 0.2, "learning_rate": 5e-3}
 
 
-def trl_logs(model: Path, training: TrainingConfig, folder: Path, **loss: Any) -> list[dict[str, float]]:
+def trl_logs(
+    model: Path, training: TrainingConfig, folder: Path, *, uneven: bool = False, **loss: Any
+) -> list[dict[str, float]]:
     """What TRL logs, step by step, on the text of the same pairs in the same order."""
-    pairs = Dataset.from_list(toy.pairs(48))
+    pairs = Dataset.from_list(toy.uneven_pairs(48) if uneven else toy.pairs(48))
     pairs_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     order = toy_training.order(model, list(pairs), steps=STEPS, pairs_per_step=pairs_per_step, seed=training.seed)
     lora, dtype = training.lora, torch.bfloat16 if training.bf16 else torch.float32
@@ -103,6 +105,21 @@ def test_bfloat16_follows_trl_as_closely_as_it_can(toy_model: Path, tmp_path: Pa
     ours = our_run(toy_training.resident(toy_model, training), {"name": "dpo", "beta": 0.2}, training)
     assert ours.curve() == pytest.approx(expected, rel=1e-3)
     assert expected[-1] < expected[0] - 0.05
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_length_desensitized_dpo_follows_trl_step_by_step(
+    toy_model: Path, tmp_path: Path, packed: bool, accumulation: int
+) -> None:
+    training = matching(learning_rate=5e-3, gradient_accumulation_steps=accumulation, shared_prompt=packed)
+    expected = trl_curve(toy_model, training, tmp_path, uneven=True, loss_type="sigmoid", beta=0.2, ld_alpha=0.3)
+    resident = toy_training.resident(toy_model, training, beyond=True, uneven=True)
+    ours = our_run(resident, {"name": "dpo", "beta": 0.2, "ld_alpha": 0.3}, training)
+    assert ours.curve() == pytest.approx(expected, rel=1e-5)
+    plain = our_run(resident, {"name": "dpo", "beta": 0.2}, training)
+    assert abs(ours.curve()[-1] - plain.curve()[-1]) > 1e-3
+    assert ours.curve("train_margin")[0] == plain.curve("train_margin")[0]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -1,5 +1,6 @@
 """`tune-dlrml losses`: lists the losses; `show` draws one of them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,7 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from rich.table import Table
 
+    from tune_dlrml.losses.base import OPTIONS
     from tune_dlrml.losses.registry import described
 
     documents = described()
@@ -71,7 +73,22 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
         reference = "needed" if document["needs_reference"] else "none"
         shape = _in_short(document["shape"])
         table.add_row(document["name"], fields, description, kind, reference, shape, source)
-    console(False).print(table)
+    reader = console(False)
+    reader.print(table)
+    reader.print("Beside its own fields a loss takes:", highlight=False)
+    for option in OPTIONS:
+        reader.print(f"  {option} ({_takers(option, documents)})", highlight=False)
+
+
+def _takers(option: str, documents: Sequence[Mapping[str, Any]]) -> str:
+    """Which losses take an option, in as few names as there are."""
+    takers, others = (
+        [document["name"] for document in documents if (option in document["options"]) is taken]
+        for taken in (True, False)
+    )
+    if not others:
+        return "every loss"
+    return f"all but {', '.join(others)}" if len(others) < len(takers) else ", ".join(takers)
 
 
 @losses_app.command(epilog=SHOW_KEYS)

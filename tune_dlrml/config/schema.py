@@ -302,6 +302,10 @@ class SearchConfig(Frozen):
             return self.model_copy(update={"space": self.space.model_copy(update={"losses": list(losses)})})
         return self.model_copy(update={"discovery": self.discovery.model_copy(update={"seeds_losses": list(losses)})})
 
+    def weighs_length(self) -> bool:
+        """Whether a loss of it weighs the tokens beyond the public length of a pair."""
+        return any(loss.ld_alpha is not None for loss in self.space.losses)
+
     def baseline_loss(self) -> AnyLoss | None:
         """The loss of trial 0, unless switched off."""
         given = self.search.baseline

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from tune_dlrml.errors import InputError
+from tune_dlrml.losses.base import drawn
 from tune_dlrml.losses.custom.build import bare
 from tune_dlrml.losses.custom.config import WrittenLoss
 from tune_dlrml.losses.learnt import Learnt
@@ -45,6 +46,7 @@ class LossSource:
         mix_metric: Name of the learnt parameter in reports; None if nothing is learnt.
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
+        ld_alpha: Weight of the tokens beyond the public length of a pair; None where all count alike.
         documentation: Docstrings of the functions: formula, shapes, source.
         module: Text of the module that defines the function, exported as `CUSTOM_MODULE`; None for a loss of this
             project.
@@ -58,6 +60,7 @@ class LossSource:
     mix_metric: str | None
     rule: str | None
     rule_weight: float | None
+    ld_alpha: float | None
     documentation: str
     module: str | None = None
 
@@ -104,6 +107,7 @@ def loss_source(config: AnyLoss) -> LossSource:
         mix_metric=next(reversed(config.learnt_metrics()), None),
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
+        ld_alpha=None if config.ld_alpha is None else float(drawn(config.ld_alpha)),
         documentation="\n\n".join(inspect.getdoc(function) or "" for function in called.functions),
         module=called.module,
     )

@@ -15,6 +15,9 @@ from tune_dlrml.export.loss_source import LossSource
 from tune_dlrml.export.template import (
     ADAPTER_OFF,
     GGUF_MODEL,
+    LD_CONSTANTS,
+    LD_FUNCTION,
+    MARGIN,
     PLAIN_MODEL,
     QUANTIZED_MODEL,
     REFERENCE_FUNCTION,
@@ -24,6 +27,7 @@ from tune_dlrml.export.template import (
     SFT_FUNCTION,
     SFT_TERM,
     TOKENIZER,
+    WEIGHTED_MARGIN,
     WHOLE_MODEL,
     WITH_REFERENCE,
     WITHOUT_REFERENCE,
@@ -37,8 +41,8 @@ OUTPUT = "reproduced"
 """TRL's output folder."""
 BASE = "base"
 """Folder beside the script with the warmed-up model, which exists nowhere else."""
-NOT_GIVEN = {"use_cpu", "dataloader_pin_memory", "output_dir", "activation_checkpointing"}
-"""Arguments that the script decides where it runs, and one that another implies."""
+NOT_GIVEN = {"use_cpu", "dataloader_pin_memory", "output_dir", "activation_checkpointing", "remove_unused_columns"}
+"""Arguments that the script decides where it runs, one that another implies, and one for columns it does not have."""
 
 
 def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, str], *, title: str) -> str:
@@ -67,6 +71,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         mix_learning_rate=loss.mix_learning_rate,
         learnt_name=loss.mix_metric,
         **_sft(loss),
+        **_length_desensitized(loss),
         of_the_pairs=", ".join(OF_THE_PAIRS),
         call=loss.call,
         **_reference(trial),
@@ -127,6 +132,17 @@ def _sft(loss: LossSource) -> dict[str, str]:
         return {"sft_constants": "", "sft_term": "", "sft_function": ""}
     constants = SFT_CONSTANTS.substitute(rule=loss.rule, rule_weight=loss.rule_weight)
     return {"sft_constants": constants, "sft_term": SFT_TERM, "sft_function": SFT_FUNCTION}
+
+
+def _length_desensitized(loss: LossSource) -> dict[str, str]:
+    if loss.ld_alpha is None:
+        return {"ld_constants": "", "ld_function": "", "margin": MARGIN, "weighted": "per_token.float()"}
+    return {
+        "ld_constants": LD_CONSTANTS.substitute(ld_alpha=loss.ld_alpha),
+        "ld_function": LD_FUNCTION,
+        "margin": WEIGHTED_MARGIN,
+        "weighted": "(token_weights(completion) * per_token.float())",
+    }
 
 
 def _imports_of_the_model(trial: TrainedTrial) -> Iterator[str]:

@@ -36,7 +36,7 @@ $definitions
 
 MIX = $mix
 MIX_LEARNING_RATE = $mix_learning_rate
-${sft_constants}
+${sft_constants}${ld_constants}
 
 def pair_loss($of_the_pairs):
     return $call
@@ -53,7 +53,7 @@ class LossTrainer(DPOTrainer):
         chosen_length_B, rejected_length_B = inputs["completion_mask"].sum(dim=1).chunk(2)
         margin_B = chosen_logratio_B - rejected_logratio_B
         reference_margin_B = reference_chosen_logps_B - reference_rejected_logps_B
-        self._metrics["train"]["margin"].append(margin_B.mean().item())
+        $margin
         loss = pair_loss($of_the_pairs).mean()
         return loss${sft_term}
 ${reference_function}${sft_function}
@@ -69,9 +69,9 @@ def log_probs(model, inputs):
         fused_lm_head=True,
     )
     per_token = outputs.log_probs[:, -(completion.size(1) - 1) :]
-    return per_token.float().sum(dim=1).chunk(2)
+    return $weighted.sum(dim=1).chunk(2)
 
-
+${ld_function}
 class Steps(TrainerCallback):
     """Skips a step that is not finite, trains the parameter learnt beside the policy, and prints the curve."""
 
@@ -238,6 +238,21 @@ REFERENCE_FUNCTION = Template("""
         finally:
             model.train(was_training)
 """)
+MARGIN = 'self._metrics["train"]["margin"].append(margin_B.mean().item())'
+WEIGHTED_MARGIN = "# A trial reports the margin of whole completions, which is another than this."
+LD_CONSTANTS = Template('''\
+LD_ALPHA = $ld_alpha
+"""Weight of the tokens beyond the public length of a pair, that of its shorter completion."""
+''')
+LD_FUNCTION = '''
+def token_weights(completion):
+    """1 up to the public length of a pair and LD_ALPHA beyond, for policy and reference alike."""
+    scored = completion[:, 1:]
+    public = scored.sum(dim=1).view(2, -1).amin(dim=0).repeat(2)
+    return torch.where(scored.cumsum(dim=1) > public[:, None], LD_ALPHA, 1.0)
+
+'''
+
 ADAPTER_OFF = """\
 with self.accelerator.unwrap_model(model).disable_adapter():
                 return log_probs(model, inputs)"""

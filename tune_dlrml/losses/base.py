@@ -23,7 +23,9 @@ SearchedNoise = Annotated[float | Range | Choice, Searchable(Noise)]
 SearchedFlag = Annotated[bool | Choice, Searchable(bool)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
-SHARED_FIELDS = ("name", "label", "sft", "f_divergence")
+OPTIONS = ("sft", "ld_alpha", "f_divergence")
+"""Fields that stand beside a loss's own ones, on all losses or on many."""
+SHARED_FIELDS = ("name", "label", *OPTIONS)
 
 
 Divergence = Literal["forward_kl", "js", "alpha"]
@@ -81,6 +83,8 @@ class Loss(Frozen):
     """Whether its trap is found numerically, which takes long."""
     written: ClassVar[str | None] = None
     """The field that has the function or leads to it, of a loss that is none of this project's own."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Options that it does not take, each with the reason."""
 
     name: str
     """Which loss it is."""
@@ -89,14 +93,29 @@ class Loss(Frozen):
     two branches would otherwise share it."""
     sft: Annotated[SftTerm | None, Field(exclude_if=lambda term: term is None)] = None
     """Adds a scoring rule on the chosen answer's tokens."""
+    ld_alpha: Annotated[SearchedShare | None, Field(exclude_if=lambda weight: weight is None)] = None
+    """Weight of the log-probabilities of the tokens beyond the public length of a pair, that of its shorter completion
+    (LD-DPO, arXiv 2409.06411): 1 changes nothing, 0 leaves them out."""
+
+    @model_validator(mode="after")
+    def _options_are_taken(self) -> Self:
+        for key, reason in self.refuses.items():
+            if getattr(self, key) is not None:
+                raise law(f"{self.name} takes none: {reason}", key=key)
+        return self
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """What it takes beside its own fields."""
+        return [key for key in OPTIONS if key in cls.model_fields and key not in cls.refuses]
 
     def default_label(self) -> str:
-        """Name of the branch if the file gives none: the form of the loss, and the rule of its SFT term."""
+        """Name of the branch if the file gives none: the form of the loss, and its options."""
         return "_".join([self.form(), *self._options()])
 
     def _options(self) -> list[str]:
         """What the label says of sections beside the loss's own fields."""
-        return [] if self.sft is None else [self.sft.rule]
+        return [*([] if self.sft is None else [self.sft.rule]), *([] if self.ld_alpha is None else ["ld"])]
 
     def form(self) -> str:
         """The loss without its numbers."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from tune_dlrml.losses.anchored.config import ApoDownLoss, ApoZeroLoss, BcoPairLoss, NcaPairLoss, SppoHardLoss
-from tune_dlrml.losses.base import SHARED_FIELDS, Loss, MarginLoss
+from tune_dlrml.losses.base import OPTIONS, SHARED_FIELDS, Loss, MarginLoss
 from tune_dlrml.losses.custom.config import CustomLoss, WrittenLoss
 from tune_dlrml.losses.discovered.config import AqflLoss, AqlLoss, CellLoss, DbaqlLoss, PadllLoss, PflLoss
 from tune_dlrml.losses.dpo.config import (
@@ -110,7 +110,7 @@ def baseline(**numbers: Any) -> Loss:
 
 def is_baseline(loss: Loss) -> bool:
     """Whether a loss is plain DPO, at whatever strength."""
-    return isinstance(loss, DpoLoss) and loss.sft is None and loss.f_divergence is None
+    return isinstance(loss, DpoLoss) and all(getattr(loss, key) is None for key in OPTIONS)
 
 
 def build_loss(config: Loss) -> "PreferenceLoss":
@@ -145,7 +145,7 @@ def described() -> list[dict[str, Any]]:
                 "couples_batch": loss.couples_batch,
                 "trl": loss.trl,
                 "shape": _shape(name),
-                "options": [key for key in ("sft", "f_divergence") if key in loss.model_fields],
+                "options": loss.options(),
             }
         )
     return listed

@@ -219,6 +219,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
         trials=str(folder / "trials"),
         reference=str(prepared.place.reference) if config.needs_reference() else None,
         completer=prepared.completer,
+        beyond=config.weighs_length(),
     )
 
 

@@ -53,6 +53,7 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
         seed=training.seed,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,  # TRL keeps what its own collator takes
         train_sampling_strategy="sequential",
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,

@@ -76,6 +76,7 @@ class GroupSpec:
         reference: Folder that every node sees, with the reference log-probs of all searches; None where no trial looks
             at a reference, so that none is run.
         completer: Held-out prompts that trials complete; None where there are none.
+        beyond: Whether a trial weighs the tokens beyond the public length of a pair.
     """
 
     name: str
@@ -88,3 +89,4 @@ class GroupSpec:
     trials: str
     reference: str | None
     completer: Completer | None = None
+    beyond: bool = False

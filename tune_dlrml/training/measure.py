@@ -136,7 +136,12 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int, completer: C
         torch.cuda.reset_peak_memory_stats()
     resident, loaded_s = _timed(
         lambda: Resident.load(
-            model, pairs, spec.training, with_reference=spec.loss.needs_reference, completer=completer
+            model,
+            pairs,
+            spec.training,
+            with_reference=spec.loss.needs_reference,
+            beyond=spec.loss.ld_alpha is not None,
+            completer=completer,
         )
     )
     gc.collect()

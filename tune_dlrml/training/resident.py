@@ -42,6 +42,7 @@ class Resident:
             well; None keeps them in memory only.
         with_reference: Whether trials look at the reference; without it the reference is not run.
         completer: Held-out prompts that trials complete; None where there are none.
+        beyond: Whether trials weigh the tokens beyond the public length of a pair (`ld_alpha`), as the cache does.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Resident:
         *,
         with_reference: bool = True,
         completer: Completer | None = None,
+        beyond: bool = False,
     ) -> None:
         add_log_prob_head(model)
         model.eval()
@@ -66,7 +68,7 @@ class Resident:
         self.activations = Activations(model, training, self.form.collate, self.train_rows)
         self._pristine = Pristine(model, weights=training.lora is None)  # under LoRA the base's weights never change
         stored = None if cache is None else cache(f"{'packed' if self.form.packed else 'padded'}, {head}")
-        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored)
+        self.reference = ReferenceLogProbs(model, training, self.form.collate, stored, beyond=beyond)
         self.counts = {
             "train_pairs": float(len(self.train_rows)),
             "eval_pairs": float(len(eval_rows)),
@@ -95,6 +97,7 @@ class Resident:
         fsdp: Literal["auto"] | bool = False,
         with_reference: bool = True,
         completer: Completer | None = None,
+        beyond: bool = False,
     ) -> "Resident":
         """Load a model by its reference onto this worker's device.
 
@@ -106,6 +109,7 @@ class Resident:
             fsdp: Whether the ranks hold the model together; `auto` where it is too large for one device.
             with_reference: Whether trials look at the reference; without it the reference is not run.
             completer: Held-out prompts that trials complete; None where there are none.
+            beyond: Whether trials weigh the tokens beyond the public length of a pair.
         """
         reference = parse_model_reference(model)
         dtype = kept_dtype(training)
@@ -122,8 +126,19 @@ class Resident:
         tokenizer = load_tokenizer(reference)
         if sharded:
             check_division(on_device)
-        cache = partial(reference_cache, references, reference, on_device, tokenizer, training) if references else None
-        return cls(on_device, tokenizer, pairs, training, cache, with_reference=with_reference, completer=completer)
+        cache = None
+        if references is not None:
+            cache = partial(reference_cache, references, reference, on_device, tokenizer, training, beyond=beyond)
+        return cls(
+            on_device,
+            tokenizer,
+            pairs,
+            training,
+            cache,
+            with_reference=with_reference,
+            completer=completer,
+            beyond=beyond,
+        )
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs if trials look at them."""

@@ -34,8 +34,7 @@ from tune_dlrml.training.divergence import StepStats
 from tune_dlrml.training.pairs.batches import (
     Batch,
     PairCollator,
-    pair_log_probs,
-    pair_log_probs_and_router_loss,
+    pair_outputs,
     pairs_of,
     router_loss_weight,
 )
@@ -85,6 +84,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         on_step: Told every optimizer step.
         on_save: Makes the checkpoints that `on_step` asks for.
         sft: Term on the chosen answers beside the loss; None without one.
+        ld_alpha: Weight of the log-probs beyond the public length of a pair, in the loss alone; None weighs nothing.
         lora: Adapter to train; None trains all weights.
     """
 
@@ -102,6 +102,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         on_step: OnStep,
         on_save: OnSave,
         sft: ChosenAnswers | None,
+        ld_alpha: float | None = None,
         lora: LoraSettings | None,
     ) -> None:
         log_prob_head = model.forward
@@ -129,7 +130,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
         self._on_save = on_save
-        self._sft = sft
+        self._sft, self._ld_alpha = sft, ld_alpha
         self._router_weight = router_loss_weight(model)
         self._trains_adapter = lora is not None
         self._starts_at_reference = args.disable_dropout
@@ -152,24 +153,19 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
         assert not return_outputs, "held-out evaluation does not go through the trainer"
         with nullcontext() if self._sft is None else self._sft.watching():
-            chosen_B, rejected_B, router_loss = self._forward(model, inputs)
-        pairs, compared = pairs_of(inputs, chosen_B, rejected_B), "ref_chosen_logps" in inputs
+            outputs = pair_outputs(model, inputs, beyond=self._ld_alpha is not None, routers=bool(self._router_weight))
+        pairs, compared = pairs_of(inputs, outputs), "ref_chosen_logps" in inputs
         if self.state.global_step == 0 and compared:
             self._check_start(pairs.margin_B.detach(), inputs["chosen_lengths"] + inputs["rejected_lengths"])
-        self.preference_loss.observe(pairs)
-        loss_B = self.preference_loss(pairs)
+        trained = pairs if self._ld_alpha is None else pairs_of(inputs, outputs, ld_alpha=self._ld_alpha)
+        self.preference_loss.observe(trained)
+        loss_B = self.preference_loss(trained)
         sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
         margin_B = pairs.margin_B if compared else pairs.policy_margin_B
-        seen = (loss_B, margin_B, chosen_B, rejected_B, sft_B)
+        seen = (loss_B, margin_B, outputs.chosen_B, outputs.rejected_B, sft_B)
         self._micro_batches.append(pair_sums(*(each.detach() for each in seen), tokens=inputs["tokens"]))
         loss = loss_B.mean() if self._sft is None else loss_B.mean() + self._sft.weight * sft_B.mean()
-        return loss if router_loss is None else loss + self._router_weight * router_loss
-
-    def _forward(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probs of the pairs, and the loss of the routers of a mixture of experts that has one."""
-        if self._router_weight:
-            return pair_log_probs_and_router_loss(model, inputs)
-        return *pair_log_probs(model, inputs), None
+        return loss if outputs.router_loss is None else loss + self._router_weight * outputs.router_loss
 
     def _check_start(self, margin_B: Tensor, tokens_B: Tensor) -> None:
         """Before the first step the policy is its reference, so that every margin is 0 but for rounding.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from tune_dlrml.errors import NotFiniteError, TuneDlrmlError
+from tune_dlrml.losses.base import drawn
 from tune_dlrml.losses.preference import PreferenceLoss
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.records import MARGINS, Answer, Report, State, TrialOutcome
@@ -117,6 +118,7 @@ def _train(run: "_Run", rows: Dataset) -> None:
         on_step=run.on_step,
         on_save=run.on_save,
         sft=None if run.spec.loss.sft is None else ChosenAnswers(model, run.spec.loss.sft),
+        ld_alpha=None if run.spec.loss.ld_alpha is None else drawn(run.spec.loss.ld_alpha),
         lora=training.lora,
     )
     run.policy = trainer.model

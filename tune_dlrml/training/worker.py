@@ -90,6 +90,7 @@ def _load(group: GroupSpec) -> Resident:
         fsdp=group.resources.fsdp,
         with_reference=group.reference is not None,
         completer=group.completer,
+        beyond=group.beyond,
     )
     gc.collect()
     gc.freeze()  # a trial collects twice: 0.5 s over all that the imports made, 10 ms over its own

@@ -43,8 +43,9 @@ class MixLoss(Loss):
         if len(self.parts) < 2:
             raise law(f"a sum has two parts or more, but got {len(self.parts)}", key="parts")
         for at, part in enumerate(self.parts):
-            if part.loss.sft is not None:
-                raise law("`sft` stands beside the sum, but got one inside a part", key=f"parts.{at}.loss.sft")
+            for key in ("sft", "ld_alpha"):
+                if getattr(part.loss, key) is not None:
+                    raise law(f"`{key}` stands beside the sum, but got one inside a part", key=f"parts.{at}.loss.{key}")
             if not part.loss.needs_reference:
                 raise law("a part takes a reference, but this one takes none", key=f"parts.{at}.loss")
             if part.loss.learnt_metrics():

@@ -1,5 +1,6 @@
 """What a search-space file says of the losses without a reference. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from tune_dlrml.losses.base import Kind, Loss, SearchedNumber, SearchedPositive
@@ -14,6 +15,9 @@ class ReferenceFreeLoss(Loss):
 
     needs_reference: ClassVar[bool] = False
     placing: ClassVar[tuple[str, ...]] = ()
+    refuses: ClassVar[Mapping[str, str]] = {
+        "ld_alpha": "it weighs log-ratios to a reference, of which this loss has none"
+    }
 
 
 class SimpoLoss(ReferenceFreeLoss):

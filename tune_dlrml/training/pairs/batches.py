@@ -4,7 +4,7 @@ Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
@@ -17,8 +17,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.losses.preference import PairBatch
+from tune_dlrml.losses.weighting import length_desensitized
+from tune_dlrml.training.pairs import packed
 from tune_dlrml.training.pairs.log_prob_head import UNSCORED
-from tune_dlrml.training.pairs.packed import packed_log_probs, packed_token_log_probs
+from tune_dlrml.training.pairs.packed import REFERENCE
 
 _has_triton = trl_utils._use_triton
 
@@ -47,8 +49,8 @@ class PairCollator(Protocol):
     """Makes a batch of B pairs in the form that it stands for.
 
     Every form has `chosen_lengths` and `rejected_lengths`, the tokens of the completions, shape (B,), `tokens`, those
-    of prompts and completions together without padding, shape (), and `ref_chosen_logps` and `ref_rejected_logps`,
-    shape (B,), where the rows have them. The rest is for `pair_log_probs`.
+    of prompts and completions together without padding, shape (), and those of the columns `REFERENCE` that the rows
+    have, shape (B,). The rest is for `pair_log_probs`.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> Batch:
@@ -64,7 +66,9 @@ def padded_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
     def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         batch: dict[str, Any] = trl(list(rows))
         chosen_B, rejected_B = batch["completion_mask"].sum(dim=1).chunk(2)
+        reference = {name: torch.tensor([row[name] for row in rows]) for name in REFERENCE if name in rows[0]}
         return batch | {
+            **reference,
             "chosen_lengths": chosen_B,
             "rejected_lengths": rejected_B,
             "tokens": batch["attention_mask"].sum(),
@@ -78,30 +82,82 @@ def add_log_prob_head(model: PreTrainedModel) -> None:
     add_fused_lm_head(model, outputs=("log_probs",))
 
 
+class PairOutputs(NamedTuple):
+    """What a forward gives of the pairs of a batch, each of shape (B,), float32, in nats; None where it is not asked.
+
+    `chosen_B` and `rejected_B` are the log-probs of the completions, and `beyond` the parts of the two on the tokens
+    beyond the public length of their pair, that of its shorter completion. `router_loss`, shape (), is what a mixture
+    of experts loses by the balance of its experts.
+    """
+
+    chosen_B: Tensor
+    rejected_B: Tensor
+    beyond: tuple[Tensor, Tensor] | None = None
+    router_loss: Tensor | None = None
+
+
+def pair_outputs(model: nn.Module, batch: Batch, *, beyond: bool = False, routers: bool = False) -> PairOutputs:
+    """What a forward gives of the pairs of a batch.
+
+    The loss of routers is a mean over all tokens of the batch, prompts twice, so that no packed row could give it.
+    """
+    outputs = _outputs(model, batch, **({"output_router_logits": True} if routers else {}))
+    tokens = _of_tokens(outputs, batch)
+    return PairOutputs(
+        *pair_sums(tokens, batch),
+        beyond=pair_sums(tokens * beyond_public_length(batch), batch) if beyond else None,
+        router_loss=outputs.aux_loss if routers else None,
+    )
+
+
 def pair_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and the rejected completions, each of shape (B,), float32, in nats."""
-    if "layout" in batch:
-        return packed_log_probs(model, batch)
-    return _sums(_padded_outputs(model, batch), batch)
+    return pair_outputs(model, batch)[:2]
 
 
-def pairs_of(batch: Batch, chosen_B: Tensor, rejected_B: Tensor) -> PairBatch:
-    """The pairs of a batch, of these log-probs, as a loss sees them; without a reference where the batch has none."""
-    lengths = batch["chosen_lengths"], batch["rejected_lengths"]
-    if "ref_chosen_logps" not in batch:
-        return PairBatch(chosen_B, rejected_B, *lengths)
-    reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
-    ratios = chosen_B - reference[0], rejected_B - reference[1]
-    return PairBatch(*ratios, *lengths, reference[0] - reference[1], *reference)
+def pair_sums(tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens of the chosen and of the rejected completions, each of shape (B,).
 
-
-def pair_log_probs_and_router_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """As `pair_log_probs`, and what a mixture of experts loses by the balance of its experts, shape (); padded only.
-
-    It is a mean over all tokens of the batch, prompts twice, so that no packed row could give it.
+    Args:
+        tokens: A number of every scored token, 0 of every other: of a packed row (N,), of padded ones (2B, T - 1).
+        batch: Where they are from.
     """
-    outputs = _padded_outputs(model, batch, output_router_logits=True)
-    return *_sums(outputs, batch), outputs.aux_loss
+    if "layout" in batch:
+        return packed.pair_sums(tokens, batch)
+    chosen_B, rejected_B = tokens.sum(dim=1).chunk(2)
+    return chosen_B, rejected_B
+
+
+def beyond_public_length(batch: Batch) -> Tensor:
+    """Which scored tokens lie beyond the public length of their pair, in the shape that `pair_sums` takes.
+
+    Others may or may not be marked.
+    """
+    if "layout" in batch:
+        return packed.beyond_public_length(batch)
+    scored = batch["completion_mask"][:, 1:]
+    public_B = scored.sum(dim=1).view(2, -1).amin(dim=0)
+    return scored.cumsum(dim=1) > public_B.repeat(2)[:, None]
+
+
+def pairs_of(batch: Batch, outputs: PairOutputs, *, ld_alpha: float | None = None) -> PairBatch:
+    """The pairs of a batch as a loss sees them; without a reference where the batch has none.
+
+    With `ld_alpha`, its log-probs are the length-desensitized ones of policy and reference.
+    """
+    policy, lengths = outputs[:2], (batch["chosen_lengths"], batch["rejected_lengths"])
+    if "ref_chosen_logps" not in batch:
+        return PairBatch(*policy, *lengths)
+    chosen_B, rejected_B, *beyond = (batch[name] for name in REFERENCE if name in batch)
+    reference = chosen_B, rejected_B
+    if ld_alpha is not None:
+        assert outputs.beyond is not None, "a forward is asked for what ld_alpha weighs"
+        policy, reference = (
+            tuple(length_desensitized(*each, ld_alpha=ld_alpha) for each in zip(log_probs, tail, strict=True))
+            for log_probs, tail in ((policy, outputs.beyond), (reference, beyond))
+        )
+    ratios = policy[0] - reference[0], policy[1] - reference[1]
+    return PairBatch(*ratios, *lengths, reference[0] - reference[1], *reference)
 
 
 def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
@@ -109,11 +165,13 @@ def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     if "layout" in batch:
         owner_N = batch["branch_N"]
         by_completion = owner_N.argsort(stable=True)[: int((owner_N < 2 * len(batch["chosen_lengths"])).sum())]
-        return packed_token_log_probs(model, batch)[by_completion]
-    return _of_tokens(_padded_outputs(model, batch), batch)[batch["completion_mask"][:, 1:].bool()]
+        return _of_tokens(_outputs(model, batch), batch)[by_completion]
+    return _of_tokens(_outputs(model, batch), batch)[batch["completion_mask"][:, 1:].bool()]
 
 
-def _padded_outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
+def _outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
+    if "layout" in batch:
+        return packed.outputs(model, batch)
     return model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -124,15 +182,12 @@ def _padded_outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
     )
 
 
-def _sums(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    chosen_B, rejected_B = _of_tokens(outputs, batch).sum(dim=1).chunk(2)
-    return chosen_B, rejected_B
-
-
 def _of_tokens(outputs: Any, batch: Batch) -> Tensor:
-    """Log-prob of each token of each sequence but its first, shape (2B, T - 1), float32; 0 outside completions."""
-    log_probs_2BT: Tensor = outputs.log_probs[:, -(batch["completion_mask"].size(1) - 1) :]
-    return log_probs_2BT.float()
+    """Log-prob of each token in the shape that `pair_sums` takes, float32; 0 outside completions."""
+    log_probs: Tensor = outputs.log_probs
+    if "layout" in batch:
+        return log_probs[0].float()
+    return log_probs[:, -(batch["completion_mask"].size(1) - 1) :].float()
 
 
 def router_loss_weight(model: PreTrainedModel) -> float:

@@ -36,6 +36,8 @@ ATTENTION = "packed_pairs"
 """Name of the attention in transformers' registry; without a packed row it is sdpa."""
 FLASH_WIDTH = 256
 """Dimension of a head up to which the flash kernel goes."""
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_beyond_logps", "ref_rejected_beyond_logps")
+"""Columns of the reference's log-probs: of completions, and of their tokens beyond the public length of the pair."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class PackedCollator:
         self._truncation = max_length, truncation_mode
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch of these pairs; see `trainer.PairCollator` for the entries that every form has.
+        """The batch of these pairs; see `batches.PairCollator` for the entries that every form has.
 
         `input_ids`, `position_ids` and `shift_labels` have shape (1, N), `branch_N` says to which completion a token
         belongs (chosen ones first; prefixes count as 2B), `layout` where everything lies.
@@ -190,10 +192,7 @@ class PackedCollator:
             "rejected_lengths": torch.tensor(lengths[1]),
             "tokens": torch.tensor(seen),
         }
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            if name in rows[0]:
-                batch[name] = torch.tensor([each[name] for each in rows])
-        return batch
+        return batch | {name: torch.tensor([each[name] for each in rows]) for name in REFERENCE if name in rows[0]}
 
 
 @dataclass
@@ -220,25 +219,32 @@ class _Row:
         self.owners += [owner] * len(ids)
 
 
-def packed_token_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Log-prob of the label of each token of a packed row, shape (N,), float32, in nats; 0 for a prefix."""
-    outputs = model(
+def outputs(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """What the log-prob head gives of a packed row; `log_probs` are of the label of each token, 0 for a prefix."""
+    return model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         shift_labels=batch["shift_labels"],
         **attending(batch["layout"], batch["input_ids"]),
         fused_lm_head=True,
     )
-    log_probs_N: Tensor = outputs.log_probs[0].float()
-    return log_probs_N
 
 
-def packed_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and the rejected completions of a packed row, each of shape (B,), float32, in nats."""
-    per_token_N = packed_token_log_probs(model, batch)
-    sums = per_token_N.new_zeros(2 * len(batch["chosen_lengths"]) + 1)
-    chosen_B, rejected_B = sums.index_add(0, batch["branch_N"], per_token_N)[:-1].chunk(2)
+def pair_sums(tokens_N: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens of the chosen and of the rejected completions of a packed row, each of shape (B,)."""
+    sums = tokens_N.new_zeros(2 * len(batch["chosen_lengths"]) + 1)
+    chosen_B, rejected_B = sums.index_add(0, batch["branch_N"], tokens_N)[:-1].chunk(2)
     return chosen_B, rejected_B
+
+
+def beyond_public_length(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens of a packed row have a label beyond the public length of their pair, shape (N,), bool."""
+    owner_N, position_N = batch["branch_N"], batch["position_ids"][0]
+    empty = position_N.new_zeros(2 * len(batch["chosen_lengths"]) + 1)
+    scored = empty.index_add(0, owner_N, torch.ones_like(owner_N))
+    begins = empty.scatter_reduce(0, owner_N, position_N, "amin", include_self=False)
+    ends = begins + torch.cat([scored[:-1].view(2, -1).amin(dim=0).repeat(2), scored[-1:]])
+    return position_N >= ends[owner_N]
 
 
 def attending(layout: Layout, like: Tensor) -> dict[str, Any]:

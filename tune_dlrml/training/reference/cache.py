@@ -4,9 +4,10 @@
 
 The key names all that the numbers depend on, and nothing that a search varies; it stands in the file's metadata. A file
 holds `rows`, the sha256 of each pair's token ids, shape (N, 32), and `logps`, its chosen and rejected log-prob in nats,
-shape (N, 2), float32. It is replaced by a rename, so that a reader needs no lock; the lock is for who adds rows, and is
-held from before it looks what is missing until that is stored, so that no row is computed twice. It is a lock of the
-operating system, on NFS too, and goes with the process that holds it, however that ends.
+shape (N, 2), float32; with `beyond` in the key also the parts of the two on the tokens beyond the public length of the
+pair, that of its shorter completion, shape (N, 4). It is replaced by a rename, so that a reader needs no lock; the lock
+is for who adds rows, and is held from before it looks what is missing until that is stored, so that no row is computed
+twice. It is a lock of the operating system, on NFS too, and goes with the process that holds it, however that ends.
 """
 
 import hashlib
@@ -34,8 +35,8 @@ LOOK_S = 0.1
 """How often one who waits looks whether the lock is free."""
 
 RowId = bytes
-LogProbs = tuple[float, float]
-"""Of the chosen and of the rejected completion, in nats."""
+LogProbs = tuple[float, ...]
+"""Of the chosen and of the rejected completion, then where the key has `beyond` the parts beyond, in nats."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class ReferenceKey:
         device: Kind of the device that computed.
         answers: Log-probs that the model gives to some tokens, in nats, so rounded that only other weights change them:
             those of a file may not be all that a model has.
+        beyond: Whether the parts of the log-probs beyond the public length are stored, too. Unless they are, the key
+            does not mention them, so that what was stored before there were any stays valid.
     """
 
     model: str
@@ -74,9 +77,18 @@ class ReferenceKey:
     attention: str
     device: str
     answers: tuple[float, ...]
+    beyond: bool = False
 
     def __str__(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        known = asdict(self)
+        if not self.beyond:
+            del known["beyond"]
+        return json.dumps(known, sort_keys=True)
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a pair."""
+        return 4 if self.beyond else 2
 
 
 def row_id(row: Mapping[str, Any]) -> RowId:
@@ -98,7 +110,7 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path, key: ReferenceKey) -> None:
-        self._key = str(key)
+        self._key, self._columns = str(key), key.columns
         self.path = folder / f"{hashlib.sha256(self._key.encode()).hexdigest()[:20]}.safetensors"
         # Where there are no locks of the operating system, filelock's other kind would outlive a killed process.
         self._lock = FileLock(self.path.with_suffix(".lock"), poll_interval=LOOK_S, fallback_to_soft=False)
@@ -117,7 +129,7 @@ class ReferenceCache:
                 status = self.path.stat()
                 version = (status.st_ino, status.st_size, status.st_mtime_ns)
                 if version != self._version:
-                    self._known = _parsed(self.path.read_bytes(), self._key)
+                    self._known = _parsed(self.path.read_bytes(), self._key, self._columns)
             except FileNotFoundError:
                 self._version, self._known = (), {}
                 return self._known
@@ -200,8 +212,8 @@ def _serialised(values: Mapping[RowId, LogProbs], key: str) -> bytes:
     return save(tensors, metadata={"format": FORMAT, "key": key, "sha256": _digest(tensors)})
 
 
-def _parsed(data: bytes, key: str) -> dict[RowId, LogProbs]:
-    """The values of a file.
+def _parsed(data: bytes, key: str, columns: int) -> dict[RowId, LogProbs]:
+    """The values of a file, so many a row.
 
     Raises:
         _NotUsable: It is not whole, or not of this key.
@@ -219,13 +231,13 @@ def _parsed(data: bytes, key: str) -> dict[RowId, LogProbs]:
     if found != key:
         raise _NotUsable(f"its key is {found}, not {key}")
     tables = f"{rows.dtype}{list(rows.shape)} and {logps.dtype}{list(logps.shape)}"
-    if tables != f"uint8[{len(rows)}, {ROW_BYTES}] and float32[{len(rows)}, 2]":
+    if tables != f"uint8[{len(rows)}, {ROW_BYTES}] and float32[{len(rows)}, {columns}]":
         raise _NotUsable(f"its tensors rows and logps are {tables}")
     if sha256 != _digest(tensors):
         raise _NotUsable("it has another sha256 than when it was written")
     if not np.isfinite(logps).all():
         raise _NotUsable("it holds values that are not finite")
-    return {row.tobytes(): (chosen, rejected) for row, (chosen, rejected) in zip(rows, logps.tolist(), strict=True)}
+    return {row.tobytes(): tuple(numbers) for row, numbers in zip(rows, logps.tolist(), strict=True)}
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:

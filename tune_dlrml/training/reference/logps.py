@@ -22,8 +22,9 @@ from tune_dlrml.models.fingerprints import model_fingerprint, template_fingerpri
 from tune_dlrml.models.loading import ModelReference
 from tune_dlrml.models.quantization import described
 from tune_dlrml.training.full_precision import in_float32
-from tune_dlrml.training.pairs.batches import Batch, pair_log_probs
+from tune_dlrml.training.pairs.batches import Batch, pair_outputs
 from tune_dlrml.training.pairs.log_prob_head import label_log_probs
+from tune_dlrml.training.pairs.packed import REFERENCE
 from tune_dlrml.training.ranks import agreed, from_all, is_rank_zero, on_rank_zero, rank_and_world
 from tune_dlrml.training.reference.cache import LogProbs, ReferenceCache, ReferenceKey, RowId, row_id
 from tune_dlrml.training.sharding.shards import in_step
@@ -43,13 +44,14 @@ _log = logging.getLogger(__name__)
 
 
 class ReferenceLogProbs:
-    """Adds `ref_chosen_logps` and `ref_rejected_logps` (nats, float32) to rows of token ids, each row once.
+    """Adds the columns `REFERENCE` (nats, float32) to rows of token ids, each row once.
 
     Args:
         model: The base model without an adapter, its weights pristine whenever `fill` is called.
         training: Truncation, precision and the batch size of the forward.
-        collate: Makes the batch that `pair_log_probs` takes out of rows.
+        collate: Makes the batch that `pair_outputs` takes out of rows.
         cache: The rows that were computed before, by whatever group; None keeps them in memory only.
+        beyond: Whether the parts of the log-probs beyond the public length are added, too; as in the key of the cache.
 
     Attributes:
         tokens_forwarded: Tokens that all ranks of this group together ran through the reference, without padding.
@@ -61,11 +63,14 @@ class ReferenceLogProbs:
         training: TrainingConfig,
         collate: Callable[[list[Row]], Batch],
         cache: ReferenceCache | None = None,
+        *,
+        beyond: bool = False,
     ) -> None:
         self._model = model
         self._training = training
         self._collate = collate
         self._cache = cache
+        self._beyond = beyond
         self.tokens_forwarded = 0
 
     def fill(self, rows: Iterable[Row]) -> None:
@@ -83,7 +88,7 @@ class ReferenceLogProbs:
         values = self._values({name: same[0] for name, same in lacking.items()})
         for name, same in lacking.items():
             for row in same:
-                row["ref_chosen_logps"], row["ref_rejected_logps"] = values[name]
+                row |= zip(REFERENCE, values[name], strict=False)
 
     def tokens_of(self, rows: Iterable[Row]) -> int:
         """Tokens that the reference runs over for rows whose values are not known."""
@@ -131,9 +136,9 @@ class ReferenceLogProbs:
         def values(names: Sequence[RowId]) -> dict[RowId, LogProbs]:
             batch = to_device(self._collate([rows[name] for name in names]), self._model)
             with torch.no_grad(), computing(self._model, self._training):
-                chosen_B, rejected_B = pair_log_probs(self._model, batch)
-            pairs = zip(chosen_B.float().tolist(), rejected_B.float().tolist(), strict=True)
-            return dict(zip(names, pairs, strict=True))
+                outputs = pair_outputs(self._model, batch, beyond=self._beyond)
+            columns = torch.stack([*outputs[:2], *(outputs.beyond or ())])
+            return dict(zip(names, map(tuple, columns.T.tolist()), strict=True))
 
         found = in_step(self._model, values, batches, spare=lambda: values([*rows][:1]))
         return {name: pair for part in found for name, pair in part.items()}
@@ -151,6 +156,8 @@ def reference_cache(
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingConfig,
     form: str,
+    *,
+    beyond: bool = False,
 ) -> ReferenceCache:
     """The cache of a loaded model, the same on every rank.
 
@@ -161,8 +168,10 @@ def reference_cache(
         tokenizer: The model's own.
         training: Truncation and precision.
         form: How pairs go through it.
+        beyond: Whether it has the parts of the log-probs beyond the public length.
     """
-    return ReferenceCache(folder, agreed(lambda: reference_key(reference, model, tokenizer, training, form)))
+    key = agreed(lambda: reference_key(reference, model, tokenizer, training, form, beyond=beyond))
+    return ReferenceCache(folder, key)
 
 
 def reference_key(
@@ -171,6 +180,8 @@ def reference_key(
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingConfig,
     form: str,
+    *,
+    beyond: bool = False,
 ) -> ReferenceKey:
     """What the reference log-probs of a loaded model depend on, on the device where it is; for all ranks to call."""
     return ReferenceKey(
@@ -187,6 +198,7 @@ def reference_key(
         attention=training.attn_implementation,
         device=_kind(next(model.parameters()).device),
         answers=_answers(model),
+        beyond=beyond,
     )
 
 
@@ -222,7 +234,7 @@ def _right_to_add(cache: ReferenceCache) -> Iterator[None]:
 def _refuse_nonfinite(values: Mapping[RowId, LogProbs]) -> None:
     bad = [pair for pair in values.values() if not all(map(math.isfinite, pair))]
     if bad:
-        chosen, rejected = bad[0]
+        chosen, rejected = bad[0][:2]
         raise InputError(
             f"the reference model's log-probs must be finite, but for {len(bad)} of {len(values)} pairs they are not "
             f"(the first: chosen {chosen}, rejected {rejected}), and no loss can be trained against them. Its weights "
