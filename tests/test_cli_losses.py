@@ -53,7 +53,15 @@ def test_the_list_says_which_losses_take_which_option(run):
     code, out, _ = run("losses")
     assert code == 0
     said = re.sub(r"\s+", " ", out.partition("Beside its own fields a loss takes:")[2])
-    assert "sft (every loss) ld_alpha (all but simpo, cpo, orpo, slic, alphapo, simper) f_divergence (dpo, " in said
+    assert "sft (every loss) ld_alpha (all but simpo, cpo, orpo, slic, alphapo, simper) " in said
+    assert "weighting (all but aot, aot_unpaired) f_divergence (dpo, " in said
+    assert "Not here: tr_dpo, because its reference follows the policy" in said
+
+
+def test_a_published_method_that_is_no_loss_here_says_why(run):
+    code, _, err = run("losses", "show", "tr_dpo")
+    assert code != 0
+    assert "tr_dpo is not here, because its reference follows the policy" in re.sub(r"\s+", " ", err)
 
 
 def test_a_person_reads_a_table_and_the_path_of_the_picture(run, tmp_path):

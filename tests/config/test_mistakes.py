@@ -66,7 +66,7 @@ UNKNOWN_KEYS = [
         "space.losses[0].beta_mix",
         "      beta: 0.1",
         "      beta_mix: 0.1",
-        "allowed: name, label, sft, ld_alpha, f_divergence, beta",
+        "allowed: name, label, sft, ld_alpha, weighting, f_divergence, beta",
     ),
     mix(".lr", "{learnable: true, c_init: 4, lr: 1}", "allowed: learnable, init, c_init, learning_rate, c_bounds"),
 ]
@@ -105,6 +105,9 @@ ILLEGAL_VALUES = [
     put("training.max_steps", "max_steps: 40", "max_steps: 0x_", "is no number", "0x_"),
     put("search.sampler", "sampler: tpe", "sampler: bayes", "'tpe', 'random' or 'grid'", '"bayes"'),
     put("space.losses[0].name", "name: dpo", "name: dpoo", "did you mean dpo?", "dpo, discopop, dlrml", '"dpoo"'),
+    put(
+        "space.losses[0].name", "name: dpo", "name: tr_dpo", "tr_dpo is not here, because", "sync_ref_model", '"tr_dpo"'
+    ),
     put("space.losses[0].name", "- name: dpo\n", "- label: a\n", "dpo, discopop, dlrml", "null", line_has="label: a"),
     add("space.losses[0].label", "beta: 0.1", "      label: a.b", "pattern", '"a.b"'),
     add("space.losses[0].label", "beta: 0.1", "      label: training", "is reserved in tables", "'training'"),

@@ -116,14 +116,22 @@ def test_the_script_repeats_the_training_of_all_weights_after_a_warm_up_with_an_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [{"r": 4, "lora_alpha": 8}, None], ids=["lora", "full"])
-def test_the_script_repeats_a_length_desensitized_loss(tmp_path, toy_model, lora):
-    search = finished_search(tmp_path, toy_model, [{**DPO, "ld_alpha": 0.25}, DPO], uneven=True, lora=lora)
+@pytest.mark.parametrize(
+    ("lora", "options"),
+    [
+        ({"r": 4, "lora_alpha": 8}, {"ld_alpha": 0.25}),
+        ({"r": 4, "lora_alpha": 8}, {"weighting": "wpo"}),
+        (None, {"weighting": "wpo", "ld_alpha": 0.25}),
+    ],
+    ids=str,
+)
+def test_the_script_repeats_weights_of_tokens_and_pairs(tmp_path, toy_model, lora, options):
+    search = finished_search(tmp_path, toy_model, [DPO | options, DPO], uneven=True, lora=lora)
     exported = export_trial(read_trained(search.name, 0, search.place), tmp_path / "out")
     lines = repeated(exported.folder)
     assert [line["loss"] for line in lines] == pytest.approx(search.curve(0), rel=1e-4)
-    assert abs(search.curve(0)[-1] - search.curve(1)[-1]) > 1e-3
-    assert not any("margin" in line for line in lines)
+    assert search.curve(0) != pytest.approx(search.curve(1), rel=1e-3)
+    assert any("margin" in line for line in lines) is ("ld_alpha" not in options)
 
 
 @pytest.mark.slow

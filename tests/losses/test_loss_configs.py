@@ -203,6 +203,23 @@ def test_a_loss_without_a_reference_weighs_no_lengths(name):
     assert "ld_alpha" not in next(each for each in described() if each["name"] == name)["options"]
 
 
+def test_weights_of_pairs_are_part_of_a_branch_and_of_what_is_stored():
+    loss = parsed(name="simpo", weighting="wpo", sft={"rule": "brier"})
+    assert loss.default_label() == "simpo_brier_wpo"
+    assert loss.flat()["weighting"] == "wpo" and "weighting" not in loss.numbers()
+    assert "weighting" not in parsed(name="dpo").model_dump()
+    assert not is_baseline(parsed(name="dpo", weighting="wpo"))
+    assert "'wpo'" in refusal(name="dpo", weighting="other")
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_losses_that_sort_their_pairs_take_no_weights_of_pairs(name):
+    assert refusal(name=name, weighting="wpo").startswith(f"{name} takes none: it sorts the completions")
+    parts = [{"loss": {"name": "dpo"}}, {"loss": {"name": name}}]
+    assert f"{name} among the parts takes none" in refusal(name="mix", parts=parts, weighting="wpo")
+    assert parsed(name="mix", parts=parts).weighting is None
+
+
 @pytest.mark.parametrize("name", ["kto", "apo_zero", "aot", "pfl"])
 def test_a_loss_of_more_than_a_difference_of_scores_takes_no_f_divergence(name):
     with pytest.raises(ValidationError, match="f_divergence"):
@@ -234,6 +251,7 @@ def test_the_parts_of_a_sum_are_searched_by_their_places():
         ({"name": "simpo"}, "takes a reference"),
         ({"name": "dpo", "sft": {"rule": "brier"}}, "`sft` stands beside the sum"),
         ({"name": "dpo", "ld_alpha": 0.5}, "`ld_alpha` stands beside the sum"),
+        ({"name": "dpo", "weighting": "wpo"}, "`weighting` stands beside the sum"),
         ({"name": "dpo", "bta": 1}, "Extra inputs"),
     ],
 )

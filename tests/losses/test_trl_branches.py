@@ -1,5 +1,6 @@
 """Each loss that TRL has too, against the branch of its own trainer, on completions of different lengths."""
 
+import inspect
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from tune_dlrml.losses.anchored.config import BcoPairLoss
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.mix.config import MixLoss, MixPart
 from tune_dlrml.losses.registry import LOSSES, build_loss
-from tune_dlrml.training.pairs.batches import PairOutputs, beyond_public_length, pair_sums, pairs_of
+from tune_dlrml.training.pairs.batches import PairOutputs, beyond_public_length, pair_sums, pair_weights, pairs_of
 from tune_dlrml.training.pairs.packed import REFERENCE
 
 PROMPT = 3
@@ -58,6 +59,12 @@ def reference(mask, dtype):
     return ((-2 + 0.7 * torch.randn(shape, generator=generator, dtype=torch.float64)) * mask[:, 1:]).to(dtype)
 
 
+def squares(mask, dtype):
+    """log(sum p^2) over the vocabulary in the place of each token, between that of 1 and of a hundred equal words."""
+    generator = torch.Generator().manual_seed(6)
+    return (-4.6 * torch.rand(mask[:, 1:].shape, generator=generator, dtype=torch.float64) * mask[:, 1:]).to(dtype)
+
+
 class Policy(torch.nn.Identity):
     """What is asked of it beside the forward."""
 
@@ -85,7 +92,7 @@ class Trainer(SimpleNamespace):
             loss_weights=[part.weight for part in parts],
             beta=config.strength,
             label_smoothing=getattr(config, "label_smoothing", 0.0),
-            use_weighting=False,
+            use_weighting=config.weighting is not None,
             _metrics=defaultdict(lambda: defaultdict(list)),
             _total_train_tokens=0,
             _tp_size=1,
@@ -97,7 +104,13 @@ def trls(config, log_probs, mask, reference_log_probs):
     unused = torch.zeros(log_probs.shape)
 
     def model(**_):
-        return SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+        return SimpleNamespace(
+            log_probs=log_probs,
+            log_sum_sq_probs=squares(mask, log_probs.dtype),
+            entropy=unused,
+            mean_logits=unused,
+            is_top1=unused.bool(),
+        )
 
     def reference(**_):
         return SimpleNamespace(log_probs=reference_log_probs)
@@ -113,7 +126,10 @@ def ours(config, log_probs, mask, reference_log_probs):
     stored = (*pair_sums(reference_log_probs, batch), *pair_sums(reference_log_probs * beyond, batch))
     outputs = PairOutputs(*pair_sums(log_probs, batch), beyond=pair_sums(log_probs * beyond, batch))
     pairs = pairs_of(batch | dict(zip(REFERENCE, stored, strict=True)), outputs, ld_alpha=config.ld_alpha)
-    return build_loss(config)(pairs).mean()
+    loss_B = build_loss(config)(pairs)
+    if config.weighting is not None:
+        loss_B = loss_B * pair_weights(log_probs, squares(mask, log_probs.dtype), batch)
+    return loss_B.mean()
 
 
 LENGTH_DESENSITIZED = {
@@ -126,6 +142,16 @@ LENGTH_DESENSITIZED = {
 @pytest.mark.parametrize(("label", "dtype"), COMPARED)
 def test_value_and_gradient_are_those_of_trls_trainer(label, dtype):
     check(SAME[label], dtype)
+
+
+# TRL refuses those that sort, and multiplies the hinge's relu in place, so that it has no gradient there.
+UNWEIGHTED = ("aot", "hinge")
+
+
+@pytest.mark.parametrize(("label", "dtype"), [each for each in COMPARED if not each[0].startswith(UNWEIGHTED)])
+def test_a_loss_under_wpo_weights_is_that_of_trls_trainer(label, dtype):
+    for options in ({"weighting": "wpo"}, {"weighting": "wpo", "ld_alpha": 0.4}):
+        check(SAME[label].model_copy(update=options), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -141,6 +167,15 @@ def test_the_tokens_beyond_the_public_length_count_where_they_are_weighted():
     chosen, rejected = LENGTHS.chunk(2)
     counted = ((slope != 0) & mask[:, 1:]).sum(dim=1).tolist()
     assert counted == torch.minimum(chosen, rejected).repeat(2).tolist() != LENGTHS.tolist()
+
+
+def test_labels_are_smoothed_where_trl_smooths_them():
+    """Conservative DPO is TRL's sigmoid of earlier versions."""
+    chain = inspect.getsource(DPOTrainer._compute_loss).split('loss_type == "')[1:]
+    smoothed = {branch.partition('"')[0] for branch in chain if "label_smoothing" in branch}
+    ours = {entry.config for entry in LOSSES.values() if "label_smoothing" in entry.config.model_fields}
+    assert {config.trl for config in ours if config.trl} == smoothed
+    assert [config.model_fields["name"].default for config in ours if not config.trl] == ["cdpo"]
 
 
 def check(config, dtype):

@@ -1,5 +1,6 @@
 """Packed rows give what padded ones give: log-probs, gradients, held-out numbers; and only where a model allows it."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tune_dlrml.training.pairs import form as pair_form
 from tune_dlrml.training.pairs import packed as packed_pairs
 from tune_dlrml.training.pairs.batches import add_log_prob_head, padded_collator, pair_log_probs, pair_outputs
 from tune_dlrml.training.pairs.form import choose_form, tokens_saved
+from tune_dlrml.training.pairs.log_prob_head import use_own_logits
 from tune_dlrml.training.pairs.packed import Layout, PackedCollator, Shared, use_packed_attention
 from tune_dlrml.training.resident import Resident
 
@@ -118,6 +120,35 @@ def test_the_parts_beyond_the_public_length_are_those_of_the_last_tokens(max_len
         for side in range(2):
             assert outputs.beyond[side].tolist() == pytest.approx(expected[side], abs=1e-4)
     assert all(any(value < 0 for value in side) for side in expected)
+
+
+@pytest.mark.parametrize("own_logits", [False, True], ids=["fused head", "own logits"])
+@pytest.mark.parametrize(("max_length", "mode"), [(None, "keep_start"), (12, "keep_end")])
+def test_wpo_weights_are_those_of_the_whole_distributions(max_length: int | None, mode: str, own_logits: bool) -> None:
+    model, rows = a_model(initializer_range=0.3), some_rows()
+    use_packed_attention(model)
+    expected = []
+    for row in rows:
+        log_weight = 0.0
+        for side in ("chosen_ids", "rejected_ids"):
+            ids = (row["prompt_ids"] + row[side])[-(max_length or 1000) :]
+            begin = max(1, len(ids) - len(row[side]))
+            probs = model(input_ids=torch.tensor([ids])).logits[0, begin - 1 : -1].double().softmax(-1)
+            likely = probs.gather(1, torch.tensor(ids[begin:])[:, None]).flatten() / probs.square().sum(-1)
+            log_weight += likely.log().sum().item() / max(1, len(likely))
+        expected.append(math.exp(log_weight))
+    assert max(expected) / min(expected) > 2
+    if own_logits:
+        use_own_logits(model)
+    training = settings(max_length=max_length, truncation_mode=mode)
+    for batch in (
+        padded_collator(Pads(), training)(rows),  # type: ignore[arg-type]
+        PackedCollator(max_length, mode)(rows),
+    ):
+        outputs = pair_outputs(model, batch, weights=True)
+        assert outputs.weight_B is not None and not outputs.weight_B.requires_grad
+        assert outputs.weight_B.tolist() == pytest.approx(expected, rel=1e-4)
+        assert pair_outputs(model, batch).weight_B is None
 
 
 def test_both_forms_agree_under_autocast() -> None:

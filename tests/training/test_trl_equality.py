@@ -109,16 +109,25 @@ def test_bfloat16_follows_trl_as_closely_as_it_can(toy_model: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_length_desensitized_dpo_follows_trl_step_by_step(
-    toy_model: Path, tmp_path: Path, packed: bool, accumulation: int
+@pytest.mark.parametrize(
+    ("options", "trls"),
+    [
+        ({"ld_alpha": 0.3}, {"ld_alpha": 0.3}),
+        ({"weighting": "wpo"}, {"use_weighting": True}),
+        ({"ld_alpha": 0.0, "weighting": "wpo"}, {"ld_alpha": 0.0, "use_weighting": True}),
+    ],
+    ids=str,
+)
+def test_dpo_with_weighted_tokens_and_pairs_follows_trl_step_by_step(
+    toy_model: Path, tmp_path: Path, options: dict[str, Any], trls: dict[str, Any], packed: bool, accumulation: int
 ) -> None:
     training = matching(learning_rate=5e-3, gradient_accumulation_steps=accumulation, shared_prompt=packed)
-    expected = trl_curve(toy_model, training, tmp_path, uneven=True, loss_type="sigmoid", beta=0.2, ld_alpha=0.3)
+    expected = trl_curve(toy_model, training, tmp_path, uneven=True, loss_type="sigmoid", beta=0.2, **trls)
     resident = toy_training.resident(toy_model, training, beyond=True, uneven=True)
-    ours = our_run(resident, {"name": "dpo", "beta": 0.2, "ld_alpha": 0.3}, training)
+    ours = our_run(resident, {"name": "dpo", "beta": 0.2, **options}, training)
     assert ours.curve() == pytest.approx(expected, rel=1e-5)
     plain = our_run(resident, {"name": "dpo", "beta": 0.2}, training)
-    assert abs(ours.curve()[-1] - plain.curve()[-1]) > 1e-3
+    assert ours.curve() != pytest.approx(plain.curve(), rel=2e-4)
     assert ours.curve("train_margin")[0] == plain.curve("train_margin")[0]
 
 

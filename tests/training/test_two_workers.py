@@ -100,6 +100,12 @@ def test_what_a_loss_remembers_is_of_the_pairs_of_all_workers(ranks: Seen, lora_
     close(ranks[0]["running"], alone)
 
 
+def test_weights_of_tokens_and_pairs_are_those_of_one_worker(ranks: Seen, toy_model: Path) -> None:
+    resident = toy_training.resident(toy_model, settings(), beyond=True)
+    loss, training = {**DPO, "ld_alpha": 0.3, "weighting": "wpo"}, settings(per_device_train_batch_size=8)
+    close(ranks[0]["weighted"], toy_training.run(resident, loss, training, plan(8, {4}))[1])
+
+
 def test_a_loss_of_means_over_tokens_is_that_of_one_worker(ranks: Seen, toy_model: Path) -> None:
     free = toy_training.resident(toy_model, settings(), with_reference=False)
     _, alone = toy_training.run(free, ORPO, settings(per_device_train_batch_size=8), plan(8, {4}))
@@ -112,6 +118,7 @@ JOBS = [
     "accumulated",
     "learnable",
     "running",
+    "weighted",
     "sft",
     "full",
     "full_sft",

@@ -30,6 +30,7 @@ from tune_dlrml.training.sharding import choice
 from tune_dlrml.training.sharding.shards import bytes_here, local_part
 from tune_dlrml.training.trainer import PreferenceTrainer
 
+WEIGHTED = {**DPO, "ld_alpha": 0.3, "weighting": "wpo"}
 SFT = {**DPO, "sft": {"rule": "spherical", "weight": 0.3}}
 
 
@@ -170,6 +171,7 @@ def jobs(lora: Resident, full: Resident) -> dict[str, Any]:
         "accumulated": run(lora, DPO, per_device_train_batch_size=2, gradient_accumulation_steps=2),
         "learnable": run(lora, LEARNABLE),
         "running": run(lora, BCO),
+        "weighted": run(lora, WEIGHTED, per_device_train_batch_size=2, gradient_accumulation_steps=2),
         "sft": run(lora, SFT),
         "full": run(full, DPO, lora=None, learning_rate=1e-3),
         "full_sft": run(full, SFT, lora=None, learning_rate=1e-3, gradient_accumulation_steps=2),
@@ -195,7 +197,10 @@ def main(rank: int, model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     whole, sharded = (
-        [toy_training.resident(model, settings(lora=which), fsdp=fsdp) for which in (toy_training.LORA, None)]
+        [
+            toy_training.resident(model, settings(lora=which), fsdp=fsdp, beyond=True)
+            for which in (toy_training.LORA, None)
+        ]
         for fsdp in (False, True)
     )
     gc.collect()

@@ -58,7 +58,7 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from tune_dlrml.losses.base import OPTIONS
-    from tune_dlrml.losses.registry import described
+    from tune_dlrml.losses.registry import NOT_HERE, described
 
     documents = described()
     if as_json:
@@ -78,6 +78,8 @@ def losses(context: typer.Context, as_json: AsJson = False) -> None:
     reader.print("Beside its own fields a loss takes:", highlight=False)
     for option in OPTIONS:
         reader.print(f"  {option} ({_takers(option, documents)})", highlight=False)
+    for name, reason in NOT_HERE.items():
+        reader.print(f"Not here: {name}, because {reason}.", highlight=False)
 
 
 def _takers(option: str, documents: Sequence[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tune_dlrml.config.loading import parse_override
-from tune_dlrml.config.messages import message_of, moved, nearest
+from tune_dlrml.config.messages import legal_losses, message_of, moved
 from tune_dlrml.domains import overlay
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import LOSSES, AnyLoss
@@ -24,7 +24,7 @@ def chosen_loss(name: str, overrides: list[str]) -> AnyLoss:
         InputError: Naming the option, key, value and what is allowed.
     """
     if name not in LOSSES:
-        raise InputError(f"losses show {name}: no loss has this name; {nearest(name, list(LOSSES))}")
+        raise InputError(f"losses show {name}: no loss has this name; {legal_losses(name)}")
     document: dict[str, Any] = {"name": name}
     places: dict[str, str] = {}
     for override in overrides:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from tune_dlrml.config.schema import SearchConfig
 from tune_dlrml.domains import remedy
-from tune_dlrml.losses.registry import LOSSES
+from tune_dlrml.losses.registry import LOSSES, NOT_HERE
 
 
 def moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
@@ -53,7 +53,7 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
         return f"{prefix}: must be given, but is missing"
     shown = json.dumps(given, default=str)[:200]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{prefix}: {nearest(str(given), list(LOSSES))}, but got {shown}"
+        return f"{prefix}: {legal_losses(str(given))}, but got {shown}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{prefix}: a mapping of keys is needed, but got {shown}"
     return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}{remedy(kind, given)}"
@@ -105,6 +105,12 @@ def _section(annotation: Any) -> type[BaseModel] | None:
         return annotation
     found = [_section(inner) for inner in get_args(annotation)]
     return next((model for model in found if model is not None), None)
+
+
+def legal_losses(name: str) -> str:
+    """What a name that no loss has could have been, or why that loss is not here."""
+    legal = nearest(name, list(LOSSES))
+    return f"{name} is not here, because {NOT_HERE[name]}; {legal}" if name in NOT_HERE else legal
 
 
 def nearest(word: str, legal: list[str]) -> str:

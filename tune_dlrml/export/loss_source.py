@@ -47,6 +47,7 @@ class LossSource:
         rule: An expression that makes the scoring rule of its SFT term; None without one.
         rule_weight: Weight of that term.
         ld_alpha: Weight of the tokens beyond the public length of a pair; None where all count alike.
+        weighted: Whether the loss of a pair is multiplied by WPO's weight.
         documentation: Docstrings of the functions: formula, shapes, source.
         module: Text of the module that defines the function, exported as `CUSTOM_MODULE`; None for a loss of this
             project.
@@ -61,6 +62,7 @@ class LossSource:
     rule: str | None
     rule_weight: float | None
     ld_alpha: float | None
+    weighted: bool
     documentation: str
     module: str | None = None
 
@@ -108,6 +110,7 @@ def loss_source(config: AnyLoss) -> LossSource:
         rule=None if config.sft is None else repr(rule_of(config.sft)),
         rule_weight=None if config.sft is None else float(config.sft.weight),  # type: ignore[arg-type]
         ld_alpha=None if config.ld_alpha is None else float(drawn(config.ld_alpha)),
+        weighted=config.weighting is not None,
         documentation="\n\n".join(inspect.getdoc(function) or "" for function in called.functions),
         module=called.module,
     )

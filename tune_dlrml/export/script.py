@@ -28,6 +28,7 @@ from tune_dlrml.export.template import (
     SFT_TERM,
     TOKENIZER,
     WEIGHTED_MARGIN,
+    WEIGHTS_FUNCTION,
     WHOLE_MODEL,
     WITH_REFERENCE,
     WITHOUT_REFERENCE,
@@ -56,6 +57,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
     """
     training = trial.spec.training
     adapter = training.lora is not None
+    losses = f"pair_loss({', '.join(OF_THE_PAIRS)})"
     standard, others = _imports([*loss.imports.splitlines(), *_imports_of_the_model(trial)])
     return SCRIPT.substitute(
         title=title,
@@ -73,6 +75,8 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         **_sft(loss),
         **_length_desensitized(loss),
         of_the_pairs=", ".join(OF_THE_PAIRS),
+        mean=f"(pair_weights(outputs, inputs) * {losses}).mean()" if loss.weighted else f"{losses}.mean()",
+        weights_function=WEIGHTS_FUNCTION if loss.weighted else "",
         call=loss.call,
         **_reference(trial),
         load=_load(trial),
@@ -118,7 +122,8 @@ def trl_arguments(trial: TrainedTrial) -> dict[str, Any]:
     changed = {name: value for name, value in given.items() if value != getattr(default, name)}
     always = {name: given[name] for name in ("learning_rate", "max_length", "seed", "bf16", "gradient_checkpointing")}
     logging = {"logging_strategy": "steps", "logging_steps": training.logging_steps}
-    arguments = {**always, **changed, **logging}
+    weighting = {} if trial.spec.loss.weighting is None else {"use_weighting": True}  # so that TRL's head looks at it
+    arguments = {**always, **changed, **logging, **weighting}
     return {name: getattr(value, "value", value) for name, value in arguments.items() if name not in NOT_GIVEN}
 
 

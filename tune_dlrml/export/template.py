@@ -46,7 +46,8 @@ class LossTrainer(DPOTrainer):
     """TRL's trainer with the loss above in place of its own."""
 
     def _compute_loss(self, model, inputs, return_outputs):
-        chosen_logps_B, rejected_logps_B = log_probs(model, inputs)
+        outputs = forward(model, inputs)
+        chosen_logps_B, rejected_logps_B = log_probs(outputs, inputs)
         $compared
         chosen_logratio_B = chosen_logps_B - reference_chosen_logps_B
         rejected_logratio_B = rejected_logps_B - reference_rejected_logps_B
@@ -54,24 +55,27 @@ class LossTrainer(DPOTrainer):
         margin_B = chosen_logratio_B - rejected_logratio_B
         reference_margin_B = reference_chosen_logps_B - reference_rejected_logps_B
         $margin
-        loss = pair_loss($of_the_pairs).mean()
+        loss = $mean
         return loss${sft_term}
 ${reference_function}${sft_function}
 
-def log_probs(model, inputs):
-    """Log-probability of each completion in nats: of the chosen ones, and of the rejected ones."""
-    completion = inputs["completion_mask"]
-    outputs = model(
+def forward(model, inputs):
+    return model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        labels=inputs["input_ids"].masked_fill(completion == 0, -100),
+        labels=inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100),
         use_cache=False,
         fused_lm_head=True,
     )
+
+
+def log_probs(outputs, inputs):
+    """Log-probability of each completion in nats: of the chosen ones, and of the rejected ones."""
+    completion = inputs["completion_mask"]
     per_token = outputs.log_probs[:, -(completion.size(1) - 1) :]
     return $weighted.sum(dim=1).chunk(2)
 
-${ld_function}
+${ld_function}${weights_function}
 class Steps(TrainerCallback):
     """Skips a step that is not finite, trains the parameter learnt beside the policy, and prints the curve."""
 
@@ -253,8 +257,19 @@ def token_weights(completion):
 
 '''
 
+WEIGHTS_FUNCTION = '''
+@torch.no_grad()
+def pair_weights(outputs, inputs):
+    """WPO's weight of each pair: how likely the policy finds its completions, beside what it would say itself."""
+    completion = inputs["completion_mask"][:, 1:]
+    likelier = (outputs.log_probs - outputs.log_sum_sq_probs)[:, -completion.size(1) :] * completion
+    means = likelier.sum(dim=1) / completion.sum(dim=1).clamp(min=1)
+    return means.view(2, -1).sum(dim=0).exp()
+
+'''
+
 ADAPTER_OFF = """\
 with self.accelerator.unwrap_model(model).disable_adapter():
-                return log_probs(model, inputs)"""
-SECOND_MODEL = "return log_probs(self.ref_model, inputs)"
+                return log_probs(forward(model, inputs), inputs)"""
+SECOND_MODEL = "return log_probs(forward(self.ref_model, inputs), inputs)"
 """Where a trial's reference comes from: its own model without the adapter, or a model beside it."""

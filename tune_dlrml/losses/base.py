@@ -23,7 +23,7 @@ SearchedNoise = Annotated[float | Range | Choice, Searchable(Noise)]
 SearchedFlag = Annotated[bool | Choice, Searchable(bool)]
 TAU = 0.05
 """Temperature of the mixing coefficient in the DiscoPOP paper (arXiv 2406.08414)."""
-OPTIONS = ("sft", "ld_alpha", "f_divergence")
+OPTIONS = ("sft", "ld_alpha", "weighting", "f_divergence")
 """Fields that stand beside a loss's own ones, on all losses or on many."""
 SHARED_FIELDS = ("name", "label", *OPTIONS)
 
@@ -97,6 +97,10 @@ class Loss(Frozen):
     """Weight of the log-probabilities of the tokens beyond the public length of a pair, that of its shorter completion
     (LD-DPO, arXiv 2409.06411): 1 changes nothing, 0 leaves them out."""
 
+    weighting: Annotated[Literal["wpo"] | None, Field(exclude_if=lambda kind: kind is None)] = None
+    """Multiplies the loss of a pair by how likely the policy finds its two completions, beside what it would say itself
+    (WPO, arXiv 2406.11827): the further a pair is off the policy, the less it counts."""
+
     @model_validator(mode="after")
     def _options_are_taken(self) -> Self:
         for key, reason in self.refuses.items():
@@ -115,7 +119,8 @@ class Loss(Frozen):
 
     def _options(self) -> list[str]:
         """What the label says of sections beside the loss's own fields."""
-        return [*([] if self.sft is None else [self.sft.rule]), *([] if self.ld_alpha is None else ["ld"])]
+        length = [] if self.ld_alpha is None else ["ld"]
+        return [*([] if self.sft is None else [self.sft.rule]), *length, *filter(None, [self.weighting])]
 
     def form(self) -> str:
         """The loss without its numbers."""

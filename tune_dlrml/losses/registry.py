@@ -91,7 +91,11 @@ LOSSES: dict[str, Entry] = {
     "proposed": Entry(ProposedLoss, "custom.build:build_written"),
 }
 """What `name` in an entry of `space.losses` stands for."""
-
+NOT_HERE = {
+    "tr_dpo": "its reference follows the policy (arXiv 2404.09656), and trials share the log-probs of one frozen "
+    "reference, which are computed once; TRL's DPOTrainer has it as sync_ref_model, for training without an adapter"
+}
+"""Published methods that a search cannot have, by the name that a loss would have, each with the reason."""
 if TYPE_CHECKING:
     AnyLoss = Loss
 else:

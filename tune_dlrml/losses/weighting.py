@@ -16,3 +16,16 @@ def length_desensitized(log_probs_B: Tensor, beyond_B: Tensor, *, ld_alpha: floa
     Source: LD-DPO, arXiv 2409.06411; TRL's `ld_alpha`, which weighs policy and reference alike.
     """
     return log_probs_B - (1 - ld_alpha) * beyond_B
+
+
+def wpo_weight(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """Weight of each pair, shape (B,), without a gradient: exp(chosen + rejected).
+
+    The arguments are means over the tokens of a completion of log p(token) - log(sum over the vocabulary of p^2), under
+    the policy: the likelihood of a token, measured by what the policy would have on average for a token of its own. A
+    weight lies above 1 where both completions are likelier than the policy's own samples.
+
+    Source: WPO, arXiv 2406.11827, equation 2, as TRL 1.16 computes it with `use_weighting`; the authors' code has an
+    upper bound of 1, which TRL has no longer.
+    """
+    return (chosen_B + rejected_B).detach().exp()

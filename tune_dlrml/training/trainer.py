@@ -84,6 +84,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         on_step: Told every optimizer step.
         on_save: Makes the checkpoints that `on_step` asks for.
         sft: Term on the chosen answers beside the loss; None without one.
+        weighted: Whether the loss of a pair is multiplied by WPO's weight; the term on chosen answers is not.
         ld_alpha: Weight of the log-probs beyond the public length of a pair, in the loss alone; None weighs nothing.
         lora: Adapter to train; None trains all weights.
     """
@@ -102,6 +103,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         on_step: OnStep,
         on_save: OnSave,
         sft: ChosenAnswers | None,
+        weighted: bool = False,
         ld_alpha: float | None = None,
         lora: LoraSettings | None,
     ) -> None:
@@ -130,7 +132,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
         self._on_save = on_save
-        self._sft, self._ld_alpha = sft, ld_alpha
+        self._sft, self._ld_alpha, self._weighted = sft, ld_alpha, weighted
         self._router_weight = router_loss_weight(model)
         self._trains_adapter = lora is not None
         self._starts_at_reference = args.disable_dropout
@@ -153,13 +155,21 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Tensor:
         assert not return_outputs, "held-out evaluation does not go through the trainer"
         with nullcontext() if self._sft is None else self._sft.watching():
-            outputs = pair_outputs(model, inputs, beyond=self._ld_alpha is not None, routers=bool(self._router_weight))
+            outputs = pair_outputs(
+                model,
+                inputs,
+                beyond=self._ld_alpha is not None,
+                weights=self._weighted,
+                routers=bool(self._router_weight),
+            )
         pairs, compared = pairs_of(inputs, outputs), "ref_chosen_logps" in inputs
         if self.state.global_step == 0 and compared:
             self._check_start(pairs.margin_B.detach(), inputs["chosen_lengths"] + inputs["rejected_lengths"])
         trained = pairs if self._ld_alpha is None else pairs_of(inputs, outputs, ld_alpha=self._ld_alpha)
         self.preference_loss.observe(trained)
         loss_B = self.preference_loss(trained)
+        if outputs.weight_B is not None:
+            loss_B = outputs.weight_B * loss_B
         sft_B = loss_B.new_zeros(()) if self._sft is None else self._sft.losses(inputs)
         margin_B = pairs.margin_B if compared else pairs.policy_margin_B
         seen = (loss_B, margin_B, outputs.chosen_B, outputs.rejected_B, sft_B)

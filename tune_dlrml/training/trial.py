@@ -118,6 +118,7 @@ def _train(run: "_Run", rows: Dataset) -> None:
         on_step=run.on_step,
         on_save=run.on_save,
         sft=None if run.spec.loss.sft is None else ChosenAnswers(model, run.spec.loss.sft),
+        weighted=run.spec.loss.weighting is not None,
         ld_alpha=None if run.spec.loss.ld_alpha is None else drawn(run.spec.loss.ld_alpha),
         lora=training.lora,
     )

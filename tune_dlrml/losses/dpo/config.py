@@ -85,7 +85,7 @@ class HingeLoss(MarginLoss):
     """Hinge loss on the scaled margin, as in SLiC."""
 
     kind: ClassVar[Kind] = "pairwise"
-    source: ClassVar[str] = "arXiv 2305.10425"
+    source: ClassVar[str] = "arXiv 2305.10425, section 2, on log-ratios"
     trl: ClassVar[str] = "hinge"
     name: Literal["hinge"] = "hinge"
     beta: SearchedPositive = 0.1
@@ -125,7 +125,7 @@ class SigmoidNormLoss(MarginLoss):
     """Length-normalized DPO, on log-ratios per token."""
 
     kind: ClassVar[Kind] = "pairwise"
-    source: ClassVar[str] = "arXiv 2411.15124, equation 6"
+    source: ClassVar[str] = "arXiv 2411.15124, length-normalized DPO"
     trl: ClassVar[str] = "sigmoid_norm"
     name: Literal["sigmoid_norm"] = "sigmoid_norm"
     beta: SearchedPositive = 5.0
@@ -136,7 +136,7 @@ class RDpoLoss(Loss):
     """Length-regularized DPO: a completion is paid for what it is longer than the other."""
 
     kind: ClassVar[Kind] = "pairwise"
-    source: ClassVar[str] = "arXiv 2403.19159, equation 9"
+    source: ClassVar[str] = "arXiv 2403.19159, length-regularized DPO"
     name: Literal["r_dpo"] = "r_dpo"
     beta: SearchedPositive = 0.1
     """Strength per nat: z = beta * margin."""
@@ -148,7 +148,7 @@ class DpopLoss(Loss):
     """DPO-positive: a chosen completion that becomes less likely than it was under the reference is penalized."""
 
     kind: ClassVar[Kind] = "pointwise"
-    source: ClassVar[str] = "arXiv 2402.13228, equation 3"
+    source: ClassVar[str] = "arXiv 2402.13228, DPO-positive"
     name: Literal["dpop"] = "dpop"
     beta: SearchedPositive = 0.3
     """Strength per nat: z = beta * margin."""

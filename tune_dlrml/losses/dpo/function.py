@@ -123,7 +123,7 @@ def sigmoid_norm(
     The margin per token is the chosen log-ratio over its tokens minus the rejected one over its own, at least 1 each.
     Its shape is DPO's.
 
-    Source: arXiv 2411.15124, equation 6.
+    Source: arXiv 2411.15124, length-normalized DPO.
     """
     chosen_B = per_token(chosen_logratio_B, chosen_length_B)
     return -logsigmoid(beta * (chosen_B - per_token(rejected_logratio_B, rejected_length_B)))
@@ -135,7 +135,7 @@ def r_dpo(margin_B: Tensor, chosen_length_B: Tensor, rejected_length_B: Tensor, 
     softplus(-(beta * margin + alpha * (chosen length - rejected length))), lengths in tokens: a preference for the
     longer completion is explained by its length, and teaches the policy less. Its shape is DPO's, moved by the lengths.
 
-    Source: arXiv 2403.19159, equation 9.
+    Source: arXiv 2403.19159, length-regularized DPO.
     """
     longer_B = (chosen_length_B - rejected_length_B).to(margin_B.dtype)
     return -logsigmoid(beta * margin_B + alpha * longer_B)
@@ -147,7 +147,7 @@ def dpop(chosen_logratio_B: Tensor, rejected_logratio_B: Tensor, *, beta: float,
     softplus(-beta * (margin - penalty * relu(-chosen log-ratio))): a chosen completion that loses likelihood counts
     against the pair. Monotone in either log-ratio, bounded slope, no trap; a kink where the chosen log-ratio is 0.
 
-    Source: arXiv 2402.13228, equation 3, whose lambda is `penalty`.
+    Source: arXiv 2402.13228, DPO-positive, whose lambda is `penalty`.
     """
     margin_B = chosen_logratio_B - rejected_logratio_B - penalty * torch.relu(-chosen_logratio_B)
     return -logsigmoid(beta * margin_B)

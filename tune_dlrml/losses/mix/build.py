@@ -15,7 +15,7 @@ from tune_dlrml.losses.shape import Geometry
 class WeightedSum(PreferenceLoss):
     """Sum of weight * loss over its parts, per pair, scaled like the first of them.
 
-    Source: arXiv 2411.10442, equation 2, and the `loss_weights` of TRL's DPOTrainer.
+    Source: arXiv 2411.10442, mixed preference optimization, and the `loss_weights` of TRL's DPOTrainer.
     """
 
     def __init__(self, parts: Sequence[PreferenceLoss], weights: Sequence[float]) -> None:

@@ -25,7 +25,7 @@ class MixLoss(Loss):
     """A weighted sum of losses, of which each keeps its own fields."""
 
     kind: ClassVar[Kind | None] = None
-    source: ClassVar[str] = "arXiv 2411.10442, equation 2, for any losses"
+    source: ClassVar[str] = "arXiv 2411.10442, mixed preference optimization, for any losses"
     couples_batch: ClassVar[bool | None] = None
     placing: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Mapping[str, Any]] = {
@@ -43,9 +43,12 @@ class MixLoss(Loss):
         if len(self.parts) < 2:
             raise law(f"a sum has two parts or more, but got {len(self.parts)}", key="parts")
         for at, part in enumerate(self.parts):
-            for key in ("sft", "ld_alpha"):
+            for key in ("sft", "ld_alpha", "weighting"):
                 if getattr(part.loss, key) is not None:
                     raise law(f"`{key}` stands beside the sum, but got one inside a part", key=f"parts.{at}.loss.{key}")
+            for key, reason in part.loss.refuses.items():
+                if getattr(self, key) is not None:
+                    raise law(f"{part.loss.name} among the parts takes none: {reason}", key=key)
             if not part.loss.needs_reference:
                 raise law("a part takes a reference, but this one takes none", key=f"parts.{at}.loss")
             if part.loss.learnt_metrics():

@@ -61,7 +61,7 @@ class SlicLoss(ReferenceFreeLoss):
     """Sequence likelihood calibration: a hinge on log-probabilities, with the likelihood of the chosen completion."""
 
     kind: ClassVar[Kind] = "pointwise"
-    source: ClassVar[str] = "arXiv 2305.10425, equation 4"
+    source: ClassVar[str] = "arXiv 2305.10425, section 2"
     trl: ClassVar[str] = "CPOTrainer hinge"
     name: Literal["slic"] = "slic"
     delta: SearchedPositive = 1.0

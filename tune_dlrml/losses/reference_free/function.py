@@ -79,7 +79,7 @@ def slic(chosen_logps_B: Tensor, rejected_logps_B: Tensor, *, delta: float, nll_
     relu(delta - a + b) - nll_weight * a, with a and b the log-probabilities of the chosen and the rejected completion;
     the chosen one stands for the paper's target of fine-tuning. Monotone in either completion, with a bounded slope.
 
-    Source: arXiv 2305.10425, equation 4, whose lambda is `nll_weight`.
+    Source: arXiv 2305.10425, section 2, whose lambda is `nll_weight`.
     """
     return torch.relu(delta - chosen_logps_B + rejected_logps_B) - nll_weight * chosen_logps_B
 

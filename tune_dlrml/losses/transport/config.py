@@ -1,8 +1,11 @@
 """What a search-space file says of alignment by optimal transport. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from tune_dlrml.losses.base import Kind, Loss, SearchedNoise, SearchedPositive
+
+_SORTED = {"weighting": "it sorts the completions of a micro-batch, so that none of its losses is that of one pair"}
 
 
 class AotLoss(Loss):
@@ -11,6 +14,7 @@ class AotLoss(Loss):
     kind: ClassVar[Kind] = "pairwise"
     source: ClassVar[str] = "arXiv 2406.05882, section 3"
     couples_batch: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = _SORTED
     trl: ClassVar[str] = "aot"
     name: Literal["aot"] = "aot"
     beta: SearchedPositive = 0.1
@@ -25,6 +29,7 @@ class AotUnpairedLoss(Loss):
     kind: ClassVar[Kind] = "pointwise"
     source: ClassVar[str] = "arXiv 2406.05882, section 3"
     couples_batch: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = _SORTED
     trl: ClassVar[str] = "aot_unpaired"
     name: Literal["aot_unpaired"] = "aot_unpaired"
     beta: SearchedPositive = 0.1

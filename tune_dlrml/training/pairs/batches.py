@@ -3,6 +3,8 @@
 Shape legend: B = preference pairs in the batch, T = tokens of a padded sequence.
 """
 
+import functools
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.losses.preference import PairBatch
-from tune_dlrml.losses.weighting import length_desensitized
+from tune_dlrml.losses.weighting import length_desensitized, wpo_weight
 from tune_dlrml.training.pairs import packed
 from tune_dlrml.training.pairs.log_prob_head import UNSCORED
 from tune_dlrml.training.pairs.packed import REFERENCE
@@ -78,34 +80,54 @@ def padded_collator(tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
 
 
 def add_log_prob_head(model: PreTrainedModel) -> None:
-    """Let `model(..., fused_lm_head=True)` return log-probs per token without logits, and no other statistic."""
-    add_fused_lm_head(model, outputs=("log_probs",))
+    """Let `model(..., fused_lm_head=True)` return log-probs per token without logits.
+
+    With `squares=True` it returns `log_sum_sq_probs`, too, see `HeadOutput`, and no other statistic.
+    """
+    own, heads = model.forward, []
+    for outputs in (["log_probs"], ["log_probs", "log_sum_sq_probs"]):
+        model.forward = own
+        add_fused_lm_head(model, outputs=tuple(outputs))
+        heads.append(model.forward)
+    plain, squared = heads
+
+    @functools.wraps(type(model).forward)  # `generate` looks at the signature
+    def forward(_self: nn.Module, *args: Any, squares: bool = False, **kwargs: Any) -> Any:
+        return (squared if squares else plain)(*args, **kwargs)
+
+    model.forward = types.MethodType(forward, model)
 
 
 class PairOutputs(NamedTuple):
     """What a forward gives of the pairs of a batch, each of shape (B,), float32, in nats; None where it is not asked.
 
     `chosen_B` and `rejected_B` are the log-probs of the completions, and `beyond` the parts of the two on the tokens
-    beyond the public length of their pair, that of its shorter completion. `router_loss`, shape (), is what a mixture
-    of experts loses by the balance of its experts.
+    beyond the public length of their pair, that of its shorter completion. `weight_B` is WPO's weight of the pair, a
+    number without a gradient. `router_loss`, shape (), is what a mixture of experts loses by the balance of its
+    experts.
     """
 
     chosen_B: Tensor
     rejected_B: Tensor
     beyond: tuple[Tensor, Tensor] | None = None
+    weight_B: Tensor | None = None
     router_loss: Tensor | None = None
 
 
-def pair_outputs(model: nn.Module, batch: Batch, *, beyond: bool = False, routers: bool = False) -> PairOutputs:
+def pair_outputs(
+    model: nn.Module, batch: Batch, *, beyond: bool = False, weights: bool = False, routers: bool = False
+) -> PairOutputs:
     """What a forward gives of the pairs of a batch.
 
     The loss of routers is a mean over all tokens of the batch, prompts twice, so that no packed row could give it.
     """
-    outputs = _outputs(model, batch, **({"output_router_logits": True} if routers else {}))
-    tokens = _of_tokens(outputs, batch)
+    asked = {"squares": True} if weights else {}
+    outputs = _outputs(model, batch, **asked, **({"output_router_logits": True} if routers else {}))
+    tokens = _of_tokens(outputs.log_probs, batch)
     return PairOutputs(
         *pair_sums(tokens, batch),
         beyond=pair_sums(tokens * beyond_public_length(batch), batch) if beyond else None,
+        weight_B=pair_weights(tokens, _of_tokens(outputs.log_sum_sq_probs, batch), batch) if weights else None,
         router_loss=outputs.aux_loss if routers else None,
     )
 
@@ -140,6 +162,20 @@ def beyond_public_length(batch: Batch) -> Tensor:
     return scored.cumsum(dim=1) > public_B.repeat(2)[:, None]
 
 
+def pair_weights(tokens: Tensor, squares: Tensor, batch: Batch) -> Tensor:
+    """WPO's weight of each pair, shape (B,).
+
+    Args:
+        tokens: Log-probs in the shape that `pair_sums` takes.
+        squares: log(sum p^2) over the vocabulary in the same places.
+        batch: Where they are from.
+    """
+    scored = 1 if "layout" in batch else batch["completion_mask"][:, 1:]
+    lengths = pair_sums(torch.ones_like(tokens, requires_grad=False) * scored, batch)
+    sums = pair_sums(tokens - squares, batch)
+    return wpo_weight(*(total_B / length_B.clamp(min=1) for total_B, length_B in zip(sums, lengths, strict=True)))
+
+
 def pairs_of(batch: Batch, outputs: PairOutputs, *, ld_alpha: float | None = None) -> PairBatch:
     """The pairs of a batch as a loss sees them; without a reference where the batch has none.
 
@@ -165,13 +201,13 @@ def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     if "layout" in batch:
         owner_N = batch["branch_N"]
         by_completion = owner_N.argsort(stable=True)[: int((owner_N < 2 * len(batch["chosen_lengths"])).sum())]
-        return _of_tokens(_outputs(model, batch), batch)[by_completion]
-    return _of_tokens(_outputs(model, batch), batch)[batch["completion_mask"][:, 1:].bool()]
+        return _of_tokens(_outputs(model, batch).log_probs, batch)[by_completion]
+    return _of_tokens(_outputs(model, batch).log_probs, batch)[batch["completion_mask"][:, 1:].bool()]
 
 
 def _outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
     if "layout" in batch:
-        return packed.outputs(model, batch)
+        return packed.outputs(model, batch, **asked)
     return model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -182,12 +218,11 @@ def _outputs(model: nn.Module, batch: Batch, **asked: bool) -> Any:
     )
 
 
-def _of_tokens(outputs: Any, batch: Batch) -> Tensor:
-    """Log-prob of each token in the shape that `pair_sums` takes, float32; 0 outside completions."""
-    log_probs: Tensor = outputs.log_probs
+def _of_tokens(numbers: Tensor, batch: Batch) -> Tensor:
+    """What a head gives of each token, in the shape that `pair_sums` takes, float32; 0 outside completions."""
     if "layout" in batch:
-        return log_probs[0].float()
-    return log_probs[:, -(batch["completion_mask"].size(1) - 1) :].float()
+        return numbers[0].float()
+    return numbers[:, -(batch["completion_mask"].size(1) - 1) :].float()
 
 
 def router_loss_weight(model: PreTrainedModel) -> float:

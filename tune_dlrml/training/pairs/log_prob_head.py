@@ -26,6 +26,8 @@ UNSCORED = -100
 """Label of a token that is not predicted."""
 COMPARED = 64
 """Tokens of a sequence on which the two heads have to agree."""
+SQUARED = 128
+"""Tokens whose probabilities are squared at a time, so that no further (K, V) of float32 comes and goes."""
 AGREEMENT = 1e-3
 """Nats by which the log-prob of a token may differ between two ways to compute it in float32.
 
@@ -43,10 +45,13 @@ class HeadOutput:
     Attributes:
         log_probs: Of the labels, shape (B, T), float32, in nats; 0 where there is none.
         aux_loss: Of the routers of a mixture of experts, where it was asked for.
+        log_sum_sq_probs: Logarithm of the sum of the squared probabilities of the vocabulary in the place of each
+            label, without a gradient, where it was asked for.
     """
 
     log_probs: Tensor
     aux_loss: Tensor | None
+    log_sum_sq_probs: Tensor | None = None
 
 
 def settle_log_prob_head(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -92,6 +97,7 @@ def use_own_logits(model: PreTrainedModel) -> None:
         _self: nn.Module,
         *args: Any,
         fused_lm_head: bool = False,
+        squares: bool = False,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         **kwargs: Any,
@@ -104,8 +110,15 @@ def use_own_logits(model: PreTrainedModel) -> None:
         outputs = own(*args, **kwargs | {"use_cache": False} | keep)
         logits_BKV = outputs.logits if chooses else outputs.logits[:, scored]
         found_BK = checkpoint(label_log_probs, logits_BKV, following_BT[:, scored], use_reentrant=False)
-        log_probs_BT = found_BK.new_zeros(following_BT.shape).index_copy(1, scored, found_BK)
-        return HeadOutput(log_probs=log_probs_BT, aux_loss=getattr(outputs, "aux_loss", None))
+
+        def placed(found_BK: Tensor) -> Tensor:
+            return found_BK.new_zeros(following_BT.shape).index_copy(1, scored, found_BK)
+
+        return HeadOutput(
+            log_probs=placed(found_BK),
+            aux_loss=getattr(outputs, "aux_loss", None),
+            log_sum_sq_probs=placed(log_sum_squares(logits_BKV, following_BT[:, scored])) if squares else None,
+        )
 
     model.forward = types.MethodType(forward, model)
 
@@ -115,3 +128,11 @@ def label_log_probs(logits_BKV: Tensor, following_BK: Tensor) -> Tensor:
     log_probs_BKV = torch.log_softmax(logits_BKV.float(), dim=-1)
     found_BK = log_probs_BKV.gather(-1, following_BK.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return found_BK.where(following_BK != UNSCORED, 0.0)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def log_sum_squares(logits_BKV: Tensor, following_BK: Tensor) -> Tensor:
+    """log(sum p^2) over the vocabulary in the place of each label, shape (B, K), float32; 0 where it is unscored."""
+    tiles = logits_BKV.split(SQUARED, dim=1)
+    found = [torch.logsumexp(2 * torch.log_softmax(tile.float(), dim=-1), dim=-1) for tile in tiles]
+    return torch.cat(found, dim=1).where(following_BK != UNSCORED, 0.0)

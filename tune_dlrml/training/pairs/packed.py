@@ -219,7 +219,7 @@ class _Row:
         self.owners += [owner] * len(ids)
 
 
-def outputs(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+def outputs(model: nn.Module, batch: Mapping[str, Any], **asked: bool) -> Any:
     """What the log-prob head gives of a packed row; `log_probs` are of the label of each token, 0 for a prefix."""
     return model(
         input_ids=batch["input_ids"],
@@ -227,6 +227,7 @@ def outputs(model: nn.Module, batch: Mapping[str, Any]) -> Any:
         shift_labels=batch["shift_labels"],
         **attending(batch["layout"], batch["input_ids"]),
         fused_lm_head=True,
+        **asked,
     )
 
 
