@@ -1,6 +1,7 @@
 """Every search-space file that ships loads, means legal trials in every corner, and asks what its comment says."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,14 @@ def test_the_search_of_every_loss_begins_with_each_as_published():
     assert [loss.name for loss in losses] == [loss.name for loss in space.branches.values()]
     for loss in losses:
         assert loss.model_copy(update={"label": None, "sft": None}) == published(loss.name)
+
+
+def test_the_small_form_of_the_summaries_that_their_file_gives_is_legal():
+    path = FOLDER / "tldr.yaml"
+    overrides = re.findall(r"--set (\S+)", path.read_text())
+    small = load_config(path, overrides)
+    assert small.model.startswith("package:") and small.training.max_steps == 20
+    assert small.resources.gpus_per_worker == 0
 
 
 def test_pairwise_and_pointwise_losses_are_compared_at_the_same_strengths():
