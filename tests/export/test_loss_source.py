@@ -103,6 +103,24 @@ def test_a_users_own_loss_goes_along_as_its_file(custom, heat, tmp_path, monkeyp
     assert source.mix_learning_rate == (None if heat == 2.0 else 0.05)
 
 
+def test_a_proposed_loss_goes_along_as_the_file_that_it_would_have(tmp_path, monkeypatch):
+    code = (
+        "def bent(pairs, *, beta, heat=2.0):\n    x: float = beta * pairs.margin_B\n    return F.softplus(-x) ** heat"
+    )
+    loss = {"name": "proposed", "code": code, "params": {"beta": 0.2}}
+    source = loss_source(parsed(loss))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, CUSTOM_MODULE, raising=False)
+    (tmp_path / f"{CUSTOM_MODULE}.py").write_text(source.module)
+    pair_loss = executed(loss)["pair_loss"]
+    monkeypatch.delitem(sys.modules, CUSTOM_MODULE)
+    margin_B = torch.tensor([-2.0, 0.5])
+    pairs = PairBatch(margin_B, 0 * margin_B, *torch.ones(5, 2))
+    found = pair_loss(**{name: getattr(pairs, name) for name in OF_THE_PAIRS})
+    assert torch.allclose(found, torch.nn.functional.softplus(-0.2 * margin_B) ** 2.0)
+    assert code in source.module and source.name == "bent"
+
+
 @pytest.mark.parametrize(
     "line",
     ["from tune_dlrml.losses import PairBatch", "def later():\n    from . import more", "import tune_dlrml.data"],

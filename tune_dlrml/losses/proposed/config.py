@@ -35,6 +35,7 @@ def _code(code: str) -> str:
 class ProposedLoss(WrittenLoss):
     """A function as text, within the language of proposals: compiled wherever it is used, and imported nowhere."""
 
+    source: ClassVar[str | None] = "a language model"
     written: ClassVar[str] = "code"
     name: Literal["proposed"] = "proposed"
     code: Annotated[str, AfterValidator(_code)]
