@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint docs bench gpu judged frontier stability objectives faults pairs clean
+.PHONY: quickstart test lint docs bench gpu judged frontier constrained stability objectives faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -35,6 +35,9 @@ judged: .venv/dev.stamp  ## A search judged over HTTP by the embedded model, end
 
 frontier: .venv/dev.stamp  ## Reward against KL of three losses at four strengths and three seeds. Takes hours.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.frontier
+
+constrained: .venv/dev.stamp  ## What a toy's searches call their best with and without constraints of KL and length. Minutes.
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.constrained
 
 stability: .venv/dev.stamp  ## Which settings of dLRML and DiscoPOP fail on the toy, and how, over three seeds.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.stability

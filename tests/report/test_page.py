@@ -113,6 +113,15 @@ def test_the_ranking_says_which_losses_look_at_each_answer_where_they_differ(mak
     assert shown == kinds
 
 
+def test_the_facts_have_the_bounds_and_how_many_trials_break_one(make_search, nothing_drawn):
+    constraints = {"eval_kl": {"max": 5, "min": 0.5}, "eval_margin": {"min": 0.25}}
+    made = make_search(num_trials=3, scheduler=None, constraints=constraints)
+    made.run(lambda spec: Fate(diverges_at=9) if spec.number == 2 else Fate(kl=9.0 if spec.number else 1.0))
+    html = write_report("planted", made.place).page.read_text(encoding="utf-8")
+    bounds = "eval_kl &lt;= 5, eval_kl &gt;= 0.5, eval_margin &gt;= 0.25"
+    assert f"{bounds}; 1 of 2 complete trials infeasible" in html
+
+
 def test_what_comes_from_users_is_escaped(rich):
     files, page = rich
     text = files.page.read_text(encoding="utf-8")

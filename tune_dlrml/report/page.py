@@ -17,6 +17,7 @@ from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
 from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.study.feasibility import bounds
 from tune_dlrml.system.code_state import in_words
 
 MOST_LINES = 25
@@ -97,12 +98,23 @@ def _facts(data: SearchData) -> dict[str, str]:
         "trials": f"{len(states)} ({', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states)) or 'none yet'})",
         "budget of a trial": f"{data.full_steps:,} optimizer steps, {rungs}",
         "objective": f"{METRICS[data.metric].words} ({data.metric}), {config.search.mode}",
+        **_constraints(data),
         "sampler": f"{config.search.sampler}, seed {config.search.seed}",
         "usage": f"{usage.optimizer_steps:,} steps, {usage.trained_tokens:,} tokens, {hours}",
         "code": ", ".join(in_words(data.code))
         or f"not recorded by the search; this report by tune_dlrml {metadata.version('tune_dlrml')}",
     }
     return facts
+
+
+def _constraints(data: SearchData) -> dict[str, str]:
+    """The bounds of a search, and how many of its complete trials break one."""
+    constraints = data.config.search.constraints
+    if constraints is None:
+        return {}
+    done = [trial.row.feasible for trial in data.trials if trial.state is State.COMPLETE]
+    kept = ", ".join(map(str, bounds(constraints)))
+    return {"constraints": f"{kept}; {done.count(False)} of {len(done)} complete trials infeasible"}
 
 
 def _pairs(data: SearchData, name: str) -> int | None:
