@@ -5,10 +5,13 @@ nor the proposal waits for an import. All that passes between them is JSON: of w
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -177,7 +180,8 @@ class Checker:
     def _end(self) -> None:
         if self._process is None:
             return
-        self._process.kill()
+        with suppress(ProcessLookupError):  # the group has the process and the child that it may have
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
         self._process = None
 
