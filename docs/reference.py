@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import mkdocs_gen_files
@@ -14,6 +14,7 @@ import tune_dlrml.losses
 from tune_dlrml import builtin
 from tune_dlrml.cli.main import app
 from tune_dlrml.config.json_schema import json_schema
+from tune_dlrml.losses.base import Loss
 from tune_dlrml.losses.profile import Profile, profile
 from tune_dlrml.losses.registry import published
 from tune_dlrml.metrics import METRICS, Metric
@@ -82,11 +83,7 @@ def row(key: str, field: Mapping[str, Any], required: bool) -> str:
 
 def yaml(value: Any) -> str:
     """A default as the file would hold it."""
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def section_of(field: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -198,6 +195,9 @@ def losses() -> Iterator[str]:
         yield f"| [`{name}`](#{name}) | {told} | {summary(shown[name])} |"
     for entry in listed:
         yield from loss(entry)
+    yield "\n## Beside the fields of any loss\n\nEach is refused by the losses that it means nothing to.\n"
+    shared = section_of_loss("dpo")["properties"]
+    yield from (HEADER, *(row(key, shared[key], required=False) for key in Loss.model_fields if key != "name"))
     for name, title in (
         ("SftTerm", "sft"),
         ("FDivergence", "f_divergence"),
@@ -210,15 +210,19 @@ def losses() -> Iterator[str]:
 
 def loss(entry: Mapping[str, Any]) -> Iterator[str]:
     """A loss of its own heading: what it is, its fields, and its function's docstring, which has the formula."""
-    section = next(
-        of for of in SCHEMA["$defs"].values() if of.get("properties", {}).get("name", {}).get("const") == entry["name"]
-    )
-    own = {key: field for key, field in section["properties"].items() if key not in ("name", "label", "sft")}
+    section = section_of_loss(entry["name"])
+    own = {key: field for key, field in section["properties"].items() if key not in Loss.model_fields}
     yield from (f"\n## {entry['name']}\n", text(section["description"]) + "\n")
     function = function_of(entry["name"])
     if function is not None:
         yield f"```text\n{inspect.getdoc(function)}\n```\n"
     yield from (HEADER, *(row(key, field, key in section["required"]) for key, field in own.items()))
+
+
+def section_of_loss(name: str) -> dict[str, Any]:
+    """The schema of a loss's entry."""
+    sections: Iterable[dict[str, Any]] = SCHEMA["$defs"].values()
+    return next(of for of in sections if of.get("properties", {}).get("name", {}).get("const") == name)
 
 
 def spaces() -> Iterator[str]:

@@ -109,8 +109,9 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def legal_losses(name: str) -> str:
     """What a name that no loss has could have been, or why that loss is not here."""
-    legal = nearest(name, list(LOSSES))
-    return f"{name} is not here, because {NOT_HERE[name]}; {legal}" if name in NOT_HERE else legal
+    if name in NOT_HERE:
+        return f"{name} is not here, because {NOT_HERE[name]}; allowed: {', '.join(LOSSES)}"
+    return nearest(name, list(LOSSES))
 
 
 def nearest(word: str, legal: list[str]) -> str:

@@ -57,7 +57,6 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
     """
     training = trial.spec.training
     adapter = training.lora is not None
-    losses = f"pair_loss({', '.join(OF_THE_PAIRS)})"
     standard, others = _imports([*loss.imports.splitlines(), *_imports_of_the_model(trial)])
     return SCRIPT.substitute(
         title=title,
@@ -75,7 +74,7 @@ def reproduce_script(trial: TrainedTrial, loss: LossSource, versions: dict[str, 
         **_sft(loss),
         **_length_desensitized(loss),
         of_the_pairs=", ".join(OF_THE_PAIRS),
-        mean=f"(pair_weights(outputs, inputs) * {losses}).mean()" if loss.weighted else f"{losses}.mean()",
+        mean="(pair_weights(outputs, inputs) * loss_B).mean()" if loss.weighted else "loss_B.mean()",
         weights_function=WEIGHTS_FUNCTION if loss.weighted else "",
         call=loss.call,
         **_reference(trial),

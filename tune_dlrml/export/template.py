@@ -55,6 +55,7 @@ class LossTrainer(DPOTrainer):
         margin_B = chosen_logratio_B - rejected_logratio_B
         reference_margin_B = reference_chosen_logps_B - reference_rejected_logps_B
         $margin
+        loss_B = pair_loss($of_the_pairs)
         loss = $mean
         return loss${sft_term}
 ${reference_function}${sft_function}
