@@ -35,7 +35,7 @@ PLANTED = "straight"
 
 HEAD = "    # beta: 1 to 5, log\n    z = beta * pairs.margin_B\n"
 FORMS = {
-    "quartic": "(z - 0.5) ** 4 + 0.3 * (z - 0.5) ** 2",
+    "cosine_and_softplus": "torch.log(torch.cosh(0.7 * (z - 0.5))) + 0.3 * F.softplus(-z)",
     "log_square": "torch.log1p((1 - z) ** 2) + 0.1 * F.softplus(-z)",
     "cosine_hyperbolic": "torch.log(torch.cosh(z - 0.4))",
     "root": "torch.sqrt(1 + (z - 0.5) ** 2) - 0.8 * z",
@@ -61,7 +61,7 @@ BAD = {
     "hostile": "```python\ndef steal(pairs, *, beta):\n    import os\n    return pairs.margin_B * os.getpid()\n```",
     "uphill": _function("uphill", "z"),
     "another_name": _function("sigmoid_by_hand", "torch.log(1 + torch.exp(-z))"),
-    "again": GOOD[0].replace("quartic", "quartic_again"),
+    "again": GOOD[0].replace("cosine_and_softplus", "once_more"),
 }
 
 
