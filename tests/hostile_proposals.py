@@ -23,7 +23,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "star import": (f"from torch import *\n{HEAD}{MARGIN}    return z", r"line 1: no import"),
     "torch under a false name": (f"import os as torch\n{HEAD}{MARGIN}    return z", r"line 1: no import"),
     "__import__": (value(ATTACK), r"line 2: .*(system|__import__)"),
-    "importlib": (value("importlib.import_module('os')"), r"line 2: .*import_module"),
+    "importlib": (value("importlib.import_module('os')"), r"line 2: there is no name importlib"),
     "import by a default": (f"def f(pairs, *, beta={ATTACK}):\n{MARGIN}    return z", r"line 1: a default is a number"),
     "import by an annotation": (
         f"def f(pairs: {ATTACK}, *, beta=0.1):\n{MARGIN}    return z",

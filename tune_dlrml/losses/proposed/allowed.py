@@ -372,13 +372,23 @@ class _Body:
         elif name not in self._known:
             self._unknown(node, name, [*self._known, *GIVEN], "there is no name")
 
-    def _unknown(self, node: ast.expr, name: str, names: list[str], said: str) -> None:
+    def _unknown(self, node: ast.AST, name: str, names: list[str], said: str) -> None:
         last = name.rpartition(".")[2]
-        like = difflib.get_close_matches(name, names, n=1) or [each for each in names if each.endswith(f".{last}")][:1]
+        same = [f"{self._pairs}.{last}"] if last in FIELDS else []
+        same += [each for each in (*names, *FUNCTIONS) if each != name and each.rpartition(".")[2] == last]
+        like = same or difflib.get_close_matches(name, names, n=1)
         remedy = REMEDIES.get(last) or (f"did you mean {like[0]}?" if like else "")
-        if last.endswith("_"):
+        if last.endswith("_") and not last.startswith("_"):
             remedy = "a name that ends with _ edits its tensor in place"
         self._no(node, f"{said} {name}" + (f"; {remedy}" if remedy else ""))
+
+    def _stranger(self, node: ast.expr) -> bool:
+        """Whether the first of a dotted name means nothing here, which is said."""
+        head = (dotted(node) or "").partition(".")[0]
+        if not head or head in (self._pairs, *self._known, *GIVEN):
+            return False
+        self._name(node, head)
+        return True
 
     def _attribute(self, node: ast.Attribute) -> None:
         path = dotted(node)
@@ -391,7 +401,7 @@ class _Body:
                 self._no(node, f"{path} is no value; call it")
             elif path not in CONSTANTS:
                 self._unknown(node, path, [*FUNCTIONS, *CONSTANTS], "there is no")
-        else:
+        elif not self._stranger(node):
             self._expression(node.value)
             if node.attr not in ATTRIBUTES:
                 self._unknown(node, node.attr, [*METHODS, *ATTRIBUTES], "a value has no")
@@ -430,6 +440,8 @@ class _Body:
             self._no(node, f"{path} takes at most {FUNCTIONS[path]} by position; give the others by name")
 
     def _method(self, node: ast.Call, function: ast.Attribute) -> None:
+        if self._stranger(function):
+            return
         if function.attr.startswith("_"):
             self._no(node, f"no attribute that begins with _, but got {function.attr}")
         elif function.attr not in METHODS:
@@ -455,7 +467,7 @@ class _Body:
             if keyword.arg is None:
                 self._no(node, _SAID[ast.Starred])
             elif keyword.arg not in KEYWORDS:
-                self._no(node, f"there is no argument {keyword.arg}")
+                self._no(node, f"there is no argument {keyword.arg} here; leave it out")
             elif keyword.arg == "device" and not (
                 isinstance(keyword.value, ast.Attribute) and keyword.value.attr == "device"
             ):

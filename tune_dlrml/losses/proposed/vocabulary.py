@@ -129,7 +129,7 @@ GROWING = {"cat", "concat", "stack", "unsqueeze", "view", "reshape", "flatten"}
 REMEDIES = {
     "item": "leave it a tensor",
     "tolist": "leave it a tensor",
-    "numpy": "leave it a tensor",
+    "numpy": "use torch and math; a tensor stays one",
     "cpu": "tensors stay where they are",
     "cuda": "tensors stay where they are",
     "half": "use .float()",
