@@ -93,3 +93,33 @@ def test_a_trial_learns_the_param_and_reports_it(file, toy_model):
     assert learnt == sorted(learnt)
     assert learnt[-1] > 1.02
     assert channel.reports[-1].metrics["eval_margin"] > 0
+
+
+def test_a_proposed_loss_trains_as_the_same_text_in_a_file_of_its_own(tmp_path, toy_model):
+    settings = toy_training.settings()
+    formula = "z = beta * pairs.margin_B\n    return F.softplus(-z) + 0.01 * torch.relu(-z) ** 2"
+    code = f"def bent(pairs, *, beta):\n    {formula}"
+    proposed = {"name": "proposed", "code": code, "params": {"beta": 0.3}}
+    written = config_of(proposed).space.losses[0].module()
+    (tmp_path / "0007.py").write_text(written)
+    custom = {"name": "custom", "function": f"{tmp_path / '0007.py'}:bent", "params": {"beta": 0.3}}
+    margins = []
+    for loss in (proposed, custom):
+        resident = toy_training.resident(toy_model, settings)
+        outcome, channel = toy_training.run(resident, loss, settings, toy_training.plan(4))
+        assert outcome.state == State.COMPLETE
+        metrics = [pair for report in channel.reports for pair in report.metrics.items() if "margin" in pair[0]]
+        margins.append(metrics)
+    assert margins[0] == margins[1]
+    assert dict(margins[0])["eval_margin"] != 0
+
+
+def test_a_checked_search_takes_a_proposed_loss_as_it_is():
+    code = "def bent(pairs, *, beta):\n    return torch.exp(-beta * pairs.margin_B)"
+    loss = {"name": "proposed", "code": code, "params": {"beta": {"uniform": [0.1, 0.2]}}}
+    config, notes = check_functions(config_of(loss))
+    assert config == config_of(loss)
+    assert any(note.startswith("loss bent: the slope grows without bound as the margin falls") for note in notes)
+    broken = loss | {"code": code.replace("torch.exp(-beta * pairs.margin_B)", "pairs.margin_B.mean()")}
+    with pytest.raises(InputError, match=r"^space\.losses\[0\]\.code: .* one loss per pair"):
+        check_functions(config_of(broken))
