@@ -1,6 +1,6 @@
 """The same search with and without `search.constraints`: what each calls its best, and how far that is.
 
-Run: PYTHONPATH=tests python -m benchmarks.constrained [--out FOLDER] [--trials 12] [--max-kl 1] [--max-length 1.3]
+Run: PYTHONPATH=tests python -m benchmarks.constrained [--out FOLDER] [--trials 12] [--max-kl 1] [--max-length 1.5]
 
 A toy that has learnt to write reviews of a few sentences prefers longer and kinder ones. Three searches of one seed
 look for the most reward of what it then writes (VADER sentiment of 32 held-out prompts): without constraints, with a
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "constrained")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--max-kl", type=float, default=1.0, help="nats a completion")
-    parser.add_argument("--max-length", type=float, default=1.3, help="times the untrained model's")
+    parser.add_argument("--max-length", type=float, default=1.5, help="times the untrained model's")
     arguments = parser.parse_args()
     kl = {"eval_kl": {"max": arguments.max_kl}}
     length = {"eval_length_ratio": {"max": arguments.max_length}}

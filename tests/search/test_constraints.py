@@ -164,11 +164,22 @@ def test_the_report_ranks_an_infeasible_trial_last_and_says_who_would_have_won(m
     lines = ranking(data)
     assert [(line.place, line.trial) for line in lines] == [(1, 3), (2, 2), (3, 1), (4, 0), (None, 4)]
     answer = verdict(data, lines, []).answer
-    assert answer.startswith("Trial 3 (dpo") and "of 4 complete trials: 0.750" in answer
+    assert answer.startswith("Trial 3 (dpo") and "of 4 feasible complete trials: 0.750" in answer
     assert (
         "Without search.constraints it would be trial 4 (dpo) with 0.8, which is infeasible: eval_kl <= 5 (9)."
         in answer
     )
+
+
+def test_a_best_that_is_compared_with_an_infeasible_baseline_says_so(tmp_path: Path) -> None:
+    config = made_config(DPO, num_trials=2, scheduler=None, constraints=KL_5, baseline={"beta": 0.1})
+    made = MadeSearch(tmp_path, config, SimpleNamespace(now=1e9))
+    made.run(lambda spec: Fate(accuracy=0.7, kl=4.0) if spec.number else Fate(accuracy=0.72, kl=6.0))
+    data = made.read()
+    answer = verdict(data, ranking(data), []).answer
+    made.study.close()
+    assert "the only feasible complete trial" in answer
+    assert "Its difference from the infeasible DPO baseline is -0.020 (" in answer
 
 
 def test_an_infeasible_trial_is_not_confirmed(made: MadeSearch) -> None:

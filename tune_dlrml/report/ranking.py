@@ -189,7 +189,9 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     errors = [line.error for line in complete if line.error is not None]
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
     confirmations = [each for each in confirmed if each.trial == best.trial]
-    answer = f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(len(complete))}: {_value(best)}."
+    answer = (
+        f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(data, len(complete))}: {_value(best)}."
+    )
     answer += _without(data)
     of_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
     if confirmations:
@@ -239,8 +241,9 @@ def _name(line: Ranked) -> str:
     return f"Trial {line.trial} ({line.loss}{': ' if settings else ''}{settings})"
 
 
-def _trials(count: int) -> str:
-    return "the only complete trial" if count == 1 else f"{count} complete trials"
+def _trials(data: SearchData, count: int) -> str:
+    kind = "complete" if data.config.search.constraints is None else "feasible complete"
+    return f"the only {kind} trial" if count == 1 else f"{count} {kind} trials"
 
 
 def _value(line: Ranked) -> str:
@@ -261,10 +264,11 @@ def _against_baseline(data: SearchData, best: Ranked) -> str:
     if found is None:
         return "Its difference from the baseline has no interval."
     gain, half = found
+    compared = "the DPO baseline" if baseline.row.feasible else "the infeasible DPO baseline"
     size = f"{gain:+.3f} (95 % interval {gain - half:+.3f} to {gain + half:+.3f})"
     if gain > half:
-        return f"That is {size} from the DPO baseline, significant for one comparison, but it was selected as the best."
-    return f"Its difference from the DPO baseline is {size}, which is not significant."
+        return f"That is {size} from {compared}, significant for one comparison, but it was selected as the best."
+    return f"Its difference from {compared} is {size}, which is not significant."
 
 
 def baseline_of(data: SearchData) -> TrialData | None:
