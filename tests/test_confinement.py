@@ -1,6 +1,8 @@
 """The child that checks a proposal can do no harm even if the language of proposals could be left."""
 
 import json
+import os
+import select
 import subprocess
 import sys
 
@@ -93,3 +95,16 @@ def test_a_checker_passes_on_no_variable_of_its_own(monkeypatch):
         Checker().start()
     threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
     assert set(given["env"]) == threads | {"CUDA_VISIBLE_DEVICES", "PYTHONDONTWRITEBYTECODE"}
+
+
+def test_the_process_ends_with_the_one_that_started_it():
+    program = (
+        "import sys, time\nfrom tune_dlrml.discovery.checks import Checker\nchecker = Checker()\nchecker.start()\n"
+        "sys.stdout.write(f'{checker._process.pid}\\n')\nsys.stdout.flush()\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        watched = os.pidfd_open(int(starter.stdout.readline()))
+        starter.kill()
+    ended, _, _ = select.select([watched], [], [], 30)
+    assert ended == [watched]
