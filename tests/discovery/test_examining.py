@@ -71,6 +71,14 @@ def test_a_double_is_sent_back_with_its_name(examiner: Examiner):
     assert found.reason.startswith("same as dpo")
 
 
+def test_a_double_that_starts_uphill_is_named(examiner: Examiner):
+    # DiscoPOP at tau 0.05: logistic and exponential loss, mixed by the sigmoid of z / tau.
+    mixed = "(1 - torch.sigmoid(z / 0.05)) * F.softplus(-z) + torch.sigmoid(z / 0.05) * torch.exp(-z)"
+    found = examined(examiner, reply(mixed))
+    assert found.stage == "novelty"
+    assert "discopop" in found.reason
+
+
 def test_an_earlier_proposal_under_another_name_is_a_double_of_it(examiner: Examiner):
     first = examined(examiner, reply("torch.relu(0.6 - z) ** 2"))
     again = examined(examiner, reply("torch.clamp(0.6 - z, min=0.0) ** 2"), first=first)

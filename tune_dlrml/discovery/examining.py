@@ -69,10 +69,10 @@ class Examiner:
         except CheckerGoneError as error:
             findings = Findings(refusal=str(error))
         stage: Stage = "accepted"
-        if findings.refusal is not None or (findings.slope or 0.0) > 0:
-            stage = "checks"
-        elif findings.double is not None:
+        if findings.double is not None:
             stage = "novelty"
+        elif findings.refusal is not None or (findings.slope or 0.0) > 0:
+            stage = "checks"
         said = findings.sentences()
         return Examined(
             stage,
