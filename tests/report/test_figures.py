@@ -6,6 +6,7 @@ from made_search import LOSSES, Fate
 from matplotlib.colors import to_hex
 
 from tune_dlrml.report.figures import draw_all
+from tune_dlrml.report.figures.maps import frontier
 from tune_dlrml.report.figures.margins import loss_curve
 from tune_dlrml.report.style import looks, scale_of
 
@@ -114,3 +115,11 @@ def test_a_map_without_a_strip_beside_it_bears_the_numbers_of_its_own_axis(make_
     (axes,) = [axes for axes in figure.axes if "beta_kl, per nat" in axes.get_ylabel()]
     ticks = axes.yaxis.get_major_ticks()
     assert [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+
+
+def test_a_trial_outside_its_bounds_is_not_filled_beside_the_front(make_search):
+    made = make_search(num_trials=3, scheduler=None, constraints={"eval_kl": {"max": 5}})
+    made.run(lambda spec: Fate(kl=9.0 if spec.number == 1 else 1.0 + spec.number))
+    (axes,) = frontier(made.read()).figure.axes
+    faces = {line.get_xdata()[0]: line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1}
+    assert [faces[kl] == "white" for kl in (1.0, 9.0, 3.0)] == [False, True, False]

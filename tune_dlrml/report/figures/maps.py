@@ -200,11 +200,12 @@ def frontier(data: SearchData) -> Drawing:
         handles.append(Line2D([], [], color=GREY, dashes=(4, 3), label="Pareto front"))
         figure.legend(handles=handles, loc="outside lower center", ncols=6)
     text = (
-        "Each mark is a trial at its last evaluation, filled where it is complete. Bars are 95 % intervals over the "
-        "held-out pairs or questions; where there are many trials, only the complete ones, or those of the front, have "
-        "them and a number. KL(policy || reference) is exact over the vocabulary, on the chosen completions of the "
-        "first held-out pairs, summed over a completion. The dashed line is the Pareto front of the feasible complete "
-        "trials: the best value at each KL or less. Like every maximum of noisy values it is biased upwards."
+        "Each mark is a trial at its last evaluation, filled where it is complete and breaks no constraint. Bars are "
+        "95 % intervals over the held-out pairs, prompts or questions; where there are many trials, only the complete "
+        "ones, or those of the front, have them and a number. KL(policy || reference) is exact over the vocabulary, on "
+        "the chosen completions of the first held-out pairs, summed over a completion. The dashed line is the Pareto "
+        "front of the feasible complete trials: the best value at each KL or less. Like every maximum of noisy values "
+        "it is biased upwards."
     )
     return Drawing("kl_frontier", title, text, figure)
 
@@ -227,19 +228,19 @@ def _draw_frontier(
             continue
         kl, (value, low, high) = places[trial.number]
         look = style[trial.branch]
-        complete = trial.state is State.COMPLETE
+        counts = trial.number in done
         axes.errorbar(
             kl,
             value,
             yerr=[[value - low], [high - value]] if trial.number in numbered else None,
             color=look.colour,
             marker=look.marker,
-            markersize=8 if complete else 6,
-            markerfacecolor=look.colour if complete else "white",
+            markersize=8 if counts else 6,
+            markerfacecolor=look.colour if counts else "white",
             elinewidth=0.9,
-            alpha=1.0 if complete else 0.75,
+            alpha=1.0 if counts else 0.75,
             linestyle="none",
-            zorder=4 if complete else 3,
+            zorder=4 if counts else 3,
         )
         if trial.number in numbered:
             axes.annotate(f"{trial.number}", (kl, value), xytext=(6, 4), textcoords="offset points", fontsize=8)
