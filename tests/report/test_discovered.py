@@ -79,6 +79,14 @@ def test_a_proposer_stands_with_what_it_cost_and_found():
     assert (second.stages, second.calls, second.best) == ({"novelty": 1}, 3, "")
 
 
+def test_a_proposal_without_a_complete_trial_is_nobodys_best():
+    pruned = trial(1, "bend", 0.6)
+    pruned.row = replace(pruned.row, state=State.PRUNED)
+    told = story(data(RECORDS[:1], [pruned]), [])
+    assert told is not None
+    assert (told.proposals[0].value, told.proposers[0].best) == (None, "")
+
+
 def test_a_search_without_discovery_has_no_story():
     plain = data(RECORDS, TRIALS)
     plain.config.discovery = None

@@ -91,7 +91,7 @@ def story(data: SearchData, confirmed: Sequence[Confirmed]) -> Story | None:
     lines = tuple(_line(each, scores.get(each.label), verdicts, data.metric) for each in data.proposals)
     price = data.config.discovery.price_per_million_tokens
     names = dict.fromkeys(each.proposer for each in data.proposals)
-    order = list(scores)
+    order = [label for label, score in scores.items() if score.value is not None]
     return Story(lines, tuple(_proposer(name, data.proposals, order, price) for name in names))
 
 
