@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.doctor.cost import number_of_trials
 from tune_dlrml.domains import Choice, Range
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import LOSSES
@@ -170,3 +171,8 @@ def test_a_search_without_discovery_needs_a_loss_and_no_scalars():
 
 def test_middles_of_wide_log_ranges_are_geometric():
     assert middle(Range(kind="log_uniform", low=1e-8, high=1e-2)) == pytest.approx(math.sqrt(1e-10))
+
+
+def test_the_doctor_counts_the_trials_of_a_discovery():
+    # The baseline, three of dpo, one of hinge, whose beta is fixed, and three of each of two candidates.
+    assert number_of_trials(config_of()) == 1 + 3 + 1 + 2 * 3

@@ -18,6 +18,7 @@ from tune_dlrml.config import ResourcesConfig, SearchConfig
 from tune_dlrml.domains import Domain, Range
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
+from tune_dlrml.study.candidates import NoneYet, candidate_proposer
 from tune_dlrml.study.halving import is_promoted, rung_steps
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.training.measure import Measurement
@@ -268,7 +269,8 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 def number_of_trials(config: SearchConfig) -> int:
     """Trials of a whole search, the baseline and every point of a grid included."""
-    return proposer_of(config).total([])
+    proposer = proposer_of(config) if config.discovery is None else candidate_proposer(config, NoneYet())
+    return proposer.total([])
 
 
 def relative_batch_sizes(config: SearchConfig) -> tuple[float, float]:

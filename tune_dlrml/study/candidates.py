@@ -36,6 +36,16 @@ class Candidates(Protocol):
         """Whether no more will be added."""
 
 
+class NoneYet:
+    """No proposed loss so far, as before a search."""
+
+    ended = False
+
+    def accepted(self) -> Sequence[Candidate]:
+        """None."""
+        return ()
+
+
 @dataclass(frozen=True)
 class CandidateTrials(Proposer):
     """Each loss in its turn, for as many trials as `discovery.trials_per_candidate` says; one if it has no domains.
