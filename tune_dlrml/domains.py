@@ -150,6 +150,13 @@ class Choice(Frozen):
 
 
 Domain = Range | Choice
+
+
+def middle_of(domain: Domain) -> Scalar:
+    """The middle of a range on its own scale, or the first choice."""
+    return domain.model_copy(update={"num": 3}).grid()[1] if isinstance(domain, Range) else domain.values[0]
+
+
 KINDS = ("uniform", "log_uniform", "int_uniform", "log_int_uniform", "choice")
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.doctor.cost import number_of_trials
-from tune_dlrml.domains import Choice, Range
+from tune_dlrml.domains import Choice, Range, middle_of
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import LOSSES
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.study.candidates import Candidate, candidate_proposer, free_label, middle
+from tune_dlrml.study.candidates import Candidate, candidate_proposer, free_label
 from tune_dlrml.study.study import SearchStudy
 
 DPO = {"name": "dpo", "beta": {"log_uniform": [0.01, 1]}}
@@ -121,8 +121,8 @@ def test_a_resumed_search_issues_the_same_points(tmp_path: Path):
     ],
 )
 def test_the_middle_of_a_domain(domain: Range | Choice, expected: float):
-    assert middle(domain) == pytest.approx(expected)
-    assert middle(domain) in domain
+    assert middle_of(domain) == pytest.approx(expected)
+    assert middle_of(domain) in domain
 
 
 def test_a_label_that_is_taken_gets_a_number():
@@ -170,7 +170,7 @@ def test_a_search_without_discovery_needs_a_loss_and_no_scalars():
 
 
 def test_middles_of_wide_log_ranges_are_geometric():
-    assert middle(Range(kind="log_uniform", low=1e-8, high=1e-2)) == pytest.approx(math.sqrt(1e-10))
+    assert middle_of(Range(kind="log_uniform", low=1e-8, high=1e-2)) == pytest.approx(math.sqrt(1e-10))
 
 
 def test_the_doctor_counts_the_trials_of_a_discovery():

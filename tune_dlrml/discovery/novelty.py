@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from tune_dlrml.discovery.signature import LENGTH, Signature, signature
-from tune_dlrml.domains import Choice, Domain, Range
+from tune_dlrml.domains import Domain, Range, middle_of
 from tune_dlrml.losses.custom.config import WrittenLoss
 from tune_dlrml.losses.registry import LOSSES, AnyLoss, build_loss
 from tune_dlrml.space import loss_at
@@ -135,14 +135,7 @@ def points_of(loss: AnyLoss) -> list[dict[str, Any]]:
 
 def middle(domains: Mapping[str, Domain]) -> dict[str, Any]:
     """The middle of every domain on its own scale; of a choice the first."""
-    return {key: _middle(domain) for key, domain in domains.items()}
-
-
-def _middle(domain: Domain) -> Any:
-    if isinstance(domain, Choice):
-        return domain.values[0]
-    found = math.sqrt(domain.low * domain.high) if domain.log else (domain.low + domain.high) / 2
-    return round(found) if domain.integer else found
+    return {key: middle_of(domain) for key, domain in domains.items()}
 
 
 @cache

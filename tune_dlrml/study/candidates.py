@@ -6,7 +6,7 @@ from itertools import chain, count
 from typing import NamedTuple, Protocol
 
 from tune_dlrml.config import SearchConfig
-from tune_dlrml.domains import Domain, Range, Scalar
+from tune_dlrml.domains import middle_of
 from tune_dlrml.losses.registry import AnyLoss
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.study.history import StudyHistory, TrialRow
@@ -83,7 +83,7 @@ class CandidateTrials(Proposer):
         space = SearchSpace(self.config, {label: loss})
         if place > 0:
             return drawn_points(space, self.config.search).propose(history, number)
-        return point_proposal(space, number, {name: middle(domain) for name, domain in space.domains(label).items()})
+        return point_proposal(space, number, {name: middle_of(domain) for name, domain in space.domains(label).items()})
 
     def _at(self, number: int) -> tuple[Candidate, int] | None:
         """The loss of a trial, and which of its trials it is."""
@@ -110,11 +110,6 @@ def candidate_proposer(config: SearchConfig, candidates: Candidates) -> Proposer
     baseline = space.baseline_spec(0)
     trials = CandidateTrials(config, candidates, 0 if baseline is None else 1)
     return trials if baseline is None else BaselineFirst(space, baseline, trials)
-
-
-def middle(domain: Domain) -> Scalar:
-    """The middle of a range on its own scale, or the first choice."""
-    return domain.model_copy(update={"num": 3}).grid()[1] if isinstance(domain, Range) else domain.values[0]
 
 
 def free_label(name: str, taken: Sequence[str]) -> str:
