@@ -24,7 +24,7 @@ def loss(name: str) -> ProposedLoss:
 
 
 def score(value: float | None, **context: float) -> Score:
-    return Score(1, value, 0.02, {"beta": 0.1}, context, {"complete": 1})
+    return Score(1, value, 0.02, {"beta": 0.1}, context, {"complete": 1}, {})
 
 
 def record(number: int, **changes: Any) -> ProposalRecord:
@@ -35,19 +35,21 @@ def asked(
     scores: dict[str, Score], losses: dict[str, Any], records: list[ProposalRecord], **context: int
 ) -> tuple[str, list[str]]:
     config = DiscoveryConfig.model_validate({"proposer": "openai:some", "context": context})
-    messages, parents = question(config, "eval_accuracy", losses, scores, records)
+    messages, parents, refusals = question(config, "eval_accuracy", losses, scores, records)
     assert [message["role"] for message in messages] == ["system", "user"]
+    assert refusals == [one.number for one in records if one.reason and one.reason in messages[1]["content"]]
     return messages[1]["content"], parents
 
 
 def test_a_score_says_what_a_researcher_would():
-    found = Score(7, 0.583, 0.0204, {"beta": 0.1}, {"eval_kl": 3.1, "eval_trap_fraction": 0.64}, {"complete": 2})
+    context, judged = {"eval_kl": 3.1, "eval_trap_fraction": 0.64}, {"openai:judge": 6.25}
+    found = Score(7, 0.583, 0.0204, {"beta": 0.1}, context, {"complete": 2}, judged)
     assert found.sentence("eval_accuracy") == (
-        "held-out accuracy 0.583 +- 0.02 at beta 0.1; KL to the reference 3.1; trapped pairs 0.64; 2 complete"
+        "held-out accuracy 0.583 +- 0.02 at beta 0.1; KL to the reference 3.1; trapped pairs 0.64; "
+        "answers rated 6.25 of 10 by openai:judge; 2 complete"
     )
-    assert (
-        Score(None, None, None, {}, {}, {"diverged": 3}).sentence("eval_accuracy") == "no complete trial (3 diverged)"
-    )
+    diverged = Score(None, None, None, {}, {}, {"diverged": 3}, {})
+    assert diverged.sentence("eval_accuracy") == "no complete trial (3 diverged)"
 
 
 def test_the_best_are_shown_with_their_code_and_the_others_are_not():
@@ -80,7 +82,7 @@ def test_plain_dpo_is_always_there_to_compare_with():
 
 def test_the_example_of_the_prompt_is_a_proposal_that_can_be_trained():
     config = DiscoveryConfig.model_validate({"proposer": "openai:some"})
-    messages, _ = question(config, "eval_accuracy", {}, {}, [])
+    messages = question(config, "eval_accuracy", {}, {}, []).messages
     proposal = read_reply(messages[0]["content"].split("Rules,")[0], {})
     assert {name: domain.as_yaml() for name, domain in proposal.params.given().items()} == {
         "beta": {"log_uniform": [0.01, 1]},
@@ -95,7 +97,7 @@ def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
         spec = TrialSpec.model_construct(
             number=number, branch=branch, loss=LOSSES["dpo"].config(), training=TRAINING, params={f"{branch}.beta": 0.2}
         )
-        return TrialRow(number, state, "", {f"{branch}.beta": 0.2}, spec, value, 9, 0, {})
+        return TrialRow(number, state, "", {f"{branch}.params.beta": 0.2}, spec, value, 9, 0, {})
 
     rows = [
         row(0, "dpo", State.COMPLETE, 0.5),
@@ -106,9 +108,11 @@ def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
         row(5, "waits", State.RUNNING, None),
     ]
     metrics = {1: {"eval_accuracy_se": 0.03, "eval_kl": 2.0}, 3: {}}
-    found = scores_of(rows, metrics, "eval_accuracy", maximize=True)
+    judged = {1: {"scores": [{"judge": "openai:judge", "score": 6.0}, {"judge": "openai:away", "score": None}]}}
+    found = scores_of(rows, metrics, "eval_accuracy", maximize=True, judged=judged)
     assert list(found) == ["mine", "dpo", "bad"]
     assert (found["dpo"].trial, found["dpo"].value, found["dpo"].error) == (1, 0.6, 0.03)
-    assert found["dpo"].context == {"eval_kl": 2.0}
+    assert (found["dpo"].context, found["dpo"].settings) == ({"eval_kl": 2.0}, {"beta": 0.2})
+    assert (found["dpo"].judged, found["mine"].judged) == ({"openai:judge": 6.0}, {})
     assert found["dpo"].states == {"complete": 2, "pruned": 1}
     assert (found["bad"].trial, found["bad"].states) == (None, {"diverged": 1})

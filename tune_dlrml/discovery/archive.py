@@ -27,6 +27,7 @@ class ProposalRecord:
         number: From 0, in the order of the questions; also in its file names.
         proposer: Who was asked.
         parents: Labels of the losses that it was shown.
+        refusals: Numbers of the refused proposals that it was shown.
         messages: The whole prompt.
         times_asked: How often the question was sent; more than once where a driver died before the reply.
         reply: As it came; None without one.
@@ -46,6 +47,7 @@ class ProposalRecord:
     number: int
     proposer: str
     parents: tuple[str, ...] = ()
+    refusals: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
     times_asked: int = 0
     reply: str | None = None
@@ -64,8 +66,13 @@ class ProposalRecord:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """The record that `Archive.write` wrote."""
-        tuples = {key: tuple(document[key]) for key in ("parents", "messages")}
+        tuples = {key: tuple(document.get(key, ())) for key in ("parents", "refusals", "messages")}
         return cls(**{**document, **tuples})
+
+    @property
+    def requests(self) -> int:
+        """What it counts against the cap on calls: a question without an answer is a request each time."""
+        return self.calls + self.times_asked - (self.stage != "asked")
 
     @property
     def code(self) -> str:
@@ -121,10 +128,9 @@ class Archive:
         return len(self.accepted()) >= self._config.candidates
 
     def left(self) -> tuple[int, int]:
-        """Requests and tokens that may still be used; a question without an answer counts as a request each time."""
+        """Requests and tokens that may still be used."""
         records = self.records()
-        calls = sum(record.calls + record.times_asked - (record.stage != "asked") for record in records)
-        tokens = sum(record.tokens for record in records)
+        calls, tokens = sum(record.requests for record in records), sum(record.tokens for record in records)
         return self._config.limits.calls - calls, self._config.limits.tokens - tokens
 
     def label_of(self, name: str, taken: Sequence[str]) -> str:

@@ -12,6 +12,9 @@ from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.proposed.config import ProposedLoss
 
+GEOMETRY = ("slope", "trap", "barrier", "bounded", "coupled")
+"""Of `Findings`, what the report shows of a proposal's shape."""
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -85,5 +88,4 @@ class Examiner:
 
 
 def _measured(findings: Findings) -> dict[str, Any]:
-    names = ("slope", "trap", "barrier", "bounded", "coupled", "processor_s")
-    return {name: getattr(findings, name) for name in names}
+    return {name: getattr(findings, name) for name in (*GEOMETRY, "processor_s")}

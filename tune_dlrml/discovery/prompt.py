@@ -1,6 +1,7 @@
 """What a proposer is asked: the task, the rules of its function, and what is known of the losses that were tried."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tune_dlrml.config import AnyLoss, DiscoveryConfig
 from tune_dlrml.discovery.archive import ProposalRecord
@@ -44,14 +45,28 @@ descent makes the margin fall further is a trap: pairs end there.
 """
 
 
+class Question(NamedTuple):
+    """What a proposer is sent.
+
+    Attributes:
+        messages: The prompt.
+        parents: Labels of the losses that it shows with their code.
+        refusals: Numbers of the refused proposals that it shows.
+    """
+
+    messages: list[Message]
+    parents: list[str]
+    refusals: list[int]
+
+
 def question(
     config: DiscoveryConfig,
     metric: str,
     losses: Mapping[str, AnyLoss],
     scores: Mapping[str, Score],
     records: Sequence[ProposalRecord],
-) -> tuple[list[Message], list[str]]:
-    """The prompt for the next proposal, and the labels of the losses that it shows.
+) -> Question:
+    """The prompt for the next proposal.
 
     Args:
         config: How many losses are shown.
@@ -80,7 +95,8 @@ def question(
         parts.append("The newest proposals:\n\n" + "\n\n".join(newest))
     parts.append("Propose another loss that may be better, and that differs from all of these.")
     parents = [*best, *(record.label for record in recent if record.label and record.label not in best)]
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}], parents
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
+    return Question(messages, parents, [record.number for record in recent if record.stage != "accepted"])
 
 
 def _text(loss: AnyLoss) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tune_dlrml.metrics import METRICS
@@ -11,6 +12,7 @@ from tune_dlrml.study.history import TrialRow, ranked
 
 CONTEXT = ("eval_kl", "eval_trap_fraction")
 """Metrics that say what the objective cost."""
+NOT_JUDGED: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Score:
         settings: The values that its trials vary.
         context: Other metrics there, see `CONTEXT`.
         states: How many of its trials ended how.
+        judged: Mean rating of its answers there, of 1 to 10, by judge; empty while they are not judged.
     """
 
     trial: int | None
@@ -32,6 +35,7 @@ class Score:
     settings: Mapping[str, Any]
     context: Mapping[str, float]
     states: Mapping[str, int]
+    judged: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """For a proposal's file."""
@@ -46,33 +50,54 @@ class Score:
         at = ", ".join(f"{key} {value:.3g}" for key, value in self.settings.items() if isinstance(value, float | int))
         said = [f"{METRICS[metric].words} {self.value:.3f}{error}{f' at {at}' if at else ''}"]
         said += [f"{METRICS[name].words} {value:.3g}" for name, value in self.context.items()]
+        said += [f"answers rated {rating:.2f} of 10 by {judge}" for judge, rating in self.judged.items()]
         return "; ".join([*said, ends])
 
 
 def scores_of(
-    rows: Sequence[TrialRow], metrics: Mapping[int, Mapping[str, float]], metric: str, *, maximize: bool
+    rows: Sequence[TrialRow],
+    metrics: Mapping[int, Mapping[str, float]],
+    metric: str,
+    *,
+    maximize: bool,
+    judged: Mapping[int, Mapping[str, Any]] = NOT_JUDGED,
 ) -> dict[str, Score]:
-    """The score of every loss that has a trial which has ended, by branch, the best first."""
+    """The score of every loss that has a trial which has ended, by branch, the best first.
+
+    Args:
+        rows: The trials.
+        metrics: Their newest metrics, by number.
+        metric: The objective.
+        maximize: Whether larger values of it are better.
+        judged: Results of judging by number, see `SearchResult.judged`.
+    """
     order = [row.number for row in ranked(rows, maximize=maximize)]
     by_branch: dict[str, list[TrialRow]] = {}
     for row in rows:
         if row.spec is not None and row.state is not State.RUNNING:
             by_branch.setdefault(row.spec.branch, []).append(row)
-    found = {branch: _score(own, order, metrics, metric) for branch, own in by_branch.items()}
+    found = {branch: _score(own, order, metrics, metric, judged) for branch, own in by_branch.items()}
     last = len(order)
     return dict(sorted(found.items(), key=lambda each: last if each[1].trial is None else order.index(each[1].trial)))
 
 
 def _score(
-    rows: Sequence[TrialRow], order: Sequence[int], metrics: Mapping[int, Mapping[str, float]], metric: str
+    rows: Sequence[TrialRow],
+    order: Sequence[int],
+    metrics: Mapping[int, Mapping[str, float]],
+    metric: str,
+    judged: Mapping[int, Mapping[str, Any]],
 ) -> Score:
     states = dict(Counter(str(row.state) for row in rows))
     best = min((row for row in rows if row.number in order), key=lambda row: order.index(row.number), default=None)
     if best is None or best.spec is None:
-        return Score(None, None, None, {}, {}, states)
+        return Score(None, None, None, {}, {}, states, {})
     own = metrics.get(best.number, {})
-    settings = {key.partition(".")[2]: value for key, value in best.params.items()} or {
+    varied = {key.partition(".")[2]: value for key, value in best.params.items()} or {
         key: value for key, value in best.spec.loss.flat().items() if isinstance(value, float)
     }
+    settings = {key.removeprefix("params."): value for key, value in varied.items()}
     context = {name: own[name] for name in CONTEXT if name in own}
-    return Score(best.number, best.value, own.get(METRICS[metric].error), settings, context, states)
+    said = judged.get(best.number, {}).get("scores", ())
+    ratings = {each["judge"]: each["score"] for each in said if each["score"] is not None}
+    return Score(best.number, best.value, own.get(METRICS[metric].error), settings, context, states, ratings)

@@ -152,15 +152,14 @@ class Discovering:
         if records and records[-1].stage == "asked":
             return records[-1]
         scores = self._score(archive)
-        messages, parents = question(
-            self._config, self._prepared.config.search.metric, self._losses(archive), scores, records
-        )
+        asked = question(self._config, self._prepared.config.search.metric, self._losses(archive), scores, records)
         names = list(self._askers)
         return ProposalRecord(
             number=len(records),
             proposer=names[len(records) % len(names)],
-            parents=tuple(parents),
-            messages=tuple(messages),
+            parents=tuple(asked.parents),
+            refusals=tuple(asked.refusals),
+            messages=tuple(asked.messages),
         )
 
     def _examine(self, archive: Archive, record: ProposalRecord, examiner: Examiner) -> None:
@@ -189,7 +188,13 @@ class Discovering:
     def _score(self, archive: Archive) -> Mapping[str, Score]:
         result = self._read()
         config = self._prepared.config
-        scores = scores_of(result.rows, result.metrics, config.search.metric, maximize=config.search.maximize)
+        scores = scores_of(
+            result.rows,
+            result.metrics,
+            config.search.metric,
+            maximize=config.search.maximize,
+            judged=result.judged,
+        )
         for label, score in scores.items():
             archive.score(label, score.as_json())
         return scores
