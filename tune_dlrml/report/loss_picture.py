@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,9 +12,9 @@ from matplotlib.figure import Figure
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.dpo.geometry import dpo_slope, dpo_value
 from tune_dlrml.losses.profile import SHOWN_Z, Profile, curve_of
-from tune_dlrml.losses.registry import is_baseline
+from tune_dlrml.losses.registry import AnyLoss, build_loss, is_baseline
 from tune_dlrml.losses.shape import Geometry
-from tune_dlrml.report.style import WIDTH, styled
+from tune_dlrml.report.style import WIDTH, as_image, styled
 from tune_dlrml.system.palette import BLACK, COLOURS, GREY, PALE, STROKE
 
 POINTS = 401
@@ -24,29 +25,62 @@ HIGHEST = 2.5
 STEEPEST = 3.0
 """A slope is shown up to this many times its size at margin 0, or DPO's."""
 DPI = 150
+THUMB = (3.3, 1.25)
+"""Width and height in inches of a picture in a table."""
 _LOSS, _OTHER, _TRAP = COLOURS[0], GREY, "#F6DDCC"
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A loss with a curve over the margin, at one value of each of its fields."""
+
+    loss: AnyLoss
+    beta_kl: float
+    geometry: Geometry
 
 
 def loss_figure(seen: Profile) -> Figure:
     """The picture; a loss with a trap has a second column with a close-up of it."""
+    assert seen.geometry is not None, "a loss without a reference has no curve over the margin"
+    drawn = _Drawn(seen.loss, seen.beta_kl, seen.geometry)
     halves = [SHOWN_Z / seen.beta_kl]
-    marks = [point for point in (_shape(seen).trap, _shape(seen).barrier) if point is not None]
+    marks = [point for point in (seen.geometry.trap, seen.geometry.barrier) if point is not None]
     if marks:
         halves.append(CLOSE * max(abs(point.margin(seen.beta_kl)) for point in marks))
     with styled():
         figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
         grid = figure.subplots(2, len(halves), sharex="col", squeeze=False)
         for column, half in enumerate(halves):
-            _draw(grid[0][column], grid[1][column], seen, half, close=column > 0)
+            _draw(grid[0][column], grid[1][column], drawn, half, close=column > 0)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(_title(seen), fontsize=12, fontweight="bold", ha="left", x=0.01)
     return figure
 
 
-def _shape(seen: Profile) -> Geometry:
-    assert seen.geometry is not None, "a loss without a reference has no curve over the margin"
-    return seen.geometry
+def loss_thumb(loss: AnyLoss) -> str:
+    """Value and slope beside each other in little room, as the address of an inlined SVG.
+
+    Args:
+        loss: With a reference; every field of it is one value.
+
+    Raises:
+        InputError: Its function cannot be called.
+    """
+    built = build_loss(loss)
+    geometry = built.geometry()
+    assert geometry is not None, "a loss without a reference has no curve over the margin"
+    drawn = _Drawn(loss, built.beta_kl, geometry)
+    with styled():
+        figure = Figure(figsize=THUMB, layout="constrained")
+        value, slope = figure.subplots(1, 2)
+        _draw_curves(value, slope, drawn, SHOWN_Z / drawn.beta_kl)
+        for axes, title in ((value, "loss"), (slope, "slope")):
+            axes.set_title(title, loc="left", fontsize=7, pad=2)
+            axes.tick_params(labelsize=6, pad=1.5, length=2)
+            axes.locator_params(nbins=4)
+            axes.set_xlim(-SHOWN_Z / drawn.beta_kl, SHOWN_Z / drawn.beta_kl)
+    return as_image(figure)
 
 
 def write_picture(seen: Profile, path: Path) -> None:
@@ -71,11 +105,13 @@ def _title(seen: Profile) -> str:
         for key, value in seen.settings.items()
         if key != "numerics"
     )
-    c = "" if _shape(seen).c is None or "c" in seen.settings else f"   (c = {_shape(seen).c:.4g})"
+    shape = None if seen.geometry is None else seen.geometry.c
+    c = "" if shape is None or "c" in seen.settings else f"   (c = {shape:.4g})"
     return f"{seen.loss.name}: {settings}{c}"
 
 
-def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) -> None:
+def _draw_curves(value: Axes, slope: Axes, seen: _Drawn, half: float) -> float:
+    """Both curves beside DPO's, and the trap; the loss at margin 0."""
     xs = [half * (2 * at / (POINTS - 1) - 1) for at in range(POINTS)]
     values, slopes = curve_of(seen.loss, xs)
     others = [(dpo_value(seen.beta_kl * x), dpo_slope(seen.beta_kl * x)) for x in xs]
@@ -93,6 +129,11 @@ def _draw(value: Axes, slope: Axes, seen: Profile, half: float, *, close: bool) 
     _limit(value, [*values, *(each for each, _ in others)], bottom=min(0.0, zero), top=HIGHEST * abs(zero))
     steep = STEEPEST * max(abs(slopes[POINTS // 2]), seen.beta_kl / 2)
     _limit(slope, [*slopes, *(seen.beta_kl * each for _, each in others)], bottom=-steep, top=steep)
+    return zero
+
+
+def _draw(value: Axes, slope: Axes, seen: _Drawn, half: float, *, close: bool) -> None:
+    zero = _draw_curves(value, slope, seen, half)
     _mark_start(value, zero, seen, half)
     _mark_trap(value, seen, close=close)
     value.set_xlim(-half, half)
@@ -111,17 +152,17 @@ def _limit(axes: Axes, ys: Sequence[float], *, bottom: float, top: float) -> Non
     axes.set_ylim(low - pad, high + pad)
 
 
-def _shade_trap(axes: Axes, seen: Profile, half: float) -> None:
-    barrier = _shape(seen).barrier_margin(seen.beta_kl)
+def _shade_trap(axes: Axes, seen: _Drawn, half: float) -> None:
+    barrier = seen.geometry.barrier_margin(seen.beta_kl)
     if barrier is not None:
         axes.axvspan(-half, barrier, color=_TRAP, zorder=0, linewidth=0, label="pairs here are pulled into the trap")
 
 
-def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
+def _mark_trap(axes: Axes, seen: _Drawn, *, close: bool) -> None:
     """Mark trap and barrier in the close-up, where there is room for both."""
     for name, point, marker, below in (
-        ("trap", _shape(seen).trap, "v", True),
-        ("barrier", _shape(seen).barrier, "^", False),
+        ("trap", seen.geometry.trap, "v", True),
+        ("barrier", seen.geometry.barrier, "^", False),
     ):
         if point is None or not close:
             continue
@@ -140,9 +181,9 @@ def _mark_trap(axes: Axes, seen: Profile, *, close: bool) -> None:
         )
 
 
-def _mark_start(axes: Axes, zero: float, seen: Profile, half: float) -> None:
+def _mark_start(axes: Axes, zero: float, seen: _Drawn, half: float) -> None:
     """Mark margin 0, where every pair starts, and the direction of descent."""
-    wrong = _shape(seen).starts == "wrong"
+    wrong = seen.geometry.starts == "wrong"
     axes.annotate(
         "",
         (half * (-0.3 if wrong else 0.3), zero),

@@ -1,16 +1,17 @@
 """The page of a report: one self-contained HTML file that needs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tune_dlrml.errors import InputError
 from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
 from tune_dlrml.report.arms import Arm
-from tune_dlrml.report.discovered import story
+from tune_dlrml.report.discovered import ProposalLine, story
 from tune_dlrml.report.diverging import LEVEL, Split, splits
 from tune_dlrml.report.ranking import Ranked, ranking, text, verdict
 from tune_dlrml.report.reading import SearchData
@@ -41,7 +42,7 @@ def render(
         verdict=verdict(data, ranked, confirmed),
         notes=_notes(data),
         facts=_facts(data),
-        story=story(data, confirmed),
+        story=story_of_page(data, confirmed),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
         kinds=len({trial.kind for trial in data.trials} - {None}) > 1,
@@ -64,6 +65,65 @@ def _shown(drawing: Drawing) -> dict[str, Any]:
     image = None if drawing.figure is None else as_image(drawing.figure)
     width = 0 if drawing.figure is None else round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
     return {"name": drawing.name, "title": drawing.title, "text": drawing.text, "image": image, "width": width}
+
+
+def story_of_page(data: SearchData, confirmed: Sequence[Confirmed]) -> dict[str, Any] | None:
+    """The story of a discovery as the page shows it, with a picture of every trained loss; None of another search."""
+    told = story(data, confirmed)
+    if told is None:
+        return None
+    words = {"accepted": "trained", "asked": "without a reply yet"}
+    stages = [f"{count} {words.get(stage, f'refused at {stage}')}" for stage, count in told.stages.items()]
+    return {
+        "stages_text": f"{len(told.proposals)} proposals ({', '.join(stages)})" if stages else "none yet",
+        "baseline": told.baseline,
+        "accepted": [_proposal(data, line) for line in told.accepted],
+        "refused": told.refused,
+        "proposers": told.proposers,
+    }
+
+
+def _proposal(data: SearchData, line: ProposalLine) -> dict[str, Any]:
+    return vars(line) | {
+        "picture": _thumb(data, line),
+        "setting_texts": _texts(line.settings),
+        "shape": list(_shape(line.geometry)),
+        "furthest": _furthest(data, line),
+    }
+
+
+def _furthest(data: SearchData, line: ProposalLine) -> str:
+    """How far a loss without a complete trial came."""
+    trial = None if line.drawn is None or line.trial is not None else data.trial(line.drawn)
+    if trial is None:
+        return ""
+    value = f"{trial.last[data.metric]:.3f} " if data.metric in trial.last else ""
+    return f"{value}after {trial.steps} of {data.full_steps} steps of trial {trial.number}"
+
+
+def _thumb(data: SearchData, line: ProposalLine) -> dict[str, str]:
+    """The picture of a loss at its own best setting, or why there is none."""
+    trial = data.trial(line.drawn)
+    if trial is None or trial.row.spec is None:
+        return {"image": "", "reason": "drawn at its best setting once a trial has begun"}
+    from tune_dlrml.report.loss_picture import loss_thumb  # torch, which only a discovery needs
+
+    try:
+        return {"image": loss_thumb(trial.row.spec.loss), "reason": ""}
+    except InputError as error:
+        return {"image": "", "reason": f"not drawn: {error}"}
+
+
+def _shape(geometry: Mapping[str, Any]) -> Iterator[str]:
+    """What the checks found of a loss's shape, a phrase each."""
+    if not geometry:
+        return
+    slope, trap, barrier = geometry["slope"], geometry["trap"], geometry["barrier"]
+    yield "slope at the start –" if slope is None else f"slope {slope:+.3g} at the start"
+    yield "no trap" if trap is None or barrier is None else f"trap at z {trap:+.3g}, barrier at {barrier:+.3g}"
+    yield "slope bounded" if geometry["bounded"] else "slope unbounded"
+    if geometry["coupled"]:
+        yield "pairs of a batch coupled"
 
 
 def _lines(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
