@@ -35,6 +35,8 @@ class ProposalRecord:
         tokens: Of prompt and reply.
         estimated: Whether they are estimated from lengths.
         seconds: From question to reply.
+        idle_s: Seconds in which worker groups had no trial since the record before it, because the next loss was not
+            known; summed over the groups.
         stage: How far it came.
         reason: Why it was refused there, in the words that go back to the proposer.
         label: Branch of its trials, once it is accepted.
@@ -55,6 +57,7 @@ class ProposalRecord:
     tokens: int = 0
     estimated: bool = False
     seconds: float = 0.0
+    idle_s: float = 0.0
     stage: Stage = "asked"
     reason: str = ""
     label: str = ""

@@ -163,7 +163,7 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
     prepared, study, clock, evaluation = turn.prepared, turn.study, turn.clock, turn.evaluation
     place, notice = prepared.place, turn.view.on_notice
     books = Books(study, turn.events, tracker, turn.view, evaluation, turn.discovering)
-    searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check)
+    searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check, waiting=turn.discovering.on_wait)
     evaluation.begin(books.on_judged, notice)
     trains = turn.trains()
     if trains:

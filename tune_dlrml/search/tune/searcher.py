@@ -83,6 +83,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         observer: Notified of starts, reports, losses and ends.
         expired: Whether the time of the search is up; then no new trial is issued.
         allowed: Raises if this driver must not drive the search any more; called before a trial is issued.
+        waiting: Called with the number of running trials whenever the next one is not known yet.
 
     Attributes:
         same_failures: Why the search ended early, if trials kept failing in the same way; else empty.
@@ -97,9 +98,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         *,
         expired: Callable[[], bool] = lambda: False,
         allowed: Callable[[], None] = lambda: None,
+        waiting: Callable[[int], None] = lambda running: None,
     ) -> None:
         super().__init__()
         self._study, self._observer, self._expired, self._allowed = study, observer, expired, allowed
+        self._waiting = waiting
         self._interrupted = deque(study.interrupted())
         self._live: dict[str, _LiveTrial] = {}
         self._failure, self._failures = "", 0
@@ -116,7 +119,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._allowed()
             spec = self._next()
             if spec is None:
-                return None if self._live or self._study.waits() else str(Searcher.FINISHED)
+                waits = self._study.waits()
+                if waits:
+                    self._waiting(len(self._live))
+                return None if self._live or waits else str(Searcher.FINISHED)
             self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}
