@@ -12,7 +12,7 @@ import pytest
 from tune_dlrml.config import AnyLoss, SearchConfig, parse_config, to_yaml
 from tune_dlrml.discovery.archive import PROPOSALS, Archive
 from tune_dlrml.discovery.asking import Answer
-from tune_dlrml.discovery.examining import Examined
+from tune_dlrml.discovery.examining import Examined, Examiner
 from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.records import Message
@@ -214,3 +214,34 @@ def test_a_question_without_a_reply_costs_its_turn_alone(search: Callable[..., F
     found.wait_for(lambda: found.archive.ended)
     assert stages(found) == ["answer", "accepted"]
     assert found.archive.left()[0] == 200 - 8 - 1
+
+
+MIX = "    m = torch.sigmoid({c} * z)\n    return (1 - m) * F.softplus(-z) + m * torch.exp(-z)"
+KNOWN_LOSSES = [
+    ("dpo", "contrast", "    return torch.log(1 + torch.exp(-z))"),
+    ("hinge", "hockey_stick", "    return torch.clamp(1 - z, min=0) * 2"),
+    ("ipo", "bowl", "    return (pairs.margin_B - 1 / (2 * beta)) ** 2"),
+    ("discopop(tau=0.05)", "gated", MIX.format(c=20)),
+    ("discopop(tau=0.07)", "soft_gate", MIX.format(c="(1 / 0.07)")),
+    ("cell(alpha=0.5)", "two_terms", "    return 0.5 * torch.exp(-z) + 0.5 * F.softplus(-z)"),
+    ("dlrml(c=5)", "wide_gate", MIX.format(c=5)),
+]
+
+
+def test_known_losses_under_foreign_names_are_named_and_cost_no_training(
+    search: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discovering, "Examiner", Examiner)
+    forms = [*KNOWN_LOSSES, ("", "skewed", "    return F.softplus(-z) + 0.05 * z ** 2")]
+    replies = [
+        f"An idea of mine.\n```python\ndef {name}(pairs, *, beta):\n    # beta: 0.01 to 1, log\n"
+        f"    z = beta * pairs.margin_B\n{body}\n```"
+        for _, name, body in forms
+    ]
+    found = search(replies, candidates=1)
+    found.wait_for(lambda: found.archive.ended)
+    assert stages(found) == ["novelty"] * len(KNOWN_LOSSES) + ["accepted"]
+    for record, (double, _, _) in zip(found.archive.records(), KNOWN_LOSSES, strict=False):
+        assert double in record.reason.removeprefix("same as ").split(" within")[0].split(" = ")
+    found.issue_all()
+    assert [row.spec and row.spec.branch for row in found.study.rows()] == ["dpo", "skewed"]

@@ -12,6 +12,7 @@ from tune_dlrml.discovery.examining import Examiner
 from tune_dlrml.discovery.prompt import question
 from tune_dlrml.discovery.scores import Score, scores_of
 from tune_dlrml.errors import InputError
+from tune_dlrml.search.idle import IdleTime
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchResult, read_search
 from tune_dlrml.space import SearchSpace
@@ -21,35 +22,6 @@ LEAVE_S = 10.0
 """How long a search that ends waits for the question that is under way."""
 FAULT_S = 5.0
 """Wait after a question without a reply."""
-
-
-class _Idle:
-    """The time in which worker groups have no trial, summed over the groups; used by two threads."""
-
-    def __init__(self, groups: int) -> None:
-        self._groups, self._lock = groups, threading.Lock()
-        self._seconds, self._idle, self._since = 0.0, 0, 0.0
-
-    def start(self, running: int) -> None:
-        """All groups but those of the running trials are idle from now on."""
-        self._count(self._groups - running)
-
-    def stop(self) -> None:
-        """None is, as far as is known."""
-        self._count(0)
-
-    def taken(self) -> float:
-        """The seconds since the last call."""
-        self._count(None)
-        with self._lock:
-            seconds, self._seconds = self._seconds, 0.0
-        return round(seconds, 3)
-
-    def _count(self, idle: int | None) -> None:
-        with self._lock:
-            now = time.monotonic()
-            self._seconds += self._idle * (now - self._since)
-            self._since, self._idle = now, self._idle if idle is None else idle
 
 
 class Discovering:
@@ -70,7 +42,7 @@ class Discovering:
         self._askers: dict[str, Asker] = {}
         self._notify: Callable[[str], None] = lambda text: None
         self._error: Exception | None = None
-        self._idle = _Idle(prepared.config.resources.concurrent_trials)
+        self._idle = IdleTime(prepared.config.resources.concurrent_trials)
 
     def begin(self, on_notice: Callable[[str], None]) -> None:
         """Start to ask; `on_notice` is called with what the user should know, from another thread."""
@@ -172,7 +144,7 @@ class Discovering:
             tokens=answer.tokens,
             estimated=answer.estimated,
             seconds=round(time.monotonic() - began, 3),
-            idle_s=self._idle.taken(),
+            idle_s=self._idle.since_last(),
         )
         if answer.text is not None:
             return archive.write(record)
@@ -208,7 +180,7 @@ class Discovering:
             reasoning=seen.reasoning,
             found=seen.found,
             loss=None if seen.loss is None else seen.loss.model_dump(mode="json"),
-            idle_s=round(record.idle_s + self._idle.taken(), 3),
+            idle_s=round(record.idle_s + self._idle.since_last(), 3),
         )
         if seen.stage == "accepted":
             found = replace(found, label=archive.label_of(seen.name, ["baseline", "training", *self._losses(archive)]))

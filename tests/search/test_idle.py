@@ -1,0 +1,16 @@
+from tune_dlrml.search.idle import IdleTime
+
+
+def test_idle_seconds_are_those_of_the_groups_without_a_trial():
+    now = [100.0]
+    idle = IdleTime(3, lambda: now[0])
+    now[0] = 110  # all three have trials
+    idle.start(running=1)
+    now[0] = 114  # two are idle for 4 s
+    assert idle.since_last() == 8
+    idle.start(running=0)
+    now[0] = 115  # three for 1 s
+    idle.stop()
+    now[0] = 200
+    assert idle.since_last() == 3
+    assert idle.since_last() == 0
