@@ -19,14 +19,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tune_dlrml.config import TrainingConfig
 from tune_dlrml.data import (
     DatasetReference,
-    batch_plan,
     check_dataset_reference,
     content_hash,
     load_section,
     parse_dataset_reference,
 )
+from tune_dlrml.data.plan import batch_plan, training_order
 from tune_dlrml.data.readers import _mapping
 from tune_dlrml.errors import InputError
 
@@ -750,6 +751,30 @@ def test_the_pairs_of_a_step_are_alike_in_length_the_longest_first_and_steps_com
     longest_first = sorted(lengths, reverse=True)
     assert sorted(steps, reverse=True) == [longest_first[start : start + 4] for start in range(0, 64, 4)]
     assert steps != sorted(steps, reverse=True) != steps[::-1]
+
+
+def test_a_random_order_keeps_each_epochs_permutation_and_groups_nothing():
+    lengths = random.Random(1).sample(range(1000), 64)
+    plan = batch_plan(lengths, steps=32, pairs_per_step=4, seed=0, by_length=False)
+    assert [sorted(plan[:64]), sorted(plan[64:])] == [list(range(64))] * 2
+    permutation = list(range(64))
+    random.Random("0-0").shuffle(permutation)
+    assert plan[:64] == permutation
+    assert batch_plan([1] * 64, steps=32, pairs_per_step=4, seed=0, by_length=False) == plan
+
+
+def test_a_trials_order_follows_its_own_seed_of_the_data_where_it_has_one():
+    lengths = random.Random(2).choices(range(1, 1000), k=100)
+
+    def order(**training):
+        config = TrainingConfig(max_steps=10, per_device_train_batch_size=2, max_length=500, **training)
+        return training_order(lengths, config, steps=10, workers=2)
+
+    assert len(order()) == 40
+    assert order(seed=3) == order(seed=8, data_seed=3) != order(seed=8)
+    assert order(seed=3) != order(seed=3, train_sampling_strategy="random")
+    clipped = [min(length, 500) for length in lengths]
+    assert order(seed=3) == batch_plan(clipped, steps=10, pairs_per_step=4, seed=3)
 
 
 def test_a_plan_is_the_same_on_every_machine():

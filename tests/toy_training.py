@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import CheckpointConfig, DivergenceConfig, TrainingConfig
-from tune_dlrml.data import Pairs, TokenRows, batch_plan
+from tune_dlrml.data import Pairs, TokenRows
+from tune_dlrml.data.plan import batch_plan
 from tune_dlrml.data.tokens import TokenPair, tokenize
 from tune_dlrml.evaluation.completions import Completer as HeldOutCompleter
 from tune_dlrml.evaluation.frontier.rewards import load_reward

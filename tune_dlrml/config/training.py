@@ -70,6 +70,12 @@ class TrainingConfig(Frozen):
     """Optimizer steps that one report averages over."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of weights, order of pairs and dropout; confirmation trains under others."""
+    data_seed: Annotated[int | None, Field(ge=0, lt=2**32, exclude_if=lambda value: value is None)] = None
+    """Of the order of pairs alone; null takes `seed`, and so does confirmation."""
+    train_sampling_strategy: Annotated[
+        Literal["group_by_length", "random"], Field(exclude_if=lambda value: value == "group_by_length")
+    ] = "group_by_length"
+    """Order of the pairs of an epoch: those of one step alike in length, or by chance."""
     lora: LoraSettings | None = None
     """Low-rank adapters; without it all weights are trained."""
     quantization: Annotated[QuantizationSettings | None, Field(exclude_if=lambda value: value is None)] = None
@@ -137,5 +143,8 @@ class TrainingConfig(Frozen):
         if self.max_steps is not None:
             return self.max_steps
         assert self.num_train_epochs is not None
-        pairs_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * workers
-        return max(1, math.ceil(self.num_train_epochs * rows / pairs_per_step))
+        return max(1, math.ceil(self.num_train_epochs * rows / self.pairs_per_step(workers)))
+
+    def pairs_per_step(self, workers: int) -> int:
+        """Pairs of an optimizer step, over all micro-batches and workers."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * workers

@@ -6,7 +6,7 @@ with a data set is never run.
 
 from tune_dlrml.data.kinds import Found, as_table
 from tune_dlrml.data.loading import check_dataset_reference, load_section
-from tune_dlrml.data.plan import batch_plan, content_hash
+from tune_dlrml.data.plan import content_hash, training_order
 from tune_dlrml.data.reference import DatasetReference, parse_dataset_reference
 from tune_dlrml.data.section import Section
 from tune_dlrml.data.selection import Pairs, Selection, select_pairs
@@ -20,10 +20,10 @@ __all__ = [
     "Selection",
     "TokenRows",
     "as_table",
-    "batch_plan",
     "check_dataset_reference",
     "content_hash",
     "load_section",
     "parse_dataset_reference",
     "select_pairs",
+    "training_order",
 ]

@@ -221,9 +221,9 @@ def _simulated(
 
 def _reference_tokens(measured: Measurement, config: SearchConfig, full_steps: int) -> int:
     """Tokens of the held-out pairs and of those that the trials with the largest batch see."""
+    pairs_per_step = config.training.pairs_per_step(config.resources.workers)
     _, largest_batch = relative_batch_sizes(config)
-    pairs_per_step = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
-    seen = min(measured.train_pairs, math.ceil(full_steps * pairs_per_step * largest_batch * config.resources.workers))
+    seen = min(measured.train_pairs, math.ceil(full_steps * pairs_per_step * largest_batch))
     return measured.held_out_reference_tokens + round(seen * measured.reference_tokens_per_pair)
 
 

@@ -183,7 +183,7 @@ def _pairs(config: SearchConfig, train: Section | None) -> float | None:
     if training.max_steps is None and train is None:
         return None
     steps = training.steps(0 if train is None else len(train.pairs), workers)
-    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+    per_step = training.pairs_per_step(workers)
     return float(number_of_trials(config) * steps * per_step)
 
 

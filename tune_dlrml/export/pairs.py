@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tune_dlrml.data import batch_plan, content_hash, select_pairs
+from tune_dlrml.data import content_hash, select_pairs, training_order
 from tune_dlrml.errors import InputError
 from tune_dlrml.export.trained import TrainedTrial
 from tune_dlrml.models.loading import load_reader
@@ -41,13 +41,12 @@ def training_pairs(trial: TrainedTrial) -> TrainingPairs:
             f"dataset.{changed[0]}: an export holds the pairs that the trial saw, but the data has changed since "
             f"search {trial.search!r} was started; restore the rows of {getattr(trial.config.dataset, changed[0])}"
         )
-    train, longest = selection.sections["train"], training.max_length
-    lengths = [pair.length if longest is None else min(pair.length, longest) for pair in train.tokens]
-    plan = batch_plan(lengths, steps=trial.steps, pairs_per_step=pairs_per_step(trial), seed=training.seed)
+    train = selection.sections["train"]
+    lengths = [pair.length for pair in train.tokens]
+    plan = training_order(lengths, training, steps=trial.steps, workers=trial.config.resources.workers)
     return TrainingPairs(train.pairs, plan, len(selection.sections["eval"].pairs), hashes)
 
 
 def pairs_per_step(trial: TrainedTrial) -> int:
     """Pairs of one optimizer step, over all micro-batches and ranks."""
-    training, workers = trial.spec.training, trial.config.resources.workers
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
+    return trial.spec.training.pairs_per_step(trial.config.resources.workers)

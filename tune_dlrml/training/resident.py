@@ -1,6 +1,6 @@
 """What stays in a worker between trials: base model, tokenizer, pairs as token ids, reference values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import Pairs, batch_plan
+from tune_dlrml.data import Pairs, training_order
 from tune_dlrml.losses.shape import Geometry
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
 from tune_dlrml.training.activations import Activations
@@ -84,7 +84,7 @@ class Resident:
         )
         self.completions = None if completer is None else HeldOutCompletions(completer, model, tokenizer, training)
         settle(model)
-        self._datasets: dict[tuple[int, ...], Dataset] = {}
+        self._datasets: dict[Hashable, Dataset] = {}
 
     @classmethod
     def load(
@@ -142,7 +142,8 @@ class Resident:
 
     def rows(self, training: TrainingConfig, *, steps: int, workers: int) -> Dataset:
         """Rows of `steps` optimizer steps in training order, with their reference log-probs if trials look at them."""
-        key = (steps, pairs_per_step(training, workers), training.seed)
+        order = (training.seed, training.data_seed, training.train_sampling_strategy)
+        key = (steps, training.pairs_per_step(workers), order)
         if key not in self._datasets:
             planned = [self.train_rows[index] for index in self.plan(training, steps=steps, workers=workers)]
             if self.with_reference:
@@ -152,7 +153,8 @@ class Resident:
 
     def plan(self, training: TrainingConfig, *, steps: int, workers: int) -> list[int]:
         """Indices into `train_rows` in training order, for all ranks together."""
-        return training_order(self.train_rows, training, steps=steps, workers=workers)
+        lengths = [row_length(row) for row in self.train_rows]
+        return training_order(lengths, training, steps=steps, workers=workers)
 
     def facts(self, training: TrainingConfig, *, steps: int, workers: int) -> dict[str, float]:
         """What a trial has to say before it begins: counts of its rows, how it is computed, what that saved.
@@ -195,16 +197,3 @@ class Resident:
     def restore(self) -> None:
         """Put the model back as it was before the first trial."""
         self._pristine.restore()
-
-
-def pairs_per_step(training: TrainingConfig, workers: int) -> int:
-    """Pairs of an optimizer step, on all workers together."""
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * workers
-
-
-def training_order(rows: Sequence[Row], training: TrainingConfig, *, steps: int, workers: int) -> list[int]:
-    """Indices into rows in training order, step by step."""
-    longest = training.max_length
-    lengths = [row_length(row) if longest is None else min(row_length(row), longest) for row in rows]
-    size = pairs_per_step(training, workers)
-    return batch_plan(lengths, steps=steps, pairs_per_step=size, seed=training.seed)

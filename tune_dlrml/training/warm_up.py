@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tune_dlrml.config import TrainingConfig
-from tune_dlrml.data import TokenRows
+from tune_dlrml.data import TokenRows, training_order
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.scoring_rules.function import TokenLoss, build_rule
 from tune_dlrml.models.loading import load_model, load_tokenizer, parse_model_reference
@@ -28,8 +28,7 @@ from tune_dlrml.training.checkpoint import storing
 from tune_dlrml.training.pairs.batches import add_log_prob_head
 from tune_dlrml.training.pairs.form import CompletionBatch, choose_form, completion_batches
 from tune_dlrml.training.pairs.log_prob_head import settle_log_prob_head
-from tune_dlrml.training.reference.logps import Row, computing
-from tune_dlrml.training.resident import pairs_per_step, training_order
+from tune_dlrml.training.reference.logps import Row, computing, row_length
 from tune_dlrml.training.sft import check_head, head_weight
 
 LOSSES = "warm_up.json"
@@ -95,8 +94,8 @@ def _steps(
 ) -> Iterator[list[CompletionBatch]]:
     """The chosen answers of each optimizer step."""
     assert training.warm_up is not None
-    steps, size = training.warm_up.steps, pairs_per_step(training, workers)
-    plan = training_order(rows, training, steps=steps, workers=workers)
+    steps, size = training.warm_up.steps, training.pairs_per_step(workers)
+    plan = training_order([row_length(row) for row in rows], training, steps=steps, workers=workers)
     for step in range(steps):
         chosen = [rows[index] for index in plan[step * size : (step + 1) * size]]
         yield completion_batches(chosen, model, training, packed=packed)

@@ -40,7 +40,7 @@ class Finalist:
             number=number,
             branch=self.label,
             loss=self.spec.loss,
-            training=self.spec.training.model_copy(update={"seed": seed, "warm_up": None}),
+            training=self.spec.training.model_copy(update={"seed": seed, "data_seed": None, "warm_up": None}),
             params={**shared, SEED: seed, FINALIST: self.trial},
         )
 
