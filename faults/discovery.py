@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from evaluation.endpoint_server import Act, EndpointServer, fails, reset, says
 
 from faults.toy_search import (
@@ -26,6 +27,7 @@ from faults.toy_search import (
     wait_for,
 )
 from tune_dlrml.config.yaml_text import as_yaml_text
+from tune_dlrml.discovery.table import TABLE
 
 CANDIDATES, TRIALS_EACH, STEPS = 12, 2, 60
 SEEDS = 2
@@ -154,7 +156,24 @@ def _run(search: ToySearch, *, kills: int, seed: int, failures: list[str]) -> in
     require(not proposer.asked_again, f"questions {proposer.asked_again} were asked again though they had a reply")
     best = max((each for each in search.rows() if each.value is not None), key=lambda each: each.value or 0.0)
     require(best.spec is not None and best.spec.branch == PLANTED, f"the best loss is {best.spec and best.spec.branch}")
-    return check_mlflow(search)
+    points = check_mlflow(search)
+    _check_proposals_in_mlflow(search)
+    return points
+
+
+def _check_proposals_in_mlflow(search: ToySearch) -> None:
+    """The table of the parent run has every proposal once, as its file has it, and the trials name theirs."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{search.runs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tune_dlrml")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    (parent,) = [run for run in runs if "tune_dlrml.trial" not in run.data.tags]
+    table = json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/{TABLE}"))
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    kept = [(each["number"], each["stage"], each["label"], each["scores"].get("value")) for each in records(search)]
+    require([(each["proposal"], each["stage"], each["loss"], each["value"]) for each in shown] == kept, f"{shown}")
+    named = {each["label"]: str(each["number"]) for each in records(search) if each["label"]}
+    for run in runs:
+        require(run.data.tags.get("proposal") == named.get(run.data.tags.get("branch")), f"tags {run.data.tags}")
 
 
 def _write(search: ToySearch, url: str) -> None:

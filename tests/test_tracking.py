@@ -484,7 +484,7 @@ def track(events: EventLog, store: MlflowStore, *, must_answer: bool = False) ->
 def test_a_tracker_keeps_mlflow_up_with_a_search_and_describes_it(events, store):
     tracker = track(events, store, must_answer=True)
     tracker.describe_search("name: toy\n", {"search.num_trials": 1})
-    events.start(spec())
+    events.start(spec(), {"proposal": "7"})
     tracker.notify(0)
     events.report(report(0, 0))
     tracker.notify(0)
@@ -494,7 +494,7 @@ def test_a_tracker_keeps_mlflow_up_with_a_search_and_describes_it(events, store)
     assert_mlflow_has_it_once(events, store)
     (parent,), (run,) = runs_of(store)[""], runs_of(store)["0"]
     assert parent.data.params == {"search.num_trials": "1"} and parent.data.tags["best_trial"] == "none"
-    assert tracker.run_id(0) == run.info.run_id
+    assert (tracker.run_id(0), run.data.tags["proposal"]) == (run.info.run_id, "7")
     client = MlflowClient(tracking_uri=store.uri)
     assert client.list_artifacts(parent.info.run_id)[0].path == "search.yaml"
 
@@ -502,11 +502,24 @@ def test_a_tracker_keeps_mlflow_up_with_a_search_and_describes_it(events, store)
 def test_what_was_found_in_the_data_is_a_table_of_the_parent_run(events, store):
     table = {"columns": ["set", "kind"], "data": [["dataset.train", "repeated"]]}
     tracker = track(events, store, must_answer=True)
-    tracker.describe_search("name: toy\n", {}, table)
+    tracker.describe_search("name: toy\n", {})
+    tracker.keep_table("dataset.json", table)
     assert tracker.close({}, {}, status="FINISHED") == 0
     (parent,) = runs_of(store)[""]
     assert json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/dataset.json")) == table
     assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dataset.json", "type": "table"}]
+
+
+def test_a_table_is_shown_once_as_it_was_last_beside_those_of_earlier_drivers(events, store):
+    for name, rows in (("dataset.json", [[1]]), ("proposals.json", [[1]]), ("proposals.json", [[1], [2]])):
+        tracker = track(events, store, must_answer=True)
+        tracker.keep_table(name, {"columns": ["number"], "data": rows})
+        assert tracker.close({}, {}, status="FINISHED") == 0
+    (parent,) = runs_of(store)[""]
+    shown = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/proposals.json")
+    assert json.loads(shown) == {"columns": ["number"], "data": [[1], [2]]}
+    tables = json.loads(parent.data.tags["mlflow.loggedArtifacts"])
+    assert [table["path"] for table in tables] == ["dataset.json", "proposals.json"]
 
 
 def test_a_tracker_catches_up_with_what_earlier_drivers_left(events, store):
@@ -645,7 +658,13 @@ def test_artifacts_that_cannot_be_written_hold_up_no_trial(events, store, faults
     tracker.describe_search("name: toy\n", {})
     write_trial(events, 0)
     tracker.notify(0)
-    assert tracker.close({}, {}, status="FINISHED") == 1
+    # The description, and the run that is not whole without it.
+    assert tracker.close({}, {}, status="FINISHED") == 2
+    assert_mlflow_has_it_once(events, store)
+    faults.plan.clear()
+    again = track(events, store)
+    again.describe_search("name: toy\n", {})
+    assert again.close({}, {}, status="FINISHED") == 0
     assert_mlflow_has_it_once(events, store)
 
 

@@ -56,8 +56,11 @@ class Notebook:
     def open(self, known: str | None) -> str:
         return self._call("open", lambda: self._made(PARENT))
 
-    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
+    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any]) -> None:
         self._call("describe", lambda: self._run(parent).update(config=config_yaml, params=dict(params)))
+
+    def keep_tables(self, parent: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        self._call("keep_tables", lambda: self._run(parent).setdefault("tables", {}).update(tables))
 
     def close(
         self, parent: str, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int
@@ -165,6 +168,19 @@ def test_a_second_backend_is_asked_nothing_twice_once_it_has_everything(events: 
     before = notebook.calls
     assert Tracker(notebook, events).close({}, {}, status="FINISHED") == 0
     assert notebook.calls - before == 2, "the search's run is opened and closed"
+
+
+def test_a_table_that_could_not_be_kept_is_sent_by_the_next_driver(events: EventLog) -> None:
+    notebook, table = Notebook(lambda call: call == "keep_tables" and fails), {"columns": ["number"], "data": [[1]]}
+    fails, kept = True, []
+    write_trial(events, 0)
+    for _ in range(2):
+        tracker = Tracker(notebook, events)
+        tracker.keep_table("proposals.json", table)
+        kept.append((tracker.close({}, {}, status="FINISHED") == 0, untracked(events, "notebook") == 0))
+        fails = False
+    assert kept == [(False, False), (True, True)]
+    assert notebook.runs[PARENT]["tables"] == {"proposals.json": table}
 
 
 def test_what_a_second_backend_refuses_is_passed_over_and_the_rest_arrives(events: EventLog) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tune_dlrml.errors import StorageError
@@ -23,6 +24,7 @@ FIELDS: Mapping[str, Mapping[str, type]] = {
     "judged": {"timestamp_ms": int, "step": int, "metrics": dict, "artifacts": list},
 }
 """Required fields of each kind of event."""
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
 ENDS = frozenset(map(str, State)) - {str(State.RUNNING)}
 CHUNK = 1 << 20
 """Bytes of a log that `EventLog.read` reads at a time."""
@@ -40,9 +42,9 @@ class EventLog:
     """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`: one writer at a time, many readers.
 
     A line has `kind` and `timestamp_ms`. `start`: the trial was issued, for the first time or again, with its `attempt`
-    and all that MLflow needs to make its run. `report`: a report. `end`: its `state` and the `reason`. `judged`, of a
-    trial that has ended: the `metrics` of its answers and the files, in its folder, that show them; a line that names
-    files elsewhere is not an event.
+    and all that MLflow needs to make its run, `tags` among it where there are some. `report`: a report. `end`: its
+    `state` and the `reason`. `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its
+    folder, that show them; a line that names files elsewhere is not an event.
 
     **The first report of a step is kept.** A trial that resumes from a checkpoint trains some steps again and reports
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
@@ -66,8 +68,12 @@ class EventLog:
         """Trials that have a log."""
         return sorted(int(path.parent.name) for path in self.folder.glob("trials/[0-9]*/events.jsonl"))
 
-    def start(self, spec: TrialSpec) -> None:
+    def start(self, spec: TrialSpec, tags: Mapping[str, str] = NO_TAGS) -> None:
         """Record that a trial was passed to a worker group.
+
+        Args:
+            spec: The trial.
+            tags: More about it, for its MLflow run.
 
         Raises:
             StorageError: The line could not be written; the log is unchanged. `report` and `end` raise it, too.
@@ -79,6 +85,7 @@ class EventLog:
             "branch": spec.branch,
             "settings": spec.settings(),
             "params": spec.training.flat() | spec.settings(),
+            **({"tags": dict(tags)} if tags else {}),
         }
         self._append(spec.number, event, durable=True)
 

@@ -9,7 +9,9 @@ import pytest
 
 from tune_dlrml.config import DiscoveryConfig
 from tune_dlrml.discovery.archive import Archive, ProposalRecord
+from tune_dlrml.discovery.table import proposals_table
 from tune_dlrml.losses.custom.config import CustomParams
+from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.losses.registry import build_loss
 from tune_dlrml.system.own_code import load_function
@@ -106,6 +108,44 @@ def test_a_label_is_one_that_no_other_loss_has(tmp_path: Path):
     archive.write(accepted(0, "bend"))
     assert archive.label_of("bend", ["dpo"]) == "bend_2"
     assert archive.label_of("dpo", ["dpo"]) == "dpo_2"
+
+
+def test_who_follows_sees_all_proposals_at_once_and_after_every_change(tmp_path: Path):
+    archive, seen = Archive(tmp_path, config()), []
+    archive.write(asked(0))
+    archive.follow(lambda records: seen.append([record.stage for record in records]))
+    archive.write(accepted(0, "one"))
+    archive.write(asked(1))
+    archive.score("one", {"value": 0.6})
+    assert seen == [["asked"], ["accepted"], ["accepted", "asked"], ["accepted", "asked"]]
+
+
+def test_a_trial_of_a_proposal_is_known_by_its_function_and_no_other_is(tmp_path: Path):
+    archive = Archive(tmp_path, config())
+    archive.write(asked(0, reply="...", stage="novelty", loss=LOSS))
+    archive.write(accepted(1, "bend"))
+    again = archive.proposal_of(ProposedLoss(code=CODE, params=CustomParams(beta=0.3)))
+    assert again is not None and again.number == 1
+    assert archive.proposal_of(DpoLoss()) is None
+
+
+def test_the_table_of_proposals_has_a_row_for_each(tmp_path: Path):
+    scores = {
+        "trial": 4,
+        "value": 0.6,
+        "settings": {"beta": 0.12345},
+        "context": {"eval_kl": 2.0},
+        "states": {"complete": 1},
+    }
+    one = replace(accepted(0, "one"), parents=("dpo", "hinge"), found={"slope": -0.5, "trap": None}, scores=scores)
+    table = proposals_table([one, asked(1, stage="answer", reason="no reply", refusals=(0,))])
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["proposal"] for row in rows] == [0, 1]
+    assert (rows[0]["shown"], rows[0]["slope"], rows[0]["trap"]) == ("dpo, hinge", -0.5, None)
+    assert (rows[0]["setting"], rows[0]["KL"], rows[0]["trials"]) == ("beta 0.1235", 2.0, "complete 1")
+    assert rows[0]["code"] == CODE
+    assert (rows[1]["stage"], rows[1]["refused ones shown"], rows[1]["value"]) == ("answer", "0", None)
+    json.dumps(table, allow_nan=False)
 
 
 def test_no_number_that_is_not_finite_gets_into_a_file(tmp_path: Path):

@@ -16,6 +16,7 @@ from tune_dlrml.discovery.examining import Examined, Examiner
 from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.records import Message
+from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search import discovering
 from tune_dlrml.search.discovering import Discovering
 from tune_dlrml.search.result import SearchPlace
@@ -161,6 +162,16 @@ def test_one_candidate_is_found_ahead_and_the_next_when_it_is_trained(search: Ca
     found.issue_all()
     assert [row.spec and row.spec.branch for row in found.study.rows()] == ["dpo", "exponential", "square"]
     assert not found.study.waits()
+
+
+def test_scores_are_put_down_when_a_trial_ends_also_behind_the_last_question(search: Callable[..., Found]):
+    found = search(REPLIES[:1], candidates=1)
+    found.wait_for(lambda: found.archive.ended)
+    found.issue_all()
+    found.study.judge(1, 40, {"eval_accuracy": 0.7})
+    found.study.finish(TrialOutcome(1, State.COMPLETE, "all steps done"), 40)
+    found.thread.on_change()
+    found.wait_for(lambda: found.archive.records()[0].scores.get("value") == 0.7)
 
 
 def test_a_question_under_way_is_asked_again_under_its_number(search: Callable[..., Found], tmp_path: Path):

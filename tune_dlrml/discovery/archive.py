@@ -2,12 +2,12 @@
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from tune_dlrml.config import DiscoveryConfig
+from tune_dlrml.config import AnyLoss, DiscoveryConfig
 from tune_dlrml.evaluation.records import Message
 from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.study.candidates import Candidate, free_label
@@ -17,6 +17,9 @@ PROPOSALS = "proposals"
 """Their folder in that of the search."""
 Stage = Literal["asked", "answer", "syntax", "checks", "novelty", "accepted"]
 """How far a proposal came: where it was refused, `accepted` if it is trained, `asked` while there is no reply."""
+
+GEOMETRY = ("slope", "trap", "barrier", "bounded", "coupled")
+"""Of what the checks measured, the shape of a loss in the middle of its box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ class Archive:
     def __init__(self, folder: Path, config: DiscoveryConfig) -> None:
         self.folder, self._config = folder, config
         self._lock = threading.Lock()
+        self._follower: Callable[[Sequence[ProposalRecord]], None] = lambda records: None
         paths = sorted(folder.glob("[0-9]*.json"), key=lambda path: int(path.stem))
         self._records = [ProposalRecord.from_json(json.loads(path.read_bytes())) for path in paths]
         pending = bool(self._records) and self._records[-1].stage == "asked"
@@ -116,7 +120,14 @@ class Archive:
         replace_file(path, json.dumps(asdict(record), indent=1, allow_nan=False), durable=True)
         with self._lock:
             self._records[record.number : record.number + 1] = [record]
+            self._follower(self._records)
         return record
+
+    def follow(self, follower: Callable[[Sequence[ProposalRecord]], None]) -> None:
+        """Call a function with all records, now and after every change, from the thread that makes it."""
+        with self._lock:
+            self._follower = follower
+            follower(self._records)
 
     def accepted(self) -> list[Candidate]:
         """The proposals that are trained, in the order of their numbers."""
@@ -139,6 +150,11 @@ class Archive:
     def label_of(self, name: str, taken: Sequence[str]) -> str:
         """A label for the trials of a proposal of this name, which no other loss of the search has."""
         return free_label(name, [*taken, *(each.label for each in self.accepted())])
+
+    def proposal_of(self, loss: AnyLoss) -> ProposalRecord | None:
+        """The accepted proposal that a trial's loss is; None if it is none."""
+        code = loss.code if isinstance(loss, ProposedLoss) else ""
+        return next((each for each in self.records() if code and each.label and each.code == code), None)
 
     def score(self, label: str, scores: Mapping[str, Any]) -> None:
         """Put down what the best trial of a proposal measured."""

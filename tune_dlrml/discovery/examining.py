@@ -6,14 +6,11 @@ from typing import Any, Self
 
 from tune_dlrml.config import AnyLoss, SearchConfig
 from tune_dlrml.config.discovery import SCALARS
-from tune_dlrml.discovery.archive import Stage
+from tune_dlrml.discovery.archive import GEOMETRY, Stage
 from tune_dlrml.discovery.checks import Checker, CheckerGoneError, Findings, Limits
 from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.proposed.config import ProposedLoss
-
-GEOMETRY = ("slope", "trap", "barrier", "bounded", "coupled")
-"""Of `Findings`, what the report shows of a proposal's shape."""
 
 
 @dataclass(frozen=True)

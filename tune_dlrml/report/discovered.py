@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tune_dlrml.discovery.archive import ProposalRecord
-from tune_dlrml.discovery.examining import GEOMETRY
+from tune_dlrml.discovery.archive import GEOMETRY, ProposalRecord
 from tune_dlrml.discovery.scores import Score, scores_of
 from tune_dlrml.report.ranking import Z
 from tune_dlrml.report.reading import BASELINE, SearchData

@@ -1,6 +1,6 @@
 """The records of a search: what happens to its trials is recorded before it is shown or logged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tune_dlrml.evaluation.judges.jury import Grading
@@ -50,6 +50,9 @@ class Books:
     """Records everything that happens, in this order: event log, MLflow, view.
 
     Submits answers to the judges, and tells the search for losses that something has changed.
+
+    Args:
+        tags: What the run of a trial in MLflow is tagged with.
     """
 
     def __init__(
@@ -60,14 +63,16 @@ class Books:
         view: SearchView,
         evaluation: Evaluation,
         discovering: Discovering,
+        tags: Callable[[TrialSpec], Mapping[str, str]] = lambda spec: {},
     ) -> None:
         self._study, self._events, self._tracker, self._view = study, events, tracker, view
         self._evaluation, self._discovering = evaluation, discovering
+        self._tags = tags
         self._runs: dict[int, str | None] = {}
 
     def on_start(self, spec: TrialSpec) -> None:
         """A trial is issued."""
-        self._events.start(spec)
+        self._events.start(spec, self._tags(spec))
         self._tracker.notify(spec.number)
         self._view.on_start(spec)
         self._discovering.on_change()

@@ -71,13 +71,15 @@ class Discovering:
             asker.close()
         if self._thread is not None:
             self._thread.join(LEAVE_S)
+            self._thread = None
 
     def finish(self) -> None:
-        """Put the scores of all trials into the proposals' files.
+        """Stop asking, and put the scores of all trials into the proposals' files.
 
         Raises:
             Exception: What ended the thread that asks.
         """
+        self.leave()
         if self._archive is not None:
             self._score(self._archive)
         if self._error is not None:
@@ -89,15 +91,23 @@ class Discovering:
         try:
             with Examiner(self._prepared.config) as examiner:
                 while not self._stop.is_set() and not self._is_over(archive):
-                    self._wake.clear()
                     if self._wants_more(archive):
                         self._turn(archive, examiner)
                     else:
-                        self._wake.wait()
+                        self._rest(archive)
+            archive.ended = not self._stop.is_set()
+            while not self._stop.is_set():
+                self._rest(archive)
         except Exception as error:
             self._error = error
-        finally:
             archive.ended = not self._stop.is_set()
+
+    def _rest(self, archive: Archive) -> None:
+        """Wait for a trial that is issued or ends, and put its scores into the proposals' files."""
+        self._wake.wait()
+        self._wake.clear()
+        if not self._stop.is_set():
+            self._score(archive)
 
     def _is_over(self, archive: Archive) -> bool:
         if archive.is_full() or not self._askers:

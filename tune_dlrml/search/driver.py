@@ -17,6 +17,7 @@ from tune_dlrml.cluster.cluster import alive_nodes, group_storage, ray_cluster, 
 from tune_dlrml.cluster.driver_tmp import scratch_folder
 from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.data import as_table
+from tune_dlrml.discovery.table import TABLE, proposals_table
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import State
 from tune_dlrml.search.books import Books, SearchView, reconcile
@@ -121,7 +122,8 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     tracker = Tracker(runs, turn.events)
     if not turn.rows and not is_sqlite(place.mlflow_uri):
         tracker.require_answer()
-    tracker.describe_search(to_yaml(config), _params(config), as_table(prepared.found))
+    tracker.describe_search(to_yaml(config), _params(config))
+    _keep_tables(prepared, tracker)
     try:
         result = replace(_drive(turn, tracker, lock, scratch), seconds=time.monotonic() - began)
     except BaseException:
@@ -139,6 +141,14 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     turn.study.close()
     logged = {row.number: tracker.run_id(row.number) for row in result.rows}  # the last trials got theirs just now
     return replace(result, runs=logged, untracked=left, untracked_cause=tracker.trouble)
+
+
+def _keep_tables(prepared: PreparedSearch, tracker: Tracker) -> None:
+    """What was found in the data, and the proposals whenever one changes."""
+    if prepared.found:
+        tracker.keep_table("dataset.json", as_table(prepared.found))
+    if prepared.archive is not None:
+        prepared.archive.follow(lambda records: tracker.keep_table(TABLE, proposals_table(records)))
 
 
 def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
@@ -162,7 +172,7 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
     """Train and judge what is left, within the time budget."""
     prepared, study, clock, evaluation = turn.prepared, turn.study, turn.clock, turn.evaluation
     place, notice = prepared.place, turn.view.on_notice
-    books = Books(study, turn.events, tracker, turn.view, evaluation, turn.discovering)
+    books = Books(study, turn.events, tracker, turn.view, evaluation, turn.discovering, prepared.tags_of)
     searcher = StudySearcher(study, books, expired=clock.is_up, allowed=lock.check, waiting=turn.discovering.on_wait)
     evaluation.begin(books.on_judged, notice)
     trains = turn.trains()

@@ -22,7 +22,7 @@ from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.starting import start_of
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
-from tune_dlrml.space import Point
+from tune_dlrml.space import Point, TrialSpec
 from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.proposer import Proposer, proposer_of
 from tune_dlrml.study.study import SearchStudy
@@ -65,6 +65,18 @@ class PreparedSearch:
         if self.archive is not None:
             return candidate_proposer(self.config, self.archive)
         return proposer_of(self.config, self.start)
+
+    def proposals(self) -> Archive | None:
+        """What its losses were proposed in; None where none is a proposal."""
+        return self.archive
+
+    def tags_of(self, spec: TrialSpec) -> dict[str, str]:
+        """What the run of a trial is tagged with: the proposal that it trains."""
+        archive = self.proposals()
+        found = None if archive is None else archive.proposal_of(spec.loss)
+        if found is None:
+            return {}
+        return {"proposal": str(found.number), "proposal_name": found.label, "proposer": found.proposer}
 
     def open_study(self) -> SearchStudy:
         """Its study, new or resumed.

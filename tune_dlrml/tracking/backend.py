@@ -71,8 +71,11 @@ class Backend(Protocol):
             ClosedError: The user has to do something first.
         """
 
-    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
-        """Log the resolved search-space file, its settings, and a table of the findings in its data."""
+    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any]) -> None:
+        """Log the resolved search-space file and its settings."""
+
+    def keep_tables(self, parent: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Show tables, each with `columns` and `data`, in the search's run, in place of earlier ones of their names."""
 
     def close(
         self, parent: str, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int

@@ -100,9 +100,20 @@ class Outbox:
         """Delete runs that the backend made twice."""
         self._backend.drop_twins(self.parent, {number: self.run_id(number) for number in self._events.numbers()})
 
-    def close(self, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int) -> None:
-        """Close the parent run, and record which events it includes."""
-        total = sum(self._events.size(number) for number in self._events.numbers())
+    def close(
+        self,
+        summary: Mapping[str, float],
+        tags: Mapping[str, str],
+        status: str,
+        timestamp_ms: int,
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Close the parent run, and record which events it includes.
+
+        Where it lacks its description or a table and so is not `whole`, it counts as open: the next driver sends them.
+        """
+        total = sum(self._events.size(number) for number in self._events.numbers()) if whole else 0
         self._backend.close(self.parent, summary, tags, status, timestamp_ms)
         if not self.abandoned:
             Cursor(self._store, self.parent, total).save(_parent_path(self._events))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tune_dlrml.errors import InputError
@@ -30,7 +29,6 @@ CLOSE_S = 60.0
 class _Description:
     config_yaml: str
     params: Mapping[str, Any]
-    findings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Tracker:
         self._changed = threading.Condition()
         self._news: set[int] = set()
         self._description: _Description | None = None
+        self._tables: Mapping[str, Mapping[str, Any]] = {}
         self._closing: _Closing | None = None
         self._tried = threading.Event()
         self._error: str | None = None
@@ -80,12 +79,16 @@ class Tracker:
                 f"{self._backend.place} does not ({cause}); start it or change the URI"
             )
 
-    def describe_search(
-        self, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
-        """Log the resolved search-space file to the parent run, its settings as params, and a table of its data."""
+    def describe_search(self, config_yaml: str, params: Mapping[str, Any]) -> None:
+        """Log the resolved search-space file to the parent run, and its settings as params."""
         with self._changed:
-            self._description = _Description(config_yaml, params, findings)
+            self._description = _Description(config_yaml, params)
+            self._changed.notify_all()
+
+    def keep_table(self, name: str, table: Mapping[str, Any]) -> None:
+        """Show a table in the parent run, in place of an earlier one of its name; see `Backend.keep_tables`."""
+        with self._changed:
+            self._tables = {**self._tables, name: table}
             self._changed.notify_all()
 
     def notify(self, number: int) -> None:
@@ -100,7 +103,8 @@ class Tracker:
 
     def behind(self) -> int:
         """Number of events that were not sent or were refused, plus one for each open change of the parent run."""
-        return untracked(self._events, self._backend.name) + self._outbox.refused + (self._description is not None)
+        own = (self._description is not None) + len(self._tables)
+        return untracked(self._events, self._backend.name) + self._outbox.refused + own
 
     @property
     def trouble(self) -> str:
@@ -144,7 +148,8 @@ class Tracker:
             )
 
     def _has_work(self) -> bool:
-        return bool(self._news) or self._description is not None or self._closing is not None
+        described = self._description is None and not self._tables
+        return bool(self._news) or not described or self._closing is not None
 
     def _attempt(self, closing: _Closing | None) -> bool:
         """Send everything; False if something is left."""
@@ -156,11 +161,12 @@ class Tracker:
             if closing is not None:
                 numbers.update(self._events.numbers())
             sent = [self._is_delivered(number) for number in sorted(numbers)]
-            done = all(sent) and (self._is_described() or closing is not None)
+            described = self._is_described()
+            done = all(sent) and (described or closing is not None)
             if self._backend.doubtful or closing is not None:
                 self._outbox.drop_twins()
             if closing is not None:
-                self._outbox.close(closing.summary, closing.tags, closing.status, closing.timestamp_ms)
+                self._outbox.close(closing.summary, closing.tags, closing.status, closing.timestamp_ms, whole=described)
             self._note(None)
         except Exception as error:  # whatever the backend raises: the logs keep the events, and `behind` counts them
             done = False
@@ -184,19 +190,20 @@ class Tracker:
 
     def _is_described(self) -> bool:
         """Describe the search; artifacts may have a store of their own, which alone may be unavailable."""
-        description = self._description
-        if description is None:
-            return True
+        description, tables = self._description, self._tables
         try:
-            self._backend.describe(
-                self._outbox.parent, description.config_yaml, description.params, description.findings
-            )
+            if description is not None:
+                self._backend.describe(self._outbox.parent, description.config_yaml, description.params)
+            if tables:
+                self._backend.keep_tables(self._outbox.parent, tables)
         except Exception as error:
             self._warn(f"{self._backend.title} has no description of the search yet", error)
             return False
         with self._changed:
             if self._description is description:
                 self._description = None
+            newer = {name: table for name, table in self._tables.items() if tables.get(name) is not table}
+            self._tables = newer
         return True
 
     def _warn(self, what: str, error: Exception) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig
+from tune_dlrml.discovery.archive import Archive
 from tune_dlrml.search.confirm.finalists import Finalist, confirm_settings, finalists, seeds_of
 from tune_dlrml.search.preparation import PreparedSearch, prepare_any
 from tune_dlrml.search.result import SearchPlace
@@ -27,9 +28,15 @@ class ConfirmSearch(PreparedSearch):
 
     Attributes:
         wanted: The trials in the order in which they are trained; they get their numbers when they are issued.
+        searched: The proposals of the search that is confirmed.
     """
 
     wanted: tuple[TrialSpec, ...] = ()
+    searched: Archive | None = None
+
+    def proposals(self) -> Archive | None:
+        """Those of the search that is confirmed."""
+        return self.searched
 
     def proposer(self) -> Proposer:
         """The fixed trials, without a sampler."""
@@ -52,7 +59,7 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
         return None
     again = prepare_any(confirm_config(config, prepared.place), prepared.place)
     own = {field.name: getattr(again, field.name) for field in fields(PreparedSearch)}
-    return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)))
+    return ConfirmSearch(**own, wanted=tuple(_wanted(config, *chosen)), searched=prepared.archive)
 
 
 def confirm_config(config: SearchConfig, place: SearchPlace) -> SearchConfig:

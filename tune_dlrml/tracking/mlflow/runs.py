@@ -29,8 +29,6 @@ PAGE = 1000
 """Runs per call of a listing."""
 SETTLE_S = 3.0
 """Time in which a server that was suspended executes calls that had timed out."""
-FINDINGS = "dataset.json"
-"""Table of the parent run with findings about the data's tokens."""
 SEARCH_TAG = "tune_dlrml.search"
 SEARCH_ID_TAG = "tune_dlrml.search_id"
 ROLE_TAG = "tune_dlrml.role"
@@ -104,13 +102,18 @@ class MlflowRuns:
         self._client.update_run(run, status="RUNNING")
         return run
 
-    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any], findings: Mapping[str, Any]) -> None:
-        """Log the resolved search-space file and its data's findings as artifacts of the parent run, and its params."""
+    def describe(self, parent: str, config_yaml: str, params: Mapping[str, Any]) -> None:
+        """Log the resolved search-space file as an artifact of the parent run, and its params."""
         self._client.log_text(parent, config_yaml, "search.yaml")
-        if findings.get("data"):
-            self._client.log_text(parent, json.dumps(findings, ensure_ascii=False), FINDINGS)
-            self._client.set_tag(parent, _TABLES_TAG, json.dumps([{"path": FINDINGS, "type": "table"}]))
         self._describe(parent, params, {})
+
+    def keep_tables(self, parent: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log tables as artifacts of the parent run, which MLflow shows as tables."""
+        for name, table in tables.items():
+            self._client.log_text(parent, json.dumps(table, ensure_ascii=False), name)
+        known = json.loads(self._client.get_run(parent).data.tags.get(_TABLES_TAG, "[]"))
+        names = dict.fromkeys([*(each["path"] for each in known), *tables])
+        self._client.set_tag(parent, _TABLES_TAG, json.dumps([{"path": name, "type": "table"} for name in names]))
 
     def close(
         self, parent: str, summary: Mapping[str, float], tags: Mapping[str, str], status: str, timestamp_ms: int
@@ -137,6 +140,7 @@ class MlflowRuns:
             "branch": event["branch"],
             "state": str(State.RUNNING),
             "attempt": str(event["attempt"]),
+            **event.get("tags", {}),
         }
         with self._run_errors(run):
             if self._describe(run, event["params"], tags).info.status != "RUNNING":
