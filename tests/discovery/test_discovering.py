@@ -67,7 +67,7 @@ class Scripted:
         self.replies, self.asked = list(replies), 0
         self.new = threading.Condition()
 
-    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
         with self.new:
             reply = self.replies[self.asked]
             self.asked += 1
@@ -207,6 +207,13 @@ def test_the_caps_end_a_discovery_and_say_so(search: Callable[..., Found]):
     assert "discovery.limits.calls are used up: 0 of 2 candidates were found" in found.notices[-1]
     found.issue_all()
     assert found.study.num_trials == 1
+
+
+def test_a_run_whose_time_is_over_asks_nothing_more_and_says_so(search: Callable[..., Found]):
+    found = search([*REPLIES], limits={"deadline_s": 1e-6})
+    found.wait_for(lambda: found.archive.ended)
+    assert stages(found) == []
+    assert "discovery.limits.deadline_s is over" in found.notices[-1] and "0 of 2" in found.notices[-1]
 
 
 def test_proposers_take_turns_and_one_that_cannot_answer_is_left_out(search: Callable[..., Found]):

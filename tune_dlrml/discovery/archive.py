@@ -104,7 +104,7 @@ class Archive:
         paths = sorted(folder.glob("[0-9]*.json"), key=lambda path: int(path.stem))
         self._records = [ProposalRecord.from_json(json.loads(path.read_bytes())) for path in paths]
         pending = bool(self._records) and self._records[-1].stage == "asked"
-        self.ended = self.is_full() or (min(self.left()) <= 0 and not pending)
+        self.ended = self.is_full() or (bool(self.spent()) and not pending)
 
     def records(self) -> list[ProposalRecord]:
         """All of them, in the order of their numbers."""
@@ -146,6 +146,12 @@ class Archive:
         records = self.records()
         calls, tokens = sum(record.requests for record in records), sum(record.tokens for record in records)
         return self._config.limits.calls - calls, self._config.limits.tokens - tokens
+
+    def spent(self) -> str:
+        """Which cap is used up, as a sentence; empty if none is."""
+        calls, tokens = self.left()
+        cap = "calls" if calls <= 0 else "tokens" if tokens <= 0 else ""
+        return f"discovery.limits.{cap} are used up" if cap else ""
 
     def label_of(self, name: str, taken: Sequence[str]) -> str:
         """A label for the trials of a proposal of this name, which no other loss of the search has."""

@@ -3,16 +3,25 @@
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from tune_dlrml.config import DiscoveryConfig
-from tune_dlrml.errors import JudgeEndedError
+from tune_dlrml.errors import InputError, JudgeEndedError
 from tune_dlrml.evaluation.endpoint.client import Endpoint, NoReplyError
 from tune_dlrml.evaluation.endpoint.completion import CHARACTERS_PER_TOKEN
 from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
 from tune_dlrml.evaluation.engines.registry import Live, SamplingEngine, engine_in_process
 from tune_dlrml.evaluation.records import Message
-from tune_dlrml.models.loading import check_model_reference, parse_model_reference
+from tune_dlrml.models.loading import check_model_reference, load_shapes, parse_model_reference
+from tune_dlrml.system.memory import free_memory
+
+PROBE_S = 20.0
+"""Seconds within which an endpoint must answer a first word."""
+BYTES_PER_WEIGHT = 2
+"""Of a model in this process, which computes in bfloat16."""
+GIB = 2**30
 
 
 class Answer(NamedTuple):
@@ -36,11 +45,19 @@ class Answer(NamedTuple):
 class Asker(Protocol):
     """One proposer."""
 
-    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
-        """Its answer within so many requests and tokens.
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
+        """Its answer within so many requests, tokens and seconds.
 
         Raises:
             InputError: It can answer no question as it is configured.
+        """
+
+    def first_word(self) -> str:
+        """Whether it can be asked, at next to no cost, as a phrase behind its name.
+
+        Raises:
+            InputError: It refuses its key, address or model, or there is no room for it.
+            TuneDlrmlError: It does not answer at the moment.
         """
 
     def close(self) -> None:
@@ -58,16 +75,24 @@ class EndpointAsker:
 
     def __init__(self, model: str, config: DiscoveryConfig, key: str | None) -> None:
         self._config = config
-        self._settings = EndpointSettings(model, config.proposer_url, key, deadline_s=config.limits.deadline_s)
+        self._settings = EndpointSettings(model, config.proposer_url, key, concurrency=1)
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._closed = False
 
-    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
+    def first_word(self) -> str:
+        """See `Asker.first_word`."""
+        if self._settings.key is None and self._settings.url is None:
+            raise InputError(
+                f"OpenAI's endpoint needs a key for {self._settings.model}, but there is none: set OPENAI_API_KEY or "
+                "discovery.proposer_key_file"
+            )
+        with closing(Endpoint(replace(self._settings, timeout_s=PROBE_S, deadline_s=PROBE_S))) as endpoint:
+            return endpoint.first_word()
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
         """See `Asker.ask`; every question has an endpoint of its own, whose caps are what is left."""
-        settings = EndpointSettings(
-            **{**vars(self._settings), "concurrency": 1, "max_calls": calls, "max_tokens": tokens}
-        )
+        settings = replace(self._settings, max_calls=calls, max_tokens=tokens, deadline_s=seconds)
         with self._lock:
             if self._closed:
                 return Answer(None, "the search was left", calls=0)
@@ -105,8 +130,19 @@ class LocalAsker:
         self._reference, self._config = reference, config
         self._engine: SamplingEngine | None = None
 
-    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int) -> Answer:
-        """See `Asker.ask`."""
+    def first_word(self) -> str:
+        """See `Asker.first_word`; its weights are not read for it."""
+        reference, free = parse_model_reference(self._reference), free_memory()
+        need = BYTES_PER_WEIGHT * load_shapes(reference).num_parameters()
+        if need > free:
+            raise InputError(
+                f"{reference} takes {need / GIB:.3g} GiB in the driver's process, but {free / GIB:.3g} GiB are free "
+                "on this machine: choose a smaller model, or one behind an endpoint"
+            )
+        return f"is there and takes {need / GIB:.2g} of {free / GIB:.3g} GiB"
+
+    def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
+        """See `Asker.ask`; a reply that has begun is not cut short."""
         if self._engine is None:
             self._engine = _loaded(self._reference, self._config)
         (text,) = self._engine.generate([list(messages)], temperature=self._config.temperature, seed=seed)

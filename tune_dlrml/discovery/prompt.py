@@ -13,6 +13,14 @@ from tune_dlrml.metrics import METRICS
 
 SHOWN = 600
 """Characters of a refused reply that are shown."""
+EXAMPLE = """\
+def softened_hinge(pairs, *, beta, gap=1.0):
+    # beta: 0.01 to 1, log
+    # gap: 0.2 to 2
+    z = beta * (pairs.chosen_logratio_B - pairs.rejected_logratio_B)
+    return F.softplus(gap - z)
+"""
+"""A function as it may be proposed."""
 TASK = """\
 You design loss functions for preference fine-tuning of language models. A loss sees pairs of completions of one \
 prompt, of which people preferred one, and is minimised by gradient descent on the policy. You write one Python \
@@ -21,13 +29,7 @@ trained on: {meaning}
 
 Reply with one or two sentences on the idea, and then with one function in a code block:
 
-```python
-def softened_hinge(pairs, *, beta, gap=1.0):
-    # beta: 0.01 to 1, log
-    # gap: 0.2 to 2
-    z = beta * (pairs.chosen_logratio_B - pairs.rejected_logratio_B)
-    return F.softplus(gap - z)
-```
+{example}
 
 Rules, each of which is checked:
 - The first argument holds tensors of shape (B,): `chosen_logratio_B` and `rejected_logratio_B`, log-probability \
@@ -78,6 +80,7 @@ def question(
     system = TASK.format(
         metric=METRICS[metric].words,
         meaning=METRICS[metric].meaning,
+        example=_fenced(EXAMPLE),
         functions=", ".join(f"`{name}`" for name in sorted(FUNCTIONS)),
         methods=", ".join(f"`{name}`" for name in sorted(METHODS)),
     )

@@ -1,5 +1,6 @@
 """Asks for losses in one thread, while others are trained."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from tune_dlrml.study.sampling import derived_seed
 
 LEAVE_S = 10.0
 """How long a search that ends waits for the question that is under way."""
+SHORTEST_S = 1.0
+"""Least time that a question has."""
 FAULT_S = 5.0
 """Wait after a question without a reply."""
 
@@ -42,6 +45,7 @@ class Discovering:
         self._askers: dict[str, Asker] = {}
         self._notify: Callable[[str], None] = lambda text: None
         self._error: Exception | None = None
+        self._until = math.inf
         self._idle = IdleTime(prepared.config.resources.concurrent_trials)
 
     def begin(self, on_notice: Callable[[str], None]) -> None:
@@ -49,6 +53,7 @@ class Discovering:
         if self._archive is None or self._archive.ended or self._config is None:
             return
         self._notify = on_notice
+        self._until = time.monotonic() + self._config.limits.deadline_s
         key = self._prepared.proposer_key
         self._askers = {name: asker_of(name, self._config, key) for name in self._config.proposer}
         self._thread = threading.Thread(target=self._work, name="discovering", daemon=True)
@@ -110,15 +115,20 @@ class Discovering:
             self._score(archive)
 
     def _is_over(self, archive: Archive) -> bool:
-        if archive.is_full() or not self._askers:
+        if archive.is_full():
             return True
-        assert self._config is not None
-        calls, tokens = archive.left()
-        spent = "calls" if calls <= 0 else "tokens" if tokens <= 0 else ""
-        if spent:
-            found, wanted = len(archive.accepted()), self._config.candidates
-            self._notify(f"discovery.limits.{spent} are used up: {found} of {wanted} candidates were found")
-        return bool(spent)
+        why = self._why_over(archive)
+        if why and self._config is not None:
+            self._notify(f"{why}: {len(archive.accepted())} of {self._config.candidates} candidates were found")
+        return bool(why)
+
+    def _why_over(self, archive: Archive) -> str:
+        """Why nothing is asked any more though candidates are missing; empty if something is."""
+        if not self._askers:
+            return "no proposer is asked any more"
+        if time.monotonic() >= self._until:
+            return "discovery.limits.deadline_s is over for this run of the command"
+        return archive.spent()
 
     def _wants_more(self, archive: Archive) -> bool:
         """Whether fewer candidates than worker groups wait to be trained."""
@@ -141,7 +151,9 @@ class Discovering:
         seed = derived_seed(self._prepared.config.search.seed, record.number, "proposal") % 2**31
         began = time.monotonic()
         try:
-            answer = self._askers[record.proposer].ask(record.messages, seed=seed, calls=calls + 1, tokens=tokens)
+            answer = self._askers[record.proposer].ask(
+                record.messages, seed=seed, calls=calls + 1, tokens=tokens, seconds=max(self._until - began, SHORTEST_S)
+            )
         except InputError as error:
             del self._askers[record.proposer]
             answer = Answer(None, f"it is asked no more: {error}")

@@ -33,6 +33,8 @@ TRIES = 8
 UNREADABLE_TRIES = 3
 """Of them, where the server does reply, and what it says is no completion."""
 BACKOFF_S, LONGEST_WAIT_S = 1.0, 60.0
+FIRST_WORD_TOKENS = 16
+"""The least that some endpoints take."""
 SHOWN = 120
 """Characters of a reply without a completion that are shown."""
 _UNFIT = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
@@ -97,6 +99,15 @@ class Endpoint:
             with suppress(InvalidStateError):  # its reply has just come
                 answer.set_exception(TransientError("the client was closed"))
         self._client.close()
+
+    def first_word(self) -> str:
+        """Whether it answers, for the tokens of one short message, as a phrase behind its name.
+
+        Raises:
+            TuneDlrmlError: As `complete` does.
+        """
+        self.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=FIRST_WORD_TOKENS)
+        return f"answers at {self.settings.address}"
 
     def complete(
         self,

@@ -16,8 +16,6 @@ TEMPERATURE_AGAIN = 0.7
 """At temperature 0 a judge would say the same again."""
 TOP_LOGPROBS = 20
 """As many as OpenAI gives: a token that is not among them counts as impossible."""
-FIRST_WORD_TOKENS = 16
-"""The least that some endpoints take."""
 
 
 class EndpointJudge:
@@ -59,8 +57,7 @@ class EndpointJudge:
 
     def first_word(self) -> str:
         """See `NamedJudge.first_word`."""
-        self._endpoint.complete([{"role": "user", "content": "1"}], temperature=0.0, max_tokens=FIRST_WORD_TOKENS)
-        return f"answers at {self._endpoint.settings.address}"
+        return self._endpoint.first_word()
 
     def close(self) -> None:
         """See `NamedJudge.close`."""
