@@ -170,6 +170,7 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     from tune_dlrml.doctor.cluster import examine_cluster
     from tune_dlrml.doctor.exposure import examine_addresses, examine_mlflow, examine_token_file
     from tune_dlrml.doctor.judges import examine_judges
+    from tune_dlrml.doctor.proposers import examine_proposers
     from tune_dlrml.doctor.study import examine_study
     from tune_dlrml.search.result import SearchPlace
 
@@ -179,6 +180,7 @@ def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:
     place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     yield from examine(config)
     yield from examine_judges(config.evaluation, os.environ.get("OPENAI_API_KEY"))
+    yield from examine_proposers(config, os.environ.get("OPENAI_API_KEY"))
     yield from examine_cluster(config.resources, place.ray_address, sqlite=place.study is None)
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     mlflow = None if place.mlflow is None else examine_mlflow(place.mlflow, own_addresses())

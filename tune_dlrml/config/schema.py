@@ -296,6 +296,11 @@ class SearchConfig(Frozen):
             return self.space
         return self.space.model_copy(update={"losses": self.discovery.seeds_losses})
 
+    @property
+    def losses_key(self) -> str:
+        """Where the file names them."""
+        return "space.losses" if self.discovery is None else "discovery.seeds_losses"
+
     def with_losses(self, losses: Sequence[AnyLoss]) -> Self:
         """The search with these losses in place of `known_losses`."""
         if self.discovery is None:

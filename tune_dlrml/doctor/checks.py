@@ -78,20 +78,22 @@ def _examine_sizes(train: Section, held_out: Section) -> Finding:
 
 def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:
     """Check a user's function, and the share of a branch's box whose loss is unsuitable."""
-    key = f"space.losses[{index}].{loss.written}"
+    key = f"{config.losses_key}[{index}].{loss.written}"
     try:
         if loss.written is not None:
             yield from _function_findings(key, try_function(loss))
         if not loss.needs_reference:
             yield Finding(
-                f"space.losses: {label}", "ok", "takes no reference, so it has no shape over the margin to look at"
+                f"{config.losses_key}: {label}",
+                "ok",
+                "takes no reference, so it has no shape over the margin to look at",
             )
             return
         loss_box = loss_box_of(label, loss, config.divergence.margin_limit)
     except InputError as error:
         yield Finding(key, "error", str(error))
         return
-    yield Finding(f"space.losses: {label}", "ok" if loss_box.sound else "warning", loss_box.sentence(), loss_box)
+    yield Finding(f"{config.losses_key}: {label}", "ok" if loss_box.sound else "warning", loss_box.sentence(), loss_box)
 
 
 def _function_findings(key: str, seen: "list[Observation]") -> Iterator[Finding]:

@@ -199,7 +199,6 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
     losses: list[AnyLoss] = []
     notes: list[str] = []
     known = config.known_losses().losses
-    key = "space.losses" if config.discovery is None else "discovery.seeds_losses"
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         given = known[index]
         if given.written is not None:
@@ -207,7 +206,7 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
                 given = given.tied()
                 seen = try_function(loss)
             except InputError as error:
-                raise InputError(f"{key}[{index}].{given.written}: {error}") from None
+                raise InputError(f"{config.losses_key}[{index}].{given.written}: {error}") from None
             notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]
         losses.append(given)
     return config.with_losses(losses), tuple(notes)
