@@ -99,6 +99,7 @@ def search(
         except InputError as error:
             raise InputError(f"{space}: {error}") from None
         from tune_dlrml.search.confirm.verdicts import read_confirmation
+        from tune_dlrml.search.discovery_progress import read_progress
         from tune_dlrml.search.driver import run_search
         from tune_dlrml.search.usage import read_usage
         from tune_dlrml.views.search import ProgressView, duration, trials_table, usage_line
@@ -110,13 +111,15 @@ def search(
             view.on_notice(note)
         result = run_search(prepared, view)
     usage, confirmation = read_usage(result, place), read_confirmation(result.name, place)
+    found = read_progress(result, place)
     if as_json:
         ended = {"interrupted": result.interrupted, "out_of_time": result.out_of_time}
-        print_json(_search_document(result, usage, confirmation) | ended)
+        print_json(_search_document(result, usage, confirmation, found) | ended)
     else:
         out.print(trials_table(result.rows, result.metrics, result.metric, result.best))
         out.print(f"{_ends(result.rows)} in {duration(result.seconds)}", highlight=False)
         out.print(usage_line(usage), highlight=False, soft_wrap=True)
+        _print_discovery(out, found)
         _print_best(out, result)
         _print_confirmation(out, confirmation)
         out.print(
@@ -139,6 +142,7 @@ def status(
 ) -> None:
     """Show the trials and the resource usage of a search, from its study and event logs alone; it may be running."""
     from tune_dlrml.search.confirm.verdicts import read_confirmation
+    from tune_dlrml.search.discovery_progress import read_progress
     from tune_dlrml.search.result import SearchPlace, read_search
     from tune_dlrml.search.usage import read_usage
     from tune_dlrml.views.search import trials_table, usage_line
@@ -146,14 +150,16 @@ def status(
     place = SearchPlace(storage, study=study_url)
     result = read_search(name, place)
     usage, confirmation = read_usage(result, place), read_confirmation(name, place)
+    found = read_progress(result, place)
     if as_json:
-        print_json(_search_document(result, usage, confirmation))
+        print_json(_search_document(result, usage, confirmation, found))
         return
     out = console(False)
     rows = [row for row in result.rows if row.number in result.front] if pareto else result.rows
     out.print(trials_table(rows, result.metrics, result.metric, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)
     out.print(usage_line(usage), highlight=False, soft_wrap=True)
+    _print_discovery(out, found)
     _print_best(out, result)
     _print_confirmation(out, confirmation)
     out.print(
@@ -207,7 +213,12 @@ def _print_confirmation(out: Console, confirmation: Any) -> None:
         out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def _search_document(result: Any, usage: Any, confirmation: Any) -> dict[str, Any]:
+def _print_discovery(out: Console, found: Any) -> None:
+    if found is not None:
+        out.print(f"discovery: {found.sentence()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _search_document(result: Any, usage: Any, confirmation: Any, found: Any) -> dict[str, Any]:
     return {
         "name": result.name,
         "best": result.best,
@@ -217,6 +228,7 @@ def _search_document(result: Any, usage: Any, confirmation: Any) -> dict[str, An
         "spent_s": result.spent_s,
         "usage": usage.as_json(),
         "confirmed": None if confirmation is None else confirmation.as_json(),
+        "discovery": None if found is None else found.as_json(),
         "shared_prompt": next(
             (bool(of["shared_prompt"]) for of in result.metrics.values() if "shared_prompt" in of), None
         ),

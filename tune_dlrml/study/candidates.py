@@ -65,7 +65,7 @@ class CandidateTrials(Proposer):
     def total(self, rows: Sequence[TrialRow]) -> int:
         """As many as there are if every candidate is found."""
         assert self.config.discovery is not None
-        seeds = sum(self._trials(each) for each in self._seeds())
+        seeds = sum(trials_of(self.config, each) for each in self._seeds())
         return self.first + seeds + self.config.discovery.candidates * self.config.discovery.trials_per_candidate
 
     def when(self, number: int) -> When:
@@ -89,7 +89,7 @@ class CandidateTrials(Proposer):
         """The loss of a trial, and which of its trials it is."""
         left = number - self.first
         for each in (*self._seeds(), *self.candidates.accepted()):
-            trials = self._trials(each)
+            trials = trials_of(self.config, each)
             if left < trials:
                 return each, left
             left -= trials
@@ -98,10 +98,12 @@ class CandidateTrials(Proposer):
     def _seeds(self) -> list[Candidate]:
         return [Candidate(label, loss) for label, loss in self.config.known_losses().branches().items()]
 
-    def _trials(self, candidate: Candidate) -> int:
-        assert self.config.discovery is not None
-        domains = SearchSpace(self.config, {candidate.label: candidate.loss}).domains(candidate.label)
-        return self.config.discovery.trials_per_candidate if domains else 1
+
+def trials_of(config: SearchConfig, candidate: Candidate) -> int:
+    """Trials of a loss in a search with `discovery`: one where there is nothing to vary."""
+    assert config.discovery is not None
+    domains = SearchSpace(config, {candidate.label: candidate.loss}).domains(candidate.label)
+    return config.discovery.trials_per_candidate if domains else 1
 
 
 def candidate_proposer(config: SearchConfig, candidates: Candidates) -> Proposer:
