@@ -59,9 +59,10 @@ class DiscoveryProgress:
     def sentence(self) -> str:
         """All of it in a line."""
         came = ", ".join(f"{self.stages[stage]} {words}" for stage, words in STAGES.items() if stage in self.stages)
+        count = f"{self.proposals} proposal{'' if self.proposals == 1 else 's'}"
         trained = f"{self.trained} trained, {self.in_training} in training, {self.waiting} waiting"
         return (
-            f"{self.proposals} proposal{'' if self.proposals == 1 else 's'}{f' ({came})' if came else ''}; of {self.candidates} candidates {trained}; "
+            f"{count}{f' ({came})' if came else ''}; of {self.candidates} candidates {trained}; "
             f"{self.calls:,} of {self.most_calls:,} requests and {self.tokens:,} of {self.most_tokens:,} tokens used; "
             f"{self.now}"
         )
