@@ -62,6 +62,17 @@ def test_the_best_are_shown_with_their_code_and_the_others_are_not():
     assert "third" not in text
 
 
+def test_the_shape_of_a_loss_that_is_trained_goes_back_with_its_score():
+    shape = {"shape": ["trap at a margin of -1.2 nats, behind a barrier at -0.4"]}
+    records = [
+        record(0, stage="accepted", label="held", loss=loss("held").model_dump(mode="json"), found=shape),
+        record(1, stage="accepted", label="new", loss=loss("new").model_dump(mode="json"), found=shape),
+    ]
+    text, _ = asked({"held": score(0.6, eval_trap_fraction=0.64)}, {"held": loss("held")}, records, best=1, recent=1)
+    assert "trapped pairs 0.64; 1 complete. Its shape: trap at a margin of -1.2 nats" in text
+    assert "new: not trained yet. Its shape: trap at" in text
+
+
 def test_the_newest_proposals_are_shown_with_the_reason_why_they_were_refused():
     records = [
         record(0, stage="accepted", label="old", loss=loss("old").model_dump(mode="json")),

@@ -87,13 +87,15 @@ def question(
     best = [label for label in scores if label in losses and scores[label].value is not None][: config.context.best]
     replied = [record for record in records if record.reply is not None]
     recent = replied[max(len(replied) - config.context.recent, 0) :]
+    shapes = {record.label: record.found.get("shape", ()) for record in records if record.label}
+    said = {label: _said(score.sentence(metric), shapes.get(label, ())) for label, score in scores.items()}
     parts = []
     if "baseline" in scores:
-        parts.append(f"Plain DPO, -logsigmoid(beta * margin), trial 0: {scores['baseline'].sentence(metric)}.")
+        parts.append(f"Plain DPO, -logsigmoid(beta * margin), trial 0: {said['baseline']}.")
     if best:
-        shown = "\n\n".join(f"{label}: {scores[label].sentence(metric)}\n{_text(losses[label])}" for label in best)
+        shown = "\n\n".join(f"{label}: {said[label]}\n{_text(losses[label])}" for label in best)
         parts.append(f"The best losses so far, the best first:\n\n{shown}")
-    newest = [_newest(record, scores, metric) for record in recent if record.label not in best]
+    newest = [_newest(record, said) for record in recent if record.label not in best]
     if newest:
         parts.append("The newest proposals:\n\n" + "\n\n".join(newest))
     parts.append("Propose another loss that may be better, and that differs from all of these.")
@@ -108,11 +110,15 @@ def _text(loss: AnyLoss) -> str:
     return f"{loss.name}: {(type(loss).__doc__ or '').strip().splitlines()[0]}"
 
 
-def _newest(record: ProposalRecord, scores: Mapping[str, Score], metric: str) -> str:
+def _said(measured: str, shape: Sequence[str]) -> str:
+    """What training measured, and what the checks warned of."""
+    return f"{measured}. Its shape: {'; '.join(shape)}" if shape else measured
+
+
+def _newest(record: ProposalRecord, said: Mapping[str, str]) -> str:
     if record.stage == "accepted":
-        score = scores.get(record.label)
-        said = "not trained yet" if score is None else score.sentence(metric)
-        return f"{record.label}: {said}\n{_fenced(record.code)}"
+        untrained = _said("not trained yet", record.found.get("shape", ()))
+        return f"{record.label}: {said.get(record.label, untrained)}\n{_fenced(record.code)}"
     text = record.code or (record.reply or "")[:SHOWN]
     return f"refused, {record.reason}\n{_fenced(text)}" if text else f"refused, {record.reason}"
 

@@ -107,3 +107,4 @@ class Books:
         """Judges have rated a trial's answers; comes from another thread."""
         self._tracker.notify(number)
         self._view.on_judged(number, grading)
+        self._discovering.on_judged()

@@ -64,6 +64,10 @@ class Discovering:
         self._idle.stop()
         self._wake.set()
 
+    def on_judged(self) -> None:
+        """A trial's answers were rated: what proposers are told has changed; called from another thread."""
+        self._wake.set()
+
     def on_wait(self, running: int) -> None:
         """The next trial is not known while so many run; called again and again until it is."""
         self._idle.start(running)

@@ -183,8 +183,8 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
             if not turn.rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
                 tracker.require_answer()
             _work(turn, searcher)
-    turn.discovering.finish()
     unjudged = None if turn.trains() else evaluation.finish()
+    turn.discovering.finish()  # with all ratings
     out_of_time = turn.out_of_time or _check_time(study, clock, turn.view)
     return replace(
         read_search(study.config.name, place),
