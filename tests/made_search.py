@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_dlrml.config import SearchConfig, parse_config, to_yaml
+from tune_dlrml.discovery.archive import PROPOSALS, Archive
 from tune_dlrml.events import EventLog
 from tune_dlrml.losses.lrml.config import LearnableBetaMix
 from tune_dlrml.records import Report, State, TrialOutcome
@@ -14,6 +15,7 @@ from tune_dlrml.report import SearchData, read_data
 from tune_dlrml.search.confirm.verdicts import Confirmed, Verdict
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import TrialSpec
+from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 
@@ -53,9 +55,10 @@ class MadeSearch:
         self.folder = self.place.folder(config.name)
         self.folder.mkdir(parents=True)
         (self.folder / "search.yaml").write_text(to_yaml(config), encoding="utf-8")
+        self.archive = None if config.discovery is None else Archive(self.folder / PROPOSALS, config.discovery)
         self.study = SearchStudy(
             config,
-            proposer_of(config),
+            proposer_of(config) if self.archive is None else candidate_proposer(config, self.archive),
             self.place.study_url(config.name),
             FULL_STEPS,
             {"data_hash": {"train": "ab" * 32}},
@@ -139,7 +142,10 @@ def held_out(fate: Fate, step: int) -> dict[str, float]:
     } | dict(zip(names, fate.quantiles, strict=False))
 
 
-def make_config(losses: list[dict[str, Any]], model: str = "any", **search: Any) -> SearchConfig:
+def make_config(
+    losses: list[dict[str, Any]], model: str = "any", discovery: dict[str, Any] | None = None, **search: Any
+) -> SearchConfig:
+    """A search over these losses; with `discovery`, one that begins with them."""
     document = {
         "name": "planted",
         "model": model,
@@ -149,6 +155,9 @@ def make_config(losses: list[dict[str, Any]], model: str = "any", **search: Any)
         | search,
         "space": {"losses": losses, "training": {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}},
     }
+    if discovery is not None:
+        document["discovery"] = {"seeds_losses": document["space"].pop("losses")} | discovery
+        document["search"].pop("num_trials")
     return parse_config(document, source="test")
 
 

@@ -1,5 +1,6 @@
 """The thread that asks: what it asks ahead, what it leaves to the next driver, and when it ends."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tune_dlrml.evaluation.records import Message
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search import discovering
 from tune_dlrml.search.discovering import Discovering
-from tune_dlrml.search.result import SearchPlace
+from tune_dlrml.search.result import JUDGED, RANKING, SearchPlace
 from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.study import SearchStudy
 
@@ -172,6 +173,24 @@ def test_scores_are_put_down_when_a_trial_ends_also_behind_the_last_question(sea
     found.study.finish(TrialOutcome(1, State.COMPLETE, "all steps done"), 40)
     found.thread.on_change()
     found.wait_for(lambda: found.archive.records()[0].scores.get("value") == 0.7)
+
+
+def test_the_next_question_says_how_judges_rated_the_answers_of_a_loss(search: Callable[..., Found]):
+    found = search(REPLIES, seeds_losses=["dpo"])
+    found.wait_for(lambda: stages(found) == ["accepted"])
+    assert found.study.ask() is not None
+    found.study.judge(0, 40, {"eval_accuracy": 0.7})
+    found.study.finish(TrialOutcome(0, State.COMPLETE, "all steps done"), 40)
+    folder = found.place.folder("found")
+    (folder / "trials/0").mkdir(parents=True)
+    ranking, rating = {"questionnaire": "q", "judges": ["openai:judge"]}, {"judge": "openai:judge", "score": 6.5}
+    (folder / RANKING).write_text(json.dumps(ranking))
+    judged = {"questionnaire": "q", "scores": [rating], "differences": [], "pairs": []}
+    (folder / "trials/0" / JUDGED).write_text(json.dumps(judged))
+    found.issue_all()
+    found.wait_for(lambda: len(found.archive.records()) > 1)
+    prompt = found.archive.records()[1].messages[1]["content"]
+    assert "dpo: held-out accuracy 0.700" in prompt and "answers rated 6.50 of 10 by openai:judge" in prompt
 
 
 def test_a_question_under_way_is_asked_again_under_its_number(search: Callable[..., Found], tmp_path: Path):

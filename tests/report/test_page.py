@@ -10,6 +10,7 @@ from made_search import LOSSES, Fate, confirmed
 from typer.testing import CliRunner
 
 from tune_dlrml.cli.report import report
+from tune_dlrml.discovery.archive import ProposalRecord
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.report import write_report, writing
 from tune_dlrml.report.arms import Arm, Mean
@@ -120,6 +121,37 @@ def test_the_facts_have_the_bounds_and_how_many_trials_break_one(make_search, no
     html = write_report("planted", made.place).page.read_text(encoding="utf-8")
     bounds = "eval_kl &lt;= 5, eval_kl &gt;= 0.5, eval_margin &gt;= 0.25"
     assert f"{bounds}; 1 of 2 complete trials infeasible" in html
+
+
+def test_a_discovery_shows_its_proposals_with_their_formulas_and_why_others_were_refused(make_search, nothing_drawn):
+    made = make_search([{"name": "dpo"}], discovery={"proposer": "openai:some", "candidates": 2}, scheduler=None)
+    code = "def bend(pairs, *, beta):\n    # a < b\n    return F.softplus(-beta * pairs.margin_B)"
+    loss = {"name": "proposed", "code": code, "params": {"beta": 0.2}}
+    shape = {"slope": -0.5, "trap": None, "barrier": None, "bounded": True, "coupled": True, "shape": ["it <rises>"]}
+    asked = {"proposer": "openai:some", "times_asked": 1, "reply": "<b>prose</b>", "calls": 1, "tokens": 70}
+    records = [
+        {"stage": "accepted", "label": "bend", "loss": loss, "found": shape, "parents": ("dpo",), "refusals": (1,)},
+        {"stage": "syntax", "reason": "the reply has no function"},
+    ]
+    for number, record in enumerate(records):
+        made.archive.write(ProposalRecord(number=number, **asked, **record))
+    made.archive.ended = True
+    made.run(lambda spec: Fate(0.8 if spec.branch == "bend" else 0.6, kl=2.0))
+    files, page = written(made)
+    html = files.page.read_text(encoding="utf-8")
+    assert "2 proposals (1 trained, 1 refused at syntax)" in html and "# a &lt; b" in html
+    for words in (
+        "slope -0.5 at the start",
+        "no trap",
+        "pairs of a batch coupled",
+        "it &lt;rises&gt;",
+        "shown: dpo; refused 1",
+    ):
+        assert words in html
+    assert page.pictures["proposals"]["src"].startswith("data:image/svg+xml;base64,")
+    assert "the reply has no function" in html and "&lt;b&gt;prose&lt;/b&gt;" in html
+    (bend, refused) = files.document["discovery"]["proposals"]
+    assert (bend["value"], bend["kl"], refused["reply"]) == (pytest.approx(0.8), 2.0, "<b>prose</b>")
 
 
 def test_what_comes_from_users_is_escaped(rich):
