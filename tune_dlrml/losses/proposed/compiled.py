@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_dlrml.losses.proposed.allowed import allowed, dotted
+from tune_dlrml.losses.proposed.allowed import allowed
+from tune_dlrml.losses.proposed.body import dotted
 from tune_dlrml.losses.proposed.vocabulary import ATTRIBUTES, CONSTANTS, FIELDS, FUNCTIONS, METHODS
 from tune_dlrml.system.own_code import Function
 

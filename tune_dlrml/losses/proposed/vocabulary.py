@@ -157,3 +157,5 @@ REMEDIES = {
     "manual_seed": "a loss draws no random numbers",
 }
 """What to use instead of a name that is not listed."""
+GIVEN = ("torch", "F", "math", *(name for name in FUNCTIONS if "." not in name), "range")
+"""Names that mean the same in every proposal: `F` is torch.nn.functional."""
