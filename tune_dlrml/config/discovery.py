@@ -57,7 +57,7 @@ class ContextConfig(Frozen):
 
 
 class DiscoveryLimits(Frozen):
-    """Limits of all runs of the command together, over all proposers."""
+    """Limits over all proposers: `calls` and `tokens` of all runs of the command together."""
 
     calls: Natural = 200
     """Requests to proposers, including retries."""
