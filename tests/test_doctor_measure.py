@@ -17,7 +17,9 @@ from tune_dlrml.cli.main import COST_KEYS, main
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.doctor.measure import measure_search, refuse_other_machine, timed_trial
+from tune_dlrml.doctor.power import SAME, measured_power, noise_trials
 from tune_dlrml.errors import InputError
+from tune_dlrml.search.confirm.power import Power
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.training.resident import Resident
 
@@ -79,7 +81,8 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
 
     monkeypatch.setattr(Resident, "load", keep)
     threads = torch.get_num_threads()
-    cost = measure_search(config, SearchPlace(tmp_path / "runs"), steps=3)
+    cost, power = measure_search(config, SearchPlace(tmp_path / "runs"), steps=3, seeds=3)
+    assert isinstance(power, Power) or power == SAME
     assert len(cost.measured.step_s) == 2
     assert all(seconds > 0 for seconds in (*cost.measured.step_s, cost.measured.evaluation_s))
     assert cost.measured.load_s > 900
@@ -97,11 +100,14 @@ def test_a_worker_is_timed_and_leaves_nothing_behind(
 
 
 def test_the_bill_is_in_the_document_beside_the_findings(doctor: Callable[..., tuple[int, Document]]) -> None:
-    code, told = doctor("--measure", "--measure-steps", "2")
+    code, told = doctor("--measure", "--measure-steps", "2", "--set", "search.metric=eval_margin")
     assert code == 0
     assert told["cost"].keys() >= {"wall_s", "cpu_hours", "gpu_hours", "memory_bytes", "reference_s", "disk_bytes"}
     assert told["cost"]["wall_s"]["low"] <= told["cost"]["wall_s"]["mean"] <= told["cost"]["wall_s"]["high"]
     assert set(told["cost"]) | set(told["cost"]["measured"]) <= set(COST_KEYS.replace(",", " ").split())
+    assert set(told["power"]) <= set(COST_KEYS.replace(",", " ").split())
+    assert (told["power"]["metric"], told["power"]["pairs"]) == ("eval_margin", 32)
+    assert told["power"]["two_trials"] > 0 and told["power"]["trial"] > 0
     assert {finding["level"] for finding in told["findings"]} <= {"ok", "warning"}
 
 
@@ -110,7 +116,7 @@ def test_without_the_option_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr(Resident, "load", lambda *_: pytest.fail("a model was loaded"))
     code, told = doctor()
-    assert code == 0 and "cost" not in told
+    assert code == 0 and "cost" not in told and "power" not in told
 
 
 def test_an_error_among_the_findings_keeps_it_from_measuring(
@@ -151,3 +157,36 @@ def test_a_search_without_a_baseline_is_timed_with_plain_dpo(document: Document)
     config = parse_config({**document, "search": {**document["search"], "baseline": None}}, source="test")
     assert timed_trial(config).loss.name == "dpo"
     assert timed_trial(config).training == config.training
+
+
+def test_the_noise_is_that_of_two_settings_under_the_same_seeds(config: SearchConfig) -> None:
+    timed = timed_trial(config)
+    trials = noise_trials(config, timed, 3)
+    first, seed = config.training.seed, [trial.training.seed for trial in trials]
+    assert seed == [first + 1, first + 2, first, first + 1, first + 2]
+    assert [trial.loss == timed.loss for trial in trials] == [True, True, False, False, False]
+    unpaired = config.model_copy(update={"search": config.search.model_copy(update={"metric": "eval_separation"})})
+    assert noise_trials(unpaired, timed, 3) == []
+
+
+def test_a_space_without_another_setting_has_no_power(config: SearchConfig) -> None:
+    timed = timed_trial(config)
+    document = config.model_dump(mode="json", exclude={"space"})
+    same = timed.loss.model_dump(mode="json") | {"label": "again"}
+    alone = parse_config(
+        document | {"space": {"losses": [same], "training": {"learning_rate": {"uniform": [1e-3, 2e-3]}}}},
+        source="test",
+    )
+    assert noise_trials(alone, timed, 2) == []
+
+
+def test_the_power_follows_from_the_outcomes_of_the_pairs(config: SearchConfig) -> None:
+    """Two seeds that agree, and two settings that differ on half of the pairs as often one way as the other."""
+    ours, theirs = [1.0, 1.0, -1.0, -1.0] * 8, [1.0, -1.0, 1.0, -1.0] * 8
+    power = measured_power(config, [ours, ours, theirs, theirs], None)
+    assert power.share_of_pairs == pytest.approx(1)
+    of_one, of_two = (32 / 31 * share / 32 for share in (0.25, 0.5))
+    assert power.trial == pytest.approx((1.96 + 0.8416) * of_one**0.5, rel=1e-3)
+    assert power.two_trials == pytest.approx((1.96 + 0.8416) * of_two**0.5, rel=1e-3)
+    assert measured_power(config, [ours] * 4, None) == SAME
+    assert measured_power(config, [ours, ours, theirs, theirs], 99).confirm_pairs == 99

@@ -16,6 +16,7 @@ from tune_dlrml.errors import InputError
 
 Measure = Annotated[bool, typer.Option("--measure", help="Time a worker here and estimate the cost of the search.")]
 MeasureSteps = Annotated[int, typer.Option(min=2, help="Optimizer steps to time; the first is not counted.")]
+MeasureSeeds = Annotated[int, typer.Option(min=2, help="Seeds of the short trials that the power comes from.")]
 BAR = 12
 """Characters of a full bar."""
 COST_KEYS = """
@@ -65,6 +66,17 @@ measured                         usage of one worker: device, threads,
 confirmation                     upper estimate of search.confirm, not included
                                  in the above; null without it
 left_out                         what is not included, a sentence each
+
+and `power`, null where it was not found:
+
+\b
+metric, pairs                    the objective, and the held-out pairs
+trial, two_trials, confirmation  the smallest differences that are shown with a
+                                 power of 80 %; the last is null without
+                                 search.confirm
+seeds, confirm_pairs             of the confirmation
+share_of_pairs                   of the last one's variance
+pairs_to_halve, seeds_to_halve   null where no number is enough
 """
 
 
@@ -74,12 +86,14 @@ def doctor(
     study_url: StudyUrl = None,
     measure: Measure = False,
     measure_steps: MeasureSteps = 4,
+    measure_seeds: MeasureSeeds = 2,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that can be checked before a process starts.
 
     With --measure, and if no check finds an error, one worker of the search is timed on this machine, in this process,
-    with the DPO baseline, and the cost of the whole search is estimated from it.
+    with the DPO baseline, and the cost of the whole search is estimated from it. A few more trials as short, of that
+    baseline and another setting under a few seeds, give the differences that the search can tell apart.
     """
     config = load_config(space, set_ or [])
     from tune_dlrml.doctor.finding import Finding
@@ -92,10 +106,10 @@ def doctor(
     memory = next((finding.memory for finding in found if finding.memory is not None), None)
     if memory is not None:
         _print_memory(out, memory)
-    cost = None
+    cost: dict[str, Any] = {"cost": None, "power": None}
     if measure and all(finding.level != "error" for finding in found):
         try:
-            cost = _measure(out, config, study_url, measure_steps)
+            cost = _measure(out, config, study_url, measure_steps, measure_seeds)
         except InputError as error:
             found.append(Finding("measure", "error", str(error)))
             _print_finding(out, found[-1])
@@ -105,7 +119,7 @@ def doctor(
         findings = {"name": config.name, "findings": [finding.as_json() for finding in found]}
         loss_boxes = {"loss_boxes": [finding.loss_box.as_json() for finding in found if finding.loss_box is not None]}
         needed = {"memory": None if memory is None else memory.as_json()}
-        print_json(findings | loss_boxes | needed | ({"cost": cost} if measure else {}))
+        print_json(findings | loss_boxes | needed | (cost if measure else {}))
     raise typer.Exit(InputError.exit_code if any(finding.level == "error" for finding in found) else 0)
 
 
@@ -148,20 +162,25 @@ def _print_memory(out: Console, memory: Any) -> None:
         out.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int) -> dict[str, Any]:
-    """Print the estimated cost of a search, and return it as JSON."""
+def _measure(out: Console, config: SearchConfig, study_url: str | None, steps: int, seeds: int) -> dict[str, Any]:
+    """Print the estimated cost of a search and what it can tell apart, and return both as JSON."""
     from tune_dlrml.doctor.measure import measure_search, notes
     from tune_dlrml.search.result import SearchPlace
+    from tune_dlrml.views.power import power_lines
     from tune_dlrml.views.search import cost_lines, cost_table
 
     place, config = SearchPlace(DEFAULT_STORAGE, os.environ.get("RAY_ADDRESS"), study_url).of(config)
     out.print(f"training {steps} steps of the baseline", highlight=False)
-    cost = measure_search(config, place, steps=steps)
+    cost, power = measure_search(config, place, steps=steps, seeds=seeds)
     left_out = notes(cost, config)
     out.print(cost_table(cost))
-    for line in [*cost_lines(cost), *left_out]:
+    told = [power] if isinstance(power, str) else power_lines(power, cost)
+    for line in [*cost_lines(cost), *left_out, *told]:
         out.print(escape(line), highlight=False, soft_wrap=True)
-    return cost.as_json() | {"left_out": left_out}
+    return {
+        "cost": cost.as_json() | {"left_out": left_out},
+        "power": None if isinstance(power, str) else power.as_json(),
+    }
 
 
 def _findings(config: SearchConfig, study_url: str | None) -> Iterator[Any]:

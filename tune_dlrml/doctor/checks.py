@@ -12,7 +12,9 @@ from tune_dlrml.doctor.memory import examine_memory
 from tune_dlrml.errors import InputError
 from tune_dlrml.evaluation.completions import Completer
 from tune_dlrml.losses.registry import AnyLoss
+from tune_dlrml.metrics import METRICS
 from tune_dlrml.models.loading import load_reader, parse_model_reference
+from tune_dlrml.search.confirm.power import power_of_shares
 from tune_dlrml.search.starting import check_points
 from tune_dlrml.search.validity import check_model, references, try_function
 from tune_dlrml.space import SearchSpace
@@ -62,6 +64,7 @@ def _examine_data(config: SearchConfig, *, with_model: bool) -> Generator[Findin
         yield Finding("dataset", "warning", note)
     held_out = selection.sections["eval"]
     yield _examine_sizes(selection.sections["train"], held_out)
+    yield from _examine_power(config, len(held_out.pairs), len(selection.sections.get("test", held_out).pairs))
     if config.completions is not None:
         told = f"{config.completions.prompts} prompts, {config.completions.reward or 'without a reward'}"
         yield _examine_reference("completions", told, partial(Completer.of, config, held_out))
@@ -74,6 +77,18 @@ def _examine_sizes(train: Section, held_out: Section) -> Finding:
         error = 0.5 / len(held_out.pairs) ** 0.5
         return Finding("dataset", "warning", f"{text}: the standard error of the accuracy is up to {error:.2f}")
     return Finding("dataset", "ok", text)
+
+
+def _examine_power(config: SearchConfig, pairs: int, confirm_pairs: int) -> Iterator[Finding]:
+    metric, confirm = METRICS[config.search.metric], config.search.confirm
+    power = power_of_shares(metric, pairs=pairs, confirm=confirm, confirm_pairs=confirm_pairs)
+    if power is not None:
+        yield Finding(
+            "power",
+            "ok",
+            f"{power.sentence()}; that is by formula, for settings that are independent on a pair and without what "
+            "seeds and the order of pairs add: --measure measures both",
+        )
 
 
 def _examine_loss(config: SearchConfig, index: int, label: str, loss: AnyLoss) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`doctor --measure`: time one worker of a search on this machine, and estimate the cost of the search."""
+"""`doctor --measure`: time one worker of a search on this machine, and estimate its cost and its power."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,11 @@ from tune_dlrml.cluster.cluster import local_capacity
 from tune_dlrml.config import ResourcesConfig, SearchConfig
 from tune_dlrml.config.settings import BaselineConfig
 from tune_dlrml.doctor.cost import Cost, estimate_cost
+from tune_dlrml.doctor.power import NO_POWER, measured_power, noise_trials, tested_pairs
 from tune_dlrml.errors import InputError
 from tune_dlrml.losses.registry import baseline
 from tune_dlrml.models.loading import parse_model_reference
+from tune_dlrml.search.confirm.power import Power
 from tune_dlrml.search.preparation import prepare
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.space import SearchSpace, TrialSpec, loss_at
@@ -17,30 +19,43 @@ WORTH_IT = 1.5
 """How much faster the other precision's products must be for a note: they are only half of a step."""
 
 
-def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int) -> Cost:
-    """Time a few steps of the search's baseline here, without Ray, and estimate the cost of the whole search.
+def measure_search(config: SearchConfig, place: SearchPlace, *, steps: int, seeds: int = 2) -> tuple[Cost, Power | str]:
+    """Time a few steps of the search's baseline here, without Ray, and estimate cost and power of the whole search.
+
+    The power comes from the held-out margins of the baseline and another setting of the space, each trained that far
+    under a few seeds.
 
     Args:
         config: The search; its `evaluation` is left out of the estimate.
         place: Where it would live; nothing is written there.
         steps: Optimizer steps to train, of which the first is not counted.
+        seeds: At least 2.
+
+    Returns:
+        The cost, and the power or the reason why it was not found.
 
     Raises:
         InputError: This machine lacks the resources of one worker, or the input is invalid.
     """
     refuse_other_machine(config.resources)
     prepared = prepare(config.model_copy(update={"evaluation": None}), place)
+    timed = timed_trial(config)
+    others = noise_trials(config, timed, seeds)
     from tune_dlrml.training.measure import measure_worker
 
-    measured = measure_worker(
+    measured, margins = measure_worker(
         str(parse_model_reference(config.model)),
         prepared.pairs,
-        timed_trial(config),
+        timed,
         config.resources,
         steps=steps,
         completer=prepared.completer,
+        others=others,
     )
-    return estimate_cost(measured, config, prepared.steps)
+    cost = estimate_cost(measured, config, prepared.steps)
+    if not others:
+        return cost, NO_POWER
+    return cost, measured_power(config, margins, tested_pairs(config))
 
 
 def timed_trial(config: SearchConfig) -> TrialSpec:

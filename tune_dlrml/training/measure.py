@@ -8,7 +8,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,8 @@ def measure_worker(
     *,
     steps: int,
     completer: Completer | None = None,
-) -> Measurement:
+    others: Sequence[TrialSpec] = (),
+) -> tuple[Measurement, list[tuple[float, ...]]]:
     """Time a worker: load, the reference pass over a few batches, and a trial of `steps` optimizer steps.
 
     Nothing stays: neither a file nor a changed weight nor the number of threads; only the process keeps the memory that
@@ -100,6 +101,10 @@ def measure_worker(
         resources: What a worker is given.
         steps: At least 2, of which the first is not counted.
         completer: Held-out prompts that its trials complete.
+        others: Trials that are trained as far as the timed one.
+
+    Returns:
+        What it took, and the margin of every held-out pair after the timed trial and after each of the others.
 
     Raises:
         InputError: There is no GPU for torch, the memory does not suffice, or a held-out number was not finite.
@@ -117,7 +122,7 @@ def measure_worker(
     torch.set_num_threads(resources.cpus_per_worker)
     keep_freed_memory()
     try:
-        return _measure(model, pairs, spec, steps, completer)
+        return _measure(model, pairs, spec, steps, completer, others)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"a trial must fit the memory of {_device()}, but: {str(error).split('. ')[0]}; lower "
@@ -131,7 +136,14 @@ def measure_worker(
             torch.cuda.empty_cache()
 
 
-def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int, completer: Completer | None) -> Measurement:
+def _measure(
+    model: str,
+    pairs: Pairs,
+    spec: TrialSpec,
+    steps: int,
+    completer: Completer | None,
+    others: Sequence[TrialSpec],
+) -> tuple[Measurement, list[tuple[float, ...]]]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resident, loaded_s = _timed(
@@ -156,7 +168,7 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int, completer: C
     tokens_per_step = _mean(timed.step_tokens) * tokens_per_pair / (reference.tokens_of(rows) / len(rows))
     scaled = [seconds * tokens_per_step / own for seconds, own in zip(timed.step_s, timed.step_tokens, strict=True)]
     on_gpu = next(resident.model.parameters()).device.type == "cuda"
-    return Measurement(
+    measured = Measurement(
         device=_device(),
         threads=torch.get_num_threads(),
         load_s=max(0.0, loaded_s - held_out_tokens * reference_s),
@@ -175,6 +187,26 @@ def _measure(model: str, pairs: Pairs, spec: TrialSpec, steps: int, completer: C
         longest_share=max(map(row_length, rows)) / max(map(row_length, resident.train_rows)),
         matrix_rates=matrix_rates(next(resident.model.parameters()).device),
     )
+    return measured, [timed.margins, *(_margins(resident, each, steps) for each in others)]
+
+
+def _margins(resident: Resident, spec: TrialSpec, steps: int) -> tuple[float, ...]:
+    """The margin of every held-out pair after so many steps of a trial."""
+    plan = TrialPlan(steps, frozenset(), 1, NEVER, CheckpointConfig(save_steps=steps + 1))
+    with tempfile.TemporaryDirectory(prefix="measure_") as folder:
+        outcome = train_trial(resident, spec, plan, _Stopwatch(), folder=Path(folder))
+    return _reached(resident, outcome, spec)
+
+
+def _reached(resident: Resident, outcome: TrialOutcome | None, spec: TrialSpec) -> tuple[float, ...]:
+    """The held-out margins of a trial that has ended; it is an error if it has not reached its last step."""
+    if outcome is None or outcome.state is not State.COMPLETE:
+        reason = "it was stopped" if outcome is None else outcome.reason
+        raise InputError(
+            f"a trial that is measured must reach its last step, but {reason}; lower training.learning_rate, which is "
+            f"{spec.training.learning_rate:g}"
+        )
+    return tuple(resident.held_out.margins)
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
@@ -202,6 +234,7 @@ class _TimedTrial:
     step_tokens: list[float]
     beside_s: float
     checkpoint_bytes: int
+    margins: tuple[float, ...]
 
 
 def _time_trial(resident: Resident, spec: TrialSpec, steps: int) -> _TimedTrial:
@@ -216,18 +249,14 @@ def _time_trial(resident: Resident, spec: TrialSpec, steps: int) -> _TimedTrial:
             lambda: train_trial(resident, spec, plan, watch, folder=Path(folder, "timed"), clock=clock)
         )
         checkpoint_bytes = sum(path.stat().st_size for path in Path(folder, "timed").rglob("*") if path.is_file())
-    if outcome is None or outcome.state is not State.COMPLETE:
-        reason = "it was stopped" if outcome is None else outcome.reason
-        raise InputError(
-            f"the trial that is timed must reach its last step, but {reason}; lower training.learning_rate, which is "
-            f"{training.learning_rate:g}"
-        )
+    margins = _reached(resident, outcome, spec)
+    assert outcome is not None
     # The evaluation of the last step comes before its report.
     step_s = [watch.at_s[step] - watch.at_s[step - 1] for step in range(1, steps + 1)]
     step_s[-1] -= outcome.seconds["evaluation"]
     step_tokens = [watch.tokens[step] - watch.tokens[step - 1] for step in range(1, steps + 1)]
     accounted = steps * _mean(step_s[1:]) + outcome.seconds["evaluation"] + outcome.seconds["saving"]
-    return _TimedTrial(outcome, step_s, step_tokens, max(0.0, took_s - accounted), checkpoint_bytes)
+    return _TimedTrial(outcome, step_s, step_tokens, max(0.0, took_s - accounted), checkpoint_bytes, margins)
 
 
 @dataclass

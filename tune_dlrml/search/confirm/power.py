@@ -1,0 +1,212 @@
+"""What a search can tell apart: the smallest difference of two settings that is shown with a power of 80 %.
+
+The outcome of a held-out pair under a seed differs between two settings by
+
+    d_sk = delta + seed_s + pair_k + rest_sk
+
+with the seeds s and the pairs k as samples, as `paired.crossed_difference` has it. A difference is shown where the test
+of a confirmation finds it: Student's, with Satterthwaite's degrees of freedom, at 5 % over all finalists by Holm's
+method, of which the first step is the hardest. Here the mean squares are drawn from their laws (multiples of
+chi-square) and the mean from its own; the smallest difference is the quantile of what they ask for.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+from tune_dlrml.config.settings import ConfirmConfig
+from tune_dlrml.metrics import METRICS, Metric
+from tune_dlrml.search.confirm.paired import LEVEL
+
+POWER = 0.8
+"""Chance with which a difference of the stated size is shown."""
+DRAWS = 20_000
+MOST_TIMES = 1024
+"""Times the pairs or the seeds at most, to halve the smallest difference."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variances of the outcome of one held-out pair in one training, or of a difference between two.
+
+    Attributes:
+        seed: Of what a seed adds on every pair.
+        pair: Of what a pair adds under every seed.
+        rest: Of what is left.
+    """
+
+    seed: float
+    pair: float
+    rest: float
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Sequence[float]]) -> Self:
+        """Estimated from outcomes of every pair (columns, at least two) under every seed (rows, at least two).
+
+        From mean squares, as in Searle, Casella and McCulloch, Variance Components, ch. 4; an estimate below 0 is 0.
+        """
+        table = np.asarray(outcomes, dtype=float)
+        seeds, pairs = table.shape
+        of_seeds, of_pairs = table.mean(axis=1), table.mean(axis=0)
+        rest = table - of_seeds[:, None] - of_pairs[None, :] + table.mean()
+        by_rest = float((rest**2).sum() / ((seeds - 1) * (pairs - 1)))
+        by_seed = float(of_seeds.var(ddof=1)) - by_rest / pairs
+        by_pair = float(of_pairs.var(ddof=1)) - by_rest / seeds
+        return cls(max(0.0, by_seed), max(0.0, by_pair), by_rest)
+
+    @classmethod
+    def mean(cls, several: Sequence[Self]) -> Self:
+        """The mean of each variance."""
+        return cls(*(math.fsum(values) / len(several) for values in zip(*map(cls._values, several), strict=True)))
+
+    def _values(self) -> tuple[float, float, float]:
+        return self.seed, self.pair, self.rest
+
+    def of_mean(self, seeds: int, pairs: int) -> float:
+        """Variance of the mean over so many seeds and pairs."""
+        return self.seed / seeds + self.pair / pairs + self.rest / (seeds * pairs)
+
+    def share_of_pairs(self, seeds: int, pairs: int) -> float:
+        """Share of that variance which more held-out pairs would lower."""
+        variance = self.of_mean(seeds, pairs)
+        return 1 - self.seed / seeds / variance if variance else 0.0
+
+
+def single(noise: Noise, pairs: int) -> float:
+    """The smallest difference that one training under one seed shows, where its noise is known."""
+    return float(ndtri(1 - LEVEL / 2) + ndtri(POWER)) * math.sqrt(noise.of_mean(1, pairs))
+
+
+def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
+    """The smallest difference from the baseline that a confirmation shows for one of its finalists.
+
+    Args:
+        noise: Of a difference between two settings under the same seed on the same pair.
+        seeds: At least 2.
+        pairs: At least 2.
+        finalists: That are compared with the baseline.
+    """
+    rng = np.random.default_rng(0)
+    off = rng.standard_normal(DRAWS) * math.sqrt(noise.of_mean(seeds, pairs))
+    freedoms = np.array([[seeds - 1], [pairs - 1], [(seeds - 1) * (pairs - 1)]], dtype=float)
+    expected = np.array([[noise.rest + pairs * noise.seed], [noise.rest + seeds * noise.pair], [noise.rest]])
+    squares = expected * rng.chisquare(freedoms, size=(3, DRAWS)) / freedoms / (seeds * pairs)
+    by_seed, by_pair, by_rest = squares
+    variance = np.maximum(np.maximum(by_seed + by_pair - by_rest, by_seed), by_pair)
+    if not variance.any():
+        return 0.0
+    freedom = np.maximum(1.0, variance**2 / (squares**2 / freedoms).sum(axis=0))
+    reach = stdtrit(freedom, 1 - LEVEL / 2 / finalists) * np.sqrt(variance)
+    return float(np.quantile(reach - off, POWER))
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a planned search can tell apart, in units of its objective.
+
+    Attributes:
+        metric: The objective.
+        pairs: Held-out pairs of the search.
+        trial: Smallest difference of one trial from the reference.
+        two_trials: Of two trials under one seed.
+        confirmation: Of a finalist from the baseline; None without `search.confirm`.
+        seeds: Of the confirmation; 1 without.
+        confirm_pairs: Held-out pairs of the confirmation, those of `dataset.test` if there are any.
+        share_of_pairs: Of the variance of the last of these, what held-out pairs make; the rest is seeds and order.
+        pairs_to_halve: Held-out pairs that halve it; None where no number does.
+        seeds_to_halve: Seeds of the confirmation that halve it; None likewise.
+    """
+
+    metric: str
+    pairs: int
+    trial: float
+    two_trials: float
+    confirmation: float | None
+    seeds: int
+    confirm_pairs: int
+    share_of_pairs: float
+    pairs_to_halve: int | None
+    seeds_to_halve: int | None
+
+    @classmethod
+    def of(
+        cls, metric: str, of_one: Noise, of_two: Noise, *, pairs: int, confirm: ConfirmConfig | None, confirm_pairs: int
+    ) -> Self:
+        """From the noise of one trial, and of a difference between two.
+
+        Args:
+            metric: The objective.
+            of_one: Noise of one trial.
+            of_two: Noise of the difference of two settings under one seed on one pair.
+            pairs: Held-out pairs of the search, at least 2.
+            confirm: How the search confirms its best trials.
+            confirm_pairs: Held-out pairs of the confirmation, at least 2.
+        """
+        seeds = 1 if confirm is None else confirm.seeds
+
+        def shown(seeds: int, pairs: int) -> float:
+            if confirm is None:
+                return single(of_two, pairs)
+            return confirmed(of_two, seeds=seeds, pairs=pairs, finalists=confirm.top)
+
+        last = pairs if confirm is None else confirm_pairs
+        now = shown(seeds, last)
+        return cls(
+            metric=metric,
+            pairs=pairs,
+            trial=single(of_one, pairs),
+            two_trials=single(of_two, pairs),
+            confirmation=None if confirm is None else now,
+            seeds=seeds,
+            confirm_pairs=confirm_pairs,
+            share_of_pairs=of_two.share_of_pairs(seeds, last),
+            pairs_to_halve=_least(lambda more: shown(seeds, more) <= now / 2, last),
+            seeds_to_halve=None if confirm is None else _least(lambda more: shown(more, last) <= now / 2, seeds),
+        )
+
+    def sentence(self) -> str:
+        """The smallest differences that are shown."""
+        metric = METRICS[self.metric]
+        text = (
+            f"with a power of {POWER:.0%} {self.pairs} held-out pairs tell a trial from the reference at a difference "
+            f"of {self.trial:.2g} in {self.metric}, two trials from each other at {self.two_trials:.2g}"
+        )
+        if self.confirmation is not None:
+            text += (
+                f", and a finalist from the baseline after {self.seeds} seeds on {self.confirm_pairs} pairs at "
+                f"{self.confirmation:.2g}"
+            )
+        return text + ("" if metric.counts_pairs else f" ({metric.unit})")
+
+    def as_json(self) -> dict[str, float | str | None]:
+        """The fields by their names."""
+        return asdict(self)
+
+
+def _least(suffices: Callable[[int], bool], start: int) -> int | None:
+    """The least number above `start` that suffices, of those up to `MOST_TIMES` as many; None if none does."""
+    low, high = start, 2 * start
+    while not suffices(high):
+        low, high = high, 2 * high
+        if high > MOST_TIMES * start:
+            return None
+    while high - low > max(1, start // 50):
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def power_of_shares(metric: Metric, *, pairs: int, confirm: ConfirmConfig | None, confirm_pairs: int) -> Power | None:
+    """By formula, where a metric is a share of pairs, half of which count, and settings are independent on a pair.
+
+    Seeds and the order of pairs are left out, since nothing is known of them before something was trained. None for
+    other metrics, whose variance is not known either.
+    """
+    if metric.of_pair is None or not metric.counts_pairs or min(pairs, confirm_pairs) < 2:
+        return None
+    one, two = Noise(seed=0.0, pair=0.25, rest=0.0), Noise(seed=0.0, pair=0.5, rest=0.0)
+    return Power.of(metric.name, one, two, pairs=pairs, confirm=confirm, confirm_pairs=confirm_pairs)
