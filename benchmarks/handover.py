@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.results import RESULTS, Row, Spread, header, record
-from benchmarks.sides import dtype, run_naive, run_ours, working_folder
+from benchmarks.sides import NAIVE, dtype, run_other, run_ours, working_folder
 from benchmarks.sweep import Size, toy_grid
 from tune_dlrml.config.loading import parse_config
 
@@ -34,7 +34,7 @@ def main() -> None:
         measured_on = header(dtype=dtype(config), threads=config.resources.cpus_per_worker)
         ours = run_ours(document, work / "ours")
         fewer = document | {"search": document["search"] | {"num_trials": arguments.naive_trials}}
-        naive = run_naive(fewer, work / "naive")
+        naive = run_other(NAIVE, fewer, work / "naive")
     warm = Spread.of(trial.handover_s for trial in ours.trials[1:])
     cold = Spread.of(trial.handover_s for trial in naive.trials)
     print("seconds from the hand-over to the end of the first step")

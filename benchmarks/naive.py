@@ -24,30 +24,16 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import ray
 import ray.train
+from notes import note, rungs
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
-
-
-def note(settings, trial, kind, **values):
-    line = json.dumps({"kind": kind, "timestamp_ms": int(time.time() * 1000), **values})
-    with Path(settings["out"], "trials", f"{trial}.jsonl").open("a") as file:
-        file.write(line + "\n")
-
-
-def rungs(settings):
-    step, found = settings["grace_period"], [settings["steps"]]
-    while step < settings["steps"]:
-        found.append(step)
-        step *= settings["reduction_factor"]
-    return sorted(found)
 
 
 def train_worker(config):

@@ -31,6 +31,7 @@ class Bench:
 
 
 BENCHES = {
+    "power": Bench("power"),
     "handover": Bench("handover"),
     "reference_tokens": Bench("reference_tokens"),
     "noop": Bench("noop"),
@@ -39,6 +40,8 @@ BENCHES = {
     "limit": Bench("limit", repeats=True),
     "sweep_toy": Bench("sweep", ("--only", "sweep_toy"), repeats=True),
     "sweep_smollm2": Bench("sweep", ("--only", "sweep_smollm2"), repeats=True),
+    "one_process": Bench("sweep", ("--only", "one_process"), repeats=True),
+    "one_process_24": Bench("sweep", ("--only", "one_process_24"), repeats=True),
     "tokens_to_target": Bench("tokens_to_target"),
 }
 """The shortest first."""

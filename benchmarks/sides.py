@@ -1,7 +1,8 @@
-"""The two sides of a benchmark of whole searches: `tune-dlrml search`, and naive.py on the same trials.
+"""The sides of a benchmark of whole searches: `tune-dlrml search`, and naive.py or one_process.py on the same trials.
 
-Both get one search-space document, a grid over DPO and DiscoPOP, and from it the same points in the same order, pairs,
-batches, steps, rungs, seed, precision, adapter, CPUs and trials at once. Each decides by its own successive halving.
+Both get one search-space document, a grid over DPO and DiscoPOP or a list of points, and from it the same points in the
+same order, pairs, batches, steps, rungs, seed, precision, adapter, CPUs and trials at once. Each decides by its own
+successive halving.
 A side's time runs from the start of its process to its end; its own Ray, an empty storage and empty caches of models
 and data sets are part of it.
 """
@@ -28,6 +29,7 @@ from tune_dlrml.models.loading import package_file, parse_model_reference
 from tune_dlrml.space import SearchSpace
 
 NAIVE = Path(__file__).with_name("naive.py")
+ONE_PROCESS = Path(__file__).with_name("one_process.py")
 TRL_LOSSES = {"dpo": "sigmoid", "discopop": "discopop"}
 TRAINING = (
     "lr_scheduler_type",
@@ -73,15 +75,20 @@ class Run:
 def points(config: SearchConfig) -> list[dict[str, Any]]:
     """The points that the search trains, in its order, in the words of TRL."""
     space = SearchSpace(config)
-    specs = (space.spec(number, point) for number, point in enumerate(space.grid()))
+    given = space.grid() if config.search.points is None else config.search.points
+    specs = (space.spec(number, point) for number, point in enumerate(given))
     return [
-        {
-            "loss": TRL_LOSSES[spec.loss.name],
-            "beta": spec.loss.flat()["beta"],
-            "learning_rate": spec.training.learning_rate,
-        }
+        trl_loss(spec.loss.flat()) | {"learning_rate": spec.training.learning_rate}
         for spec in itertools.islice(specs, config.search.num_trials)
     ]
+
+
+def trl_loss(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss in the words of TRL, where dLRML with a fixed mix c is DiscoPOP at tau = 1 / c."""
+    if loss["name"] == "dlrml":
+        return {"loss": "discopop", "beta": loss["beta_kl"], "discopop_tau": 1 / loss["c"]}
+    tau = {"discopop_tau": loss["tau"]} if loss["name"] == "discopop" else {}
+    return {"loss": TRL_LOSSES[loss["name"]], "beta": loss["beta"]} | tau
 
 
 def naive_settings(config: SearchConfig, out: Path) -> dict[str, Any]:
@@ -130,12 +137,12 @@ def _our_trial(events: Sequence[Mapping[str, Any]]) -> Trial:
     return Trial(reports[-1]["step"], accuracies[-1], _seconds(events[0], first))
 
 
-def run_naive(document: Mapping[str, Any], folder: Path) -> Run:
-    """The search by naive.py, in a folder of its own."""
+def run_other(program: Path, document: Mapping[str, Any], folder: Path) -> Run:
+    """The search by naive.py or one_process.py, in a folder of its own."""
     folder.mkdir(parents=True)
     settings = naive_settings(parse_config(dict(document), source="the benchmark"), folder / "out")
     (folder / "settings.json").write_text(json.dumps(settings, indent=2))
-    wall_s = _timed([sys.executable, NAIVE, folder / "settings.json"], folder)
+    wall_s = _timed([sys.executable, program, folder / "settings.json"], folder)
     logs = sorted((folder / "out" / "trials").glob("*.jsonl"), key=lambda path: _events(path)[0]["timestamp_ms"])
     return Run(wall_s, [_naive_trial(_events(log)) for log in logs])
 

