@@ -138,7 +138,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     ) -> Found:
         found = Found(tmp_path, **section)
         found.scripts = {"openai:some": Scripted(replies)} if scripts is None else scripts
-        monkeypatch.setattr(discovering, "asker_of", lambda name, config, key: found.scripts[name])
+        monkeypatch.setattr(discovering, "asker_of", lambda name, *_: found.scripts[name])
         found.thread.begin(found.notices.append)
         begun.append(found)
         return found

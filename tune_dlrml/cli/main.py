@@ -8,9 +8,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -73,6 +75,9 @@ shares                           of trial_s: training, evaluation, saving,
                                  report), other
 reference_tokens,                computed by the reference, and read from its
 reference_tokens_saved           cache instead; null if no report has them
+
+With --timings it has `timings`, parts of the time from the newest run of the
+command to the end of its first optimizer step, each {part, begin_s, seconds}.
 """
 
 
@@ -109,7 +114,7 @@ def search(
         for note in prepared.notes:
             _log.warning("%s", note)  # the log keeps what the terminal loses when it closes
             view.on_notice(note)
-        result = run_search(prepared, view)
+        result = run_search(replace(prepared, began_s=psutil.Process().create_time()), view)
     usage, confirmation = read_usage(result, place), read_confirmation(result.name, place)
     found = read_progress(result, place)
     if as_json:
@@ -138,23 +143,31 @@ def status(
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show only the trials on the Pareto front of the metric against KL.")
     ] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Show where the time before the first optimizer step went.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the trials and the resource usage of a search, from its study and event logs alone; it may be running."""
     from tune_dlrml.search.confirm.verdicts import read_confirmation
     from tune_dlrml.search.discovery_progress import read_progress
     from tune_dlrml.search.result import SearchPlace, read_search
+    from tune_dlrml.search.timings import read_timings
     from tune_dlrml.search.usage import read_usage
-    from tune_dlrml.views.search import trials_table, usage_line
+    from tune_dlrml.views.search import timings_table, trials_table, usage_line
 
     place = SearchPlace(storage, study=study_url)
     result = read_search(name, place)
     usage, confirmation = read_usage(result, place), read_confirmation(name, place)
     found = read_progress(result, place)
+    parts = read_timings(place.folder(name)) if timings else []
     if as_json:
-        print_json(_search_document(result, usage, confirmation, found))
+        shown = {"timings": [part._asdict() for part in parts]} if timings else {}
+        print_json(_search_document(result, usage, confirmation, found) | shown)
         return
     out = console(False)
+    if timings:
+        out.print(timings_table(parts))
     rows = [row for row in result.rows if row.number in result.front] if pareto else result.rows
     out.print(trials_table(rows, result.metrics, result.metric, result.best))
     out.print(f"search {name}: {_ends(result.rows)}", highlight=False)

@@ -124,10 +124,11 @@ class LocalAsker:
     Args:
         reference: Of the model.
         config: How long a reply may be.
+        threads: CPU threads that it takes from a search whose workers train meanwhile.
     """
 
-    def __init__(self, reference: str, config: DiscoveryConfig) -> None:
-        self._reference, self._config = reference, config
+    def __init__(self, reference: str, config: DiscoveryConfig, threads: int) -> None:
+        self._reference, self._config, self._threads = reference, config, threads
         self._engine: SamplingEngine | None = None
 
     def first_word(self) -> str:
@@ -143,9 +144,12 @@ class LocalAsker:
 
     def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
         """See `Asker.ask`; a reply that has begun is not cut short."""
-        if self._engine is None:
-            self._engine = _loaded(self._reference, self._config)
-        (text,) = self._engine.generate([list(messages)], temperature=self._config.temperature, seed=seed)
+        from tune_dlrml.evaluation.threads import at_most  # torch, which the check of a search does without
+
+        with at_most(self._threads):
+            if self._engine is None:
+                self._engine = _loaded(self._reference, self._config)
+            (text,) = self._engine.generate([list(messages)], temperature=self._config.temperature, seed=seed)
         characters = len(text) + sum(len(each["content"]) for each in messages)
         return Answer(text, tokens=math.ceil(characters / CHARACTERS_PER_TOKEN), estimated=True)
 
@@ -154,7 +158,7 @@ class LocalAsker:
 
 
 def _loaded(reference: str, config: DiscoveryConfig) -> SamplingEngine:
-    import torch  # which the check of a search does without
+    import torch
 
     from tune_dlrml.models.loading import load_model, load_tokenizer
 
@@ -163,8 +167,14 @@ def _loaded(reference: str, config: DiscoveryConfig) -> SamplingEngine:
     return engine_in_process(live, max_new_tokens=config.max_new_tokens, batch_size=1)
 
 
-def asker_of(name: str, config: DiscoveryConfig, key: str | None) -> Asker:
+def asker_of(name: str, config: DiscoveryConfig, key: str | None, threads: int) -> Asker:
     """The proposer of this name; a local one is loaded with its first question.
+
+    Args:
+        name: As the search-space file has it.
+        config: Its endpoint, and how long a reply may be.
+        key: For its endpoint.
+        threads: CPU threads of a local one.
 
     Raises:
         InputError: There is no such model on this machine.
@@ -173,4 +183,4 @@ def asker_of(name: str, config: DiscoveryConfig, key: str | None) -> Asker:
     if kind == "openai":
         return EndpointAsker(model, config, key)
     check_model_reference(parse_model_reference(model))
-    return LocalAsker(model, config)
+    return LocalAsker(model, config, threads)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tune_dlrml.config import AnyLoss
+from tune_dlrml.cluster.cluster import local_capacity
+from tune_dlrml.config import AnyLoss, ResourcesConfig
 from tune_dlrml.discovery.archive import Archive, ProposalRecord
 from tune_dlrml.discovery.asking import Answer, Asker, asker_of
 from tune_dlrml.discovery.examining import Examiner
@@ -25,6 +26,12 @@ SHORTEST_S = 1.0
 """Least time that a question has."""
 FAULT_S = 5.0
 """Wait after a question without a reply."""
+
+
+def spare_threads(resources: ResourcesConfig) -> int:
+    """CPU threads that a local proposer may take: those of this machine that are no worker's, at least one."""
+    taken = resources.workers * resources.concurrent_trials * resources.cpus_per_worker
+    return max(1, math.floor(local_capacity()["CPU"] - taken))
 
 
 class Discovering:
@@ -55,7 +62,8 @@ class Discovering:
         self._notify = on_notice
         self._until = time.monotonic() + self._config.limits.deadline_s
         key = self._prepared.proposer_key
-        self._askers = {name: asker_of(name, self._config, key) for name in self._config.proposer}
+        threads = spare_threads(self._prepared.config.resources)
+        self._askers = {name: asker_of(name, self._config, key, threads) for name in self._config.proposer}
         self._thread = threading.Thread(target=self._work, name="discovering", daemon=True)
         self._thread.start()
 

@@ -38,6 +38,7 @@ from tune_dlrml.study.lock import DriverLock, only_driver
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.system.code_state import code_state
 from tune_dlrml.system.files import replace_file
+from tune_dlrml.system.timings import mark
 from tune_dlrml.tracking.cursor import search_id
 from tune_dlrml.tracking.mlflow.runs import MlflowRuns
 from tune_dlrml.tracking.outbox import untracked
@@ -153,10 +154,14 @@ def _keep_tables(prepared: PreparedSearch, tracker: Tracker) -> None:
 
 def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
     """Open the study and the event logs, reconcile them, and show how far the search is."""
-    config, folder = prepared.config, prepared.place.folder(prepared.config.name)
+    config, folder, checked_s = prepared.config, prepared.place.folder(prepared.config.name), time.time()
     study, events, code = prepared.open_study(), EventLog(folder), code_state()
     study.belong_to(folder, search_id(folder))
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
+    if prepared.began_s is not None:
+        mark(folder, "command", prepared.began_s)
+        mark(folder, "checked", checked_s)
+        mark(folder, "study")
     clock, rows = SearchClock(study, config.search.time_budget_s), study.rows()
     reconcile(rows, events)
     out_of_time = _check_time(study, clock, view)
@@ -180,6 +185,7 @@ def _drive(turn: _Turn, tracker: Tracker, lock: DriverLock, scratch: Path) -> Se
         turn.discovering.begin(notice)
     if trains or evaluation.unanswered():
         with clock.running(trains), ray_cluster(place.ray_address, prepared.config.resources, scratch, notice):
+            mark(turn.events.folder, "ray")
             if not turn.rows:  # a new SQLite file takes seconds to get its tables, in which Ray has started
                 tracker.require_answer()
             _work(turn, searcher)

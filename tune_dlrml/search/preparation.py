@@ -44,6 +44,7 @@ class PreparedSearch:
         completer: The held-out prompts that trials complete; None if there are none.
         archive: The proposals of a search with `discovery`; None without one.
         proposer_key: For the endpoint of its proposers.
+        began_s: When the command began, in Unix time; None where there is no command.
     """
 
     config: SearchConfig
@@ -59,6 +60,7 @@ class PreparedSearch:
     completer: Completer | None = None
     archive: Archive | None = None
     proposer_key: str | None = field(default=None, repr=False)
+    began_s: float | None = None
 
     def proposer(self) -> Proposer:
         """The source of its trials."""
@@ -182,6 +184,6 @@ def _discovery(config: SearchConfig, place: SearchPlace, key: str | None) -> dic
     if section is None:
         return {}
     for name in section.proposer:
-        asker_of(name, section, None).close()
+        asker_of(name, section, None, threads=1).close()
     own = key if section.proposer_key_file is None else read_key(section.proposer_key_file)
     return {"archive": Archive(place.folder(config.name) / PROPOSALS, section), "proposer_key": own}

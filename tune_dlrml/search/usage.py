@@ -50,7 +50,7 @@ def read_usage(result: SearchResult, place: SearchPlace) -> Usage:
     folder = place.folder(result.name)
     events = EventLog(folder)
     resources = load_config(folder / "search.yaml").resources
-    return sum_up(result.rows, lambda number: list(_events(events, number)), resources)
+    return sum_up(result.rows, lambda number: list(events_of(events, number)), resources)
 
 
 def sum_up(rows: Sequence[TrialRow], log_of: Callable[[int], Sequence[Event]], resources: ResourcesConfig) -> Usage:
@@ -151,7 +151,8 @@ def _newest(log: Sequence[Event]) -> dict[str, float]:
     return newest
 
 
-def _events(events: EventLog, number: int) -> Iterator[Event]:
+def events_of(events: EventLog, number: int) -> Iterator[Event]:
+    """The events of a trial, one after another."""
     offset = 0
     while lines := events.read(number, offset):
         yield from (event for line, _ in lines if (event := parsed(line)) is not None)

@@ -19,6 +19,7 @@ from tune_dlrml.errors import InputError, StorageError, headline
 from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.system.allocator import keep_freed_memory
+from tune_dlrml.system.timings import mark
 from tune_dlrml.training.group_spec import GroupSpec
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
@@ -42,17 +43,23 @@ class MailboxChannel:
         return answer[0]
 
 
-def train_trials(config: dict[str, Any]) -> None:
+def train_trials(config: dict[str, Any], began_s: float) -> None:
     """Loop of one rank. An exception leaves it and so ends the whole group; the slot answers for the trial.
 
     Args:
         config: `mailbox`, the actor's handle, and `group`, a GroupSpec.
+        began_s: When the process had started and its imports began, in Unix time.
     """
     group: GroupSpec = config["group"]
-    mailbox, index = config["mailbox"], 0
+    mailbox, index, search = config["mailbox"], 0, Path(group.trials).parent
     try:
         rank = ray.train.get_context().get_world_rank()
+        if rank == 0:
+            mark(search, "worker", began_s)
+            mark(search, "imported")
         resident = _load(group)
+        if rank == 0:
+            mark(search, "loaded")
         # Orders are fetched by their index, so that no rank can miss one that was dropped while it was still busy.
         while (order := ray.get(mailbox.order.remote(index))) is not None:
             spec = TrialSpec.from_json(order["spec"])

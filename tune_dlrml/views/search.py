@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -12,6 +13,7 @@ from rich.table import Table
 from tune_dlrml.evaluation.judges.jury import Grading
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import Report, State
+from tune_dlrml.search.timings import Timing
 from tune_dlrml.search.usage import Usage
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
@@ -26,6 +28,8 @@ STYLE = {
     State.FAILED: "red",
     State.RUNNING: "cyan",
 }
+BAR = 40
+"""Characters of the longest bar."""
 _HIDDEN = {
     *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
     *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256", "code"),
@@ -327,6 +331,16 @@ def usage_line(usage: Usage) -> str:
         text += f" and {_millions(usage.reference_tokens_saved)} read from the cache"
     shares = [f"{share:.0%} {part}" for part, share in usage.shares.items() if share >= 0.005]
     return text + (f"; {', '.join(shares)}" if shares else "")
+
+
+def timings_table(parts: Sequence[Timing]) -> Table:
+    """Where the time before the first optimizer step went, a bar for each part at its place."""
+    total = max((part.begin_s + part.seconds for part in parts), default=0.0)
+    table = Table("before the first step", "seconds", f"of {total:.1f} s", header_style="bold", box=None)
+    for part in parts:
+        bar = Bar(total, part.begin_s, part.begin_s + part.seconds, width=BAR, color="cyan", bgcolor="default")
+        table.add_row(part.part, f"{part.seconds:.1f}", bar)
+    return table
 
 
 def short_time(seconds: float) -> str:

@@ -9,8 +9,7 @@ Shape legend: S = strings, T = tokens of the longest string, V = vocabulary.
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -23,6 +22,7 @@ from tune_dlrml.config import EvaluationConfig
 from tune_dlrml.evaluation.engines.prompting import Prompts
 from tune_dlrml.evaluation.judges.judge import NextToken
 from tune_dlrml.evaluation.records import Inquiry, Judgement, Message, Verdict
+from tune_dlrml.evaluation.threads import at_most
 from tune_dlrml.models.loading import (
     ModelReference,
     check_model_reference,
@@ -130,7 +130,7 @@ class LocalJudge:
 
     def log_probs(self, messages: Sequence[Message], opening: str, strings: Sequence[str]) -> list[float]:
         """Log-prob of each string behind the chat and the opening of the reply, summed over its tokens, in nats."""
-        with self._lock, _at_most(self._threads):
+        with self._lock, at_most(self._threads):
             loaded = self._load()
             tokenizer, model = loaded.tokenizer, loaded.model
             prompt = loaded.prompts.ids(messages) + _ids(tokenizer, opening)
@@ -153,20 +153,6 @@ class LocalJudge:
             prompts = Prompts(tokenizer, model.config, max_new_tokens=RESERVED_TOKENS, name=self.name)
             self._loaded = _Loaded(model, tokenizer, prompts)
         return self._loaded
-
-
-@contextmanager
-def _at_most(threads: int | None) -> Iterator[None]:
-    """At most so many CPU threads for what torch computes."""
-    before = torch.get_num_threads()
-    if threads is None or threads >= before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _state(reference: ModelReference) -> str:

@@ -25,10 +25,11 @@ def train_trials(config: dict[str, Any]) -> None:
 
     The slot and Ray Train's controller start before the ranks do and look this function up, too.
     """
+    began_s = time.time()
     with importing():
         from tune_dlrml.training import worker
 
-    worker.train_trials(config)
+    worker.train_trials(config, began_s)
 
 
 class WorkerGroup:

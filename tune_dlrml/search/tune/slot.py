@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tune_dlrml.errors import GroupDiedError
 from tune_dlrml.records import State
 from tune_dlrml.system.imports import importing
+from tune_dlrml.system.timings import mark
 from tune_dlrml.training.group_spec import GroupSpec
 
 with importing():  # a slot's process begins with this module, and the group waits for it
@@ -27,6 +29,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
 
     def setup(self, config: dict[str, Any], group: GroupSpec) -> None:
         """Start the worker group with the first trial."""
+        mark(Path(group.trials).parent, "slot")
         self._group_spec = group
         self._group: WorkerGroup | None = None
         self._number, self._index, self._at_rung = -1, -1, False

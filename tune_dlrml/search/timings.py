@@ -1,0 +1,62 @@
+"""Where the time before the first optimizer step of a search goes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tune_dlrml.events import EventLog
+from tune_dlrml.search.usage import events_of
+from tune_dlrml.system.timings import read_marks
+
+PARTS = {
+    "checked": "imports, and the input checked",
+    "study": "study and event logs opened",
+    "ray": "Ray started or joined",
+    "issued": "Tune started, first trial issued",
+    "slot": "process of the slot",
+    "worker": "Ray Train's controller, process of the worker",
+    "imported": "imports of the worker",
+    "loaded": "model, rows and reference log-probs",
+    "step": "adapter, trainer and the first step",
+}
+"""What ends with each stage, in order."""
+
+
+class Timing(NamedTuple):
+    """A part of the time from the command to the end of the first step.
+
+    Attributes:
+        part: What was done.
+        begin_s: From the command's start.
+        seconds: How long it took.
+    """
+
+    part: str
+    begin_s: float
+    seconds: float
+
+
+def read_timings(folder: Path) -> list[Timing]:
+    """The parts of the newest run of a search's command, as far as it came; none where nothing was marked."""
+    reached: dict[str, float] = {each.stage: each.at_s for each in read_marks(folder)}
+    if "command" not in reached:
+        return []
+    began = reached["command"]
+    at_s = reached | _of_trials(EventLog(folder), began)
+    timings, before = [], began
+    for stage, part in PARTS.items():
+        if stage in at_s:
+            timings.append(Timing(part, before - began, max(0.0, at_s[stage] - before)))
+            before = max(before, at_s[stage])
+    return timings
+
+
+def _of_trials(events: EventLog, since_s: float) -> dict[str, float]:
+    """When the first trial since then was issued, and when the first step ended."""
+    found: dict[str, float] = {}
+    for number in events.numbers():
+        for event in events_of(events, number):
+            at_s = event["timestamp_ms"] / 1000
+            stage = "issued" if event["kind"] == "start" else "step"
+            if at_s >= since_s and (event["kind"] == "start" or (event["kind"] == "report" and event["step"] > 0)):
+                found[stage] = min(at_s, found.get(stage, at_s))
+    return found
