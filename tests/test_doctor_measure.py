@@ -186,7 +186,8 @@ def test_the_power_follows_from_the_outcomes_of_the_pairs(config: SearchConfig) 
     power = measured_power(config, [ours, ours, theirs, theirs], None)
     assert power.share_of_pairs == pytest.approx(1)
     of_one, of_two = (32 / 31 * share / 32 for share in (0.25, 0.5))
-    assert power.trial == pytest.approx((1.96 + 0.8416) * of_one**0.5, rel=1e-3)
-    assert power.two_trials == pytest.approx((1.96 + 0.8416) * of_two**0.5, rel=1e-3)
+    # The variance of the pairs is itself an estimate with 31 degrees of freedom, which adds a little.
+    assert power.trial == pytest.approx((1.96 + 0.8416) * of_one**0.5, rel=0.05)
+    assert power.two_trials == pytest.approx(power.trial * (of_two / of_one) ** 0.5)
     assert measured_power(config, [ours] * 4, None) == SAME
     assert measured_power(config, [ours, ours, theirs, theirs], 99).confirm_pairs == 99

@@ -70,11 +70,11 @@ def measured_power(config: SearchConfig, margins: Sequence[Sequence[float]], tes
     one, other = outcomes[: len(outcomes) // 2], outcomes[len(outcomes) // 2 :]
     of_two = [[b - a for a, b in zip(ours, theirs, strict=True)] for ours, theirs in zip(one, other, strict=True)]
     pairs, noise = len(outcomes[0]), Noise.of(of_two)
-    if noise == Noise(0.0, 0.0, 0.0):
+    if noise.seed == noise.pair == noise.rest == 0:
         return SAME
     return Power.of(
         metric.name,
-        Noise.mean([Noise.of(one), Noise.of(other)]),
+        Noise.mean([one, other]),
         noise,
         pairs=pairs,
         confirm=config.search.confirm,

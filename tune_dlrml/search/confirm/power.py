@@ -10,12 +10,12 @@ method, of which the first step is the hardest. Here the mean squares are drawn 
 chi-square) and the mean from its own; the smallest difference is the quantile of what they ask for.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
 from tune_dlrml.config.settings import ConfirmConfig
@@ -29,56 +29,111 @@ MOST_TIMES = 1024
 """Times the pairs or the seeds at most, to halve the smallest difference."""
 
 
+Draws = NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Noise:
     """Variances of the outcome of one held-out pair in one training, or of a difference between two.
 
     Attributes:
-        seed: Of what a seed adds on every pair.
+        seed: Of what a seed adds on every pair; an estimate below 0 is 0, here and in the next.
         pair: Of what a pair adds under every seed.
         rest: Of what is left.
+        estimate: What they were estimated from; None where they are known.
     """
 
     seed: float
     pair: float
     rest: float
+    estimate: "Estimate | None" = None
 
     @classmethod
     def of(cls, outcomes: Sequence[Sequence[float]]) -> Self:
-        """Estimated from outcomes of every pair (columns, at least two) under every seed (rows, at least two).
-
-        From mean squares, as in Searle, Casella and McCulloch, Variance Components, ch. 4; an estimate below 0 is 0.
-        """
-        table = np.asarray(outcomes, dtype=float)
-        seeds, pairs = table.shape
-        of_seeds, of_pairs = table.mean(axis=1), table.mean(axis=0)
-        rest = table - of_seeds[:, None] - of_pairs[None, :] + table.mean()
-        by_rest = float((rest**2).sum() / ((seeds - 1) * (pairs - 1)))
-        by_seed = float(of_seeds.var(ddof=1)) - by_rest / pairs
-        by_pair = float(of_pairs.var(ddof=1)) - by_rest / seeds
-        return cls(max(0.0, by_seed), max(0.0, by_pair), by_rest)
+        """Estimated from outcomes of every pair (columns, at least two) under every seed (rows, at least two)."""
+        return cls.mean([outcomes])
 
     @classmethod
-    def mean(cls, several: Sequence[Self]) -> Self:
-        """The mean of each variance."""
-        return cls(*(math.fsum(values) / len(several) for values in zip(*map(cls._values, several), strict=True)))
+    def mean(cls, several: Sequence[Sequence[Sequence[float]]]) -> Self:
+        """Estimated from the means of the mean squares of several settings, all with the same seeds and pairs."""
+        squares = np.mean([_mean_squares(outcomes) for outcomes in several], axis=0)
+        by_seed, by_pair, by_rest = squares.tolist()
+        estimate = Estimate(by_seed, by_pair, by_rest, seeds=len(several[0]), pairs=len(several[0][0]))
+        seed, pair, rest = np.maximum(0.0, _variances(squares, estimate.seeds, estimate.pairs)).tolist()
+        return cls(seed, pair, rest, estimate)
 
-    def _values(self) -> tuple[float, float, float]:
-        return self.seed, self.pair, self.rest
-
-    def of_mean(self, seeds: int, pairs: int) -> float:
-        """Variance of the mean over so many seeds and pairs."""
-        return self.seed / seeds + self.pair / pairs + self.rest / (seeds * pairs)
+    def draws(self, rng: np.random.Generator) -> Draws:
+        """Values that the three variances may have, shape (3, DRAWS): as known, or around their estimate."""
+        if self.estimate is None:
+            return np.repeat([[self.seed], [self.pair], [self.rest]], DRAWS, axis=1)
+        return self.estimate.draws(rng)
 
     def share_of_pairs(self, seeds: int, pairs: int) -> float:
-        """Share of that variance which more held-out pairs would lower."""
-        variance = self.of_mean(seeds, pairs)
+        """Share of the variance of a mean over so many seeds and pairs which more held-out pairs would lower."""
+        variance = self.seed / seeds + self.pair / pairs + self.rest / (seeds * pairs)
         return 1 - self.seed / seeds / variance if variance else 0.0
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Mean squares of a two-way layout, from which variances are estimated.
+
+    Attributes:
+        by_seed: Of the seeds' means.
+        by_pair: Of the pairs' means.
+        by_rest: Of the rest.
+        seeds: Number of seeds.
+        pairs: Number of pairs.
+    """
+
+    by_seed: float
+    by_pair: float
+    by_rest: float
+    seeds: int
+    pairs: int
+
+    def draws(self, rng: np.random.Generator) -> Draws:
+        """Variances under which these mean squares may have come about, shape (3, DRAWS).
+
+        A mean square is its expectation times chi-square over its degrees of freedom; the expectation is drawn as the
+        mean square over such a variable (fiducially), so that few seeds leave much open. A variance may be drawn below
+        0, as an estimate of one that is 0 is half of the time.
+        """
+        freedoms = _freedoms(self.seeds, self.pairs)
+        expected = np.array([[self.by_seed], [self.by_pair], [self.by_rest]])
+        drawn = expected * freedoms / rng.chisquare(freedoms, size=(3, DRAWS))
+        return _variances(drawn, self.seeds, self.pairs)
+
+
+def _mean_squares(outcomes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Mean squares of seeds, pairs and the rest of a table of seeds (rows) and pairs."""
+    table = np.asarray(outcomes, dtype=float)
+    seeds, pairs = table.shape
+    of_seeds, of_pairs = table.mean(axis=1), table.mean(axis=0)
+    rest = table - of_seeds[:, None] - of_pairs[None, :] + table.mean()
+    by_rest = (rest**2).sum() / ((seeds - 1) * (pairs - 1))
+    return np.array([pairs * of_seeds.var(ddof=1), seeds * of_pairs.var(ddof=1), by_rest])
+
+
+def _variances(squares: NDArray[np.float64], seeds: int, pairs: int) -> NDArray[np.float64]:
+    """Variances of seeds, pairs and the rest by the expected mean squares of a two-way layout with random effects.
+
+    Searle, Casella and McCulloch, Variance Components (1992), chapter 4. They are unbiased, and may be below 0.
+    """
+    by_seed, by_pair, by_rest = squares
+    return np.stack([(by_seed - by_rest) / pairs, (by_pair - by_rest) / seeds, by_rest])
+
+
+def _freedoms(seeds: int, pairs: int) -> NDArray[np.float64]:
+    return np.array([[seeds - 1], [pairs - 1], [(seeds - 1) * (pairs - 1)]], dtype=float)
+
+
 def single(noise: Noise, pairs: int) -> float:
-    """The smallest difference that one training under one seed shows, where its noise is known."""
-    return float(ndtri(1 - LEVEL / 2) + ndtri(POWER)) * math.sqrt(noise.of_mean(1, pairs))
+    """The smallest difference that one training under one seed shows to a test that knows its noise."""
+    rng = np.random.default_rng(0)
+    seed, pair, rest = noise.draws(rng)
+    error = np.sqrt(np.maximum(0.0, seed + (pair + rest) / pairs))
+    return float(np.quantile(error * (ndtri(1 - LEVEL / 2) + rng.standard_normal(DRAWS)), POWER))
 
 
 def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
@@ -91,9 +146,11 @@ def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
         finalists: That are compared with the baseline.
     """
     rng = np.random.default_rng(0)
-    off = rng.standard_normal(DRAWS) * math.sqrt(noise.of_mean(seeds, pairs))
-    freedoms = np.array([[seeds - 1], [pairs - 1], [(seeds - 1) * (pairs - 1)]], dtype=float)
-    expected = np.array([[noise.rest + pairs * noise.seed], [noise.rest + seeds * noise.pair], [noise.rest]])
+    seed, pair, rest = noise.draws(rng)
+    freedoms = _freedoms(seeds, pairs)
+    expected = np.maximum(0.0, [rest + pairs * seed, rest + seeds * pair, rest])
+    of_mean = np.maximum(0.0, expected[0] + expected[1] - expected[2]) / (seeds * pairs)
+    off = rng.standard_normal(DRAWS) * np.sqrt(of_mean)
     squares = expected * rng.chisquare(freedoms, size=(3, DRAWS)) / freedoms / (seeds * pairs)
     by_seed, by_pair, by_rest = squares
     variance = np.maximum(np.maximum(by_seed + by_pair - by_rest, by_seed), by_pair)
