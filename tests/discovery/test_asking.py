@@ -97,4 +97,4 @@ def test_a_local_proposer_has_to_fit_the_memory_that_is_free(tmp_path: Path, mon
 
 def test_a_local_proposer_that_is_not_there_is_refused_before_a_search():
     with pytest.raises(InputError):
-        asker_of("local:/no/such/folder", config("http://localhost/v1"), None, threads=1)
+        asker_of("local:/no/such/folder", config("http://localhost/v1"), None)

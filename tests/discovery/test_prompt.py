@@ -3,12 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+import torch
+
 from tune_dlrml.config import DiscoveryConfig
 from tune_dlrml.discovery.archive import ProposalRecord
+from tune_dlrml.discovery.known import as_function
 from tune_dlrml.discovery.prompt import question
 from tune_dlrml.discovery.reply import read_reply
 from tune_dlrml.discovery.scores import Score, scores_of
 from tune_dlrml.losses.custom.config import CustomParams
+from tune_dlrml.losses.custom.validation import pairs_of
 from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.losses.registry import LOSSES, build_loss
 from tune_dlrml.records import State
@@ -82,8 +87,48 @@ def test_the_newest_proposals_are_shown_with_the_reason_why_they_were_refused():
     text, parents = asked({}, {}, records, best=0, recent=2)
     assert "def old" not in text
     assert "refused, starts uphill (slope +0.31 at 0)" in text and "def up" in text
-    assert "I would rather not." in text
+    assert "refused, the reply has no function" in text and "I would rather not." not in text
     assert parents == []
+
+
+def test_refusals_for_one_reason_are_shown_once():
+    records = [record(number, stage="syntax", reason="the reply has no function") for number in range(3)]
+    text, _ = asked({}, {}, records, best=0, recent=3)
+    assert text.count("the reply has no function") == 1
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"name": "dpo", "beta": 0.3},
+        {"name": "cdpo", "beta": 0.3, "label_smoothing": 0.2},
+        {"name": "hinge", "beta": 0.3},
+        {"name": "ipo", "beta": 0.3},
+        {"name": "discopop", "beta": 0.3, "tau": 0.07},
+        {"name": "dlrml", "beta_kl": 0.3, "c": 5},
+        {"name": "cell", "beta": 0.3, "alpha": 0.4},
+    ],
+)
+def test_a_known_loss_is_shown_as_the_function_that_it_is(known):
+    loss = LOSSES[known["name"]].config.model_validate(known)
+    proposal = read_reply(as_function("shown", loss) or "", {})
+    built, shown = build_loss(loss), build_loss(proposal.loss)
+    margins = [-3.0, -0.4, 0.0, 0.1, 2.5]
+    assert torch.allclose(built(pairs_of(margins, torch.float64)), shown(pairs_of(margins, torch.float64)))
+
+
+def test_a_known_loss_with_an_option_or_a_learnable_mix_is_no_function():
+    for known in (
+        {"name": "ipo", "length_normalized": True},
+        {"name": "dpo", "weighting": "wpo"},
+        {"name": "dlrml", "beta_mix": {"learnable": True, "c_init": 4}},
+        {"name": "kto"},
+    ):
+        assert as_function("shown", LOSSES[known["name"]].config.model_validate(known)) is None
+    searched = LOSSES["dpo"].config.model_validate({"name": "dpo", "beta": {"log_uniform": [0.01, 1]}})
+    assert as_function("dpo", searched) == (
+        "def dpo(pairs, *, beta):\n    z = beta * pairs.margin_B\n    return F.softplus(-z)\n"
+    )
 
 
 def test_plain_dpo_is_always_there_to_compare_with():

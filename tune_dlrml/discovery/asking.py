@@ -167,7 +167,7 @@ def _loaded(reference: str, config: DiscoveryConfig) -> SamplingEngine:
     return engine_in_process(live, max_new_tokens=config.max_new_tokens, batch_size=1)
 
 
-def asker_of(name: str, config: DiscoveryConfig, key: str | None, threads: int) -> Asker:
+def asker_of(name: str, config: DiscoveryConfig, key: str | None, threads: int = 1) -> Asker:
     """The proposer of this name; a local one is loaded with its first question.
 
     Args:

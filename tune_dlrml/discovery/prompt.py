@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 from tune_dlrml.config import AnyLoss, DiscoveryConfig
 from tune_dlrml.discovery.archive import ProposalRecord
+from tune_dlrml.discovery.known import as_function
 from tune_dlrml.discovery.scores import Score
 from tune_dlrml.evaluation.records import Message
 from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.losses.proposed.vocabulary import FUNCTIONS, METHODS
 from tune_dlrml.metrics import METRICS
 
-SHOWN = 600
-"""Characters of a refused reply that are shown."""
 EXAMPLE = """\
 def softened_hinge(pairs, *, beta, gap=1.0):
     # beta: 0.01 to 1, log
@@ -45,6 +44,12 @@ descent makes the margin fall further is a trap: pairs end there.
 {methods}. No import, no other attribute, no in-place edit, no randomness.
 - The same function under another name, or scaled, is sent back.
 """
+
+
+REQUEST = """\
+Propose another loss that may be better, and that differs from all of these: one or two sentences, and then one \
+function `def name(pairs, *, beta)` in a code block. It returns a tensor of shape (B,), the loss of each pair, not its \
+mean."""
 
 
 class Question(NamedTuple):
@@ -93,20 +98,21 @@ def question(
     if "baseline" in scores:
         parts.append(f"Plain DPO, -logsigmoid(beta * margin), trial 0: {said['baseline']}.")
     if best:
-        shown = "\n\n".join(f"{label}: {said[label]}\n{_text(losses[label])}" for label in best)
+        shown = "\n\n".join(f"{label}: {said[label]}\n{_text(label, losses[label])}" for label in best)
         parts.append(f"The best losses so far, the best first:\n\n{shown}")
-    newest = [_newest(record, said) for record in recent if record.label not in best]
+    newest = list(dict.fromkeys(_newest(record, said) for record in recent if record.label not in best))
     if newest:
         parts.append("The newest proposals:\n\n" + "\n\n".join(newest))
-    parts.append("Propose another loss that may be better, and that differs from all of these.")
+    parts.append(REQUEST)
     parents = [*best, *(record.label for record in recent if record.label and record.label not in best)]
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
     return Question(messages, parents, [record.number for record in recent if record.stage != "accepted"])
 
 
-def _text(loss: AnyLoss) -> str:
-    if isinstance(loss, ProposedLoss):
-        return _fenced(loss.code)
+def _text(label: str, loss: AnyLoss) -> str:
+    code = loss.code if isinstance(loss, ProposedLoss) else as_function(label, loss)
+    if code is not None:
+        return _fenced(code)
     return f"{loss.name}: {(type(loss).__doc__ or '').strip().splitlines()[0]}"
 
 
@@ -119,8 +125,8 @@ def _newest(record: ProposalRecord, said: Mapping[str, str]) -> str:
     if record.stage == "accepted":
         untrained = _said("not trained yet", record.found.get("shape", ()))
         return f"{record.label}: {said.get(record.label, untrained)}\n{_fenced(record.code)}"
-    text = record.code or (record.reply or "")[:SHOWN]
-    return f"refused, {record.reason}\n{_fenced(text)}" if text else f"refused, {record.reason}"
+    # A reply without a function is not repeated: small models take it for the form that is asked for.
+    return f"refused, {record.reason}\n{_fenced(record.code)}" if record.code else f"refused, {record.reason}"
 
 
 def _fenced(code: str) -> str:

@@ -184,6 +184,6 @@ def _discovery(config: SearchConfig, place: SearchPlace, key: str | None) -> dic
     if section is None:
         return {}
     for name in section.proposer:
-        asker_of(name, section, None, threads=1).close()
+        asker_of(name, section, None).close()
     own = key if section.proposer_key_file is None else read_key(section.proposer_key_file)
     return {"archive": Archive(place.folder(config.name) / PROPOSALS, section), "proposer_key": own}
