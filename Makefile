@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint docs bench gpu judged frontier constrained stability objectives pair-order faults pairs clean
+.PHONY: quickstart test lint docs bench gpu judged frontier constrained stability objectives pair-order replay-table samplers faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
@@ -47,6 +47,12 @@ objectives: .venv/dev.stamp  ## Which metric ranks ten settings most repeatably 
 
 pair-order: .venv/dev.stamp  ## What grouping pairs by length costs and saves, twenty seeds each way; ON=toy takes minutes, the embedded model an hour.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.pair_order $(if $(ON),--on $(ON))
+
+replay-table: .venv/dev.stamp  ## The curves of 960 real runs on which samplers are compared; goes on where it was. SENTENCES=sentence_polarity.zip. Takes an hour or two.
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.replay_table $(if $(SENTENCES),--sentences $(SENTENCES))
+
+samplers: .venv/dev.stamp  ## Samplers and schedulers on planted surfaces and the replay table, over 50 seeds each. Takes an hour or two.
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.samplers $(if $(ON),--on $(ON))
 
 faults: .venv/dev.stamp  ## Kill and starve searches in every way, into faults/results/latest.json; ONLY=driver,worker and SEED=1 choose. Takes long.
 	PYTHONPATH=tests $(BIN)/python -m faults.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))

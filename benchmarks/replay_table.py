@@ -260,7 +260,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results/replay"), help="keeps a line a run")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
-    parser.add_argument("--pack", action="store_true", help="write the table of the runs that are there, and train none")
+    parser.add_argument(
+        "--pack", action="store_true", help="write the table of the runs that are there, and train none"
+    )
     arguments = parser.parse_args()
     folder = arguments.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)

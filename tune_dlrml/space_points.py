@@ -28,10 +28,10 @@ def sampled(domains: Mapping[str, Domain], exponent: int) -> Points:
     from scipy.stats import qmc  # 0.4 s, where no box is drawn
 
     unit = qmc.Sobol(len(domains), scramble=True, rng=SEED).random_base2(exponent)
-    return {key: _drawn(domain, unit[:, at]) for at, (key, domain) in enumerate(domains.items())}
+    return {key: values_at(domain, unit[:, at]) for at, (key, domain) in enumerate(domains.items())}
 
 
-def _drawn(domain: Domain, unit: NDArray[Any]) -> NDArray[Any]:
+def values_at(domain: Domain, unit: NDArray[Any]) -> NDArray[Any]:
     """Values of a domain at quantiles, on its own scale; a whole number stands for the interval around it."""
     if isinstance(domain, Choice):
         values = np.array(domain.values, dtype=object)
