@@ -6,8 +6,8 @@ A world says what a trial of a point reports (`curve`) and how good the point tr
 import gzip
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.replay_table import HELD_OUT, TABLE
+from benchmarks.replay_table import TABLE
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.domains import Choice, Domain
 from tune_dlrml.space import Point, SearchSpace
@@ -145,8 +145,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Bump:
-    """A hill of a branch: where its top lies, how wide it is along each parameter, how high, and how it leans."""
+class Hill:
+    """Where the top lies in the unit cube, how wide it is along each parameter, how high, and how it leans."""
 
     top: NDArray[np.float64]
     width: NDArray[np.float64]
@@ -161,79 +161,105 @@ class Bump:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One branch of a planted surface.
+
+    Attributes:
+        hills: The first is the highest.
+        limit: Learning rate, from 0 to 1, beyond which ever more trials diverge.
+        slowness: Share of the budget in which most is learnt at a middling learning rate.
+        trap: Below this first parameter the model learns the opposite; 0 for most branches.
+    """
+
+    hills: Sequence[Hill]
+    limit: float
+    slowness: float
+    trap: float
+
+    def skill(self, where: NDArray[np.float64]) -> float:
+        """How far the accuracy of a trained model lies above that of the untrained one."""
+        skill = max(hill.at(where) for hill in self.hills)
+        return -skill / 2 if where[0] < self.trap else skill
+
+    def falling(self, rate: float) -> float:
+        """Share of trials that diverge."""
+        return min(1.0, max(0.0, 5 * (rate - self.limit)))
+
+
+@dataclass(frozen=True)
 class Planted:
     """A surface over the space of a search file: hills in each branch, learning curves that cross, noise.
 
-    A low learning rate learns slowly and a high one fast, so that the order at a rung is not that at the end; beyond a
-    limit of each branch a trial diverges. The noise is that of `HELD_OUT` pairs, most of it shared by the evaluations
-    of one trial, and of the order of the pairs.
+    Its kind follows the first settings of the replay table: the losses have nearly the same best learning rate, around
+    which accuracy falls over a decade or two, their own parameters matter less, and one in five has a trap, as DiscoPOP
+    has there. A low learning rate learns slowly and a high one fast, so that the order at a rung is not that at the
+    end. The noise is that of the order of the pairs and, shared by the evaluations of one trial, of held-out pairs.
 
     Attributes:
         document: The search.
-        landscape: Seed of the hills.
-        bumps: Hills of a branch.
+        landscape: Seed of the surface.
+        hills: Of a branch.
     """
 
     name: str
     document: Mapping[str, Any]
     landscape: int
-    bumps: int = 1
+    hills: int = 1
     steps: int = 64
     least: int = 1
     tokens: float = 64 * 450.0
-    _hills: dict[str, tuple[list[Bump], float, float]] = field(default_factory=dict)
 
     @cached_property
     def _space(self) -> SearchSpace:
         return SearchSpace(parse_config(dict(self.document), source=self.name))
 
-    def _branch(self, branch: str) -> tuple[list[Bump], float, float]:
-        """Hills of a branch, the learning rate where it begins to diverge, and how slowly it learns."""
-        if not self._hills:
-            rng = np.random.default_rng(self.landscape)
-            for name in self._space.branches:
-                size = len(self._space.domains(name))
-                hills = [
-                    Bump(
-                        top=rng.uniform(0.2, 0.8, size),
-                        width=np.append(rng.uniform(0.2, 0.6, size - 1), rng.uniform(0.08, 0.16)),
-                        height=rng.uniform(0.12, 0.3) * (1.0 if hill == 0 else 0.8),
-                        lean=rng.uniform(-0.3, 0.3),
-                    )
-                    for hill in range(self.bumps)
-                ]
-                self._hills[name] = hills, hills[0].top[-1] + rng.uniform(0.15, 0.4), rng.uniform(0.2, 0.6)
-        return self._hills[branch]
+    @cached_property
+    def _branches(self) -> dict[str, Branch]:
+        rng = np.random.default_rng(self.landscape)
+        rate = rng.uniform(0.35, 0.7)
+        return {name: self._branch(rng, rate, len(self._space.domains(name))) for name in self._space.branches}
 
-    def _skill(self, point: Point) -> tuple[float, NDArray[np.float64], float, float]:
+    def _branch(self, rng: np.random.Generator, rate: float, size: int) -> Branch:
+        height = rng.uniform(0.15, 0.3)
+        hills = [
+            Hill(
+                top=np.append(rng.uniform(0.2, 0.8, size - 1), rate + rng.normal(0, 0.06)),
+                width=np.append(rng.uniform(0.25, 0.8, size - 1), rng.uniform(0.12, 0.25)),
+                height=height if hill == 0 else 0.8 * height,
+                lean=rng.uniform(-0.3, 0.3),
+            )
+            for hill in range(self.hills)
+        ]
+        trap = rng.uniform(0, 0.2) if size > 1 and rng.random() < 0.2 else 0.0
+        return Branch(hills, hills[0].top[-1] + rng.uniform(0.15, 0.3), rng.uniform(0.2, 0.6), trap)
+
+    def _at(self, point: Point) -> tuple[Branch, NDArray[np.float64]]:
         branch, where = place(self._space, point)
-        hills, limit, slowness = self._branch(branch)
-        return max(hill.at(where) for hill in hills), where, limit, slowness
+        return self._branches[branch], where
 
     def curve(self, point: Point, number: int, seed: int) -> Curve:
-        skill, where, limit, slowness = self._skill(point)
+        branch, where = self._at(point)
         rng = np.random.default_rng([self.landscape, seed, number])
-        order, pairs, each = rng.normal(0, 0.02), rng.normal(0, 0.8 / HELD_OUT**0.5 / 2), 0.2 / HELD_OUT**0.5
-        falls = where[-1] > limit and rng.random() < min(1.0, 5 * (where[-1] - limit))
-        end = int(self.steps * rng.uniform(0.02, 0.5)) if falls else self.steps
-        pace = slowness * math.exp(2 * (0.5 - where[-1]))
+        order, pairs = rng.normal(0, 0.03), rng.normal(0, 0.015)
+        falls = rng.random() < branch.falling(where[-1])
+        end = int(self.steps * rng.uniform(0.05, 0.5)) if falls else self.steps
+        pace = branch.slowness * math.exp(2 * (0.5 - where[-1]))
         steps = np.arange(1, end + 1)
         learnt = np.expm1(-steps / self.steps / pace) / np.expm1(-1 / pace)
-        values = np.clip(UNTRAINED + (skill + order) * learnt + pairs + rng.normal(0, each, end), 0, 1)
+        values = UNTRAINED + (branch.skill(where) + order) * learnt + pairs + rng.normal(0, 0.015, end)
         seen = {
             int(step): Seen(self.tokens * int(step) / self.steps, float(value))
-            for step, value in zip(steps, values, strict=True)
+            for step, value in zip(steps, np.clip(values, 0, 1), strict=True)
         }
-        return Curve(seen, self.tokens * max(1, end) / self.steps if falls else None)
+        return Curve(seen, self.tokens * end / self.steps if falls else None)
 
     def truth(self, point: Point, seed: int) -> float:
-        skill, where, limit, _ = self._skill(point)
-        survives = 1 - min(1.0, max(0.0, 5 * (where[-1] - limit)))
-        return UNTRAINED + skill * survives
+        branch, where = self._at(point)
+        return UNTRAINED + branch.skill(where) * (1 - branch.falling(where[-1]))
 
     def best(self, seed: int) -> float:
-        """The top of the highest hill; it lies below the learning rate from which trials diverge."""
-        return UNTRAINED + max(hill.height for name in self._space.branches for hill in self._branch(name)[0][:1])
+        """The top of the highest hill: it lies outside of traps, and no trial diverges there."""
+        return UNTRAINED + max(branch.hills[0].height for branch in self._branches.values())
 
 
 def config_of(world: World, search: Mapping[str, Any]) -> SearchConfig:

@@ -3,7 +3,7 @@
 Run: PYTHONPATH=tests python -m benchmarks.samplers [--on seen held_out table] [--ways NAME ...] [--seeds 50] [--table]
 
 A way is a sampler with a scheduler. It searches a world (replay.py) one trial after another until it has spent the
-tokens of 24 trials at full budget, or has had 128 trials. Study, proposer and successive halving are those of a search
+tokens of 24 trials at full budget, or has had 64 trials. Study, proposer and successive halving are those of a search
 (`SearchStudy`, without a database); a way that the package does not have is defined here, as another proposer or as an
 Optuna pruner in the study.
 
@@ -20,6 +20,7 @@ was. `--table` shows what is there and searches nothing.
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Printed
 
-from benchmarks.replay import UNTRAINED, Planted, Table, World, config_of
+from benchmarks.replay import UNTRAINED, Planted, Table, World, config_of, place
 from benchmarks.replay_table import SPACE, TABLE, document
 from tune_dlrml.config import load_config
 from tune_dlrml.records import State, TrialOutcome
@@ -56,7 +57,7 @@ from tune_dlrml.study.proposer import (
 from tune_dlrml.study.sampling import Draw, derived_seed, distribution
 from tune_dlrml.study.study import SearchStudy
 
-FULL, MOST = 24, 128
+FULL, MOST = 24, 64
 """Trials at full budget whose tokens a search may spend, and most trials that it may have."""
 GRID = np.geomspace(1 / 64, 1, 61)
 """Shares of the tokens of a search at which regrets are compared."""
@@ -132,6 +133,85 @@ class WithinBranch(RandomPoints):
             diverged = trials[number].constraints.get("diverged", 0.0) > 0 or not seen
             self._studies[branch].tell(trial, UNTRAINED if diverged else seen[max(seen)])
             del self._open[number]
+
+
+@dataclass(frozen=True)
+class GaussianProcess(RandomPoints):
+    """One Gaussian process over all branches: the learning rate is shared, the branch a distance of its own.
+
+    Matern-5/2, length scales and noise by marginal likelihood on a grid, expected improvement over the mean of the best
+    point, maximized over random points. A trial that was pruned counts with its last objective and what complete trials
+    gained on the average from there; one that diverged as untrained.
+    """
+
+    def propose(self, history: StudyHistory, number: int) -> Proposal:
+        rng = np.random.default_rng(derived_seed(self.settings.seed, number, "gp"))
+        trials = [own for own in history.optuna_study.get_trials(deepcopy=False) if own.state.is_finished()]
+        if len(trials) < self.settings.n_startup_trials:
+            return super().propose(history, number)
+        x, y = np.array([self._features(own.params) for own in trials]), expected_ends(trials)
+        points = [self._random(rng) for _ in range(384)]
+        found = expected_improvement(x, (y - y.mean()) / (y.std() or 1.0), np.array([*map(self._features, points)]))
+        return point_proposal(self.space, number, points[int(np.argmax(found))])
+
+    def _random(self, rng: np.random.Generator) -> dict[str, Any]:
+        branch = str(rng.choice([*self.space.branches]))
+        domains = self.space.domains(branch)
+        return {BRANCH: branch} | {key: values_at(each, rng.random(1))[0] for key, each in domains.items()}
+
+    def _features(self, point: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Learning rate, the branch's own parameters, and the branch as a number."""
+        branch, where = place(self.space, point)
+        widest = max(len(self.space.domains(name)) for name in self.space.branches)
+        own = np.pad(where[:-1], (0, widest - len(where)), constant_values=0.5)
+        return np.array([where[-1], *own, [*self.space.branches].index(branch)])
+
+
+def expected_ends(trials: Sequence[optuna.trial.FrozenTrial]) -> NDArray[np.float64]:
+    """The objective of each trial at the full budget, as far as it can be said."""
+    complete = [own.intermediate_values for own in trials if own.value is not None]
+
+    def end(own: optuna.trial.FrozenTrial) -> float:
+        seen = own.intermediate_values
+        if own.value is not None or not seen or own.constraints.get("diverged", 0.0) > 0:
+            return UNTRAINED if own.value is None else float(own.value)
+        last = max(seen)
+        gains = [values[max(values)] - values[last] for values in complete if last in values]
+        return float(seen[last] + (np.mean(gains) if gains else 0.0))
+
+    return np.array([end(own) for own in trials])
+
+
+def expected_improvement(
+    x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of each row of `at`, given the values `y` of the rows of `x`."""
+    from scipy.linalg import cho_solve, cholesky
+    from scipy.stats import norm
+
+    def kernel(one: NDArray[np.float64], other: NDArray[np.float64], rate: float, own: float, branch: float) -> Any:
+        off = one[:, None, :] - other[None, :, :]
+        square = (off[..., 0] / rate) ** 2 + ((off[..., 1:-1] / own) ** 2).sum(axis=-1)
+        distance = np.sqrt(5 * (square + (off[..., -1] != 0) / branch**2))
+        return (1 + distance + distance**2 / 3) * np.exp(-distance)
+
+    best = (-math.inf, None)
+    for scales in itertools.product((0.15, 0.3, 0.6), (0.4, 1.0), (0.7, 2.0), (0.1, 0.4)):
+        *lengths, noise = scales
+        root = cholesky(kernel(x, x, *lengths) + noise * np.eye(len(x)), lower=True)
+        weights = cho_solve((root, True), y)
+        likelihood = -0.5 * float(y @ weights) - float(np.log(np.diag(root)).sum())
+        if likelihood > best[0]:
+            best = likelihood, (lengths, root, weights)
+    assert best[1] is not None
+    lengths, root, weights = best[1]
+    top = float((kernel(x, x, *lengths) @ weights).max())
+    across = kernel(at, x, *lengths)
+    mean = across @ weights
+    spread = np.sqrt(np.maximum(1e-9, 1 - (across * cho_solve((root, True), across.T).T).sum(axis=1)))
+    z = (mean - top) / spread
+    found: NDArray[np.float64] = (mean - top) * norm.cdf(z) + spread * norm.pdf(z)
+    return found
 
 
 def gp(space: SearchSpace, settings: Any) -> Proposer:
@@ -250,6 +330,8 @@ WAYS: dict[str, Way] = {
     "tpe of quasi-random first, asha 4 from 1/16": Way(proposer=QuasiRandomStart),
     "tpe of branches first, asha 4 from 1/16": Way(proposer=branches_first),
     "tpe of whole branches, asha 4 from 1/16": Way(proposer=JointPoints),
+    "gp over branches, asha 4 from 1/16": Way(proposer=GaussianProcess),
+    "gp over branches, asha 2 from 1/8": Way(proposer=GaussianProcess, grace=1 / 8, factor=2),
     "gp in a branch, asha 4 from 1/16": Way(proposer=gp),
     "cma-es in a branch, asha 4 from 1/16": Way(proposer=cma),
 }
@@ -269,9 +351,9 @@ def worlds(table: Path = TABLE) -> dict[str, Callable[[], list[World]]]:
     return {
         "seen": lambda: [Planted(f"seen {number}", own | {"space": SPACE}, number) for number in (1, 2, 3)],
         "held_out": lambda: [
-            Planted("held out: two hills", own | {"space": SPACE}, 101, bumps=2),
+            Planted("held out: two hills", own | {"space": SPACE}, 101, hills=2),
             Planted("held out: dlrml-vs-discopop", of("dlrml-vs-discopop.yaml"), 102),
-            Planted("held out: dpo, reference-free", with_dpo(of("reference-free.yaml")), 103, bumps=2),
+            Planted("held out: dpo, reference-free", with_dpo(of("reference-free.yaml")), 103, hills=2),
         ],
         "table": lambda: [Table(table)],
     }

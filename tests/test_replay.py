@@ -64,7 +64,7 @@ def test_a_run_that_diverged_shows_no_end_and_costs_what_it_trained(tmp_path):
 
 
 def test_no_point_of_a_planted_surface_is_better_than_its_best():
-    world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3, bumps=2)
+    world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3, hills=2)
     rng = np.random.default_rng(0)
     points = [setting(10 ** rng.uniform(-7, -1)) | {"dpo.beta": 10 ** rng.uniform(-2, 0)} for _ in range(300)]
     truths = [world.truth(point, 0) for point in points]
