@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import random
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from typing import Any
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.space import BRANCH, Point, SearchSpace
 from tune_dlrml.space_points import sampled
-from tune_dlrml.system.code_state import code_state
+from tune_dlrml.system.code_state import COMMIT, code_state, commit_of
 
 TABLE = Path(__file__).parent / "data" / "replay.json.gz"
 SENTENCES = Path(__file__).parents[2] / "shared" / "data" / "sentiment" / "sentence_polarity.zip"
@@ -84,6 +85,7 @@ def document(folder: Path) -> dict[str, Any]:
             "per_device_eval_batch_size": HELD_OUT,
             "max_length": 96,
             "max_steps": STEPS,
+            "train_sampling_strategy": "group_by_length",
             "bf16": True,
         },
         "search": {"num_trials": 64, "scheduler": {"grace_period": 2, "reduction_factor": 4}, "baseline": None},
@@ -184,6 +186,7 @@ def train_part(folder: Path, parts: int, part: int) -> None:
     space, known = SearchSpace(config), {(line["setting"], line["seed"]) for line in lines(folder)}
     pairs = select_pairs(config.dataset, config.training, lambda: reader_of_model(config)).pairs()
     resident = Resident.load(config.model, pairs, config.training)
+    commit = commit_of(Path(__file__).parents[1]).get(COMMIT, "")
     budget = toy_training.plan(STEPS, EVALUATED[:-1], save_steps=10 * STEPS)
     gc.collect()
     gc.freeze()  # each trial collects garbage twice, and need not look at the libraries
@@ -195,7 +198,7 @@ def train_part(folder: Path, parts: int, part: int) -> None:
         outcome, channel = toy_training.run(resident, spec.loss.model_dump(), training, budget)
         assert outcome is not None, "nothing says stop"
         with (folder / f"runs-{part}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line_of(run, outcome, channel.reports)) + "\n")
+            file.write(json.dumps(line_of(run, outcome, channel.reports) | {"commit": commit}) + "\n")
 
 
 def line_of(run: Run, outcome: Any, reports: Sequence[Any]) -> dict[str, Any]:
@@ -234,11 +237,13 @@ def pack(folder: Path, table: Path) -> str:
     found = {(line["setting"], line["seed"]): line for line in lines(folder)}
     points = settings(SearchSpace(config))
     complete = [at for at in range(len(points)) if all((at, seed) in found for seed in range(SEEDS))]
+    kept = [found[at, seed] for at in complete for seed in range(SEEDS)]
     selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
     made = {
         "recipe": {
             "date": datetime.now(UTC).date().isoformat(),
-            "code": code_state(),
+            "versions": {name: each for name, each in code_state().items() if name.startswith("version.")},
+            "commits": dict(Counter(run["commit"] for run in kept)),
             "data": "sentence_polarity (Pang and Lee, 2005), CC-BY-4.0",
             "data_hash": selection.data_hash(),
             "model": {"vocabulary": VOCABULARY, "hidden": HIDDEN, "layers": LAYERS, "seed": 0},
@@ -246,7 +251,7 @@ def pack(folder: Path, table: Path) -> str:
         },
         "metrics": list(KEPT),
         "settings": {str(at): points[at] for at in complete},
-        "runs": [found[at, seed] for at in complete for seed in range(SEEDS)],
+        "runs": [{key: value for key, value in run.items() if key != "commit"} for run in kept],
     }
     table.parent.mkdir(exist_ok=True)
     with gzip.GzipFile(table, "wb", mtime=0) as file:
