@@ -16,6 +16,7 @@ What is trained is kept in power-toy.jsonl in the folder, where a further run go
 import argparse
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def main() -> None:
     stated, mean_size = on_toy(differences, from_two=True)
     raw = {
         "simulated": shares,
-        "toy": {"noise": vars(Noise.of(differences)), "size": size, "shown": known},
+        "toy": {"noise": asdict(Noise.of(differences)), "size": size, "shown": known},
         "toy, from two seeds": {"mean size": mean_size, "shown": stated},
     }
     rows = [
