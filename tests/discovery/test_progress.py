@@ -65,10 +65,10 @@ def test_proposals_are_counted_by_stage_and_candidates_by_their_trials(tmp_path:
     searched = {"log_uniform": [0.01, 1]}
     records = [
         accepted(0, "fixed"),
-        record(1, "syntax", reason="no function"),
+        record(1, "syntax", reason="no function", idle_s=30.5),
         accepted(2, "half", searched),
         record(3, "novelty", reason="same as dpo", calls=2, times_asked=2),
-        record(4, "checks", reason="uphill"),
+        record(4, "checks", reason="uphill", idle_s=11.0),
         accepted(5, "new", searched),
     ]
     # One trial of a loss with nothing to vary; of the other one of two has ended.
@@ -79,8 +79,8 @@ def test_proposals_are_counted_by_stage_and_candidates_by_their_trials(tmp_path:
     assert (found.calls, found.most_calls, found.tokens) == (8, 9, 600)
     assert found.sentence() == (
         "6 proposals (1 refused at syntax, 1 refused at checks, 1 refused at novelty, 3 accepted); of 4 candidates "
-        "1 trained, 1 in training, 1 waiting; 8 of 9 requests and 600 of 400,000 tokens used; the next loss is asked "
-        "for when a worker group needs one"
+        "1 trained, 1 in training, 1 waiting; 8 of 9 requests and 600 of 400,000 tokens used, 42 s in "
+        "which worker groups waited for a loss; the next loss is asked for when a worker group needs one"
     )
 
 

@@ -1,5 +1,6 @@
 """How far a discovery is, from its study and the files of its proposals alone."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ class DiscoveryProgress:
         most_calls: That cap.
         tokens: Tokens used, of `discovery.limits.tokens`.
         most_tokens: That cap.
+        idle_s: Seconds in which worker groups had no trial since the next loss was not known, summed over the groups.
         now: What is waited for, or why nothing is asked any more.
     """
 
@@ -50,6 +52,7 @@ class DiscoveryProgress:
     most_calls: int
     tokens: int
     most_tokens: int
+    idle_s: float
     now: str
 
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +66,8 @@ class DiscoveryProgress:
         trained = f"{self.trained} trained, {self.in_training} in training, {self.waiting} waiting"
         return (
             f"{count}{f' ({came})' if came else ''}; of {self.candidates} candidates {trained}; "
-            f"{self.calls:,} of {self.most_calls:,} requests and {self.tokens:,} of {self.most_tokens:,} tokens used; "
+            f"{self.calls:,} of {self.most_calls:,} requests and {self.tokens:,} of {self.most_tokens:,} tokens used, "
+            f"{self.idle_s:,.0f} s in which worker groups waited for a loss; "
             f"{self.now}"
         )
 
@@ -103,6 +107,7 @@ def progress(config: SearchConfig, archive: Archive, rows: Sequence[TrialRow]) -
         most_calls=section.limits.calls,
         tokens=section.limits.tokens - tokens,
         most_tokens=section.limits.tokens,
+        idle_s=math.fsum(record.idle_s for record in records),
         now=_now(archive, records, section),
     )
 
