@@ -236,7 +236,7 @@ def test_no_request_is_sent_after_the_deadline():
 def test_a_wait_beyond_the_deadline_does_not_start():
     clock = Clock()
     limited = EndpointServer.scripted([fails(429, retry_after="55")])
-    with limited as server, pytest.raises(JudgeEndedError, match="the next request would wait 55"):
+    with limited as server, pytest.raises(JudgeEndedError, match=r"the next request would wait 55.* \(429"):
         ask(endpoint(server, clock, deadline_s=50))
     assert clock.slept == []
 

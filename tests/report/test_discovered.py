@@ -59,7 +59,16 @@ def data(records: list[ProposalRecord], trials: list[Any], **section: Any) -> An
 RECORDS = [
     record(0, stage="accepted", label="bend", loss=CODE, parents=("dpo",), found=SHAPE | {"shape": ["it is straight"]}),
     record(1, "openai:b", stage="novelty", reason="same as dpo within 1e-09", loss=CODE, calls=3, times_asked=2),
-    record(2, stage="accepted", label="curve", loss=CODE, estimated=True, parents=("dpo", "bend"), refusals=(1,)),
+    record(
+        2,
+        stage="accepted",
+        label="curve",
+        loss=CODE,
+        estimated=True,
+        idle_s=1.5,
+        parents=("dpo", "bend"),
+        refusals=(1,),
+    ),
 ]
 TRIALS = [
     trial(0, "baseline", 0.5),
@@ -107,7 +116,7 @@ def test_a_proposer_stands_with_what_it_cost_and_found():
     assert told is not None
     first, second = told.proposers
     assert (first.proposer, first.stages, first.calls, first.tokens) == ("openai:a", {"accepted": 2}, 2, 200)
-    assert (first.estimated, first.seconds, first.best) == (True, 4.0, "curve")
+    assert (first.estimated, first.seconds, first.idle_s, first.best) == (True, 4.0, 1.5, "curve")
     assert first.cost == pytest.approx(0.001)
     # 3 requests, and one more by a driver that died before its reply.
     assert (second.stages, second.calls, second.best) == ({"novelty": 1}, 4, "")

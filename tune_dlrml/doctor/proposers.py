@@ -103,12 +103,12 @@ def _caps(section: DiscoveryConfig, prompt: int) -> Finding:
         f"its reply at most {longest:,}, so the tokens are enough for {least:,} to {most:,} questions; nothing is "
         f"asked later than {limits.deadline_s:g} s after the start of a run"
     )
-    wanted = section.candidates
+    wanted, caps = section.candidates, f"but the caps are {text}"
     if limits.calls < wanted:
-        return _too_few(f"`calls >= candidates` must hold for {wanted} candidates, but {text}", "calls", wanted)
+        return _too_few(f"`calls >= candidates` must hold for {wanted} candidates, {caps}", "calls", wanted)
     if least < wanted:
         enough = wanted * (prompt + longest)
-        return _too_few(f"{wanted} candidates take a question each at least, but {text}", "tokens", enough)
+        return _too_few(f"{wanted} candidates take a question each at least, {caps}", "tokens", enough)
     return Finding("discovery.limits", "ok", text)
 
 

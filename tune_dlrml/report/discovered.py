@@ -79,6 +79,7 @@ class ProposerLine:
     Attributes:
         stages: How many of its proposals came how far.
         calls: Requests, those that got no reply included.
+        idle_s: Seconds in which worker groups had no trial because its losses were not there yet, summed over groups.
         cost: By `discovery.price_per_million_tokens`; None without a price.
         best: Its accepted proposal with the best objective; empty without one.
     """
@@ -89,6 +90,7 @@ class ProposerLine:
     tokens: int
     estimated: bool
     seconds: float
+    idle_s: float
     cost: float | None
     best: str
 
@@ -198,6 +200,7 @@ def _proposer(name: str, records: Sequence[ProposalRecord], order: Sequence[str]
         tokens=tokens,
         estimated=any(record.estimated for record in own),
         seconds=sum(record.seconds for record in own),
+        idle_s=sum(record.idle_s for record in own),
         cost=None if price is None else price * tokens / 1e6,
         best=min(found, key=order.index, default=""),
     )

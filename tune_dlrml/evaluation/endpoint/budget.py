@@ -55,14 +55,19 @@ class Budget:
             self.tokens += usage.tokens
             self.estimated |= usage.estimated
 
-    def check_wait(self, seconds: float) -> None:
+    def check_wait(self, seconds: float, error: object) -> None:
         """Whether a request may be sent after a wait.
+
+        Args:
+            seconds: How long.
+            error: Of the last request, for the message.
 
         Raises:
             JudgeEndedError: The deadline comes first.
         """
         if self._end_s is not None and self._clock() + seconds >= self._end_s:
-            raise self._reached("deadline_s", self._caps.deadline_s, f"the next request would wait {seconds:.1f} s")
+            now = f"the next request would wait {seconds:.1f} s after the last one failed ({error})"
+            raise self._reached("deadline_s", self._caps.deadline_s, now)
 
     def _used(self) -> str:
         estimated = ", in part by an estimate, since the endpoint does not count them" if self.estimated else ""
@@ -70,6 +75,6 @@ class Budget:
 
     def _reached(self, name: str, limit: float, now: str) -> JudgeEndedError:
         return JudgeEndedError(
-            f"{self._name}: `{name}` is {limit:g}, and {now}; what was judged is kept: raise `{name}`, "
+            f"{self._name}: `{name}` is {limit:g}, and {now}; what was answered is kept: raise `{name}`, "
             "or run the same command again, which asks only for what is missing"
         )

@@ -150,6 +150,7 @@ class Endpoint:
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=_is_hopeless,
             wait=self._wait_s,
+            before_sleep=self._check_wait,
             sleep=self._pause,
             reraise=True,
         )
@@ -215,9 +216,11 @@ class Endpoint:
             return left_s
 
     def _pause(self, seconds: float) -> None:
-        """Wait before the next request, unless there can be none."""
-        self.budget.check_wait(seconds)
         self._sleep(seconds)
+
+    def _check_wait(self, state: tenacity.RetryCallState) -> None:
+        """Whether there can be a next request after its wait."""
+        self.budget.check_wait(state.upcoming_sleep, state.outcome.exception() if state.outcome else None)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next try: those that the server asks for, or twice as many each time; with jitter."""
@@ -232,7 +235,7 @@ class Endpoint:
         return JudgeEndedError(
             f"{self.identity} must answer, but gave no reply to at least {SILENT_CYCLES} chats one after another, "
             f"each sent {TRIES} times; the last time: {error}. "
-            "What was judged is kept: run the same command again when it is back"
+            "What was answered is kept: run the same command again when it is back"
         )
 
     def _refusal(
@@ -244,7 +247,7 @@ class Endpoint:
         if status == 402 or code == "insufficient_quota":
             return JudgeEndedError(
                 f"{self.identity} has no quota left ({status}: {said}); "
-                "what was judged is kept: top the account up and run the same command again"
+                "what was answered is kept: top the account up and run the same command again"
             )
         unwanted = refusal.unwanted(request, without)
         if status >= 500 and SYSTEM in unwanted:  # of a chat template that raises
