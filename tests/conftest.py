@@ -37,6 +37,13 @@ LONGEST = (
 gc.disable()  # until all is collected: what imports make is looked through again and again, and stays
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m slow`, files without a slow test are not imported: they are most of the suite."""
+    if config.option.markexpr == "slow" and collection_path.suffix == ".py":
+        return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
