@@ -158,7 +158,7 @@ def test_the_page_has_a_picture_of_every_loss_that_was_trained():
     untrained = record(3, stage="accepted", label="late", loss=CODE, found=SHAPE)
     shown = story_of_page(data([*RECORDS, untrained], TRIALS), [])
     assert shown is not None
-    assert shown["stages_text"] == "4 proposals (3 trained, 1 refused at novelty)"
+    assert shown["stages_text"] == "4 proposals (1 refused at novelty, 3 accepted)"
     pictures = {line["loss"]: line["picture"] for line in shown["accepted"]}
     assert pictures["bend"]["image"].startswith("data:image/svg+xml;base64,")
     assert pictures["late"] == {"image": "", "reason": "drawn at its best setting once a trial has begun"}

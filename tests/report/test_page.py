@@ -139,7 +139,7 @@ def test_a_discovery_shows_its_proposals_with_their_formulas_and_why_others_were
     made.run(lambda spec: Fate(0.8 if spec.branch == "bend" else 0.6, kl=2.0))
     files, page = written(made)
     html = files.page.read_text(encoding="utf-8")
-    assert "2 proposals (1 trained, 1 refused at syntax)" in html and "# a &lt; b" in html
+    assert "2 proposals (1 refused at syntax, 1 accepted)" in html and "# a &lt; b" in html
     for words in (
         "slope -0.5 at the start",
         "no trap",

@@ -1,7 +1,7 @@
 """What a discovery found: every proposal, how far it came, what it was shown, and how it did against DPO."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from tune_dlrml.discovery.scores import Score, scores_of
 from tune_dlrml.report.ranking import Z
 from tune_dlrml.report.reading import BASELINE, SearchData
 from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.search.discovery_progress import STAGES
 
 SHOWN = 600
 """Characters of a reply without a function that are shown."""
@@ -124,7 +125,7 @@ class Story:
     @property
     def stages(self) -> dict[str, int]:
         """How many proposals came how far."""
-        return dict(Counter(line.stage for line in self.proposals))
+        return _by_stage(line.stage for line in self.proposals)
 
     def as_json(self) -> dict[str, Any]:
         """For the report's document."""
@@ -195,7 +196,7 @@ def _proposer(name: str, records: Sequence[ProposalRecord], order: Sequence[str]
     found = [record.label for record in own if record.label in order]
     return ProposerLine(
         proposer=name,
-        stages=dict(Counter(record.stage for record in own)),
+        stages=_by_stage(record.stage for record in own),
         calls=sum(record.requests for record in own),
         tokens=tokens,
         estimated=any(record.estimated for record in own),
@@ -204,3 +205,9 @@ def _proposer(name: str, records: Sequence[ProposalRecord], order: Sequence[str]
         cost=None if price is None else price * tokens / 1e6,
         best=min(found, key=order.index, default=""),
     )
+
+
+def _by_stage(stages: Iterable[str]) -> dict[str, int]:
+    """How many came how far, the earliest refusal first."""
+    counts = Counter(stages)
+    return {stage: counts[stage] for stage in (*STAGES, "asked") if counts[stage]}

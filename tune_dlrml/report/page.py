@@ -18,6 +18,7 @@ from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
 from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.search.discovery_progress import STAGES
 from tune_dlrml.study.feasibility import bounds
 from tune_dlrml.system.code_state import in_words
 
@@ -72,8 +73,8 @@ def story_of_page(data: SearchData, confirmed: Sequence[Confirmed]) -> dict[str,
     told = story(data, confirmed)
     if told is None:
         return None
-    words = {"accepted": "trained", "asked": "without a reply yet"}
-    stages = [f"{count} {words.get(stage, f'refused at {stage}')}" for stage, count in told.stages.items()]
+    words = {**STAGES, "asked": "under way"}
+    stages = [f"{count} {words[stage]}" for stage, count in told.stages.items()]
     return {
         "stages_text": f"{len(told.proposals)} proposals ({', '.join(stages)})" if stages else "none yet",
         "baseline": told.baseline,
