@@ -83,7 +83,7 @@ def test_a_search_of_many_and_long_settings_is_described_whole_and_again_without
     for _ in range(2):  # a resumed search describes itself again, and params are immutable
         runs = MlflowRuns(store, "toy", search_id(events.folder), {"note": "n" * 9000})
         parent = runs.open(None)
-        runs.describe(parent, "name: toy\n", params, {})
+        runs.describe(parent, "name: toy\n", params)
     found = MlflowClient(tracking_uri=store.uri).get_run(parent)
     assert len(found.data.params) == len(params)
     assert found.data.params["params.p249"] == "249" and found.data.params[short_key("x" * 400)] == "key"
