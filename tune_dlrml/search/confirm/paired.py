@@ -9,6 +9,12 @@ Seeds are one of two sources of variation: the held-out pairs are a sample as we
 number of seeds shows the result on other pairs. Where the outcome of every pair is known, both sources count, see
 `crossed_difference`; where it is not, a verdict holds for these pairs only.
 
+The two sources have variances of their own, known with as many degrees of freedom as there are seeds and pairs less
+one. The half width of an interval is the root of the sum of their squared half widths, each by its own Student's law
+(S. K. Banerjee, Sankhya 22, 1960, 357): it is that of the seeds where these decide, that of the pairs where those do, and
+covers at least as often as it says between them. Satterthwaite's degrees of freedom, estimated from the same few
+seeds, do not: where two or three seeds agree by luck, they say that there are many.
+
 Several candidates are compared with one baseline, and the best of several equal ones looks better by luck. Holm's
 method keeps the chance of any false verdict at the level of a single one, without supposing that the comparisons are
 independent, which they are not: all share the baseline.
@@ -16,14 +22,16 @@ independent, which they are not: all share the baseline.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import stdtr, stdtrit  # without scipy.stats, whose import takes 0.4 s
 
 LEVEL = 0.05
 """Chance of a wrong 'better' or 'worse' among all comparisons of a search."""
+LEAST_P, BISECTIONS = 1e-15, 48
+"""Smallest p-value that is told from a smaller one, and halvings of its logarithm's range until it is found."""
 Verdict = Literal["better", "worse", "cannot tell"]
 
 
@@ -38,6 +46,8 @@ class Difference:
         high: Upper end.
         p: Two-sided chance of so large a mean where there is no difference.
         items: Held-out pairs whose sampling counts as well; None where seeds alone do.
+        by_seed: Variance of the mean over seeds.
+        by_item: Variance of the mean over held-out pairs; 0 where seeds alone count.
     """
 
     count: int
@@ -46,6 +56,15 @@ class Difference:
     high: float | None
     p: float
     items: int | None = None
+    by_seed: float = 0.0
+    by_item: float = 0.0
+
+    def interval(self, level: float) -> tuple[float, float] | tuple[None, None]:
+        """The interval that misses the true mean with at most this chance; none where there is no 95 % interval."""
+        if self.low is None:
+            return None, None
+        reach = math.sqrt(squared_reach(level, self.count, self.items or 2, self.by_seed, self.by_item))
+        return self.mean - reach, self.mean + reach
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -59,37 +78,72 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     mean = math.fsum(differences) / count if count else 0.0
     if count < 2:
         return Difference(count, mean, None, None, 1.0)
-    error = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (count - 1) / count)
-    if error <= 1e-12 * max(1.0, abs(mean)):
-        return Difference(count, mean, None, None, 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - count))
-    freedom = count - 1
-    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    return Difference(count, mean, mean - reach, mean + reach, 2 * float(stdtr(freedom, -abs(mean) / error)))
+    by_seed = math.fsum((each - mean) ** 2 for each in differences) / (count - 1) / count
+    return _difference(count, mean, by_seed, 0.0, None)
 
 
 def crossed_difference(differences: Sequence[Sequence[float]]) -> Difference:
-    """Mean of differences of every held-out pair (columns) under every seed (rows), both of them samples.
-
-    The variance of the mean is that of a two-way layout with random rows and columns, the mean squares of both less
-    that of the rest, and its degrees of freedom are Satterthwaite's. It is at least that of the seeds alone and that of
-    the pairs alone, since an estimate by subtraction may fall below them.
-    """
+    """Mean of differences of every held-out pair (columns) under every seed (rows), both of them samples."""
     table = np.asarray(differences, dtype=float)
     seeds, items = table.shape
-    mean = float(table.mean())
     if seeds < 2 or items < 2:
-        return Difference(seeds, mean, None, None, 1.0, items)
-    of_seeds, of_items = table.mean(axis=1), table.mean(axis=0)
-    rest = table - of_seeds[:, None] - of_items[None, :] + mean
-    by_seed, by_item = of_seeds.var(ddof=1) / seeds, of_items.var(ddof=1) / items
-    by_rest = (rest**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items)
-    variance = max(by_seed + by_item - by_rest, by_seed, by_item)
-    if variance <= 1e-24:
-        return replace(paired_difference(of_seeds.tolist(), [0.0] * seeds), items=items)
-    spread = by_seed**2 / (seeds - 1) + by_item**2 / (items - 1) + by_rest**2 / ((seeds - 1) * (items - 1))
-    freedom, error = max(1.0, variance**2 / spread), math.sqrt(variance)
-    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    return Difference(seeds, mean, mean - reach, mean + reach, 2 * float(stdtr(freedom, -abs(mean) / error)), items)
+        return Difference(seeds, float(table.mean()), None, None, 1.0, items)
+    mean, by_seed, by_item = (float(each) for each in crossed_variances(table))
+    return _difference(seeds, mean, by_seed, by_item, items)
+
+
+def crossed_variances(table: Any) -> tuple[Any, Any, Any]:
+    """The mean of a table, and its variance over seeds and over held-out pairs, shapes (...).
+
+    They are those of a two-way layout with random rows and columns. What varies from cell to cell is in both mean
+    squares, so it is taken out of that of the pairs, but not below the point where both variances together would be less
+    than that mean square alone.
+
+    Args:
+        table: Differences by seed and pair, shape (..., seeds, pairs), at least two of each.
+    """
+    seeds, items = table.shape[-2:]
+    mean = table.mean(axis=(-2, -1))
+    of_seeds, of_items = table.mean(axis=-1), table.mean(axis=-2)
+    rest = table - of_seeds[..., None] - of_items[..., None, :] + mean[..., None, None]
+    by_seed, by_item = of_seeds.var(axis=-1, ddof=1) / seeds, of_items.var(axis=-1, ddof=1) / items
+    by_rest = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (items - 1)) / (seeds * items)
+    return mean, by_seed, np.maximum(by_item - np.minimum(by_rest, by_seed), 0.0)
+
+
+def _difference(count: int, mean: float, by_seed: float, by_item: float, items: int | None) -> Difference:
+    if by_seed + by_item <= (1e-12 * max(1.0, abs(mean))) ** 2:
+        return Difference(count, mean, None, None, 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - count), items)
+    reach = math.sqrt(squared_reach(LEVEL, count, items or 2, by_seed, by_item))
+    if items is None:
+        p = 2 * float(stdtr(count - 1, -abs(mean) / math.sqrt(by_seed)))
+    else:
+        p = float(p_value(mean, count, items, by_seed, by_item))
+    return Difference(count, mean, mean - reach, mean + reach, p, items, by_seed, by_item)
+
+
+def squared_reach(level: Any, seeds: Any, items: Any, by_seed: Any, by_item: Any) -> Any:
+    """Square of the half width of the interval that misses the mean with chance `level`; see the module.
+
+    Args:
+        level: Two-sided.
+        seeds: Number of seeds, at least 2.
+        items: Number of held-out pairs, at least 2.
+        by_seed: Variance of the mean over seeds.
+        by_item: Variance of the mean over held-out pairs.
+    """
+    return stdtrit(seeds - 1.0, level / 2) ** 2 * by_seed + stdtrit(items - 1.0, level / 2) ** 2 * by_item
+
+
+def p_value(mean: Any, seeds: Any, items: Any, by_seed: Any, by_item: Any) -> Any:
+    """The level at which an interval just reaches zero, not below `LEAST_P`; arguments as in `squared_reach`."""
+    squared = np.asarray(mean) ** 2
+    low, high = np.full(squared.shape, math.log(LEAST_P)), np.zeros(squared.shape)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        excluded = squared > squared_reach(np.exp(middle), seeds, items, by_seed, by_item)
+        low, high = np.where(excluded, low, middle), np.where(excluded, middle, high)
+    return np.exp(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
