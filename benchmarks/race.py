@@ -3,8 +3,8 @@
 Run: PYTHONPATH=tests python -m benchmarks.race [--replications 2000] [--seeds 5]
 
 Both sides test the same trainings: those of every finalist and of DPO under seeds of which the fixed scheme uses the
-first `seeds`, and the race as many as it needs. A training is its outcome, right or wrong, on every held-out pair. A pair
-is right where the sum of these is above 0, all of them normal:
+first `seeds`, and the race as many as it needs. A training is its outcome, right or wrong, on every held-out pair. A
+pair is right where the sum of these is above 0, all of them normal:
 
 - the quality of the setting, such that its expected accuracy is 0.6 plus the planted effect;
 - the pair, and the pair under that setting: samples that all seeds share;
@@ -19,8 +19,8 @@ A planted effect is told where the verdict has its sign. The power of a case is 
 its error the share of replications in which a finalist without an effect is told, or one with the wrong sign. The rows:
 
 - `race`: runs that the race needs, as a share of those of the fixed scheme, mean over the cases;
-- `race_equal_power`: as a share of those of a fixed scheme with as many seeds as give it the race's power, which may lie
-  between two whole numbers; mean over the cases with an effect;
+- `race_equal_power`: as a share of those of a fixed scheme with as many seeds as give it the race's power, which may
+  lie between two whole numbers; mean over the cases with an effect;
 - `race_power`: mean power of the race over that of the fixed scheme;
 - `race_error`: the largest error of a case, as a share of the 5 % that are promised.
 """
@@ -36,8 +36,10 @@ import numpy as np
 from scipy.special import ndtri
 
 from benchmarks.results import RESULTS, Row, header, record
+from tune_dlrml.config import ConfirmConfig
+from tune_dlrml.search.confirm.finalists import most_seeds
 from tune_dlrml.search.confirm.paired import LEVEL, Difference, crossed_variances, holm, p_value
-from tune_dlrml.search.confirm.race import Standing, after_round, most_seeds
+from tune_dlrml.search.confirm.race import Standing, after_round
 
 GOAL = 0.5
 BASE = 0.6
@@ -51,7 +53,7 @@ CHUNK = 100
 
 @dataclass(frozen=True)
 class Case:
-    """Planted effects of the finalists on accuracy, the number of held-out pairs, and how noisy the last finalist is."""
+    """Planted effects of the finalists on accuracy, held-out pairs, and how much noisier the last finalist is."""
 
     name: str
     effects: tuple[float, ...]
@@ -132,7 +134,7 @@ def measured(case: Case, seeds: int, replications: int) -> dict[str, Any]:
     found: list[tuple[np.ndarray, int]] = []
     fixed: list[np.ndarray] = []
     spreads: list[tuple[float, float]] = []
-    cap = most_seeds(seeds)
+    cap = most_seeds(ConfirmConfig(seeds=seeds))
     for begin in range(0, replications, CHUNK):
         outcomes = trainings(rng, min(CHUNK, replications - begin), case)
         table = outcomes[:, 1:] - outcomes[:, :1]
@@ -140,7 +142,9 @@ def measured(case: Case, seeds: int, replications: int) -> dict[str, Any]:
         spreads.append((float(accuracy.std(-1, ddof=1).mean()), float(between.std(-1, ddof=1).mean())))
         differences = of_every_seed(table)
         found += [raced([[own[count] for own in one] for count in range(cap - 1)], cap) for one in differences]
-        fixed.append(np.array([[told([own[count] for own in one]) for one in differences] for count in range(MOST - 1)]))
+        fixed.append(
+            np.array([[told([own[count] for own in one]) for one in differences] for count in range(MOST - 1)])
+        )
     verdicts, runs = np.array([verdict for verdict, _ in found]), np.array([own for _, own in found])
     of_fixed = np.concatenate(fixed, axis=1)  # by number of seeds, from 2, then replication and finalist
     planted, arms = case.planted, len(case.effects) + 1
@@ -193,9 +197,8 @@ def of_every_seed(table: np.ndarray) -> list[list[list[Difference]]]:
         mean, by_seed, by_item = crossed_variances(table[:, :, :count].astype(float))
         p = p_value(mean, count, pairs, by_seed, by_item)
         for place, own in np.ndenumerate(mean):
-            kept = (float(each[place]) for each in (p, by_seed, by_item))
-            least, seed, item = kept
-            found[place[0]][place[1]].append(Difference(count, float(own), 0.0, 0.0, least, pairs, seed, item))
+            kept = [float(each[place]) for each in (p, by_seed, by_item)]
+            found[place[0]][place[1]].append(Difference(count, float(own), 0.0, 0.0, kept[0], pairs, *kept[1:]))
     return found
 
 
@@ -207,7 +210,9 @@ def raced(looks: Sequence[Sequence[Difference]], cap: int) -> tuple[list[float],
         if not any(racing):
             break
         runs += (sum(racing) + 1) * (2 if rounds == 2 else 1)
-        differences = [now if goes_on else own.difference for now, own, goes_on in zip(new, standings, racing, strict=True)]
+        differences = [
+            now if goes_on else own.difference for now, own, goes_on in zip(new, standings, racing, strict=True)
+        ]
         standings = after_round(standings, differences, rounds=rounds, cap=cap)
     return [float(np.sign(own.sign)) if own.end == "settled" else 0.0 for own in standings], runs
 

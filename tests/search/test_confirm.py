@@ -39,7 +39,7 @@ def document(tmp_path: Path, toy_model: Path, **search: Any) -> dict[str, Any]:
     )
     written["dataset"]["test"] = str(toy.write_pairs(tmp_path / "test.jsonl", 12, seed=2))
     written["training"] |= {"max_steps": 4, "seed": 7}
-    confirm = {"top": 2, "seeds": 3}
+    confirm = {"top": 2, "seeds": 3, "adaptive": False}
     written["search"] = {"sampler": "grid", "scheduler": None, "baseline": None, "confirm": confirm, **search}
     written["space"] = {"losses": LOSSES, "training": {"learning_rate": {"choice": [1e-3]}}}
     return written

@@ -34,14 +34,18 @@ class BaselineConfig(Frozen):
 
 
 class ConfirmConfig(Frozen):
-    """The `top` best trials and the best DPO, each trained again under `seeds` new seeds once the search has ended."""
+    """The `top` best trials and the best DPO, trained again under new seeds once the search has ended."""
 
     top: Natural = 3
     """Trials that are trained again, the best ones by the search's metric."""
     per_loss: Natural | None = None
     """Most of them that one entry of `space.losses` may have: 1 confirms each loss at its best. Null sets no limit."""
     seeds: Annotated[int, Field(ge=2)] = 5
-    """New seeds for each of them."""
+    """New seeds for each of them. In a race, a finalist may have a fifth more, and mostly needs fewer."""
+    adaptive: bool = True
+    """Whether it is a race: seeds in rounds, in which a finalist that is better or worse than DPO is settled and one
+    that could hardly become either is dropped, with 5 % of error over all looks and finalists. False trains each of
+    them under every seed."""
 
 
 class ConstraintConfig(Frozen):

@@ -76,6 +76,7 @@ class Cost:
         disk_bytes: Largest size of the checkpoints that are on disk at the same time.
         confirmation: Upper estimate for `search.confirm`, with the held-out pairs of the search in place of a test
             set; None without it. The fields above do not include it.
+        confirmation_races: Whether that is a race, which mostly ends before all of these trials are trained.
     """
 
     trials: int
@@ -101,6 +102,7 @@ class Cost:
     gpu_memory_bytes: int
     disk_bytes: int
     confirmation: "Cost | None" = None
+    confirmation_races: bool = False
 
     @property
     def step_s(self) -> tuple[float, float, float]:
@@ -169,6 +171,7 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
         gpu_memory_bytes=at_once * measured.gpu_memory_bytes,
         disk_bytes=math.ceil(kept * measured.checkpoint_bytes),
         confirmation=None if config.search.confirm is None else _confirmation(measured, config, full_steps),
+        confirmation_races=config.search.confirm is not None and config.search.confirm.adaptive,
     )
 
 

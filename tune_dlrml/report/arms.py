@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from tune_dlrml.metrics import METRICS
@@ -9,13 +10,16 @@ from tune_dlrml.records import State
 from tune_dlrml.report.figures.margins import geometry_of
 from tune_dlrml.report.reading import SearchData, TrialData
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST
+from tune_dlrml.search.confirm.outcomes import in_means
 from tune_dlrml.search.confirm.paired import paired_difference
-from tune_dlrml.search.confirm.verdicts import in_means
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds with Student's 95 % interval, which needs at least two seeds and some spread."""
+    """Mean over seeds with Student's 95 % interval, which needs at least two seeds and some spread.
+
+    It has none in a race, which goes on or ends by what it has seen.
+    """
 
     value: float
     low: float | None
@@ -49,19 +53,23 @@ class Arm:
     trapped: Mean | None
 
 
-def arms(data: SearchData, again: SearchData) -> list[Arm]:
+def arms(data: SearchData, again: SearchData, *, intervals: bool = True) -> list[Arm]:
     """The settings of a confirmation that have been trained, the best mean first.
 
     Args:
         data: The search.
         again: Its confirmation.
+        intervals: Whether the means have intervals.
     """
     runs: dict[int, list[TrialData]] = {}
     for trial in again.trials:
         if trial.row.spec is not None:
             runs.setdefault(int(trial.row.spec.params[FINALIST]), []).append(trial)  # type: ignore[arg-type]
     known = {trial.number: trial for trial in data.trials}
-    found = [_arm(None if number == DEFAULT_DPO else known[number], own, data.metric) for number, own in runs.items()]
+    found = [
+        _arm(None if number == DEFAULT_DPO else known[number], own, data.metric, intervals=intervals)
+        for number, own in runs.items()
+    ]
     return sorted((arm for arm in found if arm is not None), key=lambda arm: arm.objective.value, reverse=data.maximize)
 
 
@@ -79,9 +87,10 @@ def _untrained(trial: TrialData, metric: str) -> float | None:
     return float(geometry is not None and geometry.barrier is not None and geometry.barrier.z > 0)
 
 
-def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm | None:
+def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str, *, intervals: bool) -> Arm | None:
     """None where no training has ended with a number."""
-    objective, kl, trapped = (_mean(runs, name) for name in (metric, "eval_kl", "eval_trap_fraction"))
+    names = metric, "eval_kl", "eval_trap_fraction"
+    objective, kl, trapped = (_mean(runs, name, intervals=intervals) for name in names)
     if objective is None:
         return None
     return Arm(
@@ -97,10 +106,12 @@ def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) ->
     )
 
 
-def _mean(runs: Sequence[TrialData], metric: str) -> Mean | None:
+def _mean(runs: Sequence[TrialData], metric: str, *, intervals: bool) -> Mean | None:
     values = _numbers(runs, metric)
     if not values:
         return None
+    if not intervals:
+        return Mean(fmean(values), None, None)
     against_zero = paired_difference(values, [0.0] * len(values))
     low, high = against_zero.low, against_zero.high
     ends = (low, high) if low is None or high is None else METRICS[metric].within(low, high)

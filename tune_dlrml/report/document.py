@@ -10,11 +10,12 @@ from tune_dlrml.report.diverging import splits
 from tune_dlrml.report.ranking import ranking, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import by_end, soundness, stages
-from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.search.confirm.verdicts import Confirmation
 
 
-def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence[Arm]) -> dict[str, Any]:
+def document(data: SearchData, confirmation: Confirmation | None, trained: Sequence[Arm]) -> dict[str, Any]:
     """The report's numbers; every one is finite or null."""
+    confirmed = () if confirmation is None else confirmation.finalists
     ranked, found = ranking(data), story(data, confirmed)
     config = data.config
     return {
@@ -30,6 +31,7 @@ def document(data: SearchData, confirmed: Sequence[Confirmed], trained: Sequence
         "rungs": list(data.rungs),
         "verdict": asdict(verdict(data, ranked, confirmed)),
         "confirmed": [one.as_json() for one in confirmed],
+        "race": None if confirmation is None or not confirmation.is_race else confirmation.runs_as_json(),
         "confirming": [asdict(arm) for arm in trained],
         "ranking": [asdict(line) for line in ranked],
         "losses": [asdict(loss) for loss in soundness(data)],

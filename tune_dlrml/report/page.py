@@ -17,7 +17,7 @@ from tune_dlrml.report.ranking import Ranked, ranking, text, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
-from tune_dlrml.search.confirm.verdicts import Confirmed
+from tune_dlrml.search.confirm.verdicts import Confirmation
 from tune_dlrml.search.discovery_progress import STAGES
 from tune_dlrml.study.feasibility import bounds
 from tune_dlrml.system.code_state import in_words
@@ -28,7 +28,7 @@ PIXELS_PER_INCH = 112
 
 
 def render(
-    data: SearchData, drawings: Mapping[str, Drawing], confirmed: Sequence[Confirmed], trained: Sequence[Arm]
+    data: SearchData, drawings: Mapping[str, Drawing], confirmation: Confirmation | None, trained: Sequence[Arm]
 ) -> str:
     """The page with its pictures inlined; all text from files is escaped."""
     environment = Environment(
@@ -37,6 +37,7 @@ def render(
     loader = environment.loader
     assert loader is not None
     ranked, found = ranking(data), splits(data)
+    confirmed = () if confirmation is None else confirmation.finalists
     return environment.get_template("page.html.j2").render(
         name=data.config.name,
         css=Markup(loader.get_source(environment, "page.css")[0]),
@@ -46,6 +47,7 @@ def render(
         story=story_of_page(data, confirmed),
         confirmed=confirmed,
         confirmed_text=_confirmed_text(data),
+        race="" if confirmation is None else confirmation.runs_in_words(),
         kinds=len({trial.kind for trial in data.trials} - {None}) > 1,
         arms=[vars(arm) | {"parameter_texts": _texts(arm.parameters)} for arm in trained],
         metric_words=METRICS[data.metric].words,

@@ -298,7 +298,7 @@ def _confirmed(data: SearchData, one: Confirmed) -> str:
     }
     return (
         f"Trained again with {one.seeds} new seeds {words[one.verdict]} the baseline: mean difference "
-        f"{one.mean_difference:+.3f}{between} in {METRICS[data.metric].words}."
+        f"{one.mean_difference:+.3f}{between} in {METRICS[data.metric].words}{f', {one.ended()}' if one.end else ''}."
     )
 
 

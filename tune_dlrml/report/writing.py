@@ -56,11 +56,12 @@ def write_report(name: str, place: SearchPlace, *, out: Path | None = None) -> R
         StorageError: An event log is broken, or the folder cannot be written.
     """
     data, confirmation = read_data(name, place), read_confirmation(name, place)
-    confirmed = () if confirmation is None else confirmation.finalists
-    trained = [] if confirmation is None else arms(data, read_data(name + CONFIRM_SUFFIX, place))
+    trained = []
+    if confirmation is not None:
+        trained = arms(data, read_data(name + CONFIRM_SUFFIX, place), intervals=not confirmation.is_race)
     folder = place.folder(name) / FOLDER if out is None else out
     drawings = draw_all(data)
-    page, numbers = render(data, drawings, confirmed, trained), document(data, confirmed, trained)
+    page, numbers = render(data, drawings, confirmation, trained), document(data, confirmation, trained)
     pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

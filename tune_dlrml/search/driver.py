@@ -133,7 +133,7 @@ def _run(prepared: PreparedSearch, view: SearchView, lock: DriverLock, scratch: 
     finally:
         turn.discovering.leave()
         turn.evaluation.leave()
-    left = _close(tracker, result)
+    left = _close(tracker, result, *prepared.conclusion(result.rows))
     if prepared.archive is not None and left == 0:
         refused = keep_folder(runs, prepared.archive.folder)
         if refused is not None:
@@ -300,10 +300,12 @@ def _check_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> boo
     return True
 
 
-def _close(tracker: Tracker, result: SearchResult) -> int:
+def _close(tracker: Tracker, result: SearchResult, own: Mapping[str, float], own_tags: Mapping[str, str]) -> int:
     states = [row.state for row in result.rows]
     summary: dict[str, float] = {f"trials_{state}": float(states.count(state)) for state in State}
     if result.best is not None:
         summary |= {f"best_{name}": value for name, value in result.metrics[result.best].items() if "eval" in name}
     tags = {"best_trial": "none" if result.best is None else str(result.best)}
-    return tracker.close(summary, tags, status="KILLED" if result.interrupted else "FINISHED")
+    return tracker.close(
+        {**summary, **own}, {**tags, **own_tags}, status="KILLED" if result.interrupted else "FINISHED"
+    )

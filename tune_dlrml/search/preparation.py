@@ -4,7 +4,7 @@ The slowest checks come last, so that a mistake in a file is reported within a s
 loaded after all rows were read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,13 @@ from tune_dlrml.evaluation.endpoint.settings import read_key
 from tune_dlrml.evaluation.judges.jury import Jury
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
 from tune_dlrml.models.loading import context_length, parse_model_reference
+from tune_dlrml.search.confirm.begun import refuse_another_race
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.starting import start_of
 from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
 from tune_dlrml.space import Point, TrialSpec
 from tune_dlrml.study.candidates import candidate_proposer
+from tune_dlrml.study.history import TrialRow
 from tune_dlrml.study.proposer import Proposer, proposer_of
 from tune_dlrml.study.study import SearchStudy
 
@@ -80,6 +82,10 @@ class PreparedSearch:
             return {}
         return {"proposal": str(found.number), "proposal_name": found.label, "proposer": found.proposer}
 
+    def conclusion(self, rows: Sequence[TrialRow]) -> tuple[Mapping[str, float], Mapping[str, str]]:
+        """Numbers and tags for the tracking backend that only this kind of search has, once it ends."""
+        return {}, {}
+
     def open_study(self) -> SearchStudy:
         """Its study, new or resumed.
 
@@ -118,6 +124,7 @@ def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = No
             f"name: {config.name!r} is the confirmation of search {search!r} and runs only as a part of it; "
             f"run {own if own.exists() else 'its file'}, which needs search.confirm, or choose another --name"
         )
+    refuse_another_race(config, place)
     return prepare_any(config, place, judge_key)
 
 

@@ -68,7 +68,7 @@ class CandidateTrials(Proposer):
         seeds = sum(trials_of(self.config, each) for each in self._seeds())
         return self.first + seeds + self.config.discovery.candidates * self.config.discovery.trials_per_candidate
 
-    def when(self, number: int) -> When:
+    def when(self, history: StudyHistory, number: int) -> When:
         """Now if its loss is known; never if that will not be found any more."""
         ended = self.candidates.ended  # before the candidates: the last one may come between
         if self._at(number) is not None:

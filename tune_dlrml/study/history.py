@@ -28,6 +28,8 @@ SPENT = "spent_s"
 """Name of the attribute with the time for which all drivers have trained the search."""
 START = "start_points"
 """Name of the attribute with the points that a search started with, where some are those of an earlier search."""
+RACE = "race_seeds"
+"""Name of the attribute with the seeds for which a confirmation that is a race was planned."""
 LEAST_FOR_IMPORTANCE = 20
 """Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
 SHUFFLES = 40
@@ -153,6 +155,12 @@ class StudyHistory:
         """The points that it started with; None where none are those of an earlier search."""
         known = self._study.user_attrs.get(START)
         return None if known is None else tuple(known)
+
+    @property
+    def race_seeds(self) -> int | None:
+        """`search.confirm.seeds` for which a confirmation that is a race was planned; None where it is none."""
+        seeds = self._study.user_attrs.get(RACE)
+        return None if seeds is None else int(seeds)
 
     def importance(self) -> Importance | None:
         """Importance of the parameters at the last step that enough trials reached; None if there is no such step.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tune_dlrml.config import SearchConfig, SearchSettings
 from tune_dlrml.domains import Domain
@@ -38,8 +38,8 @@ class Proposer(Protocol):
     def total(self, rows: Sequence[TrialRow]) -> int:
         """Total number of trials, including those that the study already has (`rows`)."""
 
-    def when(self, number: int) -> When:
-        """Whether the trial of this number, below the total, can be proposed."""
+    def when(self, history: StudyHistory, number: int) -> When:
+        """Whether the trial of this number, below the total and the next to be issued, can be proposed."""
         return "now"
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
@@ -125,9 +125,9 @@ class BaselineFirst(Proposer):
         """The total of the other source, which includes the baseline."""
         return self.then.total(rows)
 
-    def when(self, number: int) -> When:
+    def when(self, history: StudyHistory, number: int) -> When:
         """The baseline at any time."""
-        return "now" if number == 0 else self.then.when(number)
+        return "now" if number == 0 else self.then.when(history, number)
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """The baseline, or a proposal of the other source."""
@@ -168,9 +168,16 @@ class PointsFirst(Proposer):
         return point_proposal(self.space, number, drawn | dict(point))
 
 
+class Wanted(NamedTuple):
+    """Trials that are wanted, in order, and whether more may be once some of them have ended."""
+
+    trials: Sequence[TrialSpec]
+    more: bool
+
+
 @dataclass(frozen=True)
 class WantedTrials(Proposer):
-    """A fixed list of trials, of which those are issued that the study does not have.
+    """A list of trials, of which those are issued that the study does not have.
 
     Issued trials keep their numbers, even if they are no longer in the list.
 
@@ -180,19 +187,27 @@ class WantedTrials(Proposer):
 
     wanted: Sequence[TrialSpec]
 
+    def wanted_after(self, rows: Sequence[TrialRow]) -> Wanted:
+        """Those of the list that are wanted after the trials so far: all of them."""
+        return Wanted(self.wanted, more=False)
+
     def total(self, rows: Sequence[TrialRow]) -> int:
-        """Issued and missing trials."""
-        return max(len(rows), len(_issued(rows)) + len(self._missing(rows)))
+        """Issued trials and all missing ones."""
+        return max(len(rows), len(_issued(rows)) + len(_missing(self.wanted, rows)))
+
+    def when(self, history: StudyHistory, number: int) -> When:
+        """Now if a wanted one is missing that no lower number gets; later if more may be wanted."""
+        rows = history.rows()
+        wanted = self.wanted_after(rows)
+        if _before(rows, number) < len(_missing(wanted.trials, rows)):
+            return "now"
+        return "later" if wanted.more else "never"
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """The next missing trial, after those that lower numbers get."""
         rows = history.rows()
-        before = number - sum(each < number for each in _issued(rows))
-        return Proposal(self._missing(rows)[before].model_copy(update={"number": number}))
-
-    def _missing(self, rows: Sequence[TrialRow]) -> list[TrialSpec]:
-        known = [spec.params for spec in _issued(rows).values()]
-        return [spec for spec in self.wanted if spec.params not in known]
+        missing = _missing(self.wanted_after(rows).trials, rows)
+        return Proposal(missing[_before(rows, number)].model_copy(update={"number": number}))
 
 
 def proposer_of(config: SearchConfig, start: Sequence[Point] = ()) -> Proposer:
@@ -233,3 +248,13 @@ def point_proposal(space: SearchSpace, number: int, values: Point) -> Proposal:
 def _issued(rows: Sequence[TrialRow]) -> dict[int, TrialSpec]:
     """Trials by number, without those whose driver died before it had recorded them."""
     return {row.number: row.spec for row in rows if row.spec is not None}
+
+
+def _missing(wanted: Sequence[TrialSpec], rows: Sequence[TrialRow]) -> list[TrialSpec]:
+    known = [spec.params for spec in _issued(rows).values()]
+    return [spec for spec in wanted if spec.params not in known]
+
+
+def _before(rows: Sequence[TrialRow], number: int) -> int:
+    """How many trials below this number have yet to be recorded, as their driver died before that."""
+    return number - sum(each < number for each in _issued(rows))

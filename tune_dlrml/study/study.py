@@ -16,7 +16,7 @@ from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
 from tune_dlrml.study.halving import is_promoted, rung_steps
-from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, SPENT, START, StudyHistory, TrialRow, row_of
+from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, RACE, SPENT, START, StudyHistory, TrialRow, row_of
 from tune_dlrml.study.proposer import Proposer, When
 from tune_dlrml.study.resumable import refuse_differences
 from tune_dlrml.study.sampling import Given, record
@@ -119,6 +119,10 @@ class SearchStudy(StudyHistory):
         """Record for how long all drivers together have trained the search."""
         self._study.set_user_attr(SPENT, spent_s)
 
+    def plan_race(self, seeds: int) -> None:
+        """Record, before its first trial, that a confirmation is a race planned for so many seeds."""
+        self._study.set_user_attr(RACE, seeds)
+
     def belong_to(self, folder: Path, identity: str) -> None:
         """Tie the study to the folder with the logs and checkpoints of its search, when the first driver starts.
 
@@ -142,7 +146,7 @@ class SearchStudy(StudyHistory):
         return self._issued if self._when() == "never" else self._total
 
     def _when(self) -> When:
-        return "never" if self._issued >= self._total else self._proposer.when(self._issued)
+        return "never" if self._issued >= self._total else self._proposer.when(self, self._issued)
 
     def waits(self) -> bool:
         """Whether the next trial is not known yet, and will be."""

@@ -314,6 +314,7 @@ def cost_lines(cost: "Cost") -> list[str]:
         lines.append(
             f"estimate for search.confirm: up to {after.trials} trials of {after.full_steps} steps, about "
             f"{duration(after.wall_s.mean)}, {number(hours.mean)} {unit}"
+            + (", the most that its race can take" if cost.confirmation_races else "")
         )
     return lines
 

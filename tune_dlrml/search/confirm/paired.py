@@ -11,8 +11,8 @@ number of seeds shows the result on other pairs. Where the outcome of every pair
 
 The two sources have variances of their own, known with as many degrees of freedom as there are seeds and pairs less
 one. The half width of an interval is the root of the sum of their squared half widths, each by its own Student's law
-(S. K. Banerjee, Sankhya 22, 1960, 357): it is that of the seeds where these decide, that of the pairs where those do, and
-covers at least as often as it says between them. Satterthwaite's degrees of freedom, estimated from the same few
+(S. K. Banerjee, Sankhya 22, 1960, 357): it is that of the seeds where these decide, that of the pairs where those do,
+and covers at least as often as it says between them. Satterthwaite's degrees of freedom, estimated from the same few
 seeds, do not: where two or three seeds agree by luck, they say that there are many.
 
 Several candidates are compared with one baseline, and the best of several equal ones looks better by luck. Holm's
@@ -96,8 +96,8 @@ def crossed_variances(table: Any) -> tuple[Any, Any, Any]:
     """The mean of a table, and its variance over seeds and over held-out pairs, shapes (...).
 
     They are those of a two-way layout with random rows and columns. What varies from cell to cell is in both mean
-    squares, so it is taken out of that of the pairs, but not below the point where both variances together would be less
-    than that mean square alone.
+    squares, so it is taken out of that of the pairs, but not so far that both variances together are less than that
+    mean square alone.
 
     Args:
         table: Differences by seed and pair, shape (..., seeds, pairs), at least two of each.

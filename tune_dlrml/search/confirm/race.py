@@ -5,14 +5,14 @@ worse than DPO is settled; one that could hardly become either is dropped. DPO i
 
 The error is held at `LEVEL` for all looks and finalists together. The level spent up to a look is a power of the seeds'
 share of the cap (K. Kim and D. L. DeMets, Biometrika 74, 1987, 149): early looks spend little, since few seeds say
-little about their own spread, and the last one most. A look tests at what it spends alone, so that no more than the level
-is spent whatever the looks have in common, which depends on how much of the noise is that of the held-out pairs. A
-p-value divided by its look's share, the least of all looks, is one for the whole race; Holm's method is for the
+little about their own spread, and the last one most. A look tests at what it spends alone, so that no more than the
+level is spent whatever the looks have in common, which depends on how much of the noise is that of the held-out pairs.
+A p-value divided by its look's share, the least of all looks, is one for the whole race; Holm's method is for the
 finalists. An interval at a look's share of the level is a repeated confidence interval: it holds at every look at once,
 so that stopping by what is seen does not bias it.
 
-Dropping a finalist tests nothing: where one that is dropped is trained on instead, the error is the same. So its rule may
-suppose what a test may not, that finalists vary alike from seed to seed.
+Dropping a finalist tests nothing: where one that is dropped is trained on instead, the error is held as well. So its
+rule may suppose what a test may not, that finalists vary alike from seed to seed.
 """
 
 import math
@@ -29,14 +29,9 @@ DROPS_FROM, TELLS_FROM = 2, 3
 """Seeds from which a finalist may be dropped, and from which one may be settled."""
 CONCENTRATION = 10
 """Exponent of the spent share: what an early look spends, the last one lacks."""
-HOPELESS = 0.1
+HOPELESS = 0.05
 """A finalist is dropped where its chance of being settled at the last look is below this."""
 End = Literal["open", "settled", "dropped", "cap"]
-
-
-def most_seeds(seeds: int) -> int:
-    """Most seeds of a finalist: a fifth more, which makes up for the looks, so that no difference is told less often."""
-    return seeds + math.ceil(seeds / 5)
 
 
 def share(seeds: int, cap: int) -> float:
@@ -45,6 +40,10 @@ def share(seeds: int, cap: int) -> float:
         return 0.0
     before = 0.0 if seeds == TELLS_FROM else ((seeds - 1) / cap) ** CONCENTRATION
     return (seeds / cap) ** CONCENTRATION - before
+
+
+NOTHING = Difference(0, 0.0, None, None, 1.0)
+"""Of a finalist without a seed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Standing:
         rounds: Rounds after which it ended; those so far while it is open.
     """
 
-    difference: Difference = Difference(0, 0.0, None, None, 1.0)
+    difference: Difference = NOTHING
     least: float = 1.0
     sign: float = 0.0
     p: float = 1.0
@@ -127,11 +126,13 @@ def race(ended: Mapping[Run, Outcome], finalists: Sequence[int], baseline: int, 
 def after_round(
     standings: Sequence[Standing], differences: Sequence[Difference], *, rounds: int, cap: int
 ) -> list[Standing]:
-    """The standings after so many rounds of at most `cap`.
+    """The standings after a round.
 
     Args:
         standings: After the round before.
         differences: Of each finalist now; of one that is not open any more, that of its last round.
+        rounds: How many there were, with this one.
+        cap: How many there can be.
     """
     looked = [own.looked_at(new, cap) for own, new in zip(standings, differences, strict=True)]
     raised = holm([own.least for own in looked])

@@ -4,7 +4,6 @@ A verdict comes from differences under the same seed and, where trials have stor
 `MARGINS`, on the same pair; see `paired`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,29 +12,15 @@ from typing import Any
 
 from tune_dlrml.config import CONFIRM_SUFFIX, SearchConfig, load_config
 from tune_dlrml.errors import InputError
-from tune_dlrml.events import EventLog
 from tune_dlrml.metrics import METRICS, Metric
-from tune_dlrml.records import MARGINS, State
-from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, finalists, identity, seeds_of
-from tune_dlrml.search.confirm.paired import Difference, Verdict, crossed_difference, holm, paired_difference, verdict
+from tune_dlrml.records import State
+from tune_dlrml.search.confirm.begun import as_begun
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, Finalist, finalists, seeds_of
+from tune_dlrml.search.confirm.outcomes import Outcome, Pair, Run, difference_of, outcomes, pairs_of
+from tune_dlrml.search.confirm.paired import Difference, Verdict, holm, verdict
+from tune_dlrml.search.confirm.race import End, race
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.study.history import StudyHistory, TrialRow
-
-
-def in_means(state: State, measured: float | None, untrained: float | None) -> float | None:
-    """The value of one training in a mean over seeds; None where it is left out.
-
-    A diverged training counts as the untrained reference: leaving it out would make a setting that diverges under every
-    other seed look like its better half. One that failed or is still running says nothing about its setting.
-
-    Args:
-        state: How it ended.
-        measured: Its own value.
-        untrained: The value of the reference.
-    """
-    if state is State.DIVERGED:
-        return untrained
-    return measured if state is State.COMPLETE else None
 
 
 @dataclass(frozen=True)
@@ -49,12 +34,18 @@ class Confirmed:
         seeds: Seeds under which both it and the baseline have a number.
         pairs: Held-out pairs whose sampling is in interval and p; None where they hold for these pairs alone.
         diverged: How many of its trainings diverged; each counts as the untrained reference.
+        end: Why it got no more seeds in a race: it was `settled` or `dropped`, or the race came to its `cap`; `open`
+            before that. None without a race.
+        rounds: Seeds, a round each, after which that was so; None without a race.
         mean: Its mean over those seeds.
         baseline_mean: The baseline's mean over those seeds.
         mean_difference: From the baseline, in units of the search's metric.
-        low: Lower end of the difference's own 95 % interval; None where it has none.
+        low: Lower end of the difference's own 95 % interval; None where it has none. In a race it is a repeated
+            confidence interval, which holds at every look, and a finalist has none before the third seed, nor where it
+            would be as wide as the range of the metric.
         high: Upper end.
-        p: Of a two-sided test of that difference, raised by Holm's method for the number of finalists.
+        p: Of a two-sided test of that difference, in a race of all looks together, raised by Holm's method for the
+            number of finalists.
         verdict: `better` or `worse` than the baseline, or `cannot tell`.
     """
 
@@ -71,6 +62,20 @@ class Confirmed:
     high: float | None
     p: float
     verdict: Verdict
+    end: End | None = None
+    rounds: int | None = None
+
+    def ended(self) -> str:
+        """When a race was over for it, and why; empty without a race."""
+        if self.end is None:
+            return ""
+        seeds = f"{self.rounds} seed{'' if self.rounds == 1 else 's'}"
+        return {
+            "cap": f"undecided after all {seeds}",
+            "settled": f"settled after {seeds}",
+            "dropped": f"dropped after {seeds}, as more could hardly settle it",
+            "open": f"open after {seeds}",
+        }[self.end]
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -85,8 +90,10 @@ class Confirmation:
         baseline: Number of the DPO trial that they are compared with; `DEFAULT_DPO` if the search had none.
         metric: What is compared.
         data: `dataset.test`, or `dataset.eval` where there is no test set.
-        seeds: The configured number of seeds.
+        seeds: Most seeds that a finalist can have; without a race each has so many.
         finalists: The best of the search first.
+        runs: Trainings of a race that have ended; None without a race.
+        most_runs: How many there can be; None without a race.
     """
 
     baseline: int
@@ -94,10 +101,30 @@ class Confirmation:
     data: str
     seeds: int
     finalists: tuple[Confirmed, ...]
+    runs: int | None = None
+    most_runs: int | None = None
+
+    @property
+    def is_race(self) -> bool:
+        """Whether it is a race."""
+        return self.runs is not None
+
+    def runs_as_json(self) -> dict[str, int | None]:
+        """How many runs a race took, and how many there can be."""
+        return {"runs": self.runs, "most_runs": self.most_runs}
+
+    def runs_in_words(self) -> str:
+        """The same, and what its numbers hold for; empty without a race."""
+        if not self.is_race:
+            return ""
+        return (
+            f"runs of the race: {self.runs} of at most {self.most_runs}; intervals and p-values hold for all looks "
+            "together (repeated confidence intervals)"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        own = {"baseline": self.baseline, "metric": self.metric, "data": self.data, "seeds": self.seeds}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
         return own | {"finalists": [each.as_json() for each in self.finalists]}
 
     def sentences(self) -> Iterator[str]:
@@ -106,22 +133,29 @@ class Confirmation:
         for each in self.finalists:
             interval = "" if each.low is None else f" [{each.low:+.4f}, {each.high:+.4f}]"
             diverged = f", {each.diverged} diverged" if each.diverged else ""
+            ended = f", {each.ended()}" if each.end is not None else ""
             yield (
                 f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: {each.verdict}, {self.metric} "
-                f"{each.mean_difference:+.4f}{interval}, p = {each.p:.2g} (Holm), "
-                f"{each.seeds} of {self.seeds} seeds{diverged}, {self.data}"
+                f"{each.mean_difference:+.4f}{interval}, p = {each.p:.2g} ({'race, ' if self.is_race else ''}Holm), "
+                f"{each.seeds} of {'at most ' if self.is_race else ''}{self.seeds} seeds{ended}{diverged}, {self.data}"
             )
+        if self.finalists and self.is_race:
+            yield self.runs_in_words()
         if self.finalists and self.data != "dataset.test":
             yield "the same pairs selected the finalists, which biases the result in their favour: give dataset.test"
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """Outcome of one training: the search's metric, and that of every held-out pair where it is known."""
+class _Told:
+    """What is said about one finalist, from the trainings that count."""
 
-    state: State
-    value: float | None
-    of_pairs: tuple[float, ...] | None
+    pairs: Sequence[Pair]
+    difference: Difference
+    interval: tuple[float | None, float | None]
+    p: float
+    sign: float
+    end: End | None = None
+    rounds: int | None = None
 
 
 def compare(
@@ -130,7 +164,7 @@ def compare(
     """Compare each finalist with the baseline, from the confirming trials.
 
     Args:
-        config: The search.
+        config: The search, as its confirmation has begun.
         rows: Its trials.
         confirming: Trials of its confirmation, which may be running.
         folder: Of the confirmation, where trials may have stored the margins of their pairs.
@@ -138,76 +172,83 @@ def compare(
     Returns:
         None where nothing is to be confirmed.
     """
-    chosen = finalists(config, rows)
-    if chosen is None:
+    chosen, confirm = finalists(config, rows), config.search.confirm
+    if chosen is None or confirm is None:
         return None
     candidates, baseline = chosen
     metric, seeds = config.search.metric, seeds_of(config)
-    ended = {identity(row.spec): _outcome(row, METRICS[metric], folder) for row in confirming if row.spec is not None}
-    both = [[_both(ended, each.trial, baseline.trial, seed) for seed in seeds] for each in candidates]
-    judged = [[pair for pair in per_seed if pair is not None] for per_seed in both]
-    differences = [_difference(pairs) for pairs in judged]
-    raised = holm([difference.p for difference in differences])
-    confirmed = tuple(
-        Confirmed(
-            trial=each.trial,
-            loss=each.spec.branch,
-            params=each.spec.settings(),
-            seeds=difference.count,
-            pairs=difference.items,
-            diverged=sum(ours.state is State.DIVERGED for ours, _ in pairs),
-            mean=fmean(_number(ours) for ours, _ in pairs) if pairs else None,
-            baseline_mean=fmean(_number(theirs) for _, theirs in pairs) if pairs else None,
-            mean_difference=difference.mean,
-            low=difference.low,
-            high=difference.high,
-            p=p,
-            verdict=verdict(difference.mean, p, maximize=config.search.maximize),
-        )
-        for each, pairs, difference, p in zip(candidates, judged, differences, raised, strict=True)
+    ended = outcomes(confirming, metric, folder)
+    trials = [each.trial for each in candidates]
+    told, runs = (_raced if confirm.adaptive else _all_seeds)(ended, trials, baseline.trial, seeds, metric)
+    return Confirmation(
+        baseline=baseline.trial,
+        metric=metric,
+        data="dataset.eval" if config.dataset.test is None else "dataset.test",
+        seeds=len(seeds),
+        runs=runs,
+        most_runs=None if runs is None else (len(candidates) + 1) * len(seeds),
+        finalists=tuple(
+            _confirmed(each, own, maximize=config.search.maximize) for each, own in zip(candidates, told, strict=True)
+        ),
     )
-    data = "dataset.eval" if config.dataset.test is None else "dataset.test"
-    return Confirmation(baseline.trial, metric, data, len(seeds), confirmed)
 
 
-def _outcome(row: TrialRow, metric: Metric, folder: Path | None) -> _Outcome:
-    value = in_means(row.state, row.value, _untrained(row, metric, folder))
-    path = None if folder is None else folder / "trials" / str(row.number) / MARGINS
-    if row.state is not State.COMPLETE or metric.of_pair is None or path is None or not path.exists():
-        return _Outcome(row.state, value, None)
-    return _Outcome(row.state, value, tuple(metric.of_pair(margin) for margin in json.loads(path.read_bytes())))
+def _confirmed(finalist: Finalist, own: _Told, *, maximize: bool) -> Confirmed:
+    low, high = own.interval
+    return Confirmed(
+        trial=finalist.trial,
+        loss=finalist.spec.branch,
+        params=finalist.spec.settings(),
+        seeds=own.difference.count,
+        pairs=own.difference.items,
+        diverged=sum(ours.state is State.DIVERGED for ours, _ in own.pairs),
+        mean=fmean(ours.number for ours, _ in own.pairs) if own.pairs else None,
+        baseline_mean=fmean(theirs.number for _, theirs in own.pairs) if own.pairs else None,
+        mean_difference=own.difference.mean,
+        low=low,
+        high=high,
+        p=own.p,
+        verdict=verdict(own.sign, own.p, maximize=maximize),
+        end=own.end,
+        rounds=own.rounds,
+    )
 
 
-def _untrained(row: TrialRow, metric: Metric, folder: Path | None) -> float | None:
-    """The value of the reference: that of every training, or the one that this training began with."""
-    if metric.untrained is not None or folder is None or row.state is not State.DIVERGED:
-        return metric.untrained
-    return next((report.metrics.get(metric.name) for report in EventLog(folder).reports(row.number)), None)
+def _all_seeds(
+    ended: Mapping[Run, Outcome], trials: Sequence[int], baseline: int, seeds: Sequence[int], metric: str
+) -> tuple[list[_Told], None]:
+    pairs = [pairs_of(ended, trial, baseline, seeds) for trial in trials]
+    found = [difference_of(each) for each in pairs]
+    raised = holm([each.p for each in found])
+    every = zip(pairs, found, raised, strict=True)
+    return [_Told(own, each, (each.low, each.high), p, each.mean) for own, each, p in every], None
 
 
-def _both(ended: Mapping[Any, _Outcome], ours: int, theirs: int, seed: int) -> tuple[_Outcome, _Outcome] | None:
-    """Two trainings of one seed; None unless both have a value: one that failed or is still running has none."""
-    one, other = ended.get((ours, seed)), ended.get((theirs, seed))
-    return None if one is None or other is None or None in (one.value, other.value) else (one, other)
+def _raced(
+    ended: Mapping[Run, Outcome], trials: Sequence[int], baseline: int, seeds: Sequence[int], metric: str
+) -> tuple[list[_Told], int]:
+    progress = race(ended, trials, baseline, seeds)
+    return [
+        _Told(
+            pairs=pairs_of(ended, trial, baseline, seeds[: own.rounds]),
+            difference=own.difference,
+            interval=_within(own.interval(len(seeds)), METRICS[metric]),
+            p=own.p,
+            sign=own.sign,
+            end=own.end,
+            rounds=own.rounds,
+        )
+        for trial, own in zip(trials, progress.standings, strict=True)
+    ], sum(run in ended for run in progress.runs)
 
 
-def _number(outcome: _Outcome) -> float:
-    assert outcome.value is not None
-    return outcome.value
-
-
-def _difference(pairs: Sequence[tuple[_Outcome, _Outcome]]) -> Difference:
-    """By seed and pair where every complete training has stored its margins, else by seed."""
-    known = {len(outcome.of_pairs) for pair in pairs for outcome in pair if outcome.of_pairs is not None}
-    stored = all(outcome.of_pairs or outcome.state is State.DIVERGED for pair in pairs for outcome in pair)
-    if not stored or len(known) != 1:
-        return paired_difference([_number(ours) for ours, _ in pairs], [_number(theirs) for _, theirs in pairs])
-    (count,) = known
-
-    def of(outcome: _Outcome) -> Sequence[float]:
-        return outcome.of_pairs or [_number(outcome)] * count
-
-    return crossed_difference([[a - b for a, b in zip(of(ours), of(theirs), strict=True)] for ours, theirs in pairs])
+def _within(interval: tuple[float | None, float | None], metric: Metric) -> tuple[float | None, float | None]:
+    """An interval of a difference cut to its range; none where it would be the whole range."""
+    low, high = interval
+    most = metric.most - metric.least
+    if low is None or high is None or (low <= -most and high >= most):
+        return None, None
+    return max(low, -most), min(high, most)
 
 
 def read_confirmation(name: str, place: SearchPlace) -> Confirmation | None:
@@ -224,6 +265,7 @@ def read_confirmation(name: str, place: SearchPlace) -> Confirmation | None:
     if config.search.confirm is None or not (place.folder(again) / "search.yaml").exists():
         return None
     place, config = place.of(config)
+    config = as_begun(config, place)
     return compare(config, _rows(name, place), _rows(again, place), place.folder(again))
 
 
