@@ -34,6 +34,7 @@ BENCHES = {
     "power": Bench("power"),
     "handover": Bench("handover"),
     "reference_tokens": Bench("reference_tokens"),
+    "race": Bench("race"),
     "noop": Bench("noop"),
     "mlflow_share": Bench("mlflow_share"),
     "shared_prompt": Bench("shared_prompt", repeats=True),

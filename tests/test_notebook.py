@@ -96,15 +96,16 @@ def test_a_program_runs_a_search_whose_best_is_confirmed_with_new_seeds(local_ra
     document["space"] = {"losses": [{"name": "dlrml", "beta_kl": 0.1, "c": 4}]}
     states, best, confirmed = run(document, tmp_path)
     assert states == ["complete"] and best == 0
-    assert (confirmed["data"], confirmed["baseline"], confirmed["seeds"]) == ("dataset.test", -1, 2)
+    assert (confirmed["data"], confirmed["baseline"], confirmed["seeds"]) == ("dataset.test", -1, 3)
     (one,) = confirmed["finalists"]
-    assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml_c", 2)
+    assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml_c", one["rounds"])
+    assert one["end"] != "open" and (confirmed["runs"], confirmed["most_runs"]) == (2 * one["rounds"], 6)
     assert one["pairs"] == 24, "every pair of the test set was left with its margin"
     assert one["verdict"] in ("better", "worse", "cannot tell") and 0 <= one["p"] <= 1
     trained = tune_dlrml.load("toy/confirm", storage=tmp_path / "runs")
-    assert list(trained.trials["params.seed"]) == [1, 1, 2, 2]
+    assert list(trained.trials["params.seed"]) == [seed for seed in range(1, one["rounds"] + 1) for _ in range(2)]
     assert set(trained.trials["metrics.eval_pairs"]) == {24.0} and set(trained.trials["state"]) == {"complete"}
-    assert list(trained.trials["branch"]) == ["default DPO", "trial 0"] * 2
+    assert list(trained.trials["branch"]) == ["default DPO", "trial 0"] * one["rounds"]
     assert len(tune_dlrml.load("toy", storage=tmp_path / "runs").trials) == 1
 
 

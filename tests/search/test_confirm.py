@@ -17,6 +17,7 @@ from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.reading import read_data
+from tune_dlrml.report.writing import write_report
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST, SEED, finalists
 from tune_dlrml.search.confirm.prepared import ConfirmSearch, confirm_config, confirmation_of
 from tune_dlrml.search.confirm.verdicts import compare, read_confirmation
@@ -335,3 +336,179 @@ def test_a_confirmation_opened_by_its_own_file_or_name_is_refused_and_draws_noth
     with pytest.raises(InputError, match=r"confirmation of search 'nobody'.*its file"):
         prepare(named.model_copy(update={"name": "nobody/confirm"}), prepared.place)
     assert read_search("toy/confirm", prepared.place).rows == before
+
+
+def raced(prepared: PreparedSearch, **confirm: Any) -> PreparedSearch:
+    """The same search with a race over three finalists."""
+    search = prepared.config.search
+    own = search.confirm.model_copy(update={"top": 4, "seeds": 3, "adaptive": True, **confirm})
+    config = prepared.config.model_copy(update={"search": search.model_copy(update={"confirm": own})})
+    (prepared.place.folder(config.name) / "search.yaml").write_text(to_yaml(config))
+    return replace(prepared, config=config)
+
+
+RACE = {
+    **{(1, seed): 0.6 + 0.01 * place for place, seed in enumerate((8, 9, 10, 11))},
+    **{(3, seed): 0.8 + 0.01 * place + noise for place, (seed, noise) in enumerate(((8, 0), (9, 0.001), (10, 0)))},
+    (3, 11): 0.832,
+    (4, 8): 0.601,
+    (4, 9): 0.609,
+    (0, 8): 0.715,
+    (0, 9): State.DIVERGED,
+}
+"""Trial 1 is DPO; 3 is better by 0.2, 4 is as good, and 0, another DPO, diverges where it is not better."""
+
+
+def test_a_race_trains_a_round_once_the_one_before_has_ended(searched):
+    prepared, rows = searched
+    again, study = confirming(raced(prepared), rows)
+    assert study.num_trials == 16, "as many as there can be"
+    first = [study.ask() for _ in range(8)]
+    assert [(spec.params[FINALIST], spec.training.seed) for spec in first] == [
+        (trial, seed) for seed in (8, 9) for trial in (1, 3, 4, 0)
+    ]
+    assert study.ask() is None and study.waits()
+    for spec in reversed(first):
+        end_as(study, spec, RACE)
+    assert not study.waits()
+    later = run_all(study, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])[8:]
+    assert [(row.spec.params[FINALIST], row.spec.params[SEED]) for row in later] == [(1, 10), (3, 10)]
+    assert study.num_trials == 10 and study.ask() is None and not study.waits()
+    study.close()
+    told = read_confirmation("toy", prepared.place)
+    assert (told.runs, told.most_runs, told.seeds) == (10, 16, 4)
+    assert [(one.trial, one.verdict, one.end, one.rounds, one.seeds) for one in told.finalists] == [
+        (3, "better", "settled", 3, 3),
+        (4, "cannot tell", "dropped", 2, 2),
+        (0, "cannot tell", "dropped", 2, 2),
+    ]
+    assert [one.diverged for one in told.finalists] == [0, 0, 1]
+    assert told.finalists[2].mean == pytest.approx((0.715 + 0.5) / 2), "the untrained reference"
+    sentences = list(told.sentences())
+    assert "better, eval_accuracy +0.2003 [+0." in sentences[0] and "(race, Holm), 3 of at most 4 seeds" in sentences[0]
+    assert "settled after 3 seeds" in sentences[0] and "dropped after 2 seeds" in sentences[1]
+    assert "10 of at most 16" in sentences[-1] and "repeated confidence intervals" in sentences[-1]
+    assert told.as_json()["finalists"][0]["end"] == "settled" and told.as_json()["runs"] == 10
+    numbers, words = again.conclusion(read_search("toy/confirm", prepared.place).rows)
+    assert numbers == {"runs": 10, "most_runs": 16}
+    assert words["verdict_of_trial_3"] == "better, settled after 3 seeds"
+
+
+def end_as(study: SearchStudy, spec: TrialSpec, told: dict[tuple[int, int], float | State]) -> None:
+    value = told[spec.params[FINALIST], spec.params[SEED]]
+    if isinstance(value, State):
+        study.finish(TrialOutcome(spec.number, value, "as the test says"), 2)
+        return
+    study.record(spec.number, study.full_steps, value)
+    study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), study.full_steps)
+
+
+def test_a_race_that_is_killed_again_and_again_trains_and_says_the_same(searched):
+    """Its driver dies after every trial, and now and then before one is recorded, with two under way at a time."""
+    prepared, rows = searched
+    again, study = confirming(raced(prepared), rows)
+    study.close()
+    trained, drivers = [], 0
+    while True:
+        study = again.open_study()
+        drivers += 1
+        under_way = [study.reissue(number) for number in study.interrupted()]
+        under_way += [spec for spec in (study.ask() for _ in range(2 - len(under_way))) if spec is not None]
+        if not under_way:
+            assert not study.waits()
+            study.close()
+            break
+        if drivers % 3 == 0 and study._when() == "now":
+            study._study.ask()  # the number is given out, and the driver dies
+        spec = under_way[-1]
+        end_as(study, spec, RACE)
+        trained.append((spec.params[FINALIST], spec.params[SEED]))
+        study.close()
+    assert drivers > 10
+    told = read_confirmation("toy", prepared.place)
+    assert (told.runs, len(trained)) == (10, 10)
+    assert set(trained) == {*((trial, seed) for seed in (8, 9) for trial in (1, 3, 4, 0)), (1, 10), (3, 10)}
+    assert [(one.trial, one.verdict, one.rounds) for one in told.finalists] == [
+        (3, "better", 3),
+        (4, "cannot tell", 2),
+        (0, "cannot tell", 2),
+    ]
+
+
+def test_a_race_under_way_says_what_is_open(searched):
+    prepared, rows = searched
+    _, study = confirming(raced(prepared), rows)
+    for spec in [study.ask() for _ in range(3)]:
+        end_as(study, spec, RACE)
+    study.close()
+    told = read_confirmation("toy", prepared.place)
+    assert (told.runs, {one.end for one in told.finalists}, {one.rounds for one in told.finalists}) == (
+        3,
+        {"open"},
+        {0},
+    )
+    assert all(one.verdict == "cannot tell" and one.p == 1 and one.low is None for one in told.finalists)
+
+
+def test_a_confirmation_that_began_without_a_race_goes_on_without_one(searched):
+    prepared, rows = searched
+    _, first = confirming(prepared, rows)
+    run_all(first, lambda spec: 0.9 if spec.params[FINALIST] == 3 and spec.params[SEED] < 10 else 0.5)
+    first.close()
+    again, second = confirming(raced(prepared, top=2, seeds=4), rows)
+    assert any("began without a race" in note for note in again.notes)
+    assert [spec.params[SEED] for spec in iter(second.ask, None)] == [11, 11]
+    second.close()
+    told = read_confirmation("toy", prepared.place)
+    assert (told.runs, told.seeds, told.finalists[0].end) == (None, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"adaptive": False}, r"search\.confirm\.adaptive.*begun as a race"),
+        ({"seeds": 5}, r"begun with 3 seeds.*seeds=5"),
+    ],
+)
+def test_a_race_that_has_begun_keeps_its_plan(searched, change, refusal):
+    prepared, rows = searched
+    search = raced(prepared)
+    _, study = confirming(search, rows)
+    other = raced(search, **change)
+    prepare(other.config, other.place)  # nothing has been trained yet
+    study.ask()
+    study.close()
+    with pytest.raises(InputError, match=refusal):
+        prepare(other.config, other.place)
+    prepare(raced(search, top=2).config, search.place)
+    assert read_confirmation("toy", prepared.place).seeds == 4, "as it was planned, whatever the file says now"
+
+
+def test_more_finalists_join_a_race(searched):
+    prepared, rows = searched
+    _, first = confirming(raced(prepared, top=2), rows)
+    assert len(run_all(first, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])) == 6
+    first.close()
+    _, second = confirming(raced(prepared), rows)
+    added = run_all(second, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])[6:]
+    second.close()
+    assert {(row.spec.params[FINALIST], row.spec.params[SEED]) for row in added} == {(4, 8), (4, 9), (0, 8), (0, 9)}
+    assert [one.end for one in read_confirmation("toy", prepared.place).finalists] == ["settled", "dropped", "dropped"]
+
+
+def test_the_report_of_a_race_says_when_each_was_decided_and_has_no_interval_of_a_mean(searched):
+    prepared, rows = searched
+    again, study = confirming(raced(prepared), rows)
+    events = EventLog(again.place.folder(again.config.name))
+    for row in run_all(study, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]]):
+        events.start(row.spec)
+        if row.state is State.COMPLETE:
+            events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value}, evaluated=True))
+    study.close()
+    files = write_report("toy", prepared.place)
+    page, numbers = files.page.read_text(encoding="utf-8"), json.loads(files.numbers.read_text(encoding="utf-8"))
+    assert "Runs of the race: 10 of at most 16" in page and "<td>settled after 3 seeds</td>" in page
+    assert "Trained again with 3 new seeds it is better than the baseline" in page
+    assert numbers["race"] == {"runs": 10, "most_runs": 16}
+    assert [one["end"] for one in numbers["confirmed"]] == ["settled", "dropped", "dropped"]
+    assert {arm["objective"]["low"] for arm in numbers["confirming"]} == {None}

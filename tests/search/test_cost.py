@@ -172,9 +172,10 @@ def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
 
 def test_confirming_trials_have_a_cost_of_their_own(config_with: Config) -> None:
     plain = config_with(num_trials=4, scheduler={"grace_period": 2, "reduction_factor": 2})
-    config = with_(plain, search={"confirm": {"top": 2, "seeds": 3}})
+    config = with_(plain, search={"confirm": {"top": 2, "seeds": 3, "adaptive": False}})
     cost = estimate_cost(MEASURED, config, 6)
     assert replace(cost, confirmation=None) == estimate_cost(MEASURED, plain, 6)
+    assert "race" not in " ".join(cost_lines(cost))
     after = cost.confirmation
     assert after is not None
     assert (after.trials, after.rungs, after.optimizer_steps) == (9, (), Span(54, 54, 54))
@@ -183,6 +184,14 @@ def test_confirming_trials_have_a_cost_of_their_own(config_with: Config) -> None
     (told,) = (line for line in cost_lines(cost) if "search.confirm" in line)
     assert "up to 9 trials of 6 steps, about 3:0" in told
     assert cost.as_json()["confirmation"]["trials"] == 9
+
+
+def test_a_race_is_estimated_at_its_most_and_said_to_be(config_with: Config) -> None:
+    plain = config_with(num_trials=4)
+    race = estimate_cost(MEASURED, with_(plain, search={"confirm": {"top": 2, "seeds": 5}}), 6)
+    assert race.confirmation is not None and race.confirmation.trials == 3 * 6  # a fifth more than five seeds
+    (told,) = (line for line in cost_lines(race) if "search.confirm" in line)
+    assert "up to 18 trials of 6 steps" in told and told.endswith(", the most that its race can take")
 
 
 def test_an_estimate_names_what_it_does_not_include(config_with: Config) -> None:

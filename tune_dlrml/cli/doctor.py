@@ -65,6 +65,7 @@ measured                         usage of one worker: device, threads,
                                  matrix_rates (FLOP/s by dtype)
 confirmation                     upper estimate of search.confirm, not included
                                  in the above; null without it
+confirmation_races               whether that is a race, which mostly takes less
 left_out                         what is not included, a sentence each
 
 and `power`, null where it was not found:
