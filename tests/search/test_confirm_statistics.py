@@ -2,10 +2,18 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from tune_dlrml.search.confirm.paired import crossed_difference, holm, paired_difference, verdict
+from tune_dlrml.search.confirm.paired import (
+    crossed_difference,
+    crossed_variances,
+    holm,
+    p_value,
+    paired_difference,
+    verdict,
+)
 
 
 def test_the_difference_is_that_of_students_paired_t_test():
@@ -98,6 +106,27 @@ def test_the_interval_of_both_holds_the_truth_as_often_as_it_says():
         found = crossed_difference([[0.3 + a + b + rng.gauss(0, 1) for b in pairs] for a in seeds])
         held += found.low <= 0.3 <= found.high
     assert 0.93 <= held / 1000 <= 0.99
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("of_seeds", "of_pairs"), [(0.2, 0.0), (0.05, 0.3), (0.1, 0.3), (0.0, 0.3), (0.0, 0.0)])
+def test_also_with_few_seeds_and_at_small_levels_nothing_is_told_too_often(seeds, of_seeds, of_pairs):
+    """Whichever of seeds and pairs is most of the noise; a level may be exceeded by three errors of 4000 tables."""
+    rng = np.random.default_rng([seeds, round(100 * of_seeds), round(10 * of_pairs)])
+    noise = of_seeds * rng.normal(size=(4000, seeds, 1)) + of_pairs * rng.normal(size=(4000, 1, 60))
+    mean, by_seed, by_item = crossed_variances(noise + 0.4 * rng.normal(size=(4000, seeds, 60)))
+    p = p_value(mean, seeds, 60, by_seed, by_item)
+    for level in (0.05, 0.0167, 0.005):
+        assert (p < level).mean() <= level + 3 * math.sqrt(level / 4000)
+
+
+def test_a_p_value_is_the_level_at_which_the_interval_reaches_zero():
+    rng = random.Random(3)
+    table = [[0.2 + a + rng.gauss(0, 1) for _ in range(25)] for a in (0.1, -0.05, 0.2, 0.0)]
+    found = crossed_difference(table)
+    low, high = found.interval(found.p)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-6)
+    assert found.interval(0.05) == pytest.approx((found.low, found.high))
 
 
 def test_a_table_without_any_difference_says_nothing():

@@ -1,9 +1,8 @@
 """Mean results of every confirmed setting over its seeds, including the baseline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from tune_dlrml.metrics import METRICS
 from tune_dlrml.records import State
@@ -16,10 +15,7 @@ from tune_dlrml.search.confirm.paired import paired_difference
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds with Student's 95 % interval, which needs at least two seeds and some spread.
-
-    It has none in a race, which goes on or ends by what it has seen.
-    """
+    """Mean over seeds with Student's 95 % interval, which needs at least two seeds and some spread."""
 
     value: float
     low: float | None
@@ -52,24 +48,29 @@ class Arm:
     kl: Mean | None
     trapped: Mean | None
 
+    def without_intervals(self) -> Self:
+        """Means alone: their intervals do not hold in a race, which goes on or ends by what it has seen."""
 
-def arms(data: SearchData, again: SearchData, *, intervals: bool = True) -> list[Arm]:
+        def bare(mean: Mean | None) -> Mean | None:
+            return None if mean is None else Mean(mean.value, None, None)
+
+        objective = Mean(self.objective.value, None, None)
+        return replace(self, objective=objective, kl=bare(self.kl), trapped=bare(self.trapped))
+
+
+def arms(data: SearchData, again: SearchData) -> list[Arm]:
     """The settings of a confirmation that have been trained, the best mean first.
 
     Args:
         data: The search.
         again: Its confirmation.
-        intervals: Whether the means have intervals.
     """
     runs: dict[int, list[TrialData]] = {}
     for trial in again.trials:
         if trial.row.spec is not None:
             runs.setdefault(int(trial.row.spec.params[FINALIST]), []).append(trial)  # type: ignore[arg-type]
     known = {trial.number: trial for trial in data.trials}
-    found = [
-        _arm(None if number == DEFAULT_DPO else known[number], own, data.metric, intervals=intervals)
-        for number, own in runs.items()
-    ]
+    found = [_arm(None if number == DEFAULT_DPO else known[number], own, data.metric) for number, own in runs.items()]
     return sorted((arm for arm in found if arm is not None), key=lambda arm: arm.objective.value, reverse=data.maximize)
 
 
@@ -87,10 +88,9 @@ def _untrained(trial: TrialData, metric: str) -> float | None:
     return float(geometry is not None and geometry.barrier is not None and geometry.barrier.z > 0)
 
 
-def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str, *, intervals: bool) -> Arm | None:
+def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str) -> Arm | None:
     """None where no training has ended with a number."""
-    names = metric, "eval_kl", "eval_trap_fraction"
-    objective, kl, trapped = (_mean(runs, name, intervals=intervals) for name in names)
+    objective, kl, trapped = (_mean(runs, name) for name in (metric, "eval_kl", "eval_trap_fraction"))
     if objective is None:
         return None
     return Arm(
@@ -106,12 +106,10 @@ def _arm(of_search: TrialData | None, runs: Sequence[TrialData], metric: str, *,
     )
 
 
-def _mean(runs: Sequence[TrialData], metric: str, *, intervals: bool) -> Mean | None:
+def _mean(runs: Sequence[TrialData], metric: str) -> Mean | None:
     values = _numbers(runs, metric)
     if not values:
         return None
-    if not intervals:
-        return Mean(fmean(values), None, None)
     against_zero = paired_difference(values, [0.0] * len(values))
     low, high = against_zero.low, against_zero.high
     ends = (low, high) if low is None or high is None else METRICS[metric].within(low, high)

@@ -56,9 +56,9 @@ def write_report(name: str, place: SearchPlace, *, out: Path | None = None) -> R
         StorageError: An event log is broken, or the folder cannot be written.
     """
     data, confirmation = read_data(name, place), read_confirmation(name, place)
-    trained = []
-    if confirmation is not None:
-        trained = arms(data, read_data(name + CONFIRM_SUFFIX, place), intervals=not confirmation.is_race)
+    trained = [] if confirmation is None else arms(data, read_data(name + CONFIRM_SUFFIX, place))
+    if confirmation is not None and confirmation.is_race:
+        trained = [arm.without_intervals() for arm in trained]
     folder = place.folder(name) / FOLDER if out is None else out
     drawings = draw_all(data)
     page, numbers = render(data, drawings, confirmation, trained), document(data, confirmation, trained)
