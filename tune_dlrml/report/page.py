@@ -17,7 +17,7 @@ from tune_dlrml.report.ranking import Ranked, ranking, text, verdict
 from tune_dlrml.report.reading import SearchData
 from tune_dlrml.report.spending import Spent, by_end, soundness
 from tune_dlrml.report.style import Drawing, as_image
-from tune_dlrml.search.confirm.verdicts import Confirmation
+from tune_dlrml.search.confirm.verdicts import Confirmation, Confirmed
 from tune_dlrml.search.discovery_progress import STAGES
 from tune_dlrml.study.feasibility import bounds
 from tune_dlrml.system.code_state import in_words

@@ -5,9 +5,10 @@ The outcome of a held-out pair under a seed differs between two settings by
     d_sk = delta + seed_s + pair_k + rest_sk
 
 with the seeds s and the pairs k as samples, as `paired.crossed_difference` has it. A difference is shown where the test
-of a confirmation finds it: Student's, with Satterthwaite's degrees of freedom, at 5 % over all finalists by Holm's
-method, of which the first step is the hardest. Here the mean squares are drawn from their laws (multiples of
-chi-square) and the mean from its own; the smallest difference is the quantile of what they ask for.
+of a confirmation finds it, at 5 % over all finalists by Holm's method, of which the first step is the hardest; in a
+race at what its last look spends of that, and as much oftener as finalists are dropped by bad luck. Here the mean
+squares are drawn from their laws (multiples of chi-square) and the mean from its own; the smallest difference is the
+quantile of what they ask for.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri
 
 from tune_dlrml.config.settings import ConfirmConfig
 from tune_dlrml.metrics import METRICS, Metric
-from tune_dlrml.search.confirm.paired import LEVEL
+from tune_dlrml.search.confirm.finalists import most_seeds
+from tune_dlrml.search.confirm.paired import LEVEL, squared_reach
+from tune_dlrml.search.confirm.race import HOPELESS, share
 
 POWER = 0.8
 """Chance with which a difference of the stated size is shown."""
@@ -136,7 +139,9 @@ def single(noise: Noise, pairs: int) -> float:
     return float(np.quantile(error * (ndtri(1 - LEVEL / 2) + rng.standard_normal(DRAWS)), POWER))
 
 
-def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
+def confirmed(
+    noise: Noise, *, seeds: int, pairs: int, finalists: int, spent: float = 1.0, power: float = POWER
+) -> float:
     """The smallest difference from the baseline that a confirmation shows for one of its finalists.
 
     Args:
@@ -144,6 +149,8 @@ def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
         seeds: At least 2.
         pairs: At least 2.
         finalists: That are compared with the baseline.
+        spent: Share of the level at which the test is made.
+        power: Chance with which it is shown.
     """
     rng = np.random.default_rng(0)
     seed, pair, rest = noise.draws(rng)
@@ -153,12 +160,9 @@ def confirmed(noise: Noise, *, seeds: int, pairs: int, finalists: int) -> float:
     off = rng.standard_normal(DRAWS) * np.sqrt(of_mean)
     squares = expected * rng.chisquare(freedoms, size=(3, DRAWS)) / freedoms / (seeds * pairs)
     by_seed, by_pair, by_rest = squares
-    variance = np.maximum(np.maximum(by_seed + by_pair - by_rest, by_seed), by_pair)
-    if not variance.any():
-        return 0.0
-    freedom = np.maximum(1.0, variance**2 / (squares**2 / freedoms).sum(axis=0))
-    reach = stdtrit(freedom, 1 - LEVEL / 2 / finalists) * np.sqrt(variance)
-    return float(np.quantile(reach - off, POWER))
+    by_item = np.maximum(by_pair - np.minimum(by_rest, by_seed), 0.0)
+    reach = np.sqrt(squared_reach(LEVEL * spent / finalists, seeds, pairs, by_seed, by_item))
+    return float(np.quantile(reach - off, power))
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Power:
         trial: Smallest difference of one trial from the reference.
         two_trials: Of two trials under one seed.
         confirmation: Of a finalist from the baseline; None without `search.confirm`.
-        seeds: Of the confirmation; 1 without.
+        seeds: `search.confirm.seeds`; 1 without. A race may have a fifth more.
         confirm_pairs: Held-out pairs of the confirmation, those of `dataset.test` if there are any.
         share_of_pairs: Of the variance of the last of these, what held-out pairs make; the rest is seeds and order.
         pairs_to_halve: Held-out pairs that halve it; None where no number does.
@@ -208,7 +212,11 @@ class Power:
         def shown(seeds: int, pairs: int) -> float:
             if confirm is None:
                 return single(of_two, pairs)
-            return confirmed(of_two, seeds=seeds, pairs=pairs, finalists=confirm.top)
+            cap = most_seeds(confirm.model_copy(update={"seeds": seeds}))
+            plan = {"seeds": cap, "pairs": pairs, "finalists": confirm.top}
+            if not confirm.adaptive:
+                return confirmed(of_two, **plan)
+            return confirmed(of_two, **plan, spent=share(cap, cap), power=POWER + HOPELESS)
 
         last = pairs if confirm is None else confirm_pairs
         now = shown(seeds, last)
