@@ -1,7 +1,9 @@
 import pickle
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +250,21 @@ def test_the_searcher_finishes_only_when_no_trial_is_under_way(tune_with: Callab
     assert tune.next() is None
     complete(tune, trial)
     assert tune.next() == "FINISHED"
+
+
+def test_ctrl_c_ends_a_search_that_waits_for_its_next_loss_without_a_running_trial() -> None:
+    """Tune's handler sets its flag and puts back the earlier one; Tune itself looks at the flag ten minutes later."""
+    study: Any = SimpleNamespace(interrupted=list, ask=lambda: None, waits=lambda: True)
+    running: list[int] = []
+    searcher = StudySearcher(study, Witness(study), waiting=running.append)
+    earlier = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        assert [searcher.suggest("tune-1") for _ in range(3)] == [None] * 3
+        signal.signal(signal.SIGINT, earlier)
+        assert searcher.suggest("tune-1") == "FINISHED"
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert running == [0] * 4
 
 
 def test_no_trial_is_issued_after_the_time_is_up(tune_with: Callable[..., Tune]) -> None:

@@ -1,6 +1,7 @@
 """Ray Tune's view of the study: which trial comes next, and what its results mean."""
 
 import re
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +107,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._interrupted = deque(study.interrupted())
         self._live: dict[str, _LiveTrial] = {}
         self._failure, self._failures = "", 0
+        self._on_interrupt: Any = None
         self.same_failures = ""
         self.broken: Exception | None = None
 
@@ -122,10 +124,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 waits = self._study.waits()
                 if waits:
                     self._waiting(len(self._live))
-                return None if self._live or waits else str(Searcher.FINISHED)
+                return None if self._live or (waits and not self._is_interrupted()) else str(Searcher.FINISHED)
             self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}
+
+    def _is_interrupted(self) -> bool:
+        """Whether Ctrl-C has come since this was first called.
+
+        Without a running trial Tune asks here for ten minutes before it looks at its own flag. Its handler puts back
+        the one that was there before it.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        self._on_interrupt = self._on_interrupt or handler
+        return handler is not self._on_interrupt
 
     def _next(self) -> TrialSpec | None:
         while self._interrupted:
