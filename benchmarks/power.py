@@ -27,8 +27,8 @@ from benchmarks.objectives import of_toy, read, write_noisy
 from benchmarks.results import RESULTS, Row, header, record
 from tune_dlrml.data import select_pairs
 from tune_dlrml.metrics import METRICS
-from tune_dlrml.search.confirm.paired import crossed_difference, holm, verdict
-from tune_dlrml.search.confirm.power import POWER, Noise, confirmed
+from tune_dlrml.search.confirm.paired import POWER, crossed_difference, holm, verdict
+from tune_dlrml.search.confirm.power import Noise, confirmed
 from tune_dlrml.search.validity import reader_of_model
 from tune_dlrml.training.resident import Resident
 

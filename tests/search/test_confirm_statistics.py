@@ -132,3 +132,12 @@ def test_a_p_value_is_the_level_at_which_the_interval_reaches_zero():
 def test_a_table_without_any_difference_says_nothing():
     found = crossed_difference([[0.0] * 8] * 3)
     assert (found.mean, found.p, found.low, found.items) == (0.0, 1.0, None, 8)
+
+
+def test_a_difference_that_was_reached_is_told_four_times_of_five():
+    """Of pairs alone, which are many enough that their spread is known: 1.96 + 0.84 standard errors."""
+    rng = np.random.default_rng(8)
+    of_pairs = rng.normal(0, 1, (1, 400))
+    found = crossed_difference(of_pairs + rng.normal(0, 1e-3, (4, 400)))
+    reached = found.shown_beyond((found.high - found.low) / 2)
+    assert reached == pytest.approx(2.8 * of_pairs.std(ddof=1) / 20, rel=0.02)

@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # without scipy.stats, whose import takes 0.4 s
+from scipy.special import ndtri, stdtr, stdtrit  # without scipy.stats, whose import takes 0.4 s
 
 LEVEL = 0.05
 """Chance of a wrong 'better' or 'worse' among all comparisons of a search."""
 LEAST_P, BISECTIONS = 1e-15, 48
 """Smallest p-value that is told from a smaller one, and halvings of its logarithm's range until it is found."""
+POWER = 0.8
+"""Chance with which a difference that is called the smallest one is shown."""
 Verdict = Literal["better", "worse", "cannot tell"]
 
 
@@ -65,6 +67,10 @@ class Difference:
             return None, None
         reach = math.sqrt(squared_reach(level, self.count, self.items or 2, self.by_seed, self.by_item))
         return self.mean - reach, self.mean + reach
+
+    def shown_beyond(self, reach: float, power: float = POWER) -> float:
+        """The true difference that an interval of this half width leaves zero out of with such a power."""
+        return reach + float(ndtri(power)) * math.sqrt(self.by_seed + self.by_item)
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

@@ -22,11 +22,9 @@ from scipy.special import ndtri
 from tune_dlrml.config.settings import ConfirmConfig
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.search.confirm.finalists import most_seeds
-from tune_dlrml.search.confirm.paired import LEVEL, squared_reach
+from tune_dlrml.search.confirm.paired import LEVEL, POWER, squared_reach
 from tune_dlrml.search.confirm.race import HOPELESS, share
 
-POWER = 0.8
-"""Chance with which a difference of the stated size is shown."""
 DRAWS = 20_000
 MOST_TIMES = 1024
 """Times the pairs or the seeds at most, to halve the smallest difference."""

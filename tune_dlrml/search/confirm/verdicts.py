@@ -44,6 +44,8 @@ class Confirmed:
             confidence interval, which holds at every look, and a finalist has none before the third seed, nor where it
             would be as wide as the range of the metric.
         high: Upper end.
+        reached: True difference of which such an interval would have left out zero with a power of 80 %; None without
+            one.
         p: Of a two-sided test of that difference, in a race of all looks together, raised by Holm's method for the
             number of finalists.
         verdict: `better` or `worse` than the baseline, or `cannot tell`.
@@ -64,6 +66,7 @@ class Confirmed:
     verdict: Verdict
     end: End | None = None
     rounds: int | None = None
+    reached: float | None = None
 
     def ended(self) -> str:
         """When a race was over for it, and why; empty without a race."""
@@ -134,10 +137,14 @@ class Confirmation:
             interval = "" if each.low is None else f" [{each.low:+.4f}, {each.high:+.4f}]"
             diverged = f", {each.diverged} diverged" if each.diverged else ""
             ended = f", {each.ended()}" if each.end is not None else ""
+            reached = ""
+            if each.reached is not None and each.verdict == "cannot tell":
+                reached = f" (at 80 % power a difference of {each.reached:.2g})"
+            of = f"{each.seeds} of {'at most ' if self.is_race else ''}{self.seeds} seeds"
             yield (
-                f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: {each.verdict}, {self.metric} "
-                f"{each.mean_difference:+.4f}{interval}, p = {each.p:.2g} ({'race, ' if self.is_race else ''}Holm), "
-                f"{each.seeds} of {'at most ' if self.is_race else ''}{self.seeds} seeds{ended}{diverged}, {self.data}"
+                f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: {each.verdict}{reached}, "
+                f"{self.metric} {each.mean_difference:+.4f}{interval}, p = {each.p:.2g} "
+                f"({'race, ' if self.is_race else ''}Holm), {of}{ended}{diverged}, {self.data}"
             )
         if self.finalists and self.is_race:
             yield self.runs_in_words()
@@ -147,11 +154,12 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class _Told:
-    """What is said about one finalist, from the trainings that count."""
+    """What is said about one finalist, from the trainings that count; `reach` is half of the interval, before a cut."""
 
     pairs: Sequence[Pair]
     difference: Difference
     interval: tuple[float | None, float | None]
+    reach: float
     p: float
     sign: float
     end: End | None = None
@@ -211,6 +219,7 @@ def _confirmed(finalist: Finalist, own: _Told, *, maximize: bool) -> Confirmed:
         verdict=verdict(own.sign, own.p, maximize=maximize),
         end=own.end,
         rounds=own.rounds,
+        reached=None if low is None or high is None else own.difference.shown_beyond(own.reach),
     )
 
 
@@ -221,7 +230,9 @@ def _all_seeds(
     found = [difference_of(each) for each in pairs]
     raised = holm([each.p for each in found])
     every = zip(pairs, found, raised, strict=True)
-    return [_Told(own, each, (each.low, each.high), p, each.mean) for own, each, p in every], None
+    return [
+        _Told(own, each, (each.low, each.high), _half(each.low, each.high), p, each.mean) for own, each, p in every
+    ], None
 
 
 def _raced(
@@ -233,6 +244,7 @@ def _raced(
             pairs=pairs_of(ended, trial, baseline, seeds[: own.rounds]),
             difference=own.difference,
             interval=_within(own.interval(len(seeds)), METRICS[metric]),
+            reach=_half(*own.interval(len(seeds))),
             p=own.p,
             sign=own.sign,
             end=own.end,
@@ -240,6 +252,11 @@ def _raced(
         )
         for trial, own in zip(trials, progress.standings, strict=True)
     ], sum(run in ended for run in progress.runs)
+
+
+def _half(low: float | None, high: float | None) -> float:
+    """Half width of an interval; 0 without one."""
+    return 0.0 if low is None or high is None else (high - low) / 2
 
 
 def _within(interval: tuple[float | None, float | None], metric: Metric) -> tuple[float | None, float | None]:
