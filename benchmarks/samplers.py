@@ -61,6 +61,7 @@ FULL, MOST = 24, 64
 """Trials at full budget whose tokens a search may spend, and most trials that it may have."""
 GRID = np.geomspace(1 / 64, 1, 61)
 """Shares of the tokens of a search at which regrets are compared."""
+AT = {"1/6 of the tokens": 1 / 6, "1/3": 1 / 3, "the end": 1.0}
 RESAMPLES = 2000
 SPACES = Path(__file__).parents[1] / "search_spaces"
 
@@ -310,6 +311,13 @@ def hyperband(rungs: Sequence[int], steps: int, factor: int) -> Any:
     return optuna.pruners.HyperbandPruner(min_resource=rungs[0], max_resource=steps, reduction_factor=factor)
 
 
+def after(count: int) -> Callable[[Sequence[int], int, int], Any]:
+    """Successive halving that promotes none of the first trials of a rung (Optuna's `bootstrap_count`)."""
+    return lambda rungs, steps, factor: optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=rungs[0], reduction_factor=factor, bootstrap_count=count
+    )
+
+
 RANDOM = "random, no pruning"
 TPE = "tpe, asha 4 from 1/16"
 WAYS: dict[str, Way] = {
@@ -322,6 +330,8 @@ WAYS: dict[str, Way] = {
     "tpe, asha 4 from 1/4": Way(grace=1 / 4),
     "tpe, asha 2 from 1/4": Way(grace=1 / 4, factor=2),
     "tpe, asha 2 from 1/8": Way(grace=1 / 8, factor=2),
+    "tpe, asha 4 from 1/16, after 4": Way(pruner=after(4)),
+    "tpe, asha 2 from 1/8, after 4": Way(grace=1 / 8, factor=2, pruner=after(4)),
     "tpe, hyperband 4 from 1/16": Way(pruner=hyperband),
     "tpe, pasha 2 from 1/16": Way(factor=2, pruner=lambda rungs, steps, factor: Pasha(rungs, factor)),
     "tpe, predicted from 1/8": Way(grace=1 / 8, factor=2, pruner=lambda rungs, steps, factor: Predicted(steps)),
@@ -413,16 +423,6 @@ def ratio(random: NDArray[np.float64], way: NDArray[np.float64]) -> float:
     return float(first[0] / first[1])
 
 
-def interval(random: NDArray[np.float64], way: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES):
-        one, other = (rng.integers(len(side), size=len(side)) for side in (random, way))
-        found.append(ratio(random[one], way[other]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def work(task: tuple[str, int, str, int, Path]) -> None:
     group, at, name, seeds, out = task
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -448,7 +448,7 @@ def read(out: Path, world: World, name: str, seeds: int) -> NDArray[np.float64] 
 def show(group: str, out: Path, seeds: int) -> list[dict[str, Any]]:
     """A line a way: ratios on each world and, with their interval, on all of them: the geometric mean."""
     found = worlds()[group]()
-    printed = Printed("way", *(f"{world.name}: ratio" for world in found), "all", "regret at 1/6", "regret at the end")
+    printed = Printed("way", *(f"{world.name}: ratio" for world in found), "all", *(f"regret, {at}" for at in AT))
     rows = []
     for name in WAYS:
         sides = [(read(out, world, RANDOM, seeds), read(out, world, name, seeds)) for world in found]
@@ -458,9 +458,8 @@ def show(group: str, out: Path, seeds: int) -> list[dict[str, Any]]:
         rows.append(row)
         each = (f"{ratio:.2f}" for ratio in row["ratios"])
         low, high = row["interval"]
-        printed.add_row(
-            name, *each, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", spread(row["sixth"]), spread(row["end"])
-        )
+        regrets = (spread(row[at]) for at in AT)
+        printed.add_row(name, *each, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", *regrets)
     Console(width=180).print(printed)
     return rows
 
@@ -476,20 +475,22 @@ def summary(name: str, sides: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
         drawn = [[side[rng.integers(len(side), size=len(side))] for side in both] for both in sides]
         means.append(float(np.mean([math.log(ratio(random, way)) for random, way in drawn])))
     low, high = np.exp(np.quantile(means, [0.025, 0.975]))
-    sixth = int(np.argmin(np.abs(GRID - 1 / 6)))
-    mean = lambda at: (  # noqa: E731
-        float(np.mean([way[:, at].mean() for _, way in sides])),
-        float(np.sqrt(np.sum([way[:, at].var(ddof=1) / len(way) for _, way in sides])) / len(sides)),
-    )
     return {
         "way": name,
         "ratios": ratios,
         "ratio": math.exp(float(np.mean(np.log(ratios)))),
         "interval": (float(low), float(high)),
-        "sixth": mean(sixth),
-        "end": mean(-1),
+        **{words: regret_at(share, [way for _, way in sides]) for words, share in AT.items()},
         "seeds": min(len(way) for _, way in sides),
     }
+
+
+def regret_at(share: float, ways: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """The mean over worlds of the mean regret at a share of the tokens, and its standard error."""
+    at = int(np.argmin(np.abs(GRID - share)))
+    means = [float(way[:, at].mean()) for way in ways]
+    errors = [float(way[:, at].std(ddof=1)) / len(way) ** 0.5 for way in ways]
+    return float(np.mean(means)), math.hypot(*errors) / len(ways)
 
 
 def main() -> None:
