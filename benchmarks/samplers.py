@@ -41,6 +41,7 @@ from rich.table import Table as Printed
 from benchmarks.replay import UNTRAINED, Planted, Table, World, config_of, place
 from benchmarks.replay_table import SPACE, TABLE, document
 from tune_dlrml.config import load_config
+from tune_dlrml.domains import Domain
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import BRANCH, SearchSpace
 from tune_dlrml.space_points import values_at
@@ -91,6 +92,20 @@ class QuasiRandomStart(TpePoints):
         domains = self.space.domains(self.space.branch_of(point))
         own = {key: values_at(domain, row[at : at + 1])[0] for at, (key, domain) in enumerate(domains.items(), 1)}
         return point_proposal(self.space, number, point | own)
+
+
+class MiddlePoints(RandomPoints):
+    """Draws by chance around the middle of each domain, as CMA-ES begins: what a surface gives for that alone."""
+
+    def _values(self, draw: Draw, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
+        drawn = super()._values(draw, group, domains)
+        rng = np.random.default_rng(derived_seed(self.settings.seed, self._number(draw), group))
+        units = {key: np.clip(rng.normal(0.5, 1 / 6, 1), 0, 1) for key in drawn if key != BRANCH}
+        return drawn | {key: values_at(domains[key], unit)[0] for key, unit in units.items()}
+
+    @staticmethod
+    def _number(draw: Draw) -> int:
+        return int(draw._trial.number)
 
 
 class JointPoints(TpePoints):
@@ -323,6 +338,7 @@ TPE = "tpe, asha 4 from 1/16"
 WAYS: dict[str, Way] = {
     RANDOM: Way({"sampler": "random"}, grace=None),
     "random, asha 4 from 1/16": Way({"sampler": "random"}),
+    "random near the middle, asha 4 from 1/16": Way({"sampler": "random"}, proposer=MiddlePoints),
     "tpe, no pruning": Way(grace=None),
     TPE: Way(),
     "tpe, asha 2 from 1/16": Way(factor=2),
