@@ -16,10 +16,12 @@ searches' seeds, of both sides.
 
 Surfaces are `seen`, on which ways may be tuned, and `held_out`, which have other spaces, other hills and more of them;
 the table is held out, too. Every search goes to a file of its world and way at once; run again, it goes on where it
-was. `--table` shows what is there and searches nothing.
+was. `--table` shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project
+does not depend; without it that way is left out.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import math
@@ -519,6 +521,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="show the searches that are there, and make none")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("cmaes") is None:
+        print("cmaes is not installed: CMA-ES is left out")
+        arguments.ways = [name for name in arguments.ways if not name.startswith("cma-es")]
     if not arguments.table:
         tasks = [
             (group, at, name, arguments.seeds, arguments.out)
