@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -31,10 +32,14 @@ def mark(folder: Path, stage: Stage, at_s: float | None = None) -> None:
 
 
 def read_marks(folder: Path) -> list[Mark]:
-    """The marks of the newest run of the command, each stage once; none for a search of an earlier version."""
-    path = folder / TIMINGS
-    lines = complete_lines(path.read_bytes()) if path.exists() else []
-    marks = [Mark(**json.loads(line)) for line in lines]
+    """The marks of the newest run of the command, each stage once; none for a search of an earlier version.
+
+    A line that a power cut has torn is passed over.
+    """
+    path, marks = folder / TIMINGS, []
+    for line in complete_lines(path.read_bytes()) if path.exists() else []:
+        with suppress(ValueError, TypeError):
+            marks.append(Mark(**json.loads(line)))
     newest = max((place for place, each in enumerate(marks) if each.stage == "command"), default=len(marks))
     found: dict[str, Mark] = {}
     for each in marks[newest:]:
