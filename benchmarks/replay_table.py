@@ -12,8 +12,9 @@ nobody knows where a new model learns.
 Study, sampler and scheduler have no part in it: every run has its full budget, and is evaluated at every rung that a
 scheduler may want. A run is the project's own trial in one process, of one thread.
 
-A line for each run goes to the working folder at once; run again, it goes on where it was. What is there goes, with its
-recipe, to benchmarks/data/replay.json.gz; `--pack` does that alone. The sentences themselves are not in it.
+A line for each run goes to the working folder at once; run again, it goes on where it was, in an empty folder from the
+table. What is there goes, with its recipe, to benchmarks/data/replay.json.gz; `--pack` does that alone. The sentences
+themselves are not in it.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -228,30 +230,45 @@ def lines(folder: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file.read_text(encoding="utf-8").splitlines())
 
 
-def pack(folder: Path, table: Path) -> str:
-    """Write what is there, of the settings that have every seed, with its recipe; what was written, in words."""
+def unpack(table: Path, folder: Path) -> None:
+    """Take the runs of the table as lines, where the folder has none of its own yet."""
+    if not table.exists() or any(folder.glob("runs-*.jsonl")):
+        return
+    made = json.loads(gzip.decompress(table.read_bytes()))
+    here, there = data_hash(config_of(folder)), made["recipe"]["data_hash"]
+    if here != there:
+        sys.exit(f"{table} is of other pairs ({there}) than these ({here}): give another --table")
+    text = "".join(json.dumps(run) + "\n" for run in made["runs"])
+    (folder / "runs-table.jsonl").write_text(text, encoding="utf-8")
+
+
+def data_hash(config: SearchConfig) -> dict[str, str]:
     from tune_dlrml.data import select_pairs
     from tune_dlrml.search.validity import reader_of_model
 
-    config = config_of(folder)
+    return select_pairs(config.dataset, config.training, lambda: reader_of_model(config)).data_hash()
+
+
+def pack(folder: Path, table: Path) -> str:
+    """Write what is there, of the settings that have every seed, with its recipe; what was written, in words."""
     found = {(line["setting"], line["seed"]): line for line in lines(folder)}
+    config = config_of(folder)
     points = settings(SearchSpace(config))
     complete = [at for at in range(len(points)) if all((at, seed) in found for seed in range(SEEDS))]
     kept = [found[at, seed] for at in complete for seed in range(SEEDS)]
-    selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
     made = {
         "recipe": {
             "date": datetime.now(UTC).date().isoformat(),
             "versions": {name: each for name, each in code_state().items() if name.startswith("version.")},
             "commits": dict(Counter(run["commit"] for run in kept)),
             "data": "sentence_polarity (Pang and Lee, 2005), CC-BY-4.0",
-            "data_hash": selection.data_hash(),
+            "data_hash": data_hash(config),
             "model": {"vocabulary": VOCABULARY, "hidden": HIDDEN, "layers": LAYERS, "seed": 0},
             "document": document(Path()),
         },
         "metrics": list(KEPT),
         "settings": {str(at): points[at] for at in complete},
-        "runs": [{key: value for key, value in run.items() if key != "commit"} for run in kept],
+        "runs": kept,
     }
     table.parent.mkdir(exist_ok=True)
     with gzip.GzipFile(table, "wb", mtime=0) as file:
@@ -273,6 +290,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not arguments.pack:
         prepare(folder, arguments.sentences)
+        unpack(arguments.table, folder)
         os.environ["OMP_NUM_THREADS"] = "1"
         workers, parts = multiprocessing.get_context("spawn"), arguments.processes
         with ProcessPoolExecutor(parts, mp_context=workers) as pool:
