@@ -68,9 +68,9 @@ class Difference:
         reach = math.sqrt(squared_reach(level, self.count, self.items or 2, self.by_seed, self.by_item))
         return self.mean - reach, self.mean + reach
 
-    def shown_beyond(self, reach: float, power: float = POWER) -> float:
-        """The true difference that an interval of this half width leaves zero out of with such a power."""
-        return reach + float(ndtri(power)) * math.sqrt(self.by_seed + self.by_item)
+    def shown_beyond(self, reach: float) -> float:
+        """The true difference of which an interval of this half width leaves out zero with a power of `POWER`."""
+        return reach + float(ndtri(POWER)) * math.sqrt(self.by_seed + self.by_item)
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
