@@ -10,15 +10,17 @@ import pytest
 import toy
 from scipy import stats
 
-from tune_dlrml.config import SearchConfig, load_config, parse_config, to_yaml
+from tune_dlrml.config import SearchConfig, TrainingConfig, load_config, parse_config, to_yaml
 from tune_dlrml.config.yaml_text import as_yaml_text
+from tune_dlrml.data import training_order
 from tune_dlrml.errors import InputError
 from tune_dlrml.events import EventLog
+from tune_dlrml.losses.registry import baseline
 from tune_dlrml.records import Report, State, TrialOutcome
 from tune_dlrml.report.arms import arms
 from tune_dlrml.report.reading import read_data
 from tune_dlrml.report.writing import write_report
-from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST, SEED, finalists
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, FINALIST, SEED, Finalist, finalists
 from tune_dlrml.search.confirm.prepared import ConfirmSearch, confirm_config, confirmation_of
 from tune_dlrml.search.confirm.verdicts import compare, read_confirmation
 from tune_dlrml.search.preparation import PreparedSearch, prepare
@@ -86,6 +88,16 @@ def confirming(prepared: PreparedSearch, rows: list[TrialRow]) -> tuple[ConfirmS
     (folder / "search.yaml").write_text(to_yaml(again.config))
     study = again.open_study()
     return again, study
+
+
+def test_the_order_of_pairs_follows_the_new_seed_though_the_search_kept_one_order():
+    training = TrainingConfig(max_steps=4, seed=3, data_seed=9)
+    loss = baseline(beta=0.1)
+    spec = TrialSpec(number=5, branch="dpo", loss=loss, training=training, params={})
+    again = Finalist(5, spec).again(0, seed=11).training
+    assert (again.seed, again.data_seed) == (11, None)
+    lengths = [7] * 40
+    assert training_order(lengths, again, steps=4, workers=1) != training_order(lengths, training, steps=4, workers=1)
 
 
 def test_the_best_trials_and_the_best_dpo_are_trained_again_under_seeds_that_no_trial_had(searched):
