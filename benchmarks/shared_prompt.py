@@ -106,7 +106,7 @@ def trl_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
             gradient_checkpointing=False,
             precompute_ref_log_probs=True,
             max_length=training.max_length,
-            bf16=training.bf16,
+            bf16=training.in_bfloat16,
             use_cpu=True,
             dataloader_pin_memory=False,
             train_sampling_strategy="sequential",

@@ -115,7 +115,7 @@ def naive_settings(config: SearchConfig, out: Path) -> dict[str, Any]:
 
 
 def dtype(config: SearchConfig) -> str:
-    return "bfloat16" if config.training.bf16 else "float32"
+    return "bfloat16" if config.training.in_bfloat16 else "float32"
 
 
 def run_ours(document: Mapping[str, Any], folder: Path) -> Run:

@@ -174,7 +174,7 @@ def load(name: str, *, storage: str | Path = STORAGE, study_url: str | None = No
 
 def _config(config: Config) -> SearchConfig:
     if isinstance(config, SearchConfig):
-        return config
+        return config.with_precision()
     if isinstance(config, Mapping):
         return parse_config(dict(config), source="config")
     return load_config(Path(config))

@@ -43,7 +43,7 @@ def load_config(path: Path, overrides: list[str] | None = None, **changes: Any) 
 
 
 def parse_config(document: dict[str, Any], *, source: str, places: dict[str, str] | None = None) -> SearchConfig:
-    """The search that a mapping of plain values describes.
+    """The search that a mapping of plain values describes, in the precision that it has on this machine.
 
     Args:
         document: The mapping.
@@ -51,7 +51,7 @@ def parse_config(document: dict[str, Any], *, source: str, places: dict[str, str
         places: Where each dotted key was given, such as `search.yaml:12`.
     """
     try:
-        return SearchConfig.model_validate(document)
+        return SearchConfig.model_validate(document).with_precision()
     except ValidationError as error:
         raise InputError(message_of(error, document, source, places or {})) from None
 

@@ -28,6 +28,7 @@ from tune_dlrml.domains import Choice, Domain, Frozen, Range, Searchable, law
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.losses.registry import AnyLoss, baseline
 from tune_dlrml.metrics import METRICS
+from tune_dlrml.system.processor import multiplies_bfloat16
 
 
 class TrainingSpace(Frozen):
@@ -289,6 +290,13 @@ class SearchConfig(Frozen):
         """Whether its trials compare with a reference: any of its losses does, or its baseline."""
         losses = [*self.space.losses, *filter(None, [self.baseline_loss()])]
         return self.discovery is not None or any(loss.needs_reference for loss in losses)
+
+    def with_precision(self) -> Self:
+        """The same with the answer to `training.bf16: auto`, so that a search keeps it wherever it is resumed."""
+        if self.training.bf16 != "auto":
+            return self
+        fast = self.resources.gpus_per_worker > 0 or self.training.quantization is not None or multiplies_bfloat16()
+        return self.model_copy(update={"training": self.training.model_copy(update={"bf16": fast})})
 
     def known_losses(self) -> SpaceConfig:
         """The space of the losses that the file names: those of `space`, or those that a discovery begins with."""

@@ -60,8 +60,9 @@ class TrainingConfig(Frozen):
     """Full budget of a trial in optimizer steps; this or num_train_epochs is given."""
     num_train_epochs: Positive | None = None
     """Full budget of a trial in passes over the pairs."""
-    bf16: bool = True
-    """Computes in bfloat16; under LoRA the frozen base is also kept in it."""
+    bf16: Auto = "auto"
+    """Computes in bfloat16, and under LoRA keeps the frozen base in it, too; `auto` does so on GPUs,
+    with `quantization`, and on a CPU that is fast at it. The file of a started search has the answer."""
     disable_dropout: bool = True
     """Switches the model's dropout off, as in TRL's DPO."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
@@ -109,9 +110,9 @@ class TrainingConfig(Frozen):
             )
         if self.lora.init_lora_weights == "orthogonal":
             raise law("needs weights that are not quantized; leave it out", key="lora.init_lora_weights")
-        if quantization.bnb_4bit_compute_dtype == "bfloat16" and not self.bf16:
+        if quantization.bnb_4bit_compute_dtype == "bfloat16" and not self.in_bfloat16:
             raise law("bfloat16 needs `bf16: true`, but it is false", key="quantization.bnb_4bit_compute_dtype")
-        if quantization.load_in_8bit and not self.bf16:
+        if quantization.load_in_8bit and not self.in_bfloat16:
             raise law(
                 "LLM.int8() rounds like bfloat16, and differently in training and evaluation; set `bf16: true`",
                 key="quantization.load_in_8bit",
@@ -119,9 +120,14 @@ class TrainingConfig(Frozen):
         if quantization.load_in_8bit and self.lora.use_dora:
             raise law("PEFT has it for 4 bits, but not for 8; leave it out", key="lora.use_dora")
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16; an `auto` outside of a search counts as on a GPU."""
+        return self.bf16 is not False
+
     def bitsandbytes(self) -> dict[str, Any] | None:
         """Arguments of transformers' BitsAndBytesConfig; None where the base is not quantized here."""
-        return None if self.quantization is None else self.quantization.arguments(bf16=self.bf16)
+        return None if self.quantization is None else self.quantization.arguments(bf16=self.in_bfloat16)
 
     def undividable(self) -> tuple[str, str] | None:
         """Key of the setting that prevents sharding over workers, and the reason; None if none does."""

@@ -16,7 +16,7 @@ from tune_dlrml.metrics import METRICS
 from tune_dlrml.models.loading import load_reader, parse_model_reference
 from tune_dlrml.search.confirm.power import power_of_shares
 from tune_dlrml.search.starting import check_points
-from tune_dlrml.search.validity import check_model, references, try_function
+from tune_dlrml.search.validity import check_model, references, slow_precision, try_function
 from tune_dlrml.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def examine(config: SearchConfig) -> Iterator[Finding]:
         yield finding
     if sound.issuperset(f"dataset.{key}" for key in config.dataset.references()):
         train = yield from _examine_data(config, with_model="model" in sound)
+    slow = slow_precision(config)
+    if slow is not None:
+        yield Finding("training.bf16", "warning", slow)
     for index, (label, loss) in enumerate(SearchSpace(config).branches.items()):
         yield from _examine_loss(config, index, label, loss)
     if config.search.points:

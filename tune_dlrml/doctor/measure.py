@@ -109,7 +109,7 @@ def _precision(matrix_rates: Mapping[str, float], *, bf16: bool) -> list[str]:
 def notes(cost: Cost, config: SearchConfig) -> list[str]:
     """What the estimate does not include or had to assume, a sentence each."""
     found = ["Ray's start (10 to 30 s) and the time in which a group waits for its next trial are not included"]
-    found += _precision(cost.measured.matrix_rates, bf16=config.training.bf16)
+    found += _precision(cost.measured.matrix_rates, bf16=config.training.in_bfloat16)
     if cost.rungs:
         found.append(
             f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "

@@ -161,7 +161,7 @@ def _use(trial: TrainedTrial) -> str:
             base += f", quantization_config=BitsAndBytesConfig({given})"
         elif trial.model.kind == "package":
             base += ', gguf_file="FILE"'
-        if trial.spec.training.bf16:
+        if trial.spec.training.in_bfloat16:
             base += ', dtype="bfloat16"'
         imports = f"from peft import PeftModel\nfrom transformers import {names}"
         code = f"base = AutoModelForCausalLM.from_pretrained({base})\n"

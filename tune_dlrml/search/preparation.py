@@ -22,7 +22,7 @@ from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.confirm.begun import refuse_another_race
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.starting import start_of
-from tune_dlrml.search.validity import check_functions, check_references, reader_of_model
+from tune_dlrml.search.validity import check_functions, check_references, reader_of_model, slow_precision
 from tune_dlrml.space import Point, TrialSpec
 from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.history import TrialRow
@@ -150,13 +150,13 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
             f"{steps} steps"
         )
     config, notes = check_functions(config)
-    start = start_of(config, place)
+    start, slow = start_of(config, place), slow_precision(config)
     return PreparedSearch(
         config,
         place,
         pairs,
         steps,
-        notes=(*selection.notes, *notes, *start.notes),
+        notes=(*selection.notes, *([] if slow is None else [slow]), *notes, *start.notes),
         found=selection.found,
         data_hash=selection.data_hash(),
         questionnaire=questionnaire,

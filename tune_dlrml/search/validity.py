@@ -26,6 +26,7 @@ from tune_dlrml.models.loading import (
 from tune_dlrml.models.quantization import check_bitsandbytes, check_layers
 from tune_dlrml.space import SearchSpace, loss_at
 from tune_dlrml.space_points import sampled
+from tune_dlrml.system.processor import multiplies_bfloat16
 from tune_dlrml.system.urls import without_password
 
 if TYPE_CHECKING:
@@ -210,3 +211,16 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
             notes += [f"loss {label}: {each.text}" for each in seen if each.level == "warning"]
         losses.append(given)
     return config.with_losses(losses), tuple(notes)
+
+
+def slow_precision(config: SearchConfig) -> str | None:
+    """What a person should know of a search that would take a hundred times longer than in float32; else None."""
+    training = config.training
+    if not training.in_bfloat16 or training.quantization is not None or config.resources.gpus_per_worker:
+        return None
+    if multiplies_bfloat16():
+        return None
+    return (
+        "training.bf16: a CPU needs AVX-512 (x86) or BF16 instructions (ARM) to be fast in bfloat16, and this one has "
+        "neither, so that a step takes many times as long as in float32; leave the key out, or set it to auto or false"
+    )

@@ -48,7 +48,7 @@ def _trl_config(training: TrainingConfig, *, steps: int, output_dir: str, on_cpu
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         max_length=training.max_length,
         truncation_mode=training.truncation_mode,
-        bf16=training.bf16,
+        bf16=training.in_bfloat16,
         disable_dropout=training.disable_dropout,
         seed=training.seed,
         use_cpu=on_cpu,

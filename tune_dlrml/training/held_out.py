@@ -201,7 +201,7 @@ def _kept(logits_CV: Tensor, training: TrainingConfig) -> Tensor:
     Where trials compute in bfloat16, half of the bytes do: below the largest logit of a token, float16 is finest where
     the probability is.
     """
-    if not training.bf16:
+    if not training.in_bfloat16:
         return logits_CV.cpu()
     least = torch.finfo(torch.float16).min
     return (logits_CV - logits_CV.amax(dim=-1, keepdim=True)).clamp(min=least).half().cpu()

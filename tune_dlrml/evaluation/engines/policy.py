@@ -28,7 +28,7 @@ def load_policy(
     if threads is not None:
         torch.set_num_threads(threads)
     reference = parse_model_reference(model)
-    half = training is not None and training.bf16 and training.lora is not None
+    half = training is not None and training.in_bfloat16 and training.lora is not None
     attention = None if training is None else training.attn_implementation
     policy = load_model(
         reference,

@@ -167,7 +167,7 @@ class MemoryPlan:
         }
         if not self._with_reference:
             del moments["reference"]
-        host = {"KL logits": rows * _logits(model, batch) * (2 if training.bf16 else FLOAT)} if rows else {}
+        host = {"KL logits": rows * _logits(model, batch) * (2 if training.in_bfloat16 else FLOAT)} if rows else {}
         if training.lora is None:
             host["pristine weights"] = rest["weights"]
         return RankMemory(rest, {name: _present(pieces) for name, pieces in moments.items()}, host)
@@ -190,7 +190,7 @@ class _Head:
         cls, model: PreTrainedModel, training: TrainingConfig, batch: MicroBatch, dtype: torch.dtype, rank: Rank
     ) -> "_Head":
         vocabulary, width = _head(model).shape
-        itemsize = 2 if training.bf16 else dtype.itemsize
+        itemsize = 2 if training.in_bfloat16 else dtype.itemsize
         on_cpu, tokens = rank.device == "cpu", min(batch.scored, HEAD_TOKENS)
         tile = CPU_HEAD_TILE if on_cpu else GPU_HEAD_TILE
         # The buffer is a tile of the full width, its float32 copies of the vocabulary's.
@@ -241,7 +241,7 @@ def _reading(
     Of none of them there is no KL, and a rung reads the pairs alone.
     """
     pairs = replace(batch, pairs=training.per_device_eval_batch_size)
-    evaluated = simulate_reading(model, training, pairs, dtype, autocast=training.bf16)
+    evaluated = simulate_reading(model, training, pairs, dtype, autocast=training.in_bfloat16)
     if not rows:
         return {}, {"activations": evaluated}
     layers, logits = outermost_layers(model), _logits(model, batch)
@@ -253,7 +253,7 @@ def _reading(
     made = at_once * logits * FLOAT
     tile = KL_TILES * min(KL_TILE, batch.chosen) * logits // batch.chosen * FLOAT
     return (
-        {"widened weights": widened, "KL logits": max(forward, made * (KEPT_COPIES if training.bf16 else 1))},
+        {"widened weights": widened, "KL logits": max(forward, made * (KEPT_COPIES if training.in_bfloat16 else 1))},
         {"widened weights": widened, "KL logits": max(forward, evaluated - widened, made + tile)},
     )
 

@@ -18,7 +18,7 @@ Pieces = Mapping[str, int]
 
 def kept_dtype(training: TrainingConfig) -> torch.dtype:
     """Of a model's weights: a frozen base is kept in bfloat16 where it computes in it; what is trained, in float32."""
-    return torch.bfloat16 if training.bf16 and training.lora else torch.float32
+    return torch.bfloat16 if training.in_bfloat16 and training.lora else torch.float32
 
 
 def at_rest(

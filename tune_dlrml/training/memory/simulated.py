@@ -251,7 +251,7 @@ def _run(
                 weight.grad = torch.empty_like(weight)
                 ledger.keep_apart(weight.grad)
         with ledger:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bf16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.in_bfloat16):
                 scored = model.base_model(**inputs).last_hidden_state.flatten(0, 1)[: batch.scored].clone()
                 forward, end = ledger.most(), ledger.now
             kept = ledger.now
@@ -273,7 +273,7 @@ def prepare(model: PreTrainedModel, training: TrainingConfig, *, checkpointing: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             get_peft_model(model, lora_config(training.lora), low_cpu_mem_usage=True)
-        if training.bf16:
+        if training.in_bfloat16:
             leave_casting_to_autocast(model)
     model.train()
     if checkpointing:

@@ -189,7 +189,7 @@ def reference_key(
         software=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=described(model),
-        autocast=training.bf16,
+        autocast=training.in_bfloat16,
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=template_fingerprint(tokenizer),
         max_length=training.max_length,
@@ -266,4 +266,4 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
 
 def computing(model: nn.Module, training: TrainingConfig) -> torch.autocast:
     """The precision in which a trial trains, as Accelerate sets it around the policy's forward."""
-    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=training.bf16)
+    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=training.in_bfloat16)
