@@ -214,7 +214,7 @@ def check_functions(config: SearchConfig) -> tuple[SearchConfig, tuple[str, ...]
 
 
 def slow_precision(config: SearchConfig) -> str | None:
-    """What a person should know of a search that would take a hundred times longer than in float32; else None."""
+    """What a person should know of a search that asks for bfloat16 on a CPU that is slow at it; else None."""
     training = config.training
     if not training.in_bfloat16 or training.quantization is not None or config.resources.gpus_per_worker:
         return None

@@ -12,7 +12,7 @@ OF_BFLOAT16 = ({"avx512bw", "avx512vl", "avx512dq"}, {"bf16"})
 def multiplies_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether torch has fast matrix products in bfloat16 on this processor.
 
-    Without them they are a hundred times slower than in float32: 0.9 against 90 GFLOP/s on two cores of a Zen 3. Where
+    Without them they are thirty times slower than in float32 (0.9 against 28 GFLOP/s, two busy cores of a Zen 3). Where
     there is no such file, as on macOS, there are none.
     """
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
