@@ -113,6 +113,15 @@ def test_a_coupled_proposal_is_noticed_and_a_coupled_double_named(checker):
     assert checker.check(proposed(kto), {}).double.startswith("kto")
 
 
+@pytest.mark.parametrize("other", ["z", "z.mean()"])
+def test_a_proposal_that_is_not_finite_at_one_end_of_a_range_alone_is_refused_also_a_coupled_one(checker, other):
+    # Where w is 0, the quotient of 0 by 0 is no number.
+    body = f"return F.softplus(-z) + 0.1 * w * (z - 0.5 * {other}) ** 2 / w"
+    found = checker.check(proposed(body, w={"uniform": [0.0, 1.0]}), {})
+    assert "must be finite within 1 nat of margin 0" in found.refusal and "w=0)" in found.refusal
+    assert checker.check(proposed(body, w={"uniform": [0.5, 1.0]}), {}).passed
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -64,7 +64,7 @@ class DiscoveryLimits(Frozen):
     tokens: Natural = 400_000
     """Tokens of prompts and replies."""
     seconds_per_check: Positive = 20
-    """Wall time for the checks of one proposal."""
+    """Processor time for the checks of one proposal; they may take three times as long on a busy machine."""
     deadline_s: Positive = 604_800
     """Seconds of one run of the command after which nothing is asked."""
 

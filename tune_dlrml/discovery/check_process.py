@@ -161,24 +161,26 @@ def _compiled(request: Mapping[str, Any]) -> tuple[ProposedLoss, dict[str, Any]]
 
 
 def _examined(loss: WrittenLoss, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Findings of a loss, as JSON has them; of a coupled one, which takes long, in the middle of its box alone."""
+    """Findings of a loss, as JSON has them; the trap of a coupled one, which takes long, in the middle of its box."""
     first, *others = novelty.points_of(loss)
     built, found = _observed(loss, first)
-    for point in [] if built.batch_coupled else others:
-        found += _observed(loss, point)[1]
+    for point in others:
+        found += _observed(loss, point, seek_trap=not built.batch_coupled)[1]
     answer = {"found": _worst(found), **_shape(built)}
     with raising_input_errors(built.function):
         double = novelty.double(loss, known)
     return answer if double is None else answer | {"double": double.name, "off": double.off}
 
 
-def _observed(loss: WrittenLoss, point: Mapping[str, Any]) -> tuple[Custom, list[dict[str, Any]]]:
+def _observed(
+    loss: WrittenLoss, point: Mapping[str, Any], *, seek_trap: bool = True
+) -> tuple[Custom, list[dict[str, Any]]]:
     """The loss at a point, and its properties there."""
     at = ", ".join(f"{key.removeprefix('params.')}={value:.3g}" for key, value in point.items())
     where = f" (at {at})" if at else ""
     try:
         built = trainable(loss_at(loss, point))  # type: ignore[arg-type]  # of the class that it had
-        seen = observed(built)
+        seen = observed(built, seek_trap=seek_trap)
     except InputError as error:
         raise InputError(f"{error}{where}") from None
     return built, [vars(each) | {"text": each.text + (where if each.level == "warning" else "")} for each in seen]

@@ -65,14 +65,21 @@ def validate_written(config: WrittenLoss) -> list[Observation]:
     return observed(trainable(config))
 
 
-def observed(loss: Custom) -> list[Observation]:
+def observed(loss: Custom, *, seek_trap: bool = True) -> list[Observation]:
     """What is so about a loss that can be trained with.
+
+    Args:
+        loss: At one value of each parameter.
+        seek_trap: Whether a trap is sought between `MARGINS`, too, which takes two seconds of a coupled loss.
 
     Raises:
         InputError: It is not finite where every trial begins.
     """
     with raising_input_errors(loss.function):
-        return [*_finiteness(loss), *_repeatability(loss), _differences(loss), *_coupling(loss), *_shape(loss)]
+        return [
+            *(*_finiteness(loss), *_repeatability(loss), _differences(loss), *_coupling(loss)),
+            *(_start(loss), _trap(loss) if seek_trap else _monotone(loss), *_boundedness(loss)),
+        ]
 
 
 def trainable(config: WrittenLoss) -> Custom:
@@ -292,25 +299,29 @@ def _depends_on_order(loss: Custom) -> bool:
     return not torch.allclose(loss(pairs)[order], loss(turned), rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def _shape(loss: Custom) -> Iterator[Observation]:
-    geometry, beta_kl = loss.geometry(), loss.beta_kl
+def _start(loss: Custom) -> Observation:
     slope = float(loss.curve(torch.zeros(1, dtype=torch.float64))[1][0])
-    if geometry.starts == "wrong":
+    if slope > 0:
         text = f"starts uphill (slope {slope:+.3g} at 0): the first steps of training lower the margin"
-        yield Observation("start", "warning", text)
-    elif slope == 0:
-        yield Observation("start", "warning", "starts flat (slope 0 at 0): the first steps of training do nothing")
-    else:
-        yield Observation("start", "ok", "starts downhill: the first steps of training raise the margin")
+        return Observation("start", "warning", text)
+    if slope == 0:
+        return Observation("start", "warning", "starts flat (slope 0 at 0): the first steps of training do nothing")
+    return Observation("start", "ok", "starts downhill: the first steps of training raise the margin")
+
+
+def _trap(loss: Custom) -> Observation:
+    geometry, beta_kl = loss.geometry(), loss.beta_kl
     trap, barrier = geometry.trap_margin(beta_kl), geometry.barrier_margin(beta_kl)
-    if trap is not None and barrier is not None:
-        text = (
-            f"has a trap at margin {trap:+.3g} nats (z = {beta_kl * trap:+.3g}) below a barrier at {barrier:+.3g}: "
-            "pairs left of it stay there"
-        )
-        yield Observation("monotone", "warning", text)
-    else:
-        yield _monotone(loss)
+    if trap is None or barrier is None:
+        return _monotone(loss)
+    text = (
+        f"has a trap at margin {trap:+.3g} nats (z = {beta_kl * trap:+.3g}) below a barrier at {barrier:+.3g}: "
+        "pairs left of it stay there"
+    )
+    return Observation("monotone", "warning", text)
+
+
+def _boundedness(loss: Custom) -> Iterator[Observation]:
     sides = unbounded_sides(lambda z: float(loss.curve(torch.tensor([z], dtype=torch.float64))[1][0]))
     for which, unbounded in zip(("falls", "rises"), sides, strict=True):
         if unbounded:
