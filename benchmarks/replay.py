@@ -199,6 +199,8 @@ class Planted:
         document: The search.
         landscape: Seed of the surface.
         hills: Of a branch.
+        outward: How far the tops, which lie between 0.2 and 0.8 of each domain, are moved away from its middle.
+        noise: In units of what is said above.
     """
 
     name: str
@@ -208,6 +210,8 @@ class Planted:
     steps: int = 64
     least: int = 1
     tokens: float = 64 * 450.0
+    outward: float = 0.0
+    noise: float = 1.0
 
     @cached_property
     def _space(self) -> SearchSpace:
@@ -216,14 +220,17 @@ class Planted:
     @cached_property
     def _branches(self) -> dict[str, Branch]:
         rng = np.random.default_rng(self.landscape)
-        rate = rng.uniform(0.35, 0.7)
+        rate = float(self._moved(rng.uniform(0.35, 0.7)))
         return {name: self._branch(rng, rate, len(self._space.domains(name))) for name in self._space.branches}
+
+    def _moved(self, at: Any) -> Any:
+        return at + self.outward * np.sign(at - 0.5)
 
     def _branch(self, rng: np.random.Generator, rate: float, size: int) -> Branch:
         height = rng.uniform(0.15, 0.3)
         hills = [
             Hill(
-                top=np.append(rng.uniform(0.2, 0.8, size - 1), rate + rng.normal(0, 0.06)),
+                top=np.append(self._moved(rng.uniform(0.2, 0.8, size - 1)), rate + rng.normal(0, 0.06)),
                 width=np.append(rng.uniform(0.25, 0.8, size - 1), rng.uniform(0.12, 0.25)),
                 height=height if hill == 0 else 0.8 * height,
                 lean=rng.uniform(-0.3, 0.3),
@@ -240,13 +247,13 @@ class Planted:
     def curve(self, point: Point, number: int, seed: int) -> Curve:
         branch, where = self._at(point)
         rng = np.random.default_rng([self.landscape, seed, number])
-        order, pairs = rng.normal(0, 0.03), rng.normal(0, 0.015)
+        order, pairs = self.noise * rng.normal(0, 0.03), self.noise * rng.normal(0, 0.015)
         falls = rng.random() < branch.falling(where[-1])
         end = int(self.steps * rng.uniform(0.05, 0.5)) if falls else self.steps
         pace = branch.slowness * math.exp(2 * (0.5 - where[-1]))
         steps = np.arange(1, end + 1)
         learnt = np.expm1(-steps / self.steps / pace) / np.expm1(-1 / pace)
-        values = UNTRAINED + (branch.skill(where) + order) * learnt + pairs + rng.normal(0, 0.015, end)
+        values = UNTRAINED + (branch.skill(where) + order) * learnt + pairs + self.noise * rng.normal(0, 0.015, end)
         seen = {
             int(step): Seen(self.tokens * int(step) / self.steps, float(value))
             for step, value in zip(steps, np.clip(values, 0, 1), strict=True)

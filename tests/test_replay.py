@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import samplers
+from benchmarks.ceilings import CEILINGS, Spent, parts
 from benchmarks.replay import Planted, Table
 from benchmarks.replay_table import SPACE, document
 
@@ -84,8 +85,42 @@ def test_a_search_of_a_world_is_repeatable_and_spends_no_more_than_it_may(name, 
     world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3)
     course = samplers.search(world, samplers.WAYS[name], seed=1)
     assert course == samplers.search(world, samplers.WAYS[name], seed=1)
-    spent = [tokens for tokens, _ in course]
+    spent = [own.so_far for own in course]
     assert spent == sorted(spent) and spent[-2] < 3 * world.tokens <= spent[-1]
+
+
+def test_without_noise_a_planted_point_ends_at_its_truth():
+    world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3, noise=0.0)
+    point = setting(1e-5)
+    assert world.curve(point, 0, 0).seen[64].value == pytest.approx(world.truth(point, 0))
+
+
+def test_where_trials_wait_few_go_on_and_count_only_what_they_train_anew(monkeypatch):
+    monkeypatch.setattr(samplers, "FULL", 4)
+    world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3)
+    course = samplers.search(world, samplers.WAYS["random, promotes 4 from 1/16"], seed=1)
+    counts = [sum(own.part.startswith(part) for own in course) for part in ("stopped at 4 ", "stopped at 16", "full")]
+    assert counts[0] > 2 * counts[1] > 4 * counts[2] > 0
+    steps = {"stopped at 4 ": 4, "stopped at 16": 12, "full": 48}
+    for part, anew in steps.items():
+        assert {own.tokens for own in course if own.part.startswith(part)} == {world.tokens * anew / 64}
+
+
+def test_a_scheduler_that_knows_the_ends_completes_only_what_is_better_than_all_before():
+    world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3)
+    course = samplers.search(world, CEILINGS["random, asha that knows the ends, from 1/16"](world, 2), seed=2)
+    completed = [own.regret for own in course if own.part == "full budget, the best so far"]
+    assert len(completed) > 1 and completed == sorted(completed, reverse=True)
+
+
+def test_where_tokens_go_adds_up_to_all_of_them():
+    search = [
+        Spent(10.0, 0.1, 10.0, "full budget"),
+        Spent(15.0, 0.1, 5.0, "diverged"),
+        Spent(20.0, 0.1, 5.0, "diverged"),
+    ]
+    assert parts([search], 20.0) == {"diverged": 0.5, "full budget": 0.5}
+    assert parts([search], 12.0) == {"full budget": 1.0}
 
 
 def test_the_ratio_is_of_the_first_tokens_at_which_the_mean_regret_is_that_of_random_search_at_its_end():
