@@ -203,12 +203,21 @@ def show(group: str, names: Sequence[str], out: Path, seeds: int) -> None:
 def why(group: str, seeds: int) -> None:
     """Where the tokens of today's rule go, in the sixth of them that the goal allows, and in all."""
     quieten()
+    found = []
     for world in worlds()[group]():
-        found = [search(world, WAYS[TPE], seed) for seed in range(seeds)]
-        early, whole = (parts(found, share * FULL * world.tokens) for share in (1 / 6, math.inf))
-        print(f"{world.name}: {np.mean([own[-1].so_far for own in found]) / world.tokens:.1f} full trials' tokens")
-        for part in whole:
-            print(f"  {part}: {early.get(part, 0.0):.0%} of the first sixth, {whole[part]:.0%} of all")
+        for seed in range(seeds):
+            course = search(world, WAYS[TPE], seed)
+            found.append(
+                [own._replace(so_far=own.so_far / world.tokens, tokens=own.tokens / world.tokens) for own in course]
+            )
+    printed = Printed(f"{TPE}, on {group}", "first sixth", "all")
+    untils = (FULL / 6, math.inf)
+    ended = ([sum(own.so_far <= until for own in course) for course in found] for until in untils)
+    printed.add_row("trials", *(f"{np.mean(counts):.1f}" for counts in ended))
+    early, whole = (parts(found, until) for until in untils)
+    for part, share in whole.items():
+        printed.add_row(part, f"{early.get(part, 0.0):.0%}", f"{share:.0%}")
+    Console(width=100).print(printed)
 
 
 def spread(mean_and_se: tuple[float, float]) -> str:
