@@ -1,11 +1,12 @@
 """Which sampler and which scheduler find a good setting with the fewest tokens, on planted surfaces and real curves.
 
-Run: PYTHONPATH=tests python -m benchmarks.samplers [--on seen held_out table] [--ways NAME ...] [--seeds 50] [--table]
+Run: PYTHONPATH=tests python -m benchmarks.samplers [--on seen held_out ...] [--ways NAME ...] [--seeds 50] [--table]
+     PYTHONPATH=tests python -m benchmarks.samplers --why --on held_out
 
 A way is a sampler with a scheduler. It searches a world (replay.py) one trial after another until it has spent the
 tokens of 24 trials at full budget, or has had 64 trials. Study, proposer and successive halving are those of a search
-(`SearchStudy`, without a database); a way that the package does not have is defined here, as another proposer or as an
-Optuna pruner in the study.
+(`SearchStudy`, without a database); a way that the package does not have (ways.py, promotion.py) is another proposer,
+or an Optuna pruner in the study.
 
 After each trial the regret of a search is the true value of the world's best point less that of the point that the
 search calls its best: of the complete trials, the one that was observed to be the best. Before the first it is the
@@ -15,9 +16,11 @@ there); where it never is, 24 trials count, and the figure is an upper bound. In
 searches' seeds, of both sides.
 
 Surfaces are `seen`, on which ways may be tuned, and `held_out`, which have other spaces, other hills and more of them;
-the table is held out, too. Every search goes to a file of its world and way at once; run again, it goes on where it
-was. `--table` shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project
-does not depend; without it that way is left out.
+the table is held out, too. Their tops lie near the middle, which favours what begins there; those of `off_centre` do
+not. `--why` says where the tokens of today's rule go, and runs ways that know the truth (ceilings.py). Every search
+goes to a file of its world and way at once; run again, it goes on where it was. `--table` shows what is there and
+searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend; without it that way is left
+out.
 """
 
 import argparse
@@ -270,7 +273,7 @@ def regret_at(share: float, ways: Sequence[NDArray[np.float64]]) -> tuple[float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", choices=list(worlds()), nargs="+", default=list(worlds()))
+    parser.add_argument("--on", choices=list(worlds()), nargs="+", default=["held_out", "table"])
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, *CEILINGS], default=list(WAYS))
     parser.add_argument("--why", action="store_true", help="where tokens go, and what ways reach that know the truth")
     parser.add_argument("--seeds", type=int, default=50)
