@@ -20,6 +20,7 @@ from tune_dlrml.evaluation.records import Message
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.search import discovering
 from tune_dlrml.search.discovering import Discovering
+from tune_dlrml.search.idle import IdleTime
 from tune_dlrml.search.result import JUDGED, RANKING, SearchPlace
 from tune_dlrml.study.candidates import candidate_proposer
 from tune_dlrml.study.study import SearchStudy
@@ -79,6 +80,21 @@ class Scripted:
 
     def close(self) -> None:
         pass
+
+
+class Silent(Scripted):
+    """Does not reply until the search is left."""
+
+    def __init__(self) -> None:
+        super().__init__([Answer(None, "the search was left", calls=0)])
+        self.left = threading.Event()
+
+    def ask(self, messages: Sequence[Message], **limits: Any) -> Answer:
+        assert self.left.wait(WAIT_S)
+        return super().ask(messages, **limits)
+
+    def close(self) -> None:
+        self.left.set()
 
 
 class Found:
@@ -149,6 +165,12 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         each.study.close()
 
 
+def read_again(found: Found) -> Archive:
+    """What a new driver finds."""
+    assert found.config.discovery is not None
+    return Archive(found.archive.folder, found.config.discovery)
+
+
 def stages(found: Found) -> list[str]:
     return [record.stage for record in found.archive.records()]
 
@@ -205,6 +227,24 @@ def test_a_question_under_way_is_asked_again_under_its_number(search: Callable[.
     (record,) = again.archive.records()
     assert (record.number, record.times_asked) == (0, 2)
     assert record.messages == left.messages
+
+
+def test_the_wait_for_a_question_that_a_driver_leaves_is_counted_whether_it_is_ended_or_killed(
+    search: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    monkeypatch.setattr(discovering, "IdleTime", lambda groups: IdleTime(2, lambda: now[0]))
+    first = search(scripts={"openai:some": Silent()})
+    first.wait_for(lambda: stages(first) == ["asked"])
+    for now[0], kept in ((0.0, 0.0), (9.0, 0.0), (12.0, 24.0), (15.0, 24.0)):  # two groups wait
+        first.thread.on_wait(running=0)
+        assert read_again(first).records()[0].idle_s == kept
+    now[0] = 50.0  # the end of a search takes its time, in which no group waits
+    first.thread.leave()
+    assert read_again(first).records()[0].idle_s == 30.0
+    again = search(REPLIES)
+    again.wait_for(lambda: stages(again) == ["accepted"])
+    assert again.archive.records()[0].idle_s == 30.0
 
 
 def test_a_reply_that_was_received_is_examined_without_a_question(search: Callable[..., Found]):

@@ -39,7 +39,7 @@ class ProposalRecord:
         estimated: Whether they are estimated from lengths.
         seconds: From question to reply.
         idle_s: Seconds in which worker groups had no trial since the record before it, because the next loss was not
-            known; summed over the groups.
+            known; summed over the groups and over drivers, of which one that is killed loses ten a group.
         stage: How far it came.
         reason: Why it was refused there, in the words that go back to the proposer.
         label: Branch of its trials, once it is accepted.
@@ -111,16 +111,32 @@ class Archive:
         with self._lock:
             return list(self._records)
 
-    def write(self, record: ProposalRecord) -> ProposalRecord:
-        """Put a record on disk, and then among the others; its function first, so that no record is without."""
+    def write(self, record: ProposalRecord, waited_s: float = 0.0) -> ProposalRecord:
+        """Put a record on disk, and then among the others; its function first, so that no record is without.
+
+        Args:
+            record: In place of the one that has its number, but for `idle_s`, which only grows.
+            waited_s: What is added to `idle_s`.
+        """
+        with self._lock:
+            known = self._records[record.number] if record.number < len(self._records) else record
+            record = self._put(replace(record, idle_s=round(known.idle_s + waited_s, 3)))
+            self._follower(self._records)
+        return record
+
+    def waited(self, seconds: float) -> None:
+        """Add to `idle_s` of the newest record; no thread that writes the record needs to know."""
+        with self._lock:
+            newest = self._records[-1]
+            self._put(replace(newest, idle_s=round(newest.idle_s + seconds, 3)))
+
+    def _put(self, record: ProposalRecord) -> ProposalRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{record.number:04d}.json"
         if record.loss is not None:
             replace_file(path.with_suffix(".py"), ProposedLoss.model_validate(record.loss).module(), durable=True)
         replace_file(path, json.dumps(asdict(record), indent=1, allow_nan=False), durable=True)
-        with self._lock:
-            self._records[record.number : record.number + 1] = [record]
-            self._follower(self._records)
+        self._records[record.number : record.number + 1] = [record]
         return record
 
     def follow(self, follower: Callable[[Sequence[ProposalRecord]], None]) -> None:

@@ -26,6 +26,8 @@ SHORTEST_S = 1.0
 """Least time that a question has."""
 FAULT_S = 5.0
 """Wait after a question without a reply."""
+KEPT_S = 10.0
+"""Seconds of waiting after which they are on disk, also while a question is under way."""
 
 
 def spare_threads(resources: ResourcesConfig) -> int:
@@ -78,7 +80,8 @@ class Discovering:
 
     def on_wait(self, running: int) -> None:
         """The next trial is not known while so many run; called again and again until it is."""
-        self._idle.start(running)
+        if self._idle.start(running) >= KEPT_S:
+            self._keep_idle()
 
     def leave(self) -> None:
         """Stop asking, after a short wait for the question under way; the next driver goes on."""
@@ -89,6 +92,12 @@ class Discovering:
         if self._thread is not None:
             self._thread.join(LEAVE_S)
             self._thread = None
+            self._keep_idle()
+
+    def _keep_idle(self) -> None:
+        """Put the time in which groups waited on disk, as far as they were seen to wait."""
+        if self._archive is not None and self._archive.records():
+            self._archive.waited(self._idle.take())
 
     def finish(self) -> None:
         """Stop asking, and put the scores of all trials into the proposals' files.
@@ -178,12 +187,13 @@ class Discovering:
             tokens=answer.tokens,
             estimated=answer.estimated,
             seconds=round(time.monotonic() - began, 3),
-            idle_s=self._idle.since_last(),
         )
+        if answer.text is None:
+            record = replace(record, stage="answer", reason=f"no reply: {answer.reason}")
+        record = archive.write(record, self._idle.since_last())
         if answer.text is not None:
-            return archive.write(record)
+            return record
         self._notify(f"proposal {record.number}: no reply by {record.proposer}: {answer.reason}")
-        record = archive.write(replace(record, stage="answer", reason=f"no reply: {answer.reason}"))
         self._stop.wait(FAULT_S)
         return record
 
@@ -214,11 +224,10 @@ class Discovering:
             reasoning=seen.reasoning,
             found=seen.found,
             loss=None if seen.loss is None else seen.loss.model_dump(mode="json"),
-            idle_s=round(record.idle_s + self._idle.since_last(), 3),
         )
         if seen.stage == "accepted":
             found = replace(found, label=archive.label_of(seen.name, ["baseline", "training", *self._losses(archive)]))
-        archive.write(found)
+        archive.write(found, self._idle.since_last())
         said = f"accepted as {found.label}" if found.label else f"refused: {seen.reason}"
         self._notify(f"proposal {record.number} by {record.proposer}: {said}")
 
