@@ -14,6 +14,13 @@ BRANCH = "loss"
 """Name of the categorical parameter that chooses the branch, where there is more than one."""
 TRAINING = "training"
 """Prefix of the training parameters, which all branches share."""
+IMPLIED = {
+    *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
+    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256"),
+}
+"""Settings that the name of a branch implies, or that are rarely varied."""
+ABOUT_LEARNING = (".learnable", ".learning_rate", ".bounds")
+"""Ends of settings about a parameter that is learnt."""
 Point = Mapping[str, Any]
 
 
@@ -40,12 +47,27 @@ class TrialSpec(Frozen):
         return cls.model_validate(document)
 
     def settings(self) -> dict[str, Any]:
-        """The loss's own values and the training settings that the search varies, flat, for tables and MLflow."""
-        loss = self.loss.flat()
-        for key in ("label", "code"):
-            loss.pop(key, None)
+        """The loss's own values and the training settings that the search varies, flat, for tables and MLflow.
+
+        Of a written loss the strength has the name that it has in other losses, so that they share a column.
+        """
+        field = self.loss.strength_field or ""
+        word = field.rpartition(".")[2]
+        loss = {
+            key.replace(field, word, 1) if f"{key}.".startswith(f"{field}.") else key: value
+            for key, value in self.loss.flat().items()
+            if key not in ("label", "code")
+        }
         varied = {key: value for key, value in self.params.items() if key.startswith(f"{TRAINING}.")}
         return {"loss": loss.pop("name"), **loss, **{key.partition(".")[2]: value for key, value in varied.items()}}
+
+    def shown(self) -> dict[str, Any]:
+        """The settings beside its branch that tell a trial from others in a table."""
+        return {
+            key: value
+            for key, value in self.settings().items()
+            if key not in IMPLIED and not key.endswith(ABOUT_LEARNING)
+        }
 
 
 class OutsideError(ValueError):

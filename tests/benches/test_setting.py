@@ -8,8 +8,10 @@ from tune_dlrml.benches.setting import settings_of
 from tune_dlrml.benches.subject import Loaded
 from tune_dlrml.config import TrainingConfig
 from tune_dlrml.evaluation.frontier.picture import Setting
+from tune_dlrml.losses.custom.config import CustomParams
 from tune_dlrml.losses.dpo.config import DpoLoss
 from tune_dlrml.losses.lrml.config import DiscopopLoss, DlrmlLoss, LearnableBetaMix
+from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.space import TrialSpec
 
 
@@ -17,6 +19,11 @@ def trial(loss: Any, number: int = 0, **training: Any) -> Loaded:
     settings = TrainingConfig(max_steps=8, **training)
     spec = TrialSpec(number=number, branch="branch", loss=loss, training=settings, params={})
     return Loaded(f"search:{number}", "org/base", spec=spec)
+
+
+def straight(**params: float) -> ProposedLoss:
+    code = "def straight(pairs, *, beta, gap):\n    return gap - beta * pairs.margin_B"
+    return ProposedLoss(code=code, params=CustomParams(**params))
 
 
 def test_what_all_trials_of_a_loss_share_is_in_no_note():
@@ -47,6 +54,7 @@ def test_trials_that_differ_in_nothing_or_in_their_seed_are_repeats():
             "β 0.05, beta_mix.c_init 4",
         ),
         (DpoLoss(beta=0.12341), DpoLoss(beta=0.12342), "β 0.12341"),
+        (straight(beta=0.1, gap=1.0), straight(beta=0.1, gap=2.0), "β 0.1, params.gap 1"),
     ],
 )
 def test_whatever_differs_between_trials_of_a_loss_is_in_their_notes(one, other, note):

@@ -4,7 +4,10 @@ import math
 
 import pytest
 
+from tune_dlrml.config import TrainingConfig
 from tune_dlrml.domains import Choice, Range, parse_domain
+from tune_dlrml.losses.custom.config import CustomLoss, CustomParams
+from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.space import BRANCH, SearchSpace, TrialSpec
 
 TWO_LOSSES = """\
@@ -59,6 +62,22 @@ def test_a_point_becomes_the_trial_it_names_and_nothing_else_changes(space, load
     assert (spec.training.learning_rate, spec.training.lora.r) == (3e-6, 4)
     assert spec.training.at({"learning_rate": 1e-6, "lora.r": 8}) == load(TWO_LOSSES).training
     assert spec.params == POINT
+
+
+def trial_of(loss):
+    return TrialSpec(number=0, branch="bend", loss=loss, training=TrainingConfig(max_steps=9), params={})
+
+
+def test_the_strength_of_a_written_loss_is_called_as_in_other_losses_and_its_other_scalars_as_its_own():
+    code = "def bend(pairs, *, beta, tau):\n    return F.softplus(tau - beta * pairs.margin_B)"
+    proposed = trial_of(ProposedLoss(code=code, params=CustomParams(beta=0.1, tau=2.0)))
+    assert proposed.settings() == {"loss": "proposed", "beta": 0.1, "params.tau": 2.0}
+    params = {"beta_kl": {"learnable": True, "init": 0.2}, "beta": 3.0}
+    custom = trial_of(CustomLoss(function="losses:bend", params=CustomParams(**params)))
+    assert custom.shown() == {"beta_kl.init": 0.2, "params.beta": 3.0}
+    assert custom.settings()["beta_kl.learning_rate"] == 1e-2
+    by_default = ProposedLoss(code=code.replace("beta,", "beta=0.5,"), params=CustomParams(tau=2.0))
+    assert trial_of(by_default).shown() == {"params.tau": 2.0}
 
 
 def test_a_trial_survives_json(space):

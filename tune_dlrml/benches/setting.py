@@ -28,13 +28,13 @@ def _values(trial: Loaded) -> dict[str, Any]:
     loss, training = trial.spec.loss, trial.spec.training.flat()
     own = {key: value for key, value in loss.flat().items() if key not in ("name", "label")}
     shared = {f"training.{key}": value for key, value in training.items() if f"training.{key}" != SEED}
-    return {"form": loss.title(), "strength": next(iter(loss.placing), None), **own, **shared}
+    return {"form": loss.title(), "strength": loss.strength_field, **own, **shared}
 
 
 def _setting(own: Mapping[str, Any], everyone: Sequence[Mapping[str, Any]]) -> Setting:
     peers = [other for other in everyone if other["form"] == own["form"]]
     label, strength = own["form"], own["strength"]
-    notes = [] if strength is None else [f"β {_text(strength, own, peers)}"]
+    notes = [] if strength not in own else [f"β {_text(strength, own, peers)}"]
     for key in own:
         compared = everyone if key.startswith("training.") else peers
         if key not in ("form", "strength", strength) and _varies(key, compared):

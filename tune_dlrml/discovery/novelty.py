@@ -155,8 +155,8 @@ def built_in() -> list[Family]:
 
 def family_of(name: str, loss: AnyLoss) -> Family:
     """A loss at its one strength, and over its other domains."""
-    strengths = {"params.beta", "params.beta_kl", *loss.placing[:1]}
-    loss = loss_at(loss, middle({key: domain for key, domain in loss.domains().items() if key in strengths}))
+    searched = {key: domain for key, domain in loss.domains().items() if key == loss.strength_field}
+    loss = loss_at(loss, middle(searched))
     domains = loss.domains()
     points = [middle(domains), *_drawn(domains)] if domains else [{}]
     key = loss.model_dump_json()

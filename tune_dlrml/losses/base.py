@@ -140,6 +140,11 @@ class Loss(Frozen):
         return {name: drawn(getattr(self, name)) for name in sorted(own)}
 
     @property
+    def strength_field(self) -> str | None:
+        """The field that holds its strength, dotted where nested; None where there is none."""
+        return self.placing[0] if self.placing else None
+
+    @property
     def strength(self) -> Any:
         """What scales the margin, per nat; None for a loss that has no place on the stability map."""
         return getattr(self, self.placing[0]) if self.placing else None

@@ -20,7 +20,6 @@ BASELINE = "baseline"
 """Branch of trial 0, the plain DPO."""
 TRAPPED = 0.5
 """Share of held-out pairs in the trap above which a trial is called trapped."""
-_HIDDEN = {"loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class TrialData:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that distinguish the trial: the loss's values and the searched training settings."""
-        own = {} if self.row.spec is None else self.row.spec.settings()
-        return {key: value for key, value in own.items() if key not in _HIDDEN}
+        return {} if self.row.spec is None else self.row.spec.shown()
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,6 @@ STYLE = {
 }
 BAR = 40
 """Characters of the longest bar."""
-_HIDDEN = {
-    *("loss", "tau", "numerics", "beta_mix.learnable", "beta_mix.c_bounds", "beta_mix.learning_rate"),
-    *("sft.rule", "sft.smoothing", "sft.masked_logarithmic", "function", "file_sha256", "code"),
-}
-_HIDDEN_ENDS = (".learnable", ".learning_rate", ".bounds")
-"""Of a parameter that is learnt."""
 _MEASURED = {
     name
     for name, metric in METRICS.items()
@@ -221,9 +215,7 @@ def duration(seconds: float) -> str:
 
 def parameters(spec: TrialSpec) -> str:
     """The settings that distinguish a trial from the others."""
-    settings = {key: value for key, value in spec.settings().items() if key not in _HIDDEN}
-    shown = {key: value for key, value in settings.items() if not key.endswith(_HIDDEN_ENDS)}
-    return ", ".join(f"{key} {number(value)}" for key, value in shown.items())
+    return ", ".join(f"{key} {number(value)}" for key, value in spec.shown().items())
 
 
 def number(value: object) -> str:

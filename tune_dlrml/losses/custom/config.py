@@ -152,10 +152,14 @@ class CustomParams(Frozen):
             found |= {name + key: field for key, field in own.items() if isinstance(field, (Range, Choice))}
         return found
 
+    def strength_name(self) -> str | None:
+        """What the parameter is called that scales the margin: `beta_kl` or else `beta`, where there is one."""
+        return next((name for name in ("beta_kl", "beta") if name in self.given()), None)
+
     def strength(self) -> Param:
-        """What scales the margin: `beta_kl` or else `beta`, where there is one; 1 per nat without."""
-        given = self.given()
-        found = given.get("beta_kl", given.get("beta", 1.0))
+        """What scales the margin; 1 per nat without such a parameter."""
+        name = self.strength_name()
+        found = 1.0 if name is None else self.given()[name]
         return found.init if isinstance(found, LearnableParam) else found
 
 
@@ -184,6 +188,12 @@ class WrittenLoss(Loss):
         """The learnable parameter, by its name."""
         learnt = self.params.learnt()
         return () if learnt is None else (f"params.{learnt[0]}",)
+
+    @property
+    def strength_field(self) -> str | None:
+        """The parameter that scales the margin, where it is given."""
+        name = self.params.strength_name()
+        return None if name is None else f"params.{name}"
 
     @property
     def strength(self) -> Any:

@@ -78,7 +78,8 @@ def _others(trial: TrialData) -> Iterator[str]:
     """Searched fields of a trial's loss beside strength and shape."""
     assert trial.row.spec is not None
     own = (key.partition(".")[2] for key in trial.row.params if key.startswith(f"{trial.branch}."))
-    yield from (key for key in own if key not in trial.row.spec.loss.placing)
+    loss = trial.row.spec.loss
+    yield from (key for key in own if key not in (*loss.placing, loss.strength_field))
 
 
 def _column(name: str, trials: Sequence[TrialData]) -> dict[int, Any]:
