@@ -27,10 +27,9 @@ import toy_training
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from toy_training import DPO, LEARNABLE, Recorder, plan, settings
+from toy_training import DPO, LEARNABLE, Dying, Verdict, plan, settings
 
 from benchmarks.ranks import run_ranks
-from tune_dlrml.records import Answer, Report
 from tune_dlrml.training.checkpoint import newest_checkpoint
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sharding.shards import bytes_here, local_part
@@ -65,24 +64,6 @@ class Seen:
     reports: list[dict[str, float]]
     outcome: Any
     checkpoint: str | None
-
-
-class Verdict(Recorder):
-    """Rank 0 decides, the others hear of it."""
-
-    def send(self, report: Report) -> Answer:
-        answer = [super().send(report)]
-        dist.broadcast_object_list(answer, 0)
-        return answer[0]
-
-
-class Dying(Verdict):
-    """All ranks raise at step 6."""
-
-    def send(self, report: Report) -> Answer:
-        if report.step == 6:
-            raise ConnectionError("nobody listens")
-        return super().send(report)
 
 
 @contextmanager

@@ -146,19 +146,34 @@ def make_config(
     losses: list[dict[str, Any]], model: str = "any", discovery: dict[str, Any] | None = None, **search: Any
 ) -> SearchConfig:
     """A search over these losses; with `discovery`, one that begins with them."""
+    settings = {"num_trials": 8, "sampler": "random", "scheduler": {"grace_period": 5, "reduction_factor": 2}} | search
+    varied = {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}
+    if discovery is None:
+        return small_search(model=model, search=settings, space={"losses": losses, "training": varied})
+    settings.pop("num_trials")
+    section = {"seeds_losses": losses} | discovery
+    return small_search(model=model, search=settings, space={"training": varied}, discovery=section)
+
+
+def small_search(**sections: Any) -> SearchConfig:
+    """A search of these sections, whose model and pairs nobody reads; of DPO and two trials where they do not say."""
     document = {
         "name": "planted",
-        "model": model,
+        "model": "any",
         "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
         "training": {"learning_rate": 1e-6, "max_steps": FULL_STEPS},
-        "search": {"num_trials": 8, "sampler": "random", "scheduler": {"grace_period": 5, "reduction_factor": 2}}
-        | search,
-        "space": {"losses": losses, "training": {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}},
+        "search": {"num_trials": 2},
+        "space": {"losses": [{"name": "dpo"}]},
     }
-    if discovery is not None:
-        document["discovery"] = {"seeds_losses": document["space"].pop("losses")} | discovery
-        document["search"].pop("num_trials")
-    return parse_config(document, source="test")
+    return parse_config(document | sections, source="test")
+
+
+def discovery_search(
+    search: dict[str, Any] | None = None, space: dict[str, Any] | None = None, **section: Any
+) -> SearchConfig:
+    """A search whose losses `openai:some` proposes, called found."""
+    section = {"proposer": "openai:some"} | section
+    return small_search(name="found", search=search or {}, space=space or {}, discovery=section)
 
 
 def confirmed(trial: int, verdict: Verdict, difference: float, interval: tuple[float, float] | None = None, **own: Any):

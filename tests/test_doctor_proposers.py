@@ -6,22 +6,16 @@ from typing import Any
 import pytest
 import toy
 from evaluation.endpoint_server import EndpointServer, fails, says
+from made_search import discovery_search
 
-from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.discovery.prompt import question
 from tune_dlrml.doctor.finding import Finding
 from tune_dlrml.doctor.proposers import examine_proposers, expected_tokens
 
 
 def config(**section: Any) -> SearchConfig:
-    document = {
-        "name": "found",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-6, "max_steps": 40},
-        "discovery": {"proposer": "openai:some", "candidates": 4, "trials_per_candidate": 2} | section,
-    }
-    return parse_config(document, source="test")
+    return discovery_search(**{"candidates": 4, "trials_per_candidate": 2} | section)
 
 
 def findings(search: SearchConfig, key: str | None = "key") -> dict[str, Finding]:
@@ -32,7 +26,8 @@ def test_a_proposer_is_asked_for_one_word_and_the_caps_are_put_into_questions():
     with EndpointServer.scripted([says("1")]) as server:
         search = config(proposer_url=server.url, price_per_million_tokens=5, limits={"tokens": 100_000})
         found = findings(search)
-    assert (found["discovery.proposer"].level, len(server.requests)) == ("ok", 1)
+    assert found["discovery.proposer"].level == "ok"
+    assert [request["body"]["messages"] for request in server.requests] == [[{"role": "user", "content": "1"}]]
     assert found["discovery.proposer"].text == f"openai:some answers at {server.url}"
     caps, prompt = found["discovery.limits"], expected_tokens(search)
     assert caps.level == "ok"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from made_search import small_search
 
-from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.validity import slow_precision
 from tune_dlrml.study.proposer import proposer_of
@@ -41,15 +42,12 @@ def test_torch_says_the_same_of_this_machine() -> None:
 
 def config_of(bf16: Any = None, **changes: Any) -> SearchConfig:
     training = {"max_steps": 4, "lora": {"r": 8}} | ({} if bf16 is None else {"bf16": bf16})
-    document = {
-        "name": "precise",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
+    sections = {
         "training": training | changes.pop("training", {}),
         "search": {"num_trials": 2, "scheduler": None},
         "space": {"losses": [{"name": "dpo", "beta": {"log_uniform": [0.01, 0.5]}}]},
     }
-    return parse_config(document | changes, source="test")
+    return small_search(**sections | changes)
 
 
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])

@@ -3,22 +3,14 @@
 from typing import Any
 
 import pytest
+from made_search import small_search
 
-from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.errors import InputError
 
 
 def made(completions: dict[str, Any] | None, **search: Any) -> SearchConfig:
-    document = {
-        "name": "made",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"max_steps": 50},
-        "completions": completions,
-        "search": {"num_trials": 3, **search},
-        "space": {"losses": [{"name": "dpo"}]},
-    }
-    return parse_config(document, source="test")
+    return small_search(completions=completions, search={"num_trials": 3, **search})
 
 
 LENGTH = {"constraints": {"eval_length_ratio": {"max": 1.3}}}

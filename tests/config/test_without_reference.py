@@ -1,24 +1,15 @@
 """A search without a reference, and what it refuses before it starts."""
 
 import pytest
-from pydantic import ValidationError
+from made_search import small_search
 
-from tune_dlrml.config import SearchConfig
+from tune_dlrml.errors import InputError
 
 FREE = {"name": "simpo", "beta": {"log_uniform": [1, 10]}}
 
 
 def made(losses=(FREE,), **search):
-    return SearchConfig.model_validate(
-        {
-            "name": "made",
-            "model": "package:made/made.gguf",
-            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-            "training": {"learning_rate": 1e-4, "max_steps": 50},
-            "search": {"num_trials": 3, **search},
-            "space": {"losses": list(losses)},
-        }
-    )
+    return small_search(search={"num_trials": 3, **search}, space={"losses": list(losses)})
 
 
 @pytest.mark.parametrize(
@@ -55,5 +46,5 @@ def test_a_search_weighs_lengths_where_a_loss_of_it_does(ld_alpha):
     ],
 )
 def test_what_needs_the_other_kind_of_search_is_refused_with_the_remedy(search, words):
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(InputError, match=words):
         made(**search)

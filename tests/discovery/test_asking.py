@@ -73,19 +73,6 @@ def test_a_question_has_the_seconds_that_are_left(monkeypatch: pytest.MonkeyPatc
     assert "deadline_s" in answer.reason
 
 
-def test_a_first_word_costs_one_short_request():
-    with EndpointServer.scripted([says("1")]) as server:
-        said = EndpointAsker("some", config(server.url), "key").first_word()
-    assert said == f"answers at {server.url}"
-    assert server.requests[0]["body"]["messages"] == [{"role": "user", "content": "1"}]
-
-
-def test_openais_own_endpoint_is_not_asked_without_a_key():
-    own = DiscoveryConfig.model_validate({"proposer": "openai:some"})
-    with pytest.raises(InputError, match="OPENAI_API_KEY"):
-        EndpointAsker("some", own, None).first_word()
-
-
 def test_a_local_proposer_has_to_fit_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = toy.write_model(tmp_path / "model")
     asker = asker_of(f"local:{model}", DiscoveryConfig.model_validate({"proposer": f"local:{model}"}), None)
@@ -93,8 +80,3 @@ def test_a_local_proposer_has_to_fit_the_memory_that_is_free(tmp_path: Path, mon
     monkeypatch.setattr("tune_dlrml.discovery.asking.free_memory", lambda: 1000)
     with pytest.raises(InputError, match="GiB are free"):
         asker.first_word()
-
-
-def test_a_local_proposer_that_is_not_there_is_refused_before_a_search():
-    with pytest.raises(InputError):
-        asker_of("local:/no/such/folder", config("http://localhost/v1"), None)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
+from made_search import discovery_search
 
-from tune_dlrml.config import AnyLoss, SearchConfig, parse_config, to_yaml
+from tune_dlrml.config import AnyLoss, SearchConfig, to_yaml
 from tune_dlrml.discovery.archive import PROPOSALS, Archive
 from tune_dlrml.discovery.asking import Answer
 from tune_dlrml.discovery.examining import Examined, Examiner
@@ -101,21 +102,8 @@ class Found:
     """A search with a discovery, whose trials are issued by the test."""
 
     def __init__(self, folder: Path, **section: Any) -> None:
-        document = {
-            "name": "found",
-            "model": "any",
-            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-            "training": {"learning_rate": 1e-6, "max_steps": 40},
-            "search": {"scheduler": None, "sampler": "random", "baseline": None},
-            "discovery": {
-                "proposer": "openai:some",
-                "candidates": 2,
-                "trials_per_candidate": 1,
-                "seeds_losses": ["dpo"],
-            }
-            | section,
-        }
-        self.config: SearchConfig = parse_config(document, source="test")
+        known = {"candidates": 2, "trials_per_candidate": 1, "seeds_losses": ["dpo"]}
+        self.config = discovery_search({"scheduler": None, "sampler": "random", "baseline": None}, **known | section)
         self.place = SearchPlace(folder)
         place = self.place.folder("found")
         place.mkdir(parents=True, exist_ok=True)

@@ -3,22 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from made_search import discovery_search
 
-from tune_dlrml.config import parse_config
 from tune_dlrml.discovery.examining import Examined, Examiner
 from tune_dlrml.space import SearchSpace
 
-CONFIG = parse_config(
-    {
-        "name": "found",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-6, "max_steps": 40},
-        "space": {"scalars": {"gap": {"uniform": [0.5, 1.5]}}},
-        "discovery": {"proposer": "openai:some", "seeds_losses": ["dpo"]},
-    },
-    source="test",
-)
+CONFIG = discovery_search(space={"scalars": {"gap": {"uniform": [0.5, 1.5]}}}, seeds_losses=["dpo"])
 
 
 def reply(form: str, scalars: str = "beta", said: str = "    # beta: 0.1 to 1, log\n") -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_search import discovery_search
 from typer.testing import CliRunner
 
 from tune_dlrml.cli.main import app
-from tune_dlrml.config import SearchConfig, parse_config, to_yaml
+from tune_dlrml.config import SearchConfig, to_yaml
 from tune_dlrml.discovery.archive import PROPOSALS, Archive, ProposalRecord
 from tune_dlrml.losses.proposed.config import ProposedLoss
 from tune_dlrml.records import State
@@ -23,16 +24,8 @@ CODE = "def bend(pairs, *, beta):\n    return F.softplus(-beta * pairs.margin_B)
 
 
 def config(**section: Any) -> SearchConfig:
-    document = {
-        "name": "found",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-6, "max_steps": 40},
-        "search": {"scheduler": None, "sampler": "random", "baseline": None},
-        "discovery": {"proposer": "openai:some", "candidates": 3, "trials_per_candidate": 2, "limits": {"calls": 9}}
-        | section,
-    }
-    return parse_config(document, source="test")
+    known = {"candidates": 3, "trials_per_candidate": 2, "limits": {"calls": 9}}
+    return discovery_search({"scheduler": None, "sampler": "random", "baseline": None}, **known | section)
 
 
 def record(number: int, stage: Any, **changes: Any) -> ProposalRecord:

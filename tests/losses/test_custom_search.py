@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 import toy_training
+from made_search import small_search
 
-from tune_dlrml.config import parse_config
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State
 from tune_dlrml.search.validity import check_functions
@@ -37,17 +37,7 @@ def file(tmp_path, monkeypatch):
 
 
 def config_of(*losses):
-    return parse_config(
-        {
-            "name": "own",
-            "model": "any",
-            "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-            "training": {"max_steps": 40},
-            "search": {"num_trials": 2},
-            "space": {"losses": list(losses)},
-        },
-        source="test",
-    )
+    return small_search(name="own", space={"losses": list(losses)})
 
 
 def own(file, function, **params):

@@ -3,10 +3,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import made_search
 import optuna
 import pytest
 
-from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.config import SearchConfig
 from tune_dlrml.study.history import open_storage
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
@@ -20,15 +21,7 @@ FOUR_BRANCHES = [
 
 
 def make_config(losses: list[dict[str, Any]] = FOUR_BRANCHES, **search: Any) -> SearchConfig:
-    document = {
-        "name": "planted",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-6, "max_steps": 40},
-        "search": {"num_trials": 20, "scheduler": {"grace_period": 5, "reduction_factor": 2}} | search,
-        "space": {"losses": losses, "training": {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}},
-    }
-    return parse_config(document, source="test")
+    return made_search.make_config(losses, **{"num_trials": 20, "sampler": "tpe"} | search)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_search import discovery_search
 
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.doctor.cost import number_of_trials
@@ -20,17 +21,8 @@ DPO = {"name": "dpo", "beta": {"log_uniform": [0.01, 1]}}
 
 
 def config_of(search: dict[str, Any] | None = None, space: dict[str, Any] | None = None, **own: Any) -> SearchConfig:
-    section = {"proposer": "openai:some", "candidates": 2, "trials_per_candidate": 3, "seeds_losses": [DPO, "hinge"]}
-    document = {
-        "name": "found",
-        "model": "any",
-        "dataset": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-6, "max_steps": 40},
-        "search": {"scheduler": None, "sampler": "random"} | (search or {}),
-        "space": space or {},
-        "discovery": section | own,
-    }
-    return parse_config(document, source="test")
+    section = {"candidates": 2, "trials_per_candidate": 3, "seeds_losses": [DPO, "hinge"]} | own
+    return discovery_search({"scheduler": None, "sampler": "random"} | (search or {}), space, **section)
 
 
 class Found:

@@ -55,13 +55,25 @@ def config_of(tmp_path: Path, toy_model: Path, **search: Any) -> SearchConfig:
 def run_all(study: SearchStudy, value_of: Callable[[TrialSpec], float | State]) -> list[TrialRow]:
     """Every trial that is left, ended with a value or in the state that `value_of` says."""
     while (spec := study.ask()) is not None:
-        told = value_of(spec)
-        if isinstance(told, State):
-            study.finish(TrialOutcome(spec.number, told, "as the test says"), 2)
-        else:
-            study.record(spec.number, study.full_steps, told)
-            study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), study.full_steps)
+        end_as(study, spec, value_of(spec))
     return study.rows()
+
+
+def end_as(study: SearchStudy, spec: TrialSpec, told: float | State) -> None:
+    if isinstance(told, State):
+        study.finish(TrialOutcome(spec.number, told, "as the test says"), 2)
+        return
+    study.record(spec.number, study.full_steps, told)
+    study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), study.full_steps)
+
+
+def leave_logs(again: ConfirmSearch, rows: list[TrialRow]) -> None:
+    """The event log of each trial, with the value of a complete one."""
+    events = EventLog(again.place.folder(again.config.name))
+    for row in rows:
+        events.start(row.spec)
+        if row.state is State.COMPLETE:
+            events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value}, evaluated=True))
 
 
 @pytest.fixture
@@ -319,11 +331,7 @@ def test_report_and_status_have_the_same_means_where_a_training_diverged(searche
     prepared, rows = searched
     again, study = confirming(prepared, rows)
     values = {(3, 8): State.DIVERGED, (3, 9): 0.9, (3, 10): 0.8, (1, 8): 0.7, (1, 9): State.DIVERGED, (1, 10): 0.6}
-    events = EventLog(again.place.folder(again.config.name))
-    for row in run_all(study, lambda spec: values[spec.params[FINALIST], spec.params[SEED]]):
-        events.start(row.spec)
-        if row.state is State.COMPLETE:
-            events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value}, evaluated=True))
+    leave_logs(again, run_all(study, lambda spec: values[spec.params[FINALIST], spec.params[SEED]]))
     study.close()
     (told,) = read_confirmation("toy", prepared.place).finalists
     report = arms(read_data("toy", prepared.place), read_data("toy/confirm", prepared.place))
@@ -371,6 +379,10 @@ RACE = {
 """Trial 1 is DPO; 3 is better by 0.2, 4 is as good, and 0, another DPO, diverges where it is not better."""
 
 
+def raced_value(spec: TrialSpec) -> float | State:
+    return RACE[spec.params[FINALIST], spec.params[SEED]]
+
+
 def test_a_race_trains_a_round_once_the_one_before_has_ended(searched):
     prepared, rows = searched
     again, study = confirming(raced(prepared), rows)
@@ -381,9 +393,9 @@ def test_a_race_trains_a_round_once_the_one_before_has_ended(searched):
     ]
     assert study.ask() is None and study.waits()
     for spec in reversed(first):
-        end_as(study, spec, RACE)
+        end_as(study, spec, raced_value(spec))
     assert not study.waits()
-    later = run_all(study, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])[8:]
+    later = run_all(study, raced_value)[8:]
     assert [(row.spec.params[FINALIST], row.spec.params[SEED]) for row in later] == [(1, 10), (3, 10)]
     assert study.num_trials == 10 and study.ask() is None and not study.waits()
     study.close()
@@ -406,15 +418,6 @@ def test_a_race_trains_a_round_once_the_one_before_has_ended(searched):
     assert words["verdict_of_trial_3"] == "better, settled after 3 seeds"
 
 
-def end_as(study: SearchStudy, spec: TrialSpec, told: dict[tuple[int, int], float | State]) -> None:
-    value = told[spec.params[FINALIST], spec.params[SEED]]
-    if isinstance(value, State):
-        study.finish(TrialOutcome(spec.number, value, "as the test says"), 2)
-        return
-    study.record(spec.number, study.full_steps, value)
-    study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), study.full_steps)
-
-
 def test_a_race_that_is_killed_again_and_again_trains_and_says_the_same(searched):
     """Its driver dies after every trial, and now and then before one is recorded, with two under way at a time."""
     prepared, rows = searched
@@ -433,7 +436,7 @@ def test_a_race_that_is_killed_again_and_again_trains_and_says_the_same(searched
         if drivers % 3 == 0 and study._when() == "now":
             study._study.ask()  # the number is given out, and the driver dies
         spec = under_way[-1]
-        end_as(study, spec, RACE)
+        end_as(study, spec, raced_value(spec))
         trained.append((spec.params[FINALIST], spec.params[SEED]))
         study.close()
     assert drivers > 10
@@ -451,7 +454,7 @@ def test_a_race_under_way_says_what_is_open(searched):
     prepared, rows = searched
     _, study = confirming(raced(prepared), rows)
     for spec in [study.ask() for _ in range(3)]:
-        end_as(study, spec, RACE)
+        end_as(study, spec, raced_value(spec))
     study.close()
     told = read_confirmation("toy", prepared.place)
     assert (told.runs, {one.end for one in told.finalists}, {one.rounds for one in told.finalists}) == (
@@ -499,10 +502,10 @@ def test_a_race_that_has_begun_keeps_its_plan(searched, change, refusal):
 def test_more_finalists_join_a_race(searched):
     prepared, rows = searched
     _, first = confirming(raced(prepared, top=2), rows)
-    assert len(run_all(first, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])) == 6
+    assert len(run_all(first, raced_value)) == 6
     first.close()
     _, second = confirming(raced(prepared), rows)
-    added = run_all(second, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]])[6:]
+    added = run_all(second, raced_value)[6:]
     second.close()
     assert {(row.spec.params[FINALIST], row.spec.params[SEED]) for row in added} == {(4, 8), (4, 9), (0, 8), (0, 9)}
     assert [one.end for one in read_confirmation("toy", prepared.place).finalists] == ["settled", "dropped", "dropped"]
@@ -511,11 +514,7 @@ def test_more_finalists_join_a_race(searched):
 def test_the_report_of_a_race_says_when_each_was_decided_and_has_no_interval_of_a_mean(searched):
     prepared, rows = searched
     again, study = confirming(raced(prepared), rows)
-    events = EventLog(again.place.folder(again.config.name))
-    for row in run_all(study, lambda spec: RACE[spec.params[FINALIST], spec.params[SEED]]):
-        events.start(row.spec)
-        if row.state is State.COMPLETE:
-            events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value}, evaluated=True))
+    leave_logs(again, run_all(study, raced_value))
     study.close()
     files = write_report("toy", prepared.place)
     page, numbers = files.page.read_text(encoding="utf-8"), json.loads(files.numbers.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import toy_training
 from torch import Tensor, nn
-from toy_training import BCO, DPO, LEARNABLE, ORPO, Recorder, plan, settings
+from toy_training import BCO, DPO, LEARNABLE, ORPO, Dying, Recorder, Verdict, plan, settings
 
 from tune_dlrml.errors import StorageError
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
@@ -23,7 +23,6 @@ from tune_dlrml.evaluation.records import Question
 from tune_dlrml.losses.lrml.geometry import dlrml_geometry
 from tune_dlrml.losses.preference import PairBatch
 from tune_dlrml.models.loading import parse_model_reference
-from tune_dlrml.records import Answer, Report
 from tune_dlrml.training import trial
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sharding import choice
@@ -32,24 +31,6 @@ from tune_dlrml.training.trainer import PreferenceTrainer
 
 WEIGHTED = {**DPO, "ld_alpha": 0.3, "weighting": "wpo"}
 SFT = {**DPO, "sft": {"rule": "spherical", "weight": 0.3}}
-
-
-class Verdict(Recorder):
-    """Rank 0 decides, the others hear of it."""
-
-    def send(self, report: Report) -> Answer:
-        answer = [super().send(report)]
-        dist.broadcast_object_list(answer, 0)
-        return answer[0]
-
-
-class Dying(Verdict):
-    """Both ranks raise at step 6."""
-
-    def send(self, report: Report) -> Answer:
-        if report.step == 6:
-            raise ConnectionError("nobody listens")
-        return super().send(report)
 
 
 class FaultOnRankOne(toy_training.Dpo):
