@@ -102,15 +102,6 @@ def test_a_bad_row_is_named_by_file_and_line(fault, document, tmp_path, monkeypa
         assert words in err
 
 
-def test_an_empty_data_set_is_refused(document, tmp_path, monkeypatch, capsys):
-    (tmp_path / "eval.jsonl").write_text("")
-    space = tmp_path / "space.yaml"
-    space.write_text(as_yaml_text(document))
-    code, _, err = run(monkeypatch, capsys, "search", str(space), "--storage", str(tmp_path / "runs"))
-    assert code == 2
-    assert "eval.jsonl" in err
-
-
 TEXTS = {
     "duplicate key": ("name: a\nname: b\n", [":2:", "name", "twice"]),
     "YAML tag": ("name: !!python/object/apply:os.system [echo]\n", [":1:", "tag"]),

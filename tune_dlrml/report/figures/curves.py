@@ -31,6 +31,8 @@ LEAST_SMOOTHED = 10
 """Least number of reports in the average at each point of a training curve: a single batch is too noisy."""
 
 
+_Curves = dict[int, list[tuple[float, float]]]
+"""Values over the steps of each trial."""
 MANY = 12
 """Losses above which their panels are half as wide, so that a picture still fits a screen."""
 
@@ -52,13 +54,7 @@ def held_out_curves(data: SearchData) -> Drawing:
     if not any(len(points) > 1 for points in curves.values()):
         return Drawing("learning_curves", title, "No trial has been evaluated after its start yet.")
     with styled():
-        figure, grid = _panels(len(data.branches))
-        for axes, branch in zip(grid, data.branches, strict=True):
-            _draw_panel(axes, data, branch, curves)
-            if metric.untrained is not None:
-                axes.axhline(metric.untrained, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        _label(grid, f"{metric.words},\n{metric.unit}")
-        figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
+        figure, _ = _by_loss(data, curves, metric.untrained, f"{metric.words},\n{metric.unit}")
     text = (
         "Each line is a trial, measured at every rung and at the full budget; the best complete one is drawn bold, and "
         "the grey lines are the trials of the other losses. The mark at its end shows how the trial ended; a diverged "
@@ -75,16 +71,11 @@ def training_curves(data: SearchData) -> Drawing:
         return Drawing("training_margin", title, "No trial has reported a training step yet.")
     far = max(abs(margin) for points in curves.values() for _, margin in points) > LINEAR_TO
     with styled():
-        figure, grid = _panels(len(data.branches))
-        for axes, branch in zip(grid, data.branches, strict=True):
-            _draw_panel(axes, data, branch, curves)
-            axes.axhline(0.0, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-            if far:
-                axes.set_yscale("symlog", linthresh=1.0)
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("")
-        _label(grid, "mean margin, nats" + ("\n(linear to ±1)" if far else ""))
-        figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
+        figure, grid = _by_loss(data, curves, 0.0, "mean margin, nats" + ("\n(linear to ±1)" if far else ""))
+        for axes in grid if far else ():
+            axes.set_yscale("symlog", linthresh=1.0)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
     text = (
         "Margin (policy against reference, chosen minus rejected), averaged over the last ten reports, or a "
         "twentieth of them if that is more. A curve that settles a little below 0 is in the trap of its loss; one that "
@@ -166,7 +157,19 @@ def _draw_c_lines(axes: Axes) -> None:
         )
 
 
-def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: dict[int, list[tuple[float, float]]]) -> None:
+def _by_loss(data: SearchData, curves: _Curves, level: float | None, label: str) -> tuple[Figure, list[Axes]]:
+    """A panel per loss, with the level that a trial begins at where there is one."""
+    figure, grid = _panels(len(data.branches))
+    for axes, branch in zip(grid, data.branches, strict=True):
+        _draw_panel(axes, data, branch, curves)
+        if level is not None:
+            axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+    _label(grid, label)
+    figure.legend(handles=_end_handles(data.trials), loc="outside lower center", ncols=5)
+    return figure, grid
+
+
+def _draw_panel(axes: Axes, data: SearchData, branch: str, curves: _Curves) -> None:
     """The trials of one loss over those of the others."""
     own = data.of(branch)
     look = looks(data)[branch]

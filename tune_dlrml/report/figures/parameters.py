@@ -141,29 +141,9 @@ def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
     for at, column in enumerate(columns):
         axes.plot([at, at], [0, 1], color=INK, linewidth=1.1, zorder=2)
         for height, label in column.ticks:
-            axes.annotate(
-                label,
-                (at, height),
-                xytext=(-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8,
-                zorder=6,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
-            )
+            _mark(axes, (at, height), label)
         if column.lacking:
-            axes.annotate(
-                "none",
-                (at, NONE_AT),
-                xytext=(-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8,
-                color=STROKE,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
-            )
+            _mark(axes, (at, NONE_AT), "none")
     units = {"beta_kl": "per nat"} | {name: metric.unit for name, metric in METRICS.items()}
     labels = [f"{c.name}\n{units[c.name]}" if c.name in units else c.name for c in columns]
     axes.set_xticks(range(len(columns)), labels)
@@ -172,6 +152,13 @@ def _draw_axes(axes: Axes, columns: Sequence[_Axis]) -> None:
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
+
+
+def _mark(axes: Axes, at: tuple[float, float], label: str) -> None:
+    """A value left of its axis, readable above the lines of trials."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    place: dict[str, Any] = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    axes.annotate(label, at, fontsize=8, color=STROKE, zorder=6, bbox=box, **place)
 
 
 def importance(data: SearchData) -> Drawing:
