@@ -5,17 +5,20 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tune_dlrml.config import DiscoveryConfig
 from tune_dlrml.errors import InputError, JudgeEndedError
-from tune_dlrml.evaluation.endpoint.client import Endpoint, NoReplyError
 from tune_dlrml.evaluation.endpoint.completion import CHARACTERS_PER_TOKEN
+from tune_dlrml.evaluation.endpoint.failures import NoReplyError
 from tune_dlrml.evaluation.endpoint.settings import EndpointSettings
 from tune_dlrml.evaluation.engines.registry import Live, SamplingEngine, engine_in_process
 from tune_dlrml.evaluation.records import Message
 from tune_dlrml.models.loading import check_model_reference, load_shapes, parse_model_reference
 from tune_dlrml.system.memory import free_memory
+
+if TYPE_CHECKING:
+    from tune_dlrml.evaluation.endpoint.client import Endpoint
 
 PROBE_S = 20.0
 """Seconds within which an endpoint must answer a first word."""
@@ -87,7 +90,7 @@ class EndpointAsker:
                 f"OpenAI's endpoint needs a key for {self._settings.model}, but there is none: set OPENAI_API_KEY or "
                 "discovery.proposer_key_file"
             )
-        with closing(Endpoint(replace(self._settings, timeout_s=PROBE_S, deadline_s=PROBE_S))) as endpoint:
+        with closing(_endpoint(replace(self._settings, timeout_s=PROBE_S, deadline_s=PROBE_S))) as endpoint:
             return endpoint.first_word()
 
     def ask(self, messages: Sequence[Message], *, seed: int, calls: int, tokens: int, seconds: float) -> Answer:
@@ -96,7 +99,7 @@ class EndpointAsker:
         with self._lock:
             if self._closed:
                 return Answer(None, "the search was left", calls=0)
-            self._endpoint = endpoint = Endpoint(settings, seed=seed)
+            self._endpoint = endpoint = _endpoint(settings, seed)
         try:
             reply = endpoint.complete(
                 messages, temperature=self._config.temperature, max_tokens=self._config.max_new_tokens, seed=seed
@@ -116,6 +119,12 @@ class EndpointAsker:
             self._closed = True
             if self._endpoint is not None:
                 self._endpoint.close()
+
+
+def _endpoint(settings: EndpointSettings, seed: int = 0) -> "Endpoint":
+    from tune_dlrml.evaluation.endpoint.client import Endpoint  # imports openai, a second that few searches need
+
+    return Endpoint(settings, seed=seed)
 
 
 class LocalAsker:

@@ -8,11 +8,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tune_dlrml.errors import GroupDiedError, headline
 from tune_dlrml.records import Fault, State, TrialOutcome
 from tune_dlrml.search.tune.mailbox import Mailbox
+from tune_dlrml.search.tune.process_group import ProcessGroupConfig
 from tune_dlrml.system.imports import importing
 from tune_dlrml.training.group_spec import GroupSpec
 
@@ -47,9 +48,10 @@ class WorkerGroup:
         per_worker = {"CPU": float(resources.cpus_per_worker)}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
-        self._trainer = TorchTrainer(
+        self._trainer = DataParallelTrainer(
             train_trials,
             train_loop_config={"mailbox": self._mailbox, "group": spec},
+            backend_config=ProcessGroupConfig("nccl" if resources.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
