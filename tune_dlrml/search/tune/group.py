@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tune_dlrml.errors import GroupDiedError, headline
@@ -33,6 +35,31 @@ def train_trials(config: dict[str, Any]) -> None:
     worker.train_trials(config, began_s)
 
 
+class FixedSize(FixedScalingPolicy):  # type: ignore[misc]  # mypy skips ray, see pyproject.toml
+    """A group of so many workers, which asks the cluster for them by its placement group alone.
+
+    Ray Train asks a second time, for a cluster that it shares with Ray Data, by an actor whose process the controller
+    waits for.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Nothing is asked for."""
+
+    def _maybe_send_resource_request(self) -> None:
+        return
+
+
+class Trainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train without what Ray Data needs of it: two processes less before the first step."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        policy = FixedSize(scaling_config=self.scaling_config)
+        return super()._initialize_and_run_controller(**parts | {"scaling_policy": policy})
+
+
 class WorkerGroup:
     """A Ray Train run that trains the trials put into its mailbox, in turn.
 
@@ -48,7 +75,7 @@ class WorkerGroup:
         per_worker = {"CPU": float(resources.cpus_per_worker)}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
-        self._trainer = DataParallelTrainer(
+        self._trainer = Trainer(
             train_trials,
             train_loop_config={"mailbox": self._mailbox, "group": spec},
             backend_config=ProcessGroupConfig("nccl" if resources.gpus_per_worker else "gloo"),

@@ -64,7 +64,7 @@ class ProcessGroup(Backend):  # type: ignore[misc]
         host, port = worker_group.execute_single(0, get_address_and_port)
         joining = [
             worker_group.execute_single_async(
-                rank, join, host=host, port=port, rank=rank, world=len(worker_group), config=backend_config
+                rank, join, host=host, port=port, world_rank=rank, world_size=len(worker_group), config=backend_config
             )
             for rank in range(len(worker_group))
         ]
@@ -79,7 +79,7 @@ class ProcessGroup(Backend):  # type: ignore[misc]
             return
 
 
-def join(*, host: str, port: int, rank: int, world: int, config: ProcessGroupConfig) -> None:
+def join(*, host: str, port: int, world_rank: int, world_size: int, config: ProcessGroupConfig) -> None:
     """Join the process group, by the functions of Ray Train's own torch backend; runs in a worker."""
     with importing():
         from ray.train.torch import config as torch_backend
@@ -87,7 +87,11 @@ def join(*, host: str, port: int, rank: int, world: int, config: ProcessGroupCon
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
     torch_backend._set_torch_distributed_env_vars()
     torch_backend._setup_torch_process_group(
-        backend=config.backend, world_rank=rank, world_size=world, init_method="env://", timeout_s=config.timeout_s
+        backend=config.backend,
+        world_rank=world_rank,
+        world_size=world_size,
+        init_method="env://",
+        timeout_s=config.timeout_s,
     )
 
 
