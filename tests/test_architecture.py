@@ -7,6 +7,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "tune_dlrml"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = {"builtin/make_sentiment_pairs.py"}
@@ -160,6 +162,20 @@ def test_checking_a_search_needs_no_heavy_library():
     command = [sys.executable, "-c", WHAT_EACH_IMPORTS]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {name: [] for name in LIGHT}
+
+
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [
+        ("search.tune.slot", {"torch", "transformers", "optuna", "mlflow", "openai"}),  # of Ray Train's controller, too
+        ("search.driver", {"torch", "transformers", "trl", "openai", "matplotlib"}),
+    ],
+)
+def test_what_a_search_waits_for_imports_nothing_that_it_does_not_use(name, unused):
+    program = f"import sys, tune_dlrml.{name}; print(sorted({unused} & sys.modules.keys()))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def parents(root):

@@ -3,7 +3,8 @@
 They are the command line's searches, in the same folders, so that either can resume what the other started.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,17 +144,31 @@ def run_search(
         StorageError: A disk or the study's database refuses a write of the search.
     """
     from tune_dlrml.search import driver
-    from tune_dlrml.search.preparation import prepare
+    from tune_dlrml.search.beginning import prepared_search
 
     reach_directly()
     place, resolved = SearchPlace(Path(storage), ray_address, study_url).of(_config(config))
-    prepared = prepare(resolved, place, judge_key)
-    if view is not None:
-        return Search(driver.run_search(prepared, view), place)
-    with ProgressView(reading_console(), resolved.search.metric) as lines:
-        for note in prepared.notes:
-            lines.on_notice(note)
-        return Search(driver.run_search(prepared, lines), place)
+    with prepared_search(resolved, place, judge_key) as prepared:
+        if view is not None:
+            return Search(driver.run_search(prepared, view), place)
+        with ProgressView(reading_console(), resolved.search.metric) as lines:
+            for note in prepared.notes:
+                lines.on_notice(note)
+            return Search(driver.run_search(prepared, lines), place)
+
+
+@contextmanager
+def kept_cluster() -> Iterator[None]:
+    """Ray on this machine for all searches inside the block, each of which would start and end its own for seconds.
+
+    Raises:
+        InputError: Ray does not start.
+    """
+    from tune_dlrml.cluster import cluster
+
+    reach_directly()
+    with cluster.kept_cluster(reading_console().print):
+        yield
 
 
 def load(name: str, *, storage: str | Path = STORAGE, study_url: str | None = None) -> Search:

@@ -14,12 +14,18 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.state.exception import RayStateApiException
 
+from tune_dlrml.cluster.driver_tmp import is_kept, kept_folder
 from tune_dlrml.cluster.environment import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, changed_environment, reach_directly
 from tune_dlrml.cluster.joining import joined, leave_ray, own_cluster
 from tune_dlrml.cluster.placement import free_dead_placement_groups
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError, headline
 
+RAY_OPTIONS: dict[str, Any] = {
+    "log_to_driver": False,
+    "logging_level": "ERROR",
+    "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+}
 POLL_S = 1.0
 ROUNDING = 1e-9
 """Of shares of a GPU that are added up."""
@@ -40,26 +46,54 @@ def ray_cluster(
     Raises:
         InputError: The cluster cannot be reached, or cannot hold the search within `wait_s`.
     """
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
-    }
+    with ExitStack() as stack:
+        if address is None:
+            check_resources(resources, [local_capacity()], "this machine")
+            if not is_kept():
+                stack.enter_context(_started_here(scratch))
+        else:
+            stack.enter_context(_joined_at(address))
+            _free_dead_placement_groups(on_notice)
+        _wait_for(resources, on_notice)
+        yield
+
+
+@contextmanager
+def kept_cluster(on_notice: Callable[[str], None]) -> Iterator[None]:
+    """Ray on this machine for all searches of this process inside the block; each would start and end its own.
+
+    Args:
+        on_notice: Called if the temporary folder could not be used.
+
+    Raises:
+        InputError: Ray does not start.
+    """
+    with ExitStack() as stack:
+        if not is_kept():
+            stack.enter_context(_started_here(stack.enter_context(kept_folder(on_notice))))
+        yield
+
+
+@contextmanager
+def _started_here(scratch: Path) -> Iterator[None]:
+    polite_end = signal.getsignal(signal.SIGTERM)
+    with changed_environment(DRIVER_ENVIRONMENT):
+        reach_directly(ray.util.get_node_ip_address())
+        with own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **RAY_OPTIONS):
+            signal.signal(signal.SIGTERM, polite_end)  # Ray installs its own handler, which ends this process at once
+            yield
+
+
+@contextmanager
+def _joined_at(address: str) -> Iterator[None]:
     polite_end = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         stack.enter_context(changed_environment(DRIVER_ENVIRONMENT))
-        if address is None:
-            check_resources(resources, [local_capacity()], "this machine")
-            reach_directly(ray.util.get_node_ip_address())
-            stack.enter_context(own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **options))
-        else:
-            stack.callback(leave_ray)
-            context = joined(address, **options)
-            stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
-            reach_directly(*_hosts(context))
-            _free_dead_placement_groups(on_notice)
-        signal.signal(signal.SIGTERM, polite_end)  # Ray installs its own handler, which ends this process at once
-        _wait_for(resources, on_notice)
+        stack.callback(leave_ray)
+        context = joined(address, **RAY_OPTIONS)
+        stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
+        reach_directly(*_hosts(context))
+        signal.signal(signal.SIGTERM, polite_end)
         yield
 
 

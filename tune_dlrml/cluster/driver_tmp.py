@@ -26,6 +26,8 @@ LONGEST_BELOW = "/ray_01234567/session_2000-01-01_00-00-00_000000_4194304/socket
 """Longest path that Ray makes below the temporary folder, with the largest process id of Linux."""
 ENDING_S = 10.0
 POLL_S = 0.02
+_kept: Path | None = None
+"""Of this process while a `kept_folder` is open."""
 
 
 @contextmanager
@@ -34,7 +36,8 @@ def scratch_folder(search: Path, on_notice: Callable[[str], None]) -> Iterator[P
 
     `<search>/scratch.json` names it before it is made: the next driver of the search, which has the search's lock,
     removes it and ends the processes that the dead driver left. Its path is short, since Ray puts Unix sockets below
-    it: if the path of the temporary folder is too long, the scratch folder is in /tmp instead.
+    it: if the path of the temporary folder is too long, the scratch folder is in /tmp instead. Inside a `kept_folder`
+    it is that one, and stays.
 
     Args:
         search: Folder of the search.
@@ -45,18 +48,63 @@ def scratch_folder(search: Path, on_notice: Callable[[str], None]) -> Iterator[P
     """
     record = search / "scratch.json"
     _clear(record)
-    before = tempfile.tempdir
-    folder = _made(record, on_notice)
+    if _kept is not None:
+        _note(record, _kept)
+        try:
+            yield _kept
+        finally:
+            record.unlink()
+        return
+    folder = _made(on_notice, record)
     try:
-        with changed_environment({"TMPDIR": str(folder)}):
-            tempfile.tempdir = str(folder)
+        with _temporary(folder):
             yield folder
     finally:
-        tempfile.tempdir = before
         _clear(record)
 
 
-def _made(record: Path, on_notice: Callable[[str], None]) -> Path:
+@contextmanager
+def kept_folder(on_notice: Callable[[str], None]) -> Iterator[Path]:
+    """The temporary folder of all drivers of this process inside the block, removed at the end.
+
+    Args:
+        on_notice: Called if the temporary folder could not be used.
+
+    Raises:
+        InputError: This machine has no suitable folder.
+    """
+    global _kept
+    folder = _made(on_notice)
+    try:
+        _kept = folder
+        with _temporary(folder):
+            yield folder
+    finally:
+        _kept = None
+        _remove(folder)
+
+
+def is_kept() -> bool:
+    """Whether a `kept_folder` is open."""
+    return _kept is not None
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    before = tempfile.tempdir
+    try:
+        with changed_environment({"TMPDIR": str(folder)}):
+            tempfile.tempdir = str(folder)
+            yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _note(record: Path, folder: Path) -> None:
+    record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
+
+
+def _made(on_notice: Callable[[str], None], record: Path | None = None) -> Path:
     """A new folder, recorded before it is made, in the first place that leaves room for the paths of sockets."""
     faults = []
     for outer in _places():
@@ -65,7 +113,8 @@ def _made(record: Path, on_notice: Callable[[str], None]) -> Path:
             faults.append(f"the path of {outer} is longer than {most} bytes, the limit for Ray's sockets")
             continue
         folder = Path(outer) / f"ray_{secrets.token_hex(4)}"
-        record.write_text(json.dumps({"host": socket.gethostname(), "folder": str(folder)}))
+        if record is not None:
+            _note(record, folder)
         try:
             folder.mkdir(mode=0o700)
         except OSError as error:
@@ -95,9 +144,13 @@ def _clear(record: Path) -> None:
     except (json.JSONDecodeError, TypeError, KeyError):
         host, folder = "", Path()  # torn while it was written, before the folder was made
     if host == socket.gethostname() and re.fullmatch(NAME, folder.name):
-        _end_processes(str(folder))
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     record.unlink()
+
+
+def _remove(folder: Path) -> None:
+    _end_processes(str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_processes(folder: str) -> None:
