@@ -144,17 +144,17 @@ def run_search(
         StorageError: A disk or the study's database refuses a write of the search.
     """
     from tune_dlrml.search import driver
-    from tune_dlrml.search.beginning import prepared_search
+    from tune_dlrml.search.preparation import prepare
 
     reach_directly()
     place, resolved = SearchPlace(Path(storage), ray_address, study_url).of(_config(config))
-    with prepared_search(resolved, place, judge_key) as prepared:
-        if view is not None:
-            return Search(driver.run_search(prepared, view), place)
-        with ProgressView(reading_console(), resolved.search.metric) as lines:
-            for note in prepared.notes:
-                lines.on_notice(note)
-            return Search(driver.run_search(prepared, lines), place)
+    prepared = prepare(resolved, place, judge_key)
+    if view is not None:
+        return Search(driver.run_search(prepared, view), place)
+    with ProgressView(reading_console(), resolved.search.metric) as lines:
+        for note in prepared.notes:
+            lines.on_notice(note)
+        return Search(driver.run_search(prepared, lines), place)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,15 +94,13 @@ def search(
     """Run a search, or resume the one of that name."""
     trials = [] if num_trials is None else [f"search.num_trials={num_trials}"]
     config = load_config(space, [*(set_ or []), *trials], **({} if name is None else {"name": name}))
-    out = console(as_json)
-    with importing(), ExitStack() as stack:
-        from tune_dlrml.search.beginning import prepared_search
+    with importing():
+        from tune_dlrml.search.preparation import prepare
         from tune_dlrml.search.result import SearchPlace
 
         place, config = SearchPlace(storage, os.environ.get("RAY_ADDRESS"), study_url).of(config)
         try:
-            # imports libraries as it needs them
-            prepared = stack.enter_context(prepared_search(config, place, os.environ.get("OPENAI_API_KEY")))
+            prepared = prepare(config, place, os.environ.get("OPENAI_API_KEY"))  # imports libraries as it needs them
         except InputError as error:
             raise InputError(f"{space}: {error}") from None
         from tune_dlrml.search.confirm.verdicts import read_confirmation
@@ -111,9 +109,8 @@ def search(
         from tune_dlrml.search.usage import read_usage
         from tune_dlrml.views.search import ProgressView, duration, trials_table, usage_line
 
-        staying = stack.pop_all()
-
-    with staying, _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet, config.search.metric) as view:
+    out = console(as_json)
+    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet, config.search.metric) as view:
         for note in prepared.notes:
             _log.warning("%s", note)  # the log keeps what the terminal loses when it closes
             view.on_notice(note)

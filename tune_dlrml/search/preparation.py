@@ -4,7 +4,7 @@ The slowest checks come last, so that a mistake in a file is reported within a s
 loaded after all rows were read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from tune_dlrml.evaluation.completions import Completer
 from tune_dlrml.evaluation.endpoint.settings import read_key
 from tune_dlrml.evaluation.judges.jury import Jury
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
-from tune_dlrml.models.loading import Reader, context_length, parse_model_reference
+from tune_dlrml.models.loading import context_length, parse_model_reference
 from tune_dlrml.search.confirm.begun import refuse_another_race
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.search.starting import start_of
@@ -105,19 +105,13 @@ class PreparedSearch:
         return SearchStudy(self.config, self.proposer(), url, self.steps, hashes, kept)
 
 
-def prepare(
-    config: SearchConfig,
-    place: SearchPlace,
-    judge_key: str | None = None,
-    on_rows: Callable[[], object] = lambda: None,
-) -> PreparedSearch:
+def prepare(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
     """Check a search's model, data, resources and judges, and load the data.
 
     Args:
         config: The search.
         place: Where it lives.
         judge_key: For the judges' endpoint, if no file holds it.
-        on_rows: Called once the rows were read and most mistakes would have been found; their tokens come next.
 
     Raises:
         InputError: Naming the key, the value and what is allowed; also for a confirmation, which is not a search of its
@@ -131,26 +125,16 @@ def prepare(
             f"run {own if own.exists() else 'its file'}, which needs search.confirm, or choose another --name"
         )
     refuse_another_race(config, place)
-    return prepare_any(config, place, judge_key, on_rows)
+    return prepare_any(config, place, judge_key)
 
 
-def prepare_any(
-    config: SearchConfig,
-    place: SearchPlace,
-    judge_key: str | None = None,
-    on_rows: Callable[[], object] = lambda: None,
-) -> PreparedSearch:
+def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None = None) -> PreparedSearch:
     """As `prepare`, but allow a confirmation, too."""
-
-    def reader() -> Reader:
-        on_rows()
-        return reader_of_model(config)
-
     check_references(config)
     questionnaire, jury = _evaluation(config, place, judge_key)
     if place.ray_address is None:
         check_resources(config.resources, [local_capacity()], "this machine")
-    selection = select_pairs(config.dataset, config.training, reader)
+    selection = select_pairs(config.dataset, config.training, lambda: reader_of_model(config))
     if questionnaire is not None:
         _check_room("evaluation", questionnaire.max_new_tokens, config.model)
     if config.completions is not None:
