@@ -1,6 +1,5 @@
 """Trials of losses that become known while a search runs."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +158,6 @@ def test_a_search_without_discovery_needs_a_loss_and_no_scalars():
     document["space"]["losses"] = [DPO]
     with pytest.raises(InputError, match=r"space\.scalars"):
         parse_config(document, source="test")
-
-
-def test_middles_of_wide_log_ranges_are_geometric():
-    assert middle_of(Range(kind="log_uniform", low=1e-8, high=1e-2)) == pytest.approx(math.sqrt(1e-10))
 
 
 def test_the_doctor_counts_the_trials_of_a_discovery():
