@@ -48,7 +48,7 @@ from benchmarks.promotion import Aim, Promotion, same
 from benchmarks.replay import UNTRAINED, Curve, Planted, Table, World, config_of
 from benchmarks.replay_table import SPACE, TABLE, document
 from benchmarks.ways import RANDOM, TPE, WAYS, Way
-from tune_dlrml.config import load_config
+from tune_dlrml.config import SearchSettings, load_config
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import SearchSpace
 from tune_dlrml.study.halving import rung_steps
@@ -61,6 +61,7 @@ GRID = np.geomspace(1 / 64, 1, 61)
 """Shares of the tokens of a search at which regrets are compared."""
 AT = {"1/6 of the tokens": 1 / 6, "1/3": 1 / 3, "the end": 1.0}
 RESAMPLES = 2000
+STARTUP = SearchSettings().n_startup_trials
 SPACES = Path(__file__).parents[1] / "search_spaces"
 
 
@@ -218,6 +219,13 @@ def why(group: str, seeds: int) -> None:
     ended = ([sum(own.so_far <= until for own in course) for course in found] for until in untils)
     printed.add_row("trials", *(f"{np.mean(counts):.1f}" for counts in ended))
     early, whole = (parts(found, until) for until in untils)
+    at_first = [
+        [own._replace(part="start-up" if at < STARTUP else "later") for at, own in enumerate(course)]
+        for course in found
+    ]
+    printed.add_row(
+        f"the first {STARTUP}, by chance", *(f"{parts(at_first, until)['start-up']:.0%}" for until in untils)
+    )
     for part, share in whole.items():
         printed.add_row(part, f"{early.get(part, 0.0):.0%}", f"{share:.0%}")
     Console(width=100).print(printed)
