@@ -10,7 +10,7 @@ what does not work otherwise: RAY_ADDRESS, without which a stopped trial may kee
 favour: it evaluates at the rungs of successive halving only, at which it reports.
 
 Settings, all needed: `model` (folder) and `gguf` (name of a GGUF file in it, or null), `train` and `eval` (JSON Lines),
-`points` (a list of loss, beta and learning_rate), `steps`, `grace_period`, `reduction_factor`, `training` (keywords of
+`points` (a list of loss, beta, discopop_tau and learning_rate), `steps`, `grace_period`, `reduction_factor`, `training` (keywords of
 DPOConfig), `lora` (keywords of LoraConfig), `dtype` (of the base model), `cpus` and `concurrent` (CPUs of a trial, and
 trials at once), `out` (folder).
 
@@ -72,6 +72,7 @@ def train_worker(config):
             output_dir=str(Path(settings["out"], "checkpoints", trial)),
             loss_type=point["loss"],
             beta=point["beta"],
+            discopop_tau=point["discopop_tau"],
             learning_rate=point["learning_rate"],
             max_steps=settings["steps"],
             use_cpu=not torch.cuda.is_available(),

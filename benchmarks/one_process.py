@@ -7,8 +7,7 @@ is no gradient checkpointing. Reference log-probs are precomputed by TRL, once: 
 adapter, too, so every trial is seeded before its adapter is made. Only the pairs that a trial can see in its steps
 have them computed. A trial is evaluated at the rungs of successive halving and at its end, and is never saved.
 
-Settings as in naive.py, of which `cpus` are the threads; a point has `loss`, `beta`, `learning_rate` and, for DiscoPOP,
-`discopop_tau`. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started` before its trainer is made, `worker` and
+Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started` before its trainer is made, `worker` and
 `loaded` around what a trial loads, every `step` and `report`. Leaves `<out>/trials.json`, how each trial ended.
 """
 
@@ -74,7 +73,7 @@ def run_trial(trial, settings, model, tokenizer, train, held_out):
             output_dir=str(Path(settings["out"], "trainer")),
             loss_type=point["loss"],
             beta=point["beta"],
-            discopop_tau=point.get("discopop_tau", 0.05),
+            discopop_tau=point["discopop_tau"],
             learning_rate=point["learning_rate"],
             max_steps=settings["steps"],
             gradient_checkpointing=False,

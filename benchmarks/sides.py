@@ -31,6 +31,8 @@ from tune_dlrml.space import SearchSpace
 NAIVE = Path(__file__).with_name("naive.py")
 ONE_PROCESS = Path(__file__).with_name("one_process.py")
 TRL_LOSSES = {"dpo": "sigmoid", "discopop": "discopop"}
+TAU = 0.05
+"""TRL's default of `discopop_tau`, which DPO does not look at: the points of naive.py need the same keys, all of them."""
 TRAINING = (
     "lr_scheduler_type",
     "per_device_train_batch_size",
@@ -87,8 +89,7 @@ def trl_loss(loss: Mapping[str, Any]) -> dict[str, Any]:
     """A loss in the words of TRL, where dLRML with a fixed mix c is DiscoPOP at tau = 1 / c."""
     if loss["name"] == "dlrml":
         return {"loss": "discopop", "beta": loss["beta_kl"], "discopop_tau": 1 / loss["c"]}
-    tau = {"discopop_tau": loss["tau"]} if loss["name"] == "discopop" else {}
-    return {"loss": TRL_LOSSES[loss["name"]], "beta": loss["beta"]} | tau
+    return {"loss": TRL_LOSSES[loss["name"]], "beta": loss["beta"], "discopop_tau": loss.get("tau", TAU)}
 
 
 def naive_settings(config: SearchConfig, out: Path) -> dict[str, Any]:

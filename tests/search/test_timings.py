@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_dlrml.search.timings import PARTS, read_timings
+from tune_dlrml.search.timings import PARTS, is_loading, read_timings
 from tune_dlrml.system.timings import TIMINGS, Mark, mark, read_marks
 
 
@@ -54,3 +54,11 @@ def test_a_search_without_marks_has_no_timings_and_a_torn_line_is_passed_over(tm
     mark(tmp_path, "checked", 6.0)  # behind what a power cut left of the line before
     mark(tmp_path, "study", 7.0)
     assert read_marks(tmp_path) == [Mark("command", 5.0), Mark("study", 7.0)]
+
+
+def test_workers_load_from_their_start_until_they_have_and_again_in_the_next_run(tmp_path: Path):
+    loads = [is_loading(tmp_path)]
+    for stage in ("command", "ray", "slot", "worker", "imported", "loaded", "command", "worker"):
+        mark(tmp_path, stage)
+        loads.append(is_loading(tmp_path))
+    assert loads == [False, False, False, False, True, True, False, False, True]

@@ -8,14 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from tune_dlrml.cluster.cluster import alive_nodes, group_storage, ray_cluster, refuse_sqlite_on_a_cluster
+from tune_dlrml.cluster.cluster import (
+    alive_nodes,
+    group_storage,
+    ray_cluster,
+    refuse_sqlite_on_a_cluster,
+    waited_for,
+)
 from tune_dlrml.cluster.driver_tmp import scratch_folder
-from tune_dlrml.config import SearchConfig, to_yaml
+from tune_dlrml.config import ResourcesConfig, SearchConfig, to_yaml
 from tune_dlrml.data import as_table
 from tune_dlrml.discovery.table import TABLE, proposals_table
 from tune_dlrml.events import EventLog
@@ -27,6 +34,7 @@ from tune_dlrml.search.discovering import Discovering
 from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchResult, read_search
+from tune_dlrml.search.timings import is_loading
 from tune_dlrml.search.tune.scheduler import StudyScheduler
 from tune_dlrml.search.tune.searcher import StudySearcher
 from tune_dlrml.search.tune.slot import TrialSlot
@@ -208,11 +216,18 @@ def _work(turn: _Turn, searcher: StudySearcher) -> None:
         refuse_sqlite_on_a_cluster(len(alive_nodes()))
     if turn.trains():
         warm_up_once(prepared, notice)
-        with Watchdog(searcher, config.resources, notice):
+        with Watchdog(searcher, config.resources, notice, partial(_waits_for, turn.events.folder)):
             _tune(searcher, _group(prepared, turn.study), config, turn.clock)
     turn.clock.stop()
     if not turn.trains():
         turn.evaluation.ask()
+
+
+def _waits_for(folder: Path, resources: ResourcesConfig) -> str:
+    """What a trial without a first report may be waiting for."""
+    if is_loading(folder):
+        return "its workers are up, and load the model, compute the reference's log-probs of the pairs, or hang"
+    return waited_for(resources)
 
 
 def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:

@@ -50,6 +50,12 @@ def read_timings(folder: Path) -> list[Timing]:
     return timings
 
 
+def is_loading(folder: Path) -> bool:
+    """Whether workers of the newest run of a search's command are up, and none has loaded model and reference yet."""
+    stages = {each.stage for each in read_marks(folder)}
+    return "worker" in stages and "loaded" not in stages
+
+
 def _of_trials(events: EventLog, since_s: float) -> dict[str, float]:
     """When the first trial since then was issued, and when the first step ended."""
     found: dict[str, float] = {}

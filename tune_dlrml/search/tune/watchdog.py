@@ -8,7 +8,6 @@ from types import TracebackType
 from ray.exceptions import RayError
 from ray.util.state.exception import RayStateApiException
 
-from tune_dlrml.cluster.cluster import waited_for
 from tune_dlrml.cluster.placement import OrphanedGroups
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.search.tune.searcher import Silence, StudySearcher
@@ -31,7 +30,7 @@ class Watchdog:
         searcher: Knows the running trials.
         resources: What a worker group requests, and the patience.
         on_notice: Called with each message, from the watchdog's own thread.
-        waiting: Describes what a worker group that has not started may be waiting for.
+        waiting: Describes what a trial without a first report may be waiting for.
         free: Frees what dead worker groups still hold; returns how many did.
     """
 
@@ -40,7 +39,7 @@ class Watchdog:
         searcher: StudySearcher,
         resources: ResourcesConfig,
         on_notice: Callable[[str], None],
-        waiting: Callable[[ResourcesConfig], str] = waited_for,
+        waiting: Callable[[ResourcesConfig], str],
         free: Callable[[], int] | None = None,
     ) -> None:
         self._searcher, self._resources, self._notify, self._waiting = searcher, resources, on_notice, waiting
