@@ -10,9 +10,9 @@ what does not work otherwise: RAY_ADDRESS, without which a stopped trial may kee
 favour: it evaluates at the rungs of successive halving only, at which it reports.
 
 Settings, all needed: `model` (folder) and `gguf` (name of a GGUF file in it, or null), `train` and `eval` (JSON Lines),
-`points` (a list of loss, beta, discopop_tau and learning_rate), `steps`, `grace_period`, `reduction_factor`, `training` (keywords of
-DPOConfig), `lora` (keywords of LoraConfig), `dtype` (of the base model), `cpus` and `concurrent` (CPUs of a trial, and
-trials at once), `out` (folder).
+`points` (a list of loss, beta, discopop_tau and learning_rate), `steps`, `grace_period`, `reduction_factor`, `training`
+(keywords of DPOConfig), `lora` (keywords of LoraConfig), `dtype` (of the base model), `cpus` and `concurrent` (CPUs of
+a trial, and trials at once), `out` (folder).
 
 Leaves `<out>/trials/<id>.jsonl`, timestamped: `started` by Tune, once its actor runs; `worker`, `loaded` (the model),
 every `step` and `report` of the Train worker. Leaves `<out>/trials.json`, how each trial ended.

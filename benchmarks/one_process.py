@@ -7,8 +7,9 @@ is no gradient checkpointing. Reference log-probs are precomputed by TRL, once: 
 adapter, too, so every trial is seeded before its adapter is made. Only the pairs that a trial can see in its steps
 have them computed. A trial is evaluated at the rungs of successive halving and at its end, and is never saved.
 
-Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started` before its trainer is made, `worker` and
-`loaded` around what a trial loads, every `step` and `report`. Leaves `<out>/trials.json`, how each trial ended.
+Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started`
+before its trainer is made, `worker` and `loaded` around what a trial loads, every `step` and `report`. Leaves
+`<out>/trials.json`, how each trial ended.
 """
 
 import json

@@ -32,7 +32,7 @@ NAIVE = Path(__file__).with_name("naive.py")
 ONE_PROCESS = Path(__file__).with_name("one_process.py")
 TRL_LOSSES = {"dpo": "sigmoid", "discopop": "discopop"}
 TAU = 0.05
-"""TRL's default of `discopop_tau`, which DPO does not look at: the points of naive.py need the same keys, all of them."""
+"""TRL's default of `discopop_tau`, which DPO does not look at: the points of naive.py must all have the same keys."""
 TRAINING = (
     "lr_scheduler_type",
     "per_device_train_batch_size",
