@@ -223,7 +223,7 @@ def main() -> None:
         for name in SWEEPS if arguments.only is None else [arguments.only]:
             place = work / name
             if name == "sweep_toy":
-                sweep(name, toy_document(place, size), goal=8, work=place, **common)
+                sweep(name, toy_document(place, size), goal=9, work=place, **common)
             elif name == "sweep_smollm2":
                 sweep(name, smollm2_document(place, size, arguments.pairs), goal=3, work=place, **common)
             else:
