@@ -78,14 +78,15 @@ PROGRAM = """
 import json, sys
 import tune_dlrml
 if __name__ == "__main__":
-    found = tune_dlrml.run_search(json.loads(sys.argv[1]), storage="runs")
+    with tune_dlrml.kept_cluster():  # the search and its confirmation
+        found = tune_dlrml.run_search(json.loads(sys.argv[1]), storage="runs")
     confirmed = found.confirmed
     print("@", json.dumps([list(found.trials["state"]), found.best, confirmed and confirmed.as_json()]))
 """
 
 
 @pytest.mark.slow
-def test_a_program_runs_a_search_whose_best_is_confirmed_with_new_seeds(local_ray, tmp_path, toy_model):
+def test_a_program_runs_a_search_on_a_kept_cluster_whose_best_is_confirmed_with_new_seeds(local_ray, tmp_path, toy_model):
     document = toy.document(
         toy_model, toy.write_pairs(tmp_path / "train.jsonl", 32), toy.write_pairs(tmp_path / "eval.jsonl", 16, seed=1)
     )
