@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_program_runs_a_search_on_a_kept_cluster_whose_best_is_confirmed_with_new_seeds(local_ray, tmp_path, toy_model):
+def test_a_program_keeps_ray_for_a_search_and_its_confirmation_with_new_seeds(local_ray, tmp_path, toy_model):
     document = toy.document(
         toy_model, toy.write_pairs(tmp_path / "train.jsonl", 32), toy.write_pairs(tmp_path / "eval.jsonl", 16, seed=1)
     )
