@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tune_dlrml.search.tune import process_group
-from tune_dlrml.search.tune.group import FixedSize, Trainer
+from tune_dlrml.search.tune.group import FixedSize, GroupTrainer
 from tune_dlrml.search.tune.process_group import ProcessGroup, ProcessGroupConfig
 
 
@@ -23,7 +23,7 @@ def test_the_run_keeps_all_callbacks_but_that_of_data() -> None:
 
     usual = kinds(DataParallelTrainer)
     assert DatasetsCallback in usual and PlacementGroupCleanerCallback in usual
-    assert kinds(Trainer) == [kind for kind in usual if kind is not DatasetsCallback]
+    assert kinds(GroupTrainer) == [kind for kind in usual if kind is not DatasetsCallback]
 
 
 def test_a_fixed_size_asks_no_coordinator_and_decides_as_ray_train_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ class FixedSize(FixedScalingPolicy):  # type: ignore[misc]  # mypy skips ray, se
         return
 
 
-class Trainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train without what Ray Data needs of it: two processes less before the first step."""
+class GroupTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train without what Ray Data needs of it: two processes fewer before the first step."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
@@ -75,7 +75,7 @@ class WorkerGroup:
         per_worker = {"CPU": float(resources.cpus_per_worker)}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
-        self._trainer = Trainer(
+        self._trainer = GroupTrainer(
             train_trials,
             train_loop_config={"mailbox": self._mailbox, "group": spec},
             backend_config=ProcessGroupConfig("nccl" if resources.gpus_per_worker else "gloo"),

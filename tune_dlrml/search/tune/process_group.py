@@ -5,7 +5,7 @@ start one after the other and before the workers do, so a search's first step wo
 """
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from ray.train.v2._internal.util import TrainingFramework
 
 from tune_dlrml.system.imports import importing
 
-LEAVE_S = 5.0
-"""How long workers may take to leave the process group."""
+LEAVE_S = 30.0
+"""How long workers may take to leave the process group, as in Ray Train."""
 
 
 @dataclass
@@ -71,12 +71,10 @@ class ProcessGroup(Backend):  # type: ignore[misc]
         ray.get(joining)
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: ProcessGroupConfig) -> None:
-        """Have every worker leave; one that does not answer is about to end anyway."""
+        """Have every worker leave; the controller ends one that does not answer."""
         leaving = worker_group.execute_async(leave, several=len(worker_group) > 1)
-        try:
+        with suppress(GetTimeoutError):
             ray.get(leaving, timeout=LEAVE_S)
-        except GetTimeoutError:
-            return
 
 
 def join(*, host: str, port: int, world_rank: int, world_size: int, config: ProcessGroupConfig) -> None:
