@@ -156,7 +156,7 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
         place,
         pairs,
         steps,
-        notes=(*selection.notes, *([] if slow is None else [slow]), *notes, *start.notes),
+        notes=(*selection.notes, *([] if slow is None else [f"training.bf16: {slow}"]), *notes, *start.notes),
         found=selection.found,
         data_hash=selection.data_hash(),
         questionnaire=questionnaire,
