@@ -221,6 +221,6 @@ def slow_precision(config: SearchConfig) -> str | None:
     if multiplies_bfloat16():
         return None
     return (
-        "a CPU needs AVX-512 (x86) or BF16 instructions (ARM) to be fast in bfloat16, and this one has neither, so that "
-        "a step takes many times as long as in float32; leave the key out, or set it to auto or false"
+        "a CPU needs AVX-512 (x86) or BF16 instructions (ARM) to be fast in bfloat16, and this one has neither, so "
+        "that a step takes many times as long as in float32; leave the key out, or set it to auto or false"
     )
