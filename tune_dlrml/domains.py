@@ -5,11 +5,11 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 Scalar = float | int | str | bool | None
 
@@ -47,11 +47,36 @@ def remedy(kind: str, given: Any) -> str:
         return NUMBER_REMEDY
     if kind == "int_type" and isinstance(given, float) and given.is_integer() and abs(given) < 1e15:
         return f"; write {given:.0f}"
-    if kind == "bool_type":
-        return "; write true or false"
     if kind == "string_type" and isinstance(given, (bool, int, float)):
         return "; put it in quotes if it is a text"
     return ""
+
+
+def needed(errors: Sequence[ErrorDetails], *others: str) -> str:
+    """What a value should be: the first error's message, then what else the errors of a union's other types allow.
+
+    Args:
+        errors: Of one value, at least one.
+        others: Further alternatives, such as `null`.
+    """
+    first, *rest = (error["msg"].replace("a valid tuple", "a valid list") for error in errors)  # YAML's word
+    beside = (text.removeprefix("Input should be ") for text in rest)
+    return either([f"{first[0].lower()}{first[1:]}", *beside, *others])
+
+
+def either(alternatives: Sequence[str]) -> str:
+    """One of them: `a, b or c`."""
+    *most, last = alternatives
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def hint(errors: Sequence[ErrorDetails], given: Any) -> str:
+    """Hint what to write instead of a value with these errors, those of a union's types; may be empty."""
+    found = next(filter(None, (remedy(error["type"], given) for error in errors)), "")
+    if found or not any(error["type"] == "bool_type" for error in errors):
+        return found
+    words = [error["ctx"]["expected"].replace("'", "") for error in errors if error["type"] == "literal_error"]
+    return f"; write {either([*words, 'true', 'false'])}"
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -237,18 +262,23 @@ class Searchable:
                 self._check(extreme, given=value)
             return value
         if self._domain_only:
-            raise law(f"a domain is needed here (a single value belongs into `training`), but got {_shown(value)}")
+            raise _unfit(["input should be a domain"], value, "; a single value belongs into `training`")
         return self._check(value, given=value)
 
     def _check(self, value: Any, *, given: Any) -> Any:
         try:
             return self._adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            hint = remedy(first["type"], value)
-            if first["type"] == "int_type" and isinstance(given, Range):
-                hint = " (int_uniform and log_int_uniform draw whole numbers)"
-            raise law(f"{first['msg'][0].lower()}{first['msg'][1:]}, but got {_shown(as_yaml(given))}{hint}") from None
+            errors = error.errors()
+            hinted = hint(errors, value)
+            if errors[0]["type"] == "int_type" and isinstance(given, Range):
+                hinted = " (int_uniform and log_int_uniform draw whole numbers)"
+            others = ["a domain"] if given is value and _is_of_wrong_type(errors) else []
+            raise _unfit([needed(errors), *others], as_yaml(given), hinted) from None
+
+
+def _is_of_wrong_type(errors: Sequence[ErrorDetails]) -> bool:
+    return all(error["type"].endswith("_type") or error["type"] == "literal_error" for error in errors)
 
 
 def _domain_schema(inner: dict[str, Any]) -> dict[str, Any]:
@@ -282,6 +312,13 @@ def as_yaml(value: Any) -> Any:
 def law(message: str, *, key: str = "") -> PydanticCustomError:
     """The error of a value that breaks a law; `key` is dotted, from the section whose validator raises it."""
     return PydanticCustomError("law", "{message}", {"message": message, "key": key})
+
+
+def _unfit(expected: Sequence[str], value: Any, hinted: str) -> PydanticCustomError:
+    """The law of a value that is none of `expected`, to which a message adds what else its key takes."""
+    got = f"but got {_shown(value)}{hinted}"
+    parts = {"message": f"{either(expected)}, {got}", "key": "", "expected": expected, "got": got}
+    return PydanticCustomError("law", "{message}", parts)
 
 
 def _shown(value: Any) -> str:

@@ -132,7 +132,7 @@ DOMAINS = [
     beta("{choice: [1, 1.0]}", "must differ", "[1, 1.0]"),
     beta("{choice: [0.1, b]}", "valid number", '"b"'),
     beta("{choice: [0.1], num: 3}", "takes no `num`"),
-    rate("1e-5", "a domain is needed here", "1e-05"),
+    rate("1e-5", "input should be a domain or null", "1e-05"),
     put(
         f"space.training.{BATCH}",
         "learning_rate: {log_uniform: [1e-7, 1e-5]}",

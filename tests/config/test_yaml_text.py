@@ -119,7 +119,7 @@ def test_what_only_looks_like_a_number_is_refused_where_one_is_due(written, key,
 @pytest.mark.parametrize("written", NO_NUMBERS)
 def test_what_only_looks_like_a_number_is_refused_as_an_override(written, document, refusal):
     message = refusal(document, f"search.num_trials={written}")
-    assert message.startswith("--set search.num_trials: input should be a valid integer, but got ")
+    assert message.startswith("--set search.num_trials: input should be a valid integer or null, but got ")
     assert "leading zero" in message
 
 
@@ -149,7 +149,7 @@ def test_a_text_that_reads_as_something_else_must_be_quoted(written, document, l
 @pytest.mark.parametrize("written", ["y", "t", "1", "'yes'", "oui"])
 def test_a_text_that_is_no_switch_is_refused_with_the_right_form(written, document, refusal):
     message = refusal(document.replace("bf16: false", f"bf16: {written}"))
-    assert message.startswith("search.yaml:10: training.bf16: ") and message.endswith("; write true or false")
+    assert message.startswith("search.yaml:10: training.bf16: ") and message.endswith("; write auto, true or false")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_text_that_is_no_switch_is_refused_with_the_right_form(written, docume
     ],
 )
 def test_a_common_slip_is_reported_with_its_remedy(old, new, says, document, refusal):
-    assert says.format("input should be a valid integer") in refusal(document.replace(old, new))
+    assert says.format("input should be a valid integer or null") in refusal(document.replace(old, new))
 
 
 SWALLOWED = {

@@ -36,6 +36,8 @@ def _named(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        raise law(f"a string such as `openai:<model>`, or a list of them, is needed, but got {value!r}")
     return [value] if isinstance(value, str) else value
 
 

@@ -2,13 +2,14 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tune_dlrml.config.schema import SearchConfig
-from tune_dlrml.domains import remedy
+from tune_dlrml.domains import Choice, Range, either, hint, needed
 from tune_dlrml.losses.registry import LOSSES, NOT_HERE
 
 
@@ -22,7 +23,7 @@ def moved(places: dict[str, str], key: str, place: str) -> dict[str, str]:
 
 
 def message_of(error: ValidationError, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
-    """The first ten errors, a line each.
+    """The first ten errors, a line each; the errors of a union, of which every type has its own, are one.
 
     Args:
         error: The errors in `document`.
@@ -30,12 +31,18 @@ def message_of(error: ValidationError, document: dict[str, Any], source: str, pl
         source: Name of the document, for errors without a known place.
         places: Where each dotted key was given.
     """
-    messages = list(dict.fromkeys(_one_message(detail, document, source, places) for detail in error.errors()))
+    at: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for detail in error.errors():
+        at.setdefault(_path_in(document, detail["loc"]), []).append(detail)
+    messages = [_one_message(path, details, source, places) for path, details in at.items()]
     return "\n".join(messages[:10])
 
 
-def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, places: dict[str, str]) -> str:
-    path, given, kind = _path_in(document, detail["loc"]), detail["input"], detail["type"]
+def _one_message(
+    path: tuple[int | str, ...], details: Sequence[ErrorDetails], source: str, places: dict[str, str]
+) -> str:
+    detail = details[0]
+    given, kind, others = detail["input"], detail["type"], _others(path, detail["loc"], detail["type"])
     key = _dotted(path)
     if kind == "law":
         key = ".".join(part for part in (key, detail["ctx"]["key"]) if part)
@@ -44,6 +51,9 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
     where = _place(key, places) or source
     prefix = where if not key or where == f"--set {key}" else f"{where}: {key}"
     if kind == "law":
+        ctx = detail["ctx"]
+        if "expected" in ctx:
+            return f"{prefix}: {either([*ctx['expected'], *others])}, {ctx['got']}"
         return f"{prefix}: {detail['msg']}"
     if kind == "extra_forbidden":
         name = str(path[-1])
@@ -54,9 +64,9 @@ def _one_message(detail: ErrorDetails, document: dict[str, Any], source: str, pl
     shown = json.dumps(given, default=str)[:200]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"{prefix}: {legal_losses(str(given))}, but got {shown}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{prefix}: a mapping of keys is needed, but got {shown}"
-    return f"{prefix}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but got {shown}{remedy(kind, given)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{prefix}: {either(['a mapping of keys', *others])} is needed, but got {shown}"
+    return f"{prefix}: {needed(details, *others)}, but got {shown}{hint(details, given)}"
 
 
 def _place(key: str, places: dict[str, str]) -> str | None:
@@ -89,15 +99,31 @@ def _dotted(path: tuple[int | str, ...]) -> str:
 
 def _legal_keys(loc: tuple[int | str, ...]) -> list[str]:
     """Keys of the section that `loc` lies in."""
+    return list(_section_at(loc[:-1]).model_fields)
+
+
+def _others(path: tuple[int | str, ...], loc: tuple[int | str, ...], kind: str) -> list[str]:
+    """What the key at a path takes besides what the errors of its value tell: null, or a section beside a domain."""
+    if not path or isinstance(path[-1], int):
+        return []
+    key_at = len(loc) - 1 - loc[::-1].index(path[-1])
+    field = _section_at(loc[:key_at]).model_fields.get(path[-1])
+    types = () if field is None else get_args(field.annotation)
+    beside = kind == "law" and any(_section(own) not in (None, Range, Choice) for own in types)
+    return ["a mapping of keys"] * beside + ["null"] * (type(None) in types)
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
     model: Any = SearchConfig
-    for part in loc[:-1]:
+    for part in loc:
         if isinstance(part, int):
             continue
         if part in LOSSES:
             model = LOSSES[part].config
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _section(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
+    found: type[BaseModel] = model
+    return found
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
