@@ -5,8 +5,8 @@ Run: PYTHONPATH=tests python -m benchmarks.samplers [--on seen held_out ...] [--
 
 A way is a sampler with a scheduler. It searches a world (replay.py) one trial after another until it has spent the
 tokens of 24 trials at full budget, or has had 64 trials. Study, proposer and successive halving are those of a search
-(`SearchStudy`, without a database); a way that the package does not have (ways.py, promotion.py) is another proposer,
-or an Optuna pruner in the study.
+(`SearchStudy`, without a database); a way that the package does not have (ways.py) is another proposer, or an Optuna
+pruner in the study.
 
 After each trial the regret of a search is the true value of the world's best point less that of the point that the
 search calls its best: of the complete trials, the one that was observed to be the best. Before the first it is the
@@ -44,14 +44,12 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from benchmarks.ceilings import CEILINGS, Spent, parts
-from benchmarks.promotion import Aim, Promotion, same
 from benchmarks.replay import UNTRAINED, Curve, Planted, Table, World, config_of
 from benchmarks.replay_table import SPACE, TABLE, document
 from benchmarks.ways import RANDOM, TPE, WAYS, Way
 from tune_dlrml.config import SearchSettings, load_config
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import SearchSpace
-from tune_dlrml.study.halving import rung_steps
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.study.study import SearchStudy
 
@@ -100,24 +98,18 @@ def search(world: World, way: Way, seed: int) -> list[Spent]:
     """One search: its trials, with the tokens spent until the end of each, and the regret then."""
     config = config_of(world, way.settings(world, seed))
     proposer = proposer_of(config) if way.proposer is None else way.proposer(SearchSpace(config), config.search)
-    rungs = rung_steps(config.search.scheduler, world.steps)
-    pruner = None if way.pruner is None else way.pruner(rungs, world.steps, way.factor)
-    if way.promotes:
-        proposer = Promotion(SearchSpace(config), proposer, (*rungs, world.steps), way.factor)
-        pruner = Aim(proposer)
     with mock.patch("tune_dlrml.study.study.open_storage", lambda url: Memory()):
         study = SearchStudy(config, proposer, "", world.steps)
-    if pruner is not None:
-        study.optuna_study.pruner = pruner
+    if way.pruner is not None:
+        study.optuna_study.pruner = way.pruner(study.rungs, world.steps, way.factor)
     world = replace(world, noise=0.0) if way.quiet and isinstance(world, Planted) else world
     spent, best, regret, course = 0.0, -math.inf, world.best(seed) - UNTRAINED, []
-    points: dict[str, tuple[int, float]] = {}
+    until: dict[int, float] = {}
     while spent < FULL * world.tokens and (spec := study.ask()) is not None:
-        number, had = points.get(same(spec.params), (spec.number, 0.0))
-        tokens, value, part = run(world, study, spec, world.curve(spec.params, number, seed))
+        had = until.get(spec.number, 0.0)
+        tokens, value, part = run(world, study, spec, world.curve(spec.params, spec.number, seed))
+        until[spec.number] = tokens
         spent += tokens - had
-        if way.promotes:
-            points[same(spec.params)] = number, tokens
         truth = world.truth(spec.params, seed)
         if value is not None and (found := truth if way.knows_best else value) > best:
             best, regret, part = found, world.best(seed) - truth, f"{part}, the best so far"
@@ -127,13 +119,17 @@ def search(world: World, way: Way, seed: int) -> list[Spent]:
 
 def run(world: World, study: SearchStudy, spec: Any, curve: Curve) -> tuple[float, float | None, str]:
     """One trial through its rungs: its tokens, its objective if it got to the full budget, and what became of it."""
-    for step in (*study.rungs, world.steps):
+    reached = study.steps_reached(spec.number)
+    for step in (own for own in (*study.rungs, world.steps) if own > reached):
         if step not in curve.seen:
             study.finish(TrialOutcome(spec.number, State.DIVERGED, "diverged"), step)
             assert curve.diverged_after is not None
             return curve.diverged_after, None, "diverged"
         seen = curve.seen[step]
-        if study.judge(spec.number, step, {study.metric: seen.value}) == "prune":
+        verdict = study.judge(spec.number, step, {study.metric: seen.value})
+        if verdict == "pause":
+            return seen.tokens, None, f"paused at {step} of {world.steps} steps"
+        if verdict == "prune":
             study.finish(TrialOutcome(spec.number, State.PRUNED, "pruned"), step)
             return seen.tokens, None, f"stopped at {step} of {world.steps} steps"
     study.finish(TrialOutcome(spec.number, State.COMPLETE, "done"), world.steps)

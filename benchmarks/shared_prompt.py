@@ -142,9 +142,8 @@ def our_steps(model: PreTrainedModel, given: list[dict[str, Any]], training: Tra
             build_loss(DpoLoss(beta=0.1)),
             mix_learning_rate=None,
             skip_nonfinite=True,
-            on_step=lambda stats: ours.AfterStep(stop=stats.step == steps),
+            on_step=lambda stats: stats.step < steps,
             sft=None,
-            on_save=lambda *_: None,
             lora=LoraSettings(),
         )
         trainer._starts_at_reference = False  # the reference values here are made up, the same for both sides

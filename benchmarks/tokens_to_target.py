@@ -96,6 +96,9 @@ class Books:
         if report.evaluated and report.step > 0:
             trial.accuracy[report.step] = report.metrics["eval_accuracy"]
 
+    def on_pause(self, spec: Any, step: int) -> None:
+        pass
+
     def on_loss(self, spec: Any, reason: str, left: int) -> None:
         raise AssertionError("nothing can be lost in one process")
 

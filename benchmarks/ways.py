@@ -73,7 +73,7 @@ class JointPoints(TpePoints):
     """TPE that draws the branch first, and then all parameters of the branch together, the shared ones among them."""
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
-        draw, choice = Draw(history.optuna_study, number, self.settings), self.space.choice_of_branch()
+        draw, choice = Draw(history.for_samplers(), number, self.settings), self.space.choice_of_branch()
         point = {} if choice is None else self._values(draw, "", {BRANCH: choice})
         branch = self.space.branch_of(point)
         return point_proposal(self.space, number, point | self._values(draw, branch, self.space.domains(branch)))
@@ -92,7 +92,7 @@ class WithinBranch(RandomPoints):
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         self._tell(history)
-        draw, choice = Draw(history.optuna_study, number, self.settings), self.space.choice_of_branch()
+        draw, choice = Draw(history.for_samplers(), number, self.settings), self.space.choice_of_branch()
         assert choice is not None
         branch = (draw.jointly("", {BRANCH: choice}) or {BRANCH: draw.alone(BRANCH, choice)})[BRANCH]
         if branch not in self._studies:
@@ -123,7 +123,7 @@ class GaussianProcess(RandomPoints):
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         rng = np.random.default_rng(derived_seed(self.settings.seed, number, "gp"))
-        trials = [own for own in history.optuna_study.get_trials(deepcopy=False) if own.state.is_finished()]
+        trials = [own for own in history.for_samplers().get_trials(deepcopy=False) if own.state.is_finished()]
         if len(trials) < self.settings.n_startup_trials:
             return super().propose(history, number)
         x, y = np.array([self._features(own.params) for own in trials]), expected_ends(trials)
@@ -286,7 +286,7 @@ class Way:
         search: Settings that differ from the defaults; `scheduler` with a first rung as a share of the full budget.
         proposer: A source of trials that the package does not have.
         pruner: A rule at the rungs that the package does not have, made of the rungs, the full budget and the factor.
-        promotes: Whether trials wait at their rungs and the best go on (promotion.py), instead of stopping there.
+        promotes: Whether trials are paused at rungs and the best go on, instead of stopping there.
         knows_best: Whether the best is chosen by the truth.
         quiet: Whether a planted surface shows the truth, without noise.
     """
@@ -302,7 +302,15 @@ class Way:
 
     def settings(self, world: World, seed: int) -> dict[str, Any]:
         first = None if self.grace is None else max(world.least, round(self.grace * world.steps))
-        scheduler = None if first is None else {"grace_period": first, "reduction_factor": self.factor}
+        scheduler = (
+            None
+            if first is None
+            else {
+                "type": "promotion" if self.promotes else "stopping",
+                "grace_period": first,
+                "reduction_factor": self.factor,
+            }
+        )
         return {"num_trials": MOST, "baseline": None, "seed": seed, "scheduler": scheduler} | dict(self.search)
 
 

@@ -27,6 +27,7 @@ LOSSES: list[dict[str, Any]] = [
     {"name": "dlrml", "beta_kl": STRENGTH, "c": {"log_uniform": [1, 9.1]}},
     {"name": "dlrml", "beta_kl": STRENGTH, "beta_mix": {"learnable": True, "c_init": 4.0}},
 ]
+STOPPING = {"type": "stopping", "grace_period": 5, "reduction_factor": 2}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class MadeSearch:
         self.clock = clock
 
     def run(self, fate_of: Callable[[TrialSpec], Fate], trials: int | None = None) -> "MadeSearch":
-        """Take the next trials to their ends, or all that are left."""
+        """Take the next trials to their ends or to where they are paused, or all that are left."""
         while trials != 0 and (spec := self.study.ask()) is not None:
             self._train(spec, fate_of(spec))
             trials = None if trials is None else trials - 1
@@ -79,9 +80,10 @@ class MadeSearch:
     def _train(self, spec: TrialSpec, fate: Fate) -> None:
         self.log.start(spec)
         self.clock.now += 10
+        reached = self.study.steps_reached(spec.number)
         untrained = {"eval_accuracy": 0.5, "eval_accuracy_se": 0.0, "eval_margin": 0.0, "eval_kl": 0.0}
         self._report(spec, 0, untrained | {"eval_pairs": float(PAIRS), "train_pairs": 256.0}, evaluated=True)
-        for step in range(1, FULL_STEPS + 1):
+        for step in range(reached + 1, FULL_STEPS + 1):
             self.clock.now += 1
             if step == fate.fails_at:
                 return self._end(spec, TrialOutcome(spec.number, State.FAILED, fate.reason, "ValueError"), step - 1)
@@ -92,7 +94,10 @@ class MadeSearch:
             evaluated = rung or step == FULL_STEPS
             metrics = training(spec, fate, step) | (held_out(fate, step) if evaluated else {})
             self._report(spec, step, metrics, evaluated=evaluated, rung=rung)
-            if evaluated and self.study.judge(spec.number, step, metrics) == "prune":
+            verdict = self.study.judge(spec.number, step, metrics) if evaluated else "continue"
+            if verdict == "pause":
+                return self.log.pause(spec.number, step)
+            if verdict == "prune":
                 return self._end(spec, TrialOutcome(spec.number, State.PRUNED, f"halving at step {step}"), step)
             if step == fate.stops_at:
                 return None
@@ -146,7 +151,7 @@ def make_config(
     losses: list[dict[str, Any]], model: str = "any", discovery: dict[str, Any] | None = None, **search: Any
 ) -> SearchConfig:
     """A search over these losses; with `discovery`, one that begins with them."""
-    settings = {"num_trials": 8, "sampler": "random", "scheduler": {"grace_period": 5, "reduction_factor": 2}} | search
+    settings = {"num_trials": 8, "sampler": "random", "scheduler": STOPPING} | search
     varied = {"learning_rate": {"log_uniform": [1e-7, 1e-4], "num": 3}}
     if discovery is None:
         return small_search(model=model, search=settings, space={"losses": losses, "training": varied})

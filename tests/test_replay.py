@@ -95,15 +95,15 @@ def test_without_noise_a_planted_point_ends_at_its_truth():
     assert world.curve(point, 0, 0).seen[64].value == pytest.approx(world.truth(point, 0))
 
 
-def test_where_trials_wait_few_go_on_and_count_only_what_they_train_anew(monkeypatch):
+def test_where_trials_are_paused_few_go_on_and_count_only_what_they_train_anew(monkeypatch):
     monkeypatch.setattr(samplers, "FULL", 4)
     world = Planted("planted", document(Path()) | {"space": SPACE}, landscape=3)
     course = samplers.search(world, samplers.WAYS["random, promotes 4 from 1/16"], seed=1)
-    counts = [sum(own.part.startswith(part) for own in course) for part in ("stopped at 4 ", "stopped at 16", "full")]
-    assert counts[0] > 2 * counts[1] > 4 * counts[2] > 0
-    steps = {"stopped at 4 ": 4, "stopped at 16": 12, "full": 48}
+    counts = [sum(own.part.startswith(part) for own in course) for part in ("paused at 4 ", "paused at 16", "full")]
+    assert counts[0] >= 2 * counts[1] >= 4 * counts[2] > 0
+    steps = {"paused at 4 ": {4}, "paused at 16": {12, 16}, "full": {48, 60, 64}}  # from the rung where it was paused
     for part, anew in steps.items():
-        assert {own.tokens for own in course if own.part.startswith(part)} == {world.tokens * anew / 64}
+        assert {64 * own.tokens / world.tokens for own in course if own.part.startswith(part)} <= anew
 
 
 def test_a_scheduler_that_knows_the_ends_completes_only_what_is_better_than_all_before():

@@ -20,12 +20,13 @@ Event = dict[str, Any]
 FIELDS: Mapping[str, Mapping[str, type]] = {
     "start": {"timestamp_ms": int, "attempt": int, "branch": str, "settings": dict, "params": dict},
     "report": {"timestamp_ms": int, "number": int, "step": int, "metrics": dict},
+    "pause": {"timestamp_ms": int, "step": int},
     "end": {"timestamp_ms": int, "state": str, "reason": str},
     "judged": {"timestamp_ms": int, "step": int, "metrics": dict, "artifacts": list},
 }
 """Required fields of each kind of event."""
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
-ENDS = frozenset(map(str, State)) - {str(State.RUNNING)}
+ENDS = frozenset(str(state) for state in State if state.ended)
 CHUNK = 1 << 20
 """Bytes of a log that `EventLog.read` reads at a time."""
 
@@ -42,9 +43,10 @@ class EventLog:
     """Event logs of a search's trials, `<folder>/trials/<number>/events.jsonl`: one writer at a time, many readers.
 
     A line has `kind` and `timestamp_ms`. `start`: the trial was issued, for the first time or again, with its `attempt`
-    and all that MLflow needs to make its run, `tags` among it where there are some. `report`: a report. `end`: its
-    `state` and the `reason`. `judged`, of a trial that has ended: the `metrics` of its answers and the files, in its
-    folder, that show them; a line that names files elsewhere is not an event.
+    and all that MLflow needs to make its run, `tags` among it where there are some. `report`: a report. `pause`: the
+    trial gave its workers back at a rung, until it starts again or ends. `end`: its `state` and the `reason`. `judged`,
+    of a trial that has ended: the `metrics` of its answers and the files, in its folder, that show them; a line that
+    names files elsewhere is not an event.
 
     **The first report of a step is kept.** A trial that resumes from a checkpoint trains some steps again and reports
     them again; a report whose step is not beyond the newest one in the log is dropped. So a curve has each step once
@@ -97,6 +99,10 @@ class EventLog:
         self._append(report.number, {"kind": "report", **report.as_json()}, durable=report.evaluated)
         log.last_step = report.step
         return True
+
+    def pause(self, number: int, step: int) -> None:
+        """Record that a trial is paused."""
+        self._append(number, {"kind": "pause", "timestamp_ms": int(time.time() * 1000), "step": step}, durable=False)
 
     def end(self, number: int, state: State, reason: str) -> None:
         """Record the end of a trial."""

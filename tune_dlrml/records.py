@@ -11,13 +11,19 @@ MARGINS = "margins.json"
 
 
 class State(StrEnum):
-    """State of a trial: running, or one of its four ends."""
+    """State of a trial: running, paused at a rung until it is promoted, or one of its four ends."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETE = "complete"
     PRUNED = "pruned"
     DIVERGED = "diverged"
     FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether a trial in it is trained no more."""
+        return self not in (State.RUNNING, State.PAUSED)
 
 
 @dataclass(frozen=True)

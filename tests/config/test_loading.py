@@ -15,7 +15,7 @@ def test_a_file_says_what_it_means_and_the_rest_has_its_default(load):
     assert (config.training.max_steps, config.training.lora.r, config.training.adam_beta2) == (40, 8, 0.999)
     assert [loss.name for loss in config.space.losses] == ["dpo", "dlrml"]
     assert config.space.training.learning_rate == Range(kind="log_uniform", low=1e-7, high=1e-5)
-    assert config.search.scheduler.reduction_factor == 4
+    assert (config.search.scheduler.type, config.search.scheduler.reduction_factor) == ("promotion", 2)
 
 
 @pytest.mark.parametrize(

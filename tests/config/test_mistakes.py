@@ -56,7 +56,12 @@ UNKNOWN_KEYS = [
     add("training.beta", "  max_length: 128", "  beta: 0.1", "is not a key of this section", "learning_rate"),
     add("training.lora.rank", "    r: 8", "    rank: 8", "allowed: r, lora_alpha"),
     add("search.n_trials", "  num_trials: 4", "  n_trials: 4", "did you mean num_trials?"),
-    add("search.scheduler.max_t", "    grace_period: 10", "    max_t: 9", "allowed: grace_period, reduction_factor"),
+    add(
+        "search.scheduler.max_t",
+        "    grace_period: 10",
+        "    max_t: 9",
+        "allowed: type, grace_period, reduction_factor",
+    ),
     put("space.loss", "  losses:\n", "  loss: []\n  losses:\n", "did you mean losses?", line_has="loss: []"),
     put("space.training.rate", "    learning_rate: {", "    rate: {", "allowed: learning_rate, lr_scheduler_type"),
     add("divergence.windows", "  window: 20", "  windows: 2", "did you mean window?"),

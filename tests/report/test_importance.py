@@ -1,5 +1,5 @@
 import pytest
-from made_search import LOSSES, Fate
+from made_search import LOSSES, STOPPING, Fate
 
 from tune_dlrml.study.history import StudyHistory
 
@@ -22,7 +22,7 @@ def test_the_parameter_that_decides_is_found_and_stands_out_from_chance(make_sea
 
 
 def test_all_trials_that_reached_a_rung_count_and_not_the_complete_ones_alone(make_search):
-    halving = {"grace_period": 5, "reduction_factor": 4}
+    halving = STOPPING | {"reduction_factor": 4}
     found = history(make_search, lambda spec: Fate(0.5 + spec.loss.c / 20), scheduler=halving).importance()
     assert (found.step, found.trials) == (5, 60)
     assert next(iter(found.shares)) == "dlrml_c.c"

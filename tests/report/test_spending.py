@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from made_search import LOSSES, Fate
+from made_search import LOSSES, STOPPING, Fate
 
 from tune_dlrml.report.spending import Spent, by_end, soundness, stages
 
@@ -10,9 +10,7 @@ DISCOPOP = [LOSSES[1]]
 
 def searched(make_search, *fates, losses=DISCOPOP):
     left = iter(fates)
-    search = make_search(
-        losses, num_trials=len(fates), scheduler={"grace_period": 10, "reduction_factor": 2}, baseline=None
-    )
+    search = make_search(losses, num_trials=len(fates), scheduler=STOPPING | {"grace_period": 10}, baseline=None)
     return search.run(lambda _: next(left)).read()
 
 

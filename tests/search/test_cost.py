@@ -16,6 +16,7 @@ from tune_dlrml.doctor.cost import (
     estimate_cost,
     makespan,
     number_of_trials,
+    promoted,
     relative_batch_sizes,
     rungs_passed,
     taking,
@@ -91,6 +92,39 @@ def test_a_trial_is_evaluated_where_it_is_stopped_and_saved_behind_the_rungs_tha
     assert taking(1, (4, 8), 16, 5) == Taking(steps=8, evaluations=2, checkpoints=2)  # at 4 and 5
     assert taking(2, (4, 8), 16, 5) == Taking(steps=16, evaluations=3, checkpoints=6)  # at 4, 5, 8, 10, 15 and 16
     assert taking(0, (), 16, 8) == Taking(steps=16, evaluations=1, checkpoints=2)
+
+
+def test_where_trials_are_paused_a_trial_leaves_a_checkpoint_at_its_last_rung() -> None:
+    assert taking(0, (4, 8), 16, 5, pauses=True) == Taking(steps=4, evaluations=1, checkpoints=1)
+    assert taking(1, (4, 8), 16, 5, pauses=True) == Taking(steps=8, evaluations=2, checkpoints=3)  # at 4, 5 and 8
+    assert taking(2, (4, 8), 16, 5, pauses=True) == taking(2, (4, 8), 16, 5)
+
+
+def test_simulated_trials_are_paused_and_promoted_as_the_paper_says() -> None:
+    # One rung and one in two: of the first two the better is promoted, of four the two best.
+    found = promoted([[0.1], [0.4], [0.3], [0.2]], 2, wanted=1, baseline=False)
+    assert found.ends == [(0, 1), (1, 1), (1, 2), (0, 1)]  # 1 goes on at once, 2 when 3 has come
+    assert found.paused == 3
+    # One in four of three is none, so at the end the best goes on for the search to have a complete trial.
+    assert promoted([[0.1], [0.4], [0.3]], 4, wanted=1, baseline=False).ends == [(0, 1), (1, 2), (0, 1)]
+    assert promoted([[0.1], [0.4], [0.3]], 4, wanted=2, baseline=False).ends == [(0, 1), (1, 2), (1, 2)]
+    # The first as a baseline is complete at once, and is not what the search is for.
+    assert promoted([[0.1], [0.4], [0.3]], 4, wanted=1, baseline=True).ends == [(1, 1), (1, 2), (0, 1)]
+
+
+def test_of_many_paused_trials_one_in_factor_passes_each_rung_and_some_that_were_good_only_at_first() -> None:
+    passed = [end for end, _ in promoted(draw_values(64, 3, random.Random(3)), 2, wanted=1, baseline=False).ends]
+    for rung, share in enumerate((32, 16, 8)):
+        assert share <= sum(end > rung for end in passed) <= share + 8
+
+
+def test_checkpoints_of_paused_trials_are_on_the_disk_together(config_with: Config) -> None:
+    settings = {"grace_period": 5, "reduction_factor": 4}
+    plain, pausing = (
+        estimate_cost(MEASURED, config_with(num_trials=24, scheduler=settings | {"type": of}), 40)
+        for of in ("stopping", "promotion")
+    )
+    assert pausing.disk_bytes > plain.disk_bytes + 10 * MEASURED.checkpoint_bytes
 
 
 def test_a_trial_takes_the_first_slot_that_is_free() -> None:
@@ -171,7 +205,7 @@ def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
 
 
 def test_confirming_trials_have_a_cost_of_their_own(config_with: Config) -> None:
-    plain = config_with(num_trials=4, scheduler={"grace_period": 2, "reduction_factor": 2})
+    plain = config_with(num_trials=4, scheduler={"type": "stopping", "grace_period": 2, "reduction_factor": 2})
     config = with_(plain, search={"confirm": {"top": 2, "seeds": 3, "adaptive": False}})
     cost = estimate_cost(MEASURED, config, 6)
     assert replace(cost, confirmation=None) == estimate_cost(MEASURED, plain, 6)

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tune_dlrml.config import SchedulerConfig
-from tune_dlrml.study.halving import is_promoted, rung_steps
+from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,72 @@ def test_rungs_multiply_by_the_factor_and_stay_below_the_full_budget(
     grace: int, factor: int, full: int, steps: tuple[int, ...]
 ) -> None:
     assert rung_steps(SchedulerConfig(grace_period=grace, reduction_factor=factor), full) == steps
+
+
+@pytest.mark.parametrize(
+    ("full", "first"), [(1, ()), (2, (1,)), (16, (1, 2, 4, 8)), (40, (3, 6, 12, 24)), (400, (25,))]
+)
+def test_the_first_rung_is_at_a_sixteenth_of_the_budget_where_nothing_says_otherwise(
+    full: int, first: tuple[int, ...]
+) -> None:
+    assert rung_steps(SchedulerConfig(), full)[: len(first)] == first
+
+
+class Job:
+    """A trial as `get_job` of the paper sees it: its objectives at the rungs, and behind how many it was sent."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.values, self.sent = number, [], 0
+
+
+def get_job(jobs: list[Job], rungs: int, factor: int, sign: int) -> Job | None:
+    """Algorithm 2 of the paper, from its text."""
+    for rung in range(rungs)[::-1]:
+        there = [job for job in jobs if len(job.values) > rung]
+        top = sorted(there, key=lambda job: (-sign * job.values[rung], job.number))[: len(there) // factor]
+        promotable = [job for job in top if job.sent <= rung]
+        if promotable:
+            return promotable[0]
+    return None
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize(("rungs", "factor"), [(1, 2), (3, 2), (2, 3), (2, 4)])
+def test_paused_trials_are_promoted_as_the_paper_says(maximize: bool, rungs: int, factor: int) -> None:
+    rng, sign = random.Random(rungs * factor), 1 if maximize else -1
+    promotions, jobs, busy = Promotions(rungs, factor, maximize=maximize), [], []
+    while len(jobs) < 40 or busy:
+        expected = get_job(jobs, rungs, factor, sign)
+        assert promotions.next() == (None if expected is None else expected.number)
+        if len(busy) < 3 and (expected is not None or len(jobs) < 40):  # three trials at a time
+            if expected is None:
+                expected = Job(len(jobs))
+                jobs.append(expected)
+            else:
+                expected.sent = promotions.paused.pop(expected.number) + 1
+            busy.append(expected)
+            continue
+        job = busy.pop(rng.randrange(len(busy)))
+        rung = job.sent
+        if rung == rungs:
+            continue  # complete
+        value = rng.choice([0.1, 0.2, 0.3, 0.4]) + 0.01 * rng.randint(0, 2)
+        job.values.append(value)
+        goes_on = promotions.arrive(job.number, rung, value)
+        assert goes_on == (get_job(jobs, rungs, factor, sign) is job)
+        if goes_on:
+            job.sent = rung + 1
+            busy.append(job)
+    assert 0 < sum(job.sent == rungs for job in jobs) < 30
+
+
+def test_at_the_end_the_best_of_the_highest_rung_goes_on_until_enough_are_complete() -> None:
+    promotions = Promotions(2, 4, maximize=True)
+    assert [promotions.arrive(number, 0, number / 10) for number in range(3)] == [False] * 3
+    assert promotions.next() is None and promotions.next(missing=0) is None
+    assert promotions.next(missing=1) == 2
+    del promotions.paused[2]
+    assert promotions.arrive(2, 1, 0.0, missing=1)  # alone at the highest rung with a trial
 
 
 def test_without_a_scheduler_there_are_no_rungs() -> None:

@@ -17,7 +17,7 @@ from tune_dlrml.study.study import SearchStudy
 TRIALS, FULL_STEPS, STARTUP = 60, 40, 10
 MIDDLE = 10**-5.5
 """Geometric middle of the learning rates, [1e-7, 1e-4]."""
-HALVING = {"grace_period": 4, "reduction_factor": 3}
+HALVING = {"type": "stopping", "grace_period": 4, "reduction_factor": 3}
 Open = Callable[..., SearchStudy]
 Config = Callable[..., SearchConfig]
 

@@ -38,6 +38,9 @@ class Witness:
         known = None if self.study is None else self.study.row(spec.number).value
         self.events.append(("report", spec.number, report.step, known))
 
+    def on_pause(self, spec: TrialSpec, step: int) -> None:
+        self.events.append(("pause", spec.number, step))
+
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
         self.events.append(("loss", spec.number, left))
 

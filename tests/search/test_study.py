@@ -278,7 +278,7 @@ class HandWrittenHalving:
 def test_verdicts_are_those_of_successive_halving_over_trials_that_run_at_the_same_time(
     config_with: Config, open_study: Open, mode: str, factor: int
 ) -> None:
-    scheduler = {"grace_period": 3, "reduction_factor": factor}
+    scheduler = {"type": "stopping", "grace_period": 3, "reduction_factor": factor}
     study = open_study(config_with(num_trials=30, sampler="random", mode=mode, scheduler=scheduler), MEMORY)
     assert study.rungs == {2: (3, 6, 12, 24), 4: (3, 12)}[factor]
     rng, reference = random.Random(1), HandWrittenHalving(factor, mode == "max")
@@ -308,6 +308,110 @@ def test_verdicts_are_those_of_successive_halving_over_trials_that_run_at_the_sa
             lives.remove(one)
     states = [row.state for row in study.rows()]
     assert states.count(State.PRUNED) > 10 and states.count(State.COMPLETE) >= 1
+
+
+PROMOTION = {"type": "promotion", "grace_period": 10, "reduction_factor": 2}
+
+
+def paused_study(config_with: Config, open_study: Open, *values: float, **search: Any) -> SearchStudy:
+    """A study in a file whose trials have these values at the first rung, one after another."""
+    config = config_with(**{"scheduler": PROMOTION, "sampler": "random", "baseline": None, "num_trials": 6} | search)
+    study = open_study(config)
+    for value in values:
+        spec = study.ask()
+        assert spec is not None
+        study.record(spec.number, 10, value)
+        study.verdict(spec.number, 10)
+    return study
+
+
+def test_a_paused_trial_waits_for_its_promotion_in_the_study_alone(config_with: Config, open_study: Open) -> None:
+    study = paused_study(config_with, open_study, 0.5, 0.4)
+    promoted = study.ask()
+    assert promoted is not None and (promoted.number, promoted.attempt) == (0, 0)  # the better of two
+    assert [row.state for row in study.rows()] == [State.RUNNING, State.PAUSED]
+    reopened = open_study(study.config)
+    assert [row.state for row in reopened.rows()] == [State.RUNNING, State.PAUSED]
+    assert reopened.interrupted() == [0] and reopened.paused == {1: 10}  # 1 is not issued again
+    assert reopened.verdict(0, 10) == "continue"  # its report of the rung comes again, from its checkpoint
+    new = reopened.ask()
+    assert new is not None and new.number == 2
+    reopened.record(2, 10, 0.1)
+    assert reopened.verdict(2, 10) == "pause"
+    reopened.record(reopened.ask().number, 10, 0.2)  # type: ignore[union-attr]
+    assert reopened.verdict(3, 10) == "pause"
+    again = reopened.ask()
+    assert again is not None and again.number == 1  # the second of four
+
+
+def test_a_driver_that_dies_with_a_promotion_written_has_issued_the_trial(
+    config_with: Config, open_study: Open
+) -> None:
+    study = paused_study(config_with, open_study, 0.5, 0.4)
+    assert study.ask() is not None
+    reopened = open_study(study.config)
+    spec = reopened.reissue(0)
+    assert (spec.number, spec.attempt) == (0, 1)
+
+
+def test_the_baseline_is_never_paused_and_is_not_what_a_search_is_for(config_with: Config, open_study: Open) -> None:
+    study = paused_study(config_with, open_study, 0.4, 0.1, baseline={"beta": 0.1}, num_trials=3)
+    assert [study.verdict(0, 10), study.verdict(1, 10)] == ["continue", "pause"]  # nothing else is complete at the end
+    train(study, study.row(0).spec, lambda step: 0.1)  # type: ignore[arg-type]
+    assert study.ask().number == 2  # type: ignore[union-attr]
+    study.record(2, 10, 0.05)
+    assert study.verdict(2, 10) == "pause"
+    assert study.ask().number == 1  # type: ignore[union-attr]  # one of three may go on, which is the baseline
+
+
+@pytest.mark.parametrize(("confirm", "complete"), [(None, 1), ({"top": 3, "seeds": 2}, 3)])
+def test_a_search_that_ends_with_too_few_complete_trials_promotes_the_best(
+    config_with: Config, open_study: Open, confirm: Any, complete: int
+) -> None:
+    study = paused_study(
+        config_with, open_study, scheduler={"grace_period": 10, "reduction_factor": 8}, confirm=confirm
+    )
+    accuracies = dict(enumerate([0.3, 0.6, 0.2, 0.5, 0.4, 0.1]))
+    while (spec := study.ask()) is not None:
+        reached = study.steps_reached(spec.number)
+        for step in (own for own in (*study.rungs, 40) if own > reached):
+            study.record(spec.number, step, accuracies[spec.number])
+            if study.verdict(spec.number, step) == "pause":
+                break
+        else:
+            end(study, spec.number, State.COMPLETE, 40)
+    states = [row.state for row in study.rows()]
+    best = sorted(accuracies, key=lambda number: -accuracies[number])[:complete]
+    assert {number for number, state in enumerate(states) if state is State.COMPLETE} == {*best}
+    assert {*states} == {State.COMPLETE, State.PAUSED}
+
+
+def test_samplers_see_a_paused_trial_as_one_that_was_pruned_there(config_with: Config, open_study: Open) -> None:
+    bounds = {"eval_kl": {"max": 5.0}}
+    study = paused_study(config_with, open_study, constraints=bounds)
+    for accuracy, kl in ((0.4, 7.0), (0.3, 1.0)):
+        spec = study.ask()
+        assert spec is not None
+        study.judge(spec.number, 10, {"eval_accuracy": accuracy, "eval_kl": kl})
+    assert study.ask().number == 0 and [*study.paused] == [1]  # type: ignore[union-attr]
+    running, seen = study.optuna_study.get_trials()[1], study.for_samplers().get_trials()[1]
+    assert (running.state, seen.state) == (TrialState.RUNNING, TrialState.PRUNED)
+    assert (seen.params, seen.intermediate_values) == (running.params, {10: 0.3})
+    assert seen.constraints == {"diverged": 0.0, "eval_kl <= 5": -4.0}
+    assert study.for_samplers().get_trials()[0].state == TrialState.RUNNING
+
+
+def test_a_search_from_before_trials_were_paused_is_resumed_as_such_alone(
+    config_with: Config, open_study: Open
+) -> None:
+    old = {"type": "stopping", "grace_period": 10, "reduction_factor": 2}
+    study = open_study(config_with(scheduler=old))
+    written = study.optuna_study.user_attrs["config"]
+    del written["search"]["scheduler"]["type"]
+    study.optuna_study.set_user_attr("config", written)
+    with pytest.raises(InputError, match=r'search\.scheduler\.type: was "stopping", is now "promotion"'):
+        open_study(config_with(scheduler=PROMOTION))
+    assert not open_study(config_with(scheduler=old)).pauses
 
 
 def test_a_verdict_is_returned_again_by_the_next_driver(config_with: Config, open_study: Open) -> None:

@@ -70,6 +70,9 @@ class Log:
         self.reports[spec.number].append(report.step)
         self.pids.append(report.metrics["pid"])
 
+    def on_pause(self, spec: TrialSpec, step: int) -> None:
+        self.lines.append(f"pause {spec.number} {step}")
+
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
         self.lost.append(spec.number)
 

@@ -212,10 +212,10 @@ class SearchConfig(Frozen):
 
     def _check_search(self, searched: dict[str, Range | Choice]) -> None:
         scheduler, full = self.search.scheduler, self.training.max_steps
-        if scheduler is not None and full is not None and scheduler.grace_period > full:
+        first = None if scheduler is None else scheduler.grace_period
+        if first is not None and full is not None and first > full:
             raise law(
-                f"`grace_period <= max_steps` must hold, but got grace_period={scheduler.grace_period}, "
-                f"max_steps={full}",
+                f"`grace_period <= max_steps` must hold, but got grace_period={first}, max_steps={full}",
                 key="search.scheduler.grace_period",
             )
         self._check_start()

@@ -18,11 +18,14 @@ SearchName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
 
 
 class SchedulerConfig(Frozen):
-    """Asynchronous successive halving over optimizer steps, up to the full budget of a trial."""
+    """Asynchronous successive halving (ASHA) over optimizer steps, up to the full budget of a trial."""
 
-    grace_period: Natural = 25
-    """Optimizer steps of the first rung; no trial is pruned before it."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    type: Literal["promotion", "stopping"] = "promotion"
+    """`promotion`: a trial is paused at every rung, with a checkpoint, and goes on while it is among the best there.
+    `stopping`: it ends at a rung where it is not among the best so far, and otherwise goes on; nothing is paused."""
+    grace_period: Natural | None = None
+    """Optimizer steps of the first rung; no trial is pruned before it. Null is a sixteenth of the full budget."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One trial in so many passes a rung, and the next rung has so many times the steps."""
 
 

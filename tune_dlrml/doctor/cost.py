@@ -11,7 +11,7 @@ import random
 import statistics
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tune_dlrml.config import ResourcesConfig, SearchConfig
@@ -19,7 +19,7 @@ from tune_dlrml.domains import Domain, Range
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
 from tune_dlrml.study.candidates import NoneYet, candidate_proposer
-from tune_dlrml.study.halving import is_promoted, rung_steps
+from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.training.measure import Measurement
 
@@ -40,11 +40,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Taking:
-    """Resource usage of a trial until it ends: optimizer steps, held-out evaluations and checkpoints."""
+    """Resource usage of a trial until it ends: optimizer steps, held-out evaluations, checkpoints, times issued."""
 
     steps: int
     evaluations: int
     checkpoints: int
+    issued: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,17 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
     """
     scheduler, resources = config.search.scheduler, config.resources
     rungs, trials = rung_steps(scheduler, full_steps), number_of_trials(config)
-    takings = [taking(passed, rungs, full_steps, config.checkpoint.save_steps) for passed in range(len(rungs) + 1)]
     mean_batch, _ = relative_batch_sizes(config)
     reference_tokens = _reference_tokens(measured, config, full_steps)
     rates = _Rates(measured, resources, _worker_groups(config, trials), reference_tokens)
-    factor = 2 if scheduler is None else scheduler.reduction_factor
+    simulated = [*_simulated(config, trials, len(rungs), measured.step_s, random.Random(seed))]
+    save_steps, pauses = config.checkpoint.save_steps, scheduler is not None and scheduler.type == "promotion"
     searches = [
-        ([takings[passed] for passed in ends], mean_batch * step_s)
-        for ends, step_s in _simulated(trials, len(rungs), factor, measured.step_s, random.Random(seed))
+        (
+            [replace(taking(end, rungs, full_steps, save_steps, pauses=pauses), issued=own) for end, own in one.ends],
+            mean_batch * step_s,
+        )
+        for one, step_s in simulated
     ]
 
     def over(value: Callable[[Sequence[Taking], float], float]) -> Span:
@@ -144,7 +148,8 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
     checkpoints = over(lambda ends, _: sum(one.checkpoints for one in ends))
     complete = over(lambda ends, _: sum(one.steps == full_steps for one in ends))
     at_once = resources.workers * resources.concurrent_trials
-    kept = complete.high + resources.concurrent_trials * (config.checkpoint.save_total_limit + 1)
+    paused = _span([float(one.paused) for one, _ in simulated])
+    kept = complete.high + paused.high + resources.concurrent_trials * (config.checkpoint.save_total_limit + 1)
     hours = over(rates.worker_hours)
     tokens_per_step = measured.tokens_per_step * mean_batch * resources.workers
     return Cost(
@@ -164,7 +169,9 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
         reference_tokens=reference_tokens,
         reference_s=rates.reference_s,
         wall_s=over(rates.wall_s),
-        most_wall_s=rates.wall_s([takings[-1]] * trials, mean_batch * max(measured.step_s)),
+        most_wall_s=rates.wall_s(
+            [taking(len(rungs), rungs, full_steps, save_steps)] * trials, mean_batch * max(measured.step_s)
+        ),
         cpu_hours=_times(hours, resources.cpus_per_worker),
         gpu_hours=_times(hours, resources.gpus_per_worker),
         memory_bytes=at_once * measured.memory_bytes,
@@ -200,7 +207,7 @@ class _Rates:
     def trial_s(self, one: Taking, step_s: float) -> float:
         evaluations_s, checkpoints_s = self.evaluation_s, self.measured.checkpoint_s
         parts_s = one.steps * step_s, one.evaluations * evaluations_s, one.checkpoints * checkpoints_s
-        return self.measured.trial_s + sum(parts_s)
+        return one.issued * self.measured.trial_s + sum(parts_s)
 
     def wall_s(self, ends: Sequence[Taking], step_s: float) -> float:
         loads = math.ceil(self.groups / self.resources.concurrent_trials)
@@ -212,14 +219,38 @@ class _Rates:
         return self.resources.workers * busy_s / 3600
 
 
+@dataclass(frozen=True)
+class Halved:
+    """What successive halving made of the trials of a simulated search.
+
+    Attributes:
+        ends: For each trial the number of rungs that it passed, and how often it was issued.
+        paused: The most trials that were paused at the same time.
+    """
+
+    ends: list[tuple[int, int]]
+    paused: int = 0
+
+
 def _simulated(
-    trials: int, rungs: int, factor: int, step_s: Sequence[float], rng: random.Random
-) -> Iterator[tuple[list[int], float]]:
-    """For each simulated search, the number of rungs that its trials pass and the time of an optimizer step."""
+    config: SearchConfig, trials: int, rungs: int, step_s: Sequence[float], rng: random.Random
+) -> Iterator[tuple[Halved, float]]:
+    """For each simulated search, what became of its trials and the time of an optimizer step."""
+    scheduler, confirm = config.search.scheduler, config.search.confirm
     for _ in range(SIMULATED):
-        ends = rungs_passed(draw_values(trials, rungs, rng), factor)
+        values = draw_values(trials, rungs, rng)
+        if scheduler is None or scheduler.type == "stopping":
+            factor = 2 if scheduler is None else scheduler.reduction_factor
+            found = Halved([(passed, 1) for passed in rungs_passed(values, factor)])
+        else:
+            found = promoted(
+                values,
+                scheduler.reduction_factor,
+                wanted=1 if confirm is None else confirm.top,
+                baseline=config.baseline_loss() is not None,
+            )
         # The mean of a few measured steps is uncertain: each search resamples as many of them.
-        yield ends, statistics.fmean(rng.choices(step_s, k=len(step_s)))
+        yield found, statistics.fmean(rng.choices(step_s, k=len(step_s)))
 
 
 def _reference_tokens(measured: Measurement, config: SearchConfig, full_steps: int) -> int:
@@ -254,11 +285,49 @@ def rungs_passed(values: Sequence[Sequence[float]], reduction_factor: int) -> li
     return ends
 
 
-def taking(passed: int, rungs: Sequence[int], full_steps: int, save_steps: int) -> Taking:
-    """Usage of a trial that passes so many rungs; at the next one it is evaluated and pruned, without a checkpoint."""
+def promoted(values: Sequence[Sequence[float]], reduction_factor: int, *, wanted: int, baseline: bool) -> Halved:
+    """How many rungs each trial passes where trials are paused, one trained after another; a larger value is better.
+
+    Args:
+        values: Of each trial at each rung.
+        reduction_factor: One in so many is promoted.
+        wanted: Complete trials that the search is for.
+        baseline: Whether the first trial is one, which is never paused.
+    """
+    last = len(values[0]) if values else 0
+    promotions = Promotions(last, reduction_factor, maximize=True)
+    passed, issued = [0] * len(values), [0] * len(values)
+    begun = complete = most = 0
+
+    def missing() -> int:
+        return wanted - complete if begun == len(values) else 0
+
+    while (number := promotions.next(missing())) is not None or begun < len(values):
+        if number is None:
+            number, begun = begun, begun + 1
+        else:
+            passed[number] = promotions.paused.pop(number) + 1
+        issued[number] += 1
+        first = baseline and number == 0
+        while passed[number] < last:
+            rung = passed[number]
+            if not promotions.arrive(number, rung, values[number][rung], missing()) and not first:
+                break
+            promotions.paused.pop(number, None)
+            passed[number] += 1
+        complete += passed[number] == last and not first
+        most = max(most, len(promotions.paused))
+    return Halved([*zip(passed, issued, strict=True)], most)
+
+
+def taking(passed: int, rungs: Sequence[int], full_steps: int, save_steps: int, *, pauses: bool = False) -> Taking:
+    """Usage of a trial that passes so many rungs; at the next one it is evaluated and pruned.
+
+    Where trials are paused it leaves a checkpoint there, else none.
+    """
     complete = passed == len(rungs)
     last = full_steps if complete else rungs[passed]
-    saved = {*rungs[:passed], *range(save_steps, last, save_steps)} | ({last} if complete else set())
+    saved = {*rungs[:passed], *range(save_steps, last, save_steps)} | ({last} if complete or pauses else set())
     return Taking(steps=last, evaluations=passed + 1, checkpoints=len(saved))
 
 

@@ -58,10 +58,10 @@ class Split:
 def splits(data: SearchData) -> list[Split]:
     """The best split by each parameter, those that separate best first; none where no trial or every trial diverged.
 
-    Trials that failed or are running count on neither side, since their end is unknown. A pruned trial counts as one
-    that did not diverge.
+    Trials that failed or are running count on neither side, since their end is unknown. A pruned or paused
+    trial counts as one that did not diverge.
     """
-    ended = [trial for trial in data.trials if trial.state in (State.COMPLETE, State.PRUNED, State.DIVERGED)]
+    ended = [trial for trial in data.trials if trial.state not in (State.FAILED, State.RUNNING)]
     bad = {trial.number for trial in ended if trial.state is State.DIVERGED}
     if not bad or len(bad) == len(ended):
         return []

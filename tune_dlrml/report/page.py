@@ -134,11 +134,12 @@ def _lines(ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
 
 
 def _notes(data: SearchData) -> list[str]:
-    running = [trial.number for trial in data.trials if trial.state is State.RUNNING]
     notes = []
-    if running:
-        numbers = ", ".join(map(str, running))
-        notes.append(f"The search has not ended: trial{'s' if len(running) > 1 else ''} {numbers} running. ")
+    for state in (State.RUNNING, State.PAUSED):
+        those = [trial.number for trial in data.trials if trial.state is state]
+        if those:
+            numbers = ", ".join(map(str, those))
+            notes.append(f"The search has not ended: trial{'s' if len(those) > 1 else ''} {numbers} {state}. ")
     if data.config.search.num_trials is not None and len(data.trials) < data.config.search.num_trials:
         notes.append(f"{len(data.trials)} of {data.config.search.num_trials} trials have been started.")
     return notes
@@ -200,7 +201,7 @@ def _judged(data: SearchData, ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
 
 
 def _diverged_text(data: SearchData, found: Sequence[Split]) -> str:
-    ended = [trial for trial in data.trials if trial.state in (State.COMPLETE, State.PRUNED, State.DIVERGED)]
+    ended = [trial for trial in data.trials if trial.state not in (State.FAILED, State.RUNNING)]
     bad = sum(trial.state is State.DIVERGED for trial in ended)
     if not bad:
         return "No trial diverged."
@@ -210,8 +211,8 @@ def _diverged_text(data: SearchData, found: Sequence[Split]) -> str:
     significant = [split for split in found if split.tells_apart]
     explained = (
         f" The p-value is Fisher's, times the number of splits that were tried; below {LEVEL:g} a parameter separates "
-        "diverged trials significantly. Trials that failed or are running are left out, and a pruned trial might have "
-        "diverged later."
+        "diverged trials significantly. Trials that failed or are running are left out, and a pruned or paused one "
+        "might have diverged later."
     )
     if not significant:
         return f"{count}, and no single parameter separates them significantly from the others.{explained}"

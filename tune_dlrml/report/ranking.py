@@ -15,7 +15,7 @@ from tune_dlrml.search.confirm.verdicts import Confirmed
 
 Z = 1.96
 """Standard errors on either side of a value in its 95 % interval."""
-_ORDER = (State.COMPLETE, State.RUNNING, State.PRUNED, State.DIVERGED, State.FAILED)
+_ORDER = (State.COMPLETE, State.RUNNING, State.PAUSED, State.PRUNED, State.DIVERGED, State.FAILED)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def _events(log: EventLog, number: int) -> Iterator[Event]:
 
 
 def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
-    """Time between events, at the step reached; the time before a further attempt is not counted."""
+    """Time between events, at the step reached; the time of a pause or before a further attempt is not counted."""
     before: int | None = None
     step = 0
     for event in events:
@@ -245,7 +245,7 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
         if before is not None and event["kind"] != "start":
             yield step, max(0, at - before) / 1000
             at = max(at, before)  # clocks of machines differ
-        before = at
+        before = None if event["kind"] == "pause" else at
 
 
 def finite(value: float | None) -> float | None:

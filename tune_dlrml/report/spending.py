@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tune_dlrml.records import State
 from tune_dlrml.report.reading import SearchData, TrialData
 
-ENDS = (State.COMPLETE, State.PRUNED, State.DIVERGED, State.FAILED, State.RUNNING)
+ENDS = (State.COMPLETE, State.PRUNED, State.DIVERGED, State.FAILED, State.PAUSED, State.RUNNING)
 """The four ends of a trial, and those that have not ended."""
 GRADIENT, LOSS = "nonfinite_grad_fraction", "nonfinite_loss_fraction"
 
@@ -67,7 +67,7 @@ def stages(data: SearchData) -> list[Stage]:
             part = _within(trial, after, until)
             if part.trials or part.seconds:
                 ends[str(trial.state)] = ends.get(str(trial.state), Spent()) + part
-            if trial.state is not State.RUNNING and (after < trial.steps <= until or (after == 0 == trial.steps)):
+            if trial.state.ended and (after < trial.steps <= until or (after == 0 == trial.steps)):
                 ended[str(trial.state)] = ended.get(str(trial.state), 0) + 1
         found.append(Stage(after, until, ends, ended))
     return found
@@ -124,7 +124,7 @@ def soundness(data: SearchData) -> list[Soundness]:
 
 
 def _soundness(branch: str, trials: Sequence[TrialData]) -> Soundness:
-    known = [trial for trial in trials if trial.state is not State.RUNNING or trial.last]
+    known = [trial for trial in trials if trial.state.ended or trial.last]
     gradients = [nonfinite(trial) for trial in trials]
     own = [share for share in gradients if share is not None]
     shares = [r.metrics["nonfinite_grad_fraction"] for t in trials for r in t.reports if GRADIENT in r.metrics]

@@ -28,8 +28,9 @@ END_COLOURS = {
     State.DIVERGED: VERMILION,
     State.FAILED: BLACK,
     State.RUNNING: PALE,
+    State.PAUSED: PALE,
 }
-END_HATCHES = {State.PRUNED: "///", State.DIVERGED: "xxx", State.FAILED: "...", State.RUNNING: "||"}
+END_HATCHES = {State.PRUNED: "///", State.DIVERGED: "xxx", State.FAILED: "...", State.RUNNING: "||", State.PAUSED: "--"}
 WIDTH = 9.6
 """Width in inches of a picture across the page."""
 LEAST_SPAN = 2.2

@@ -32,7 +32,7 @@ class SearchView(SearchObserver, Protocol):
 def reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
     """Update event logs and checkpoints to the study, where a driver died before it had written all of them."""
     for row in rows:
-        if row.state is not State.RUNNING and not events.ended(row.number):
+        if row.state.ended and not events.ended(row.number):
             _write_end(row, events)
 
 
@@ -90,6 +90,14 @@ class Books:
         if run != self._runs.get(number):
             self._study.set_attribute(number, "mlflow_run_id", run)
             self._runs[number] = run
+
+    def on_pause(self, spec: TrialSpec, step: int) -> None:
+        """A trial is paused; of its checkpoints the last is enough to go on."""
+        self._events.pause(spec.number, step)
+        keep_newest_checkpoint(self._events.path(spec.number).parent)
+        self._tracker.notify(spec.number)
+        self._view.on_pause(spec, step)
+        self._discovering.on_change()
 
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
         """A trial lost its workers."""

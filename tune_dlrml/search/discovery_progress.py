@@ -8,7 +8,6 @@ from typing import Any
 
 from tune_dlrml.config import DiscoveryConfig, SearchConfig, load_config
 from tune_dlrml.discovery.archive import PROPOSALS, Archive, ProposalRecord
-from tune_dlrml.records import State
 from tune_dlrml.search.result import SearchPlace, SearchResult
 from tune_dlrml.study.candidates import trials_of
 from tune_dlrml.study.history import TrialRow
@@ -92,7 +91,7 @@ def progress(config: SearchConfig, archive: Archive, rows: Sequence[TrialRow]) -
     assert section is not None
     records, accepted = archive.records(), archive.accepted()
     begun = Counter(row.spec.branch for row in rows if row.spec is not None)
-    ended = Counter(row.spec.branch for row in rows if row.spec is not None and row.state is not State.RUNNING)
+    ended = Counter(row.spec.branch for row in rows if row.spec is not None and row.state.ended)
     trained = sum(ended[each.label] >= trials_of(config, each) for each in accepted)
     waiting = sum(not begun[each.label] for each in accepted)
     calls, tokens = archive.left()

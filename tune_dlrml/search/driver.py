@@ -174,7 +174,7 @@ def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
     reconcile(rows, events)
     out_of_time = _check_time(study, clock, view)
     if not out_of_time:
-        view.on_begin(study.num_trials, sum(row.state is not State.RUNNING for row in rows), prepared.steps)
+        view.on_begin(study.num_trials, sum(row.state.ended for row in rows), prepared.steps)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     evaluation = Evaluation(prepared, study, events)
     discovering = Discovering(prepared)
@@ -244,6 +244,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
             divergence=config.divergence,
             checkpoint=config.checkpoint,
             questionnaire=prepared.questionnaire if _asks_all(config) else None,
+            pauses=study.pauses,
         ),
         resources=config.resources,
         storage=group_storage(folder),
@@ -299,17 +300,19 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock
 def _is_unfinished(study: SearchStudy) -> bool:
     """Whether trials are still to be trained."""
     rows = study.rows()
-    return len(rows) < study.num_trials or any(row.state is State.RUNNING for row in rows)
+    return len(rows) < study.num_trials or not all(row.state.ended for row in rows)
 
 
 def _check_time(study: SearchStudy, clock: SearchClock, view: SearchView) -> bool:
     """Whether the time is up before all trials have ended; then the view shows that, and how to continue."""
     if not _is_unfinished(study) or not clock.is_up():
         return False
-    running = sum(row.state is State.RUNNING for row in study.rows())
+    states = [row.state for row in study.rows()]
+    ended, running = sum(state.ended for state in states), states.count(State.RUNNING)
+    paused = f", {states.count(State.PAUSED)} are paused" if State.PAUSED in states else ""
     view.on_notice(
         f"search.time_budget_s: the {study.config.search.time_budget_s:g} s of search {study.config.name!r} are spent, "
-        f"so training stops: {len(study.rows()) - running} of {study.num_trials} trials have ended and {running} were "
+        f"so training stops: {ended} of {study.num_trials} trials have ended{paused} and {running} were "
         "interrupted; the same command with a larger budget resumes it"
     )
     return True

@@ -142,12 +142,11 @@ def prepare_any(config: SearchConfig, place: SearchPlace, judge_key: str | None 
     completer = Completer.of(config, selection.sections["eval"])
     pairs = selection.pairs()
     steps = config.training.steps(len(pairs.train), config.resources.workers)
-    scheduler = config.search.scheduler
-    if scheduler is not None and scheduler.grace_period > steps:
+    first = None if config.search.scheduler is None else config.search.scheduler.grace_period
+    if first is not None and first > steps:
         raise InputError(
-            f"search.scheduler.grace_period: `grace_period <= steps` must hold, but got grace_period="
-            f"{scheduler.grace_period} and {config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are "
-            f"{steps} steps"
+            f"search.scheduler.grace_period: `grace_period <= steps` must hold, but got grace_period={first} and "
+            f"{config.training.num_train_epochs:g} epochs of {len(pairs.train)} pairs are {steps} steps"
         )
     config, notes = check_functions(config)
     start, slow = start_of(config, place), slow_precision(config)

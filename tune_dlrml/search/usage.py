@@ -112,6 +112,10 @@ class _Clock:
         self.spent[rest if self.started else "starting"] += gap - training
         self.step, self.started, self.saves = event["step"], True, evaluated
 
+    def pause(self, event: Event) -> None:
+        """The time until the trial starts again or ends is not counted."""
+        self.end(event)
+
     def end(self, event: Event) -> None:
         self.spent["waiting" if self.started else "starting"] += self._until(event)
         self.at_ms = None
@@ -132,7 +136,7 @@ def _spent(row: TrialRow, log: Sequence[Event]) -> dict[str, float]:
     """
     clock = _Clock()
     for event in log:
-        if event["kind"] in ("start", "report", "end"):
+        if event["kind"] in ("start", "report", "pause", "end"):
             getattr(clock, event["kind"])(event)
     spent, books = clock.spent, row.attrs.get("seconds")
     if not books:

@@ -1,22 +1,91 @@
-"""Asynchronous successive halving (Li et al., arXiv 1810.05934): its rungs, and which trials pass one."""
+"""Asynchronous successive halving (Li et al., arXiv 1810.05934): its rungs, and which trials go on behind one."""
 
+import math
 from collections.abc import Sequence
 
 from tune_dlrml.config import SchedulerConfig
 
+FIRST_RUNG = 16
+"""The first rung is at one in so many steps of the full budget, where `grace_period` does not say."""
+
 
 def rung_steps(scheduler: SchedulerConfig | None, full_steps: int) -> tuple[int, ...]:
     """Optimizer steps grace_period * reduction_factor**k below the full budget; none without a scheduler."""
+    if scheduler is None:
+        return ()
     steps: list[int] = []
-    step = full_steps if scheduler is None else scheduler.grace_period
-    while scheduler is not None and step < full_steps:
+    step = math.ceil(full_steps / FIRST_RUNG) if scheduler.grace_period is None else scheduler.grace_period
+    while step < full_steps:
         steps.append(step)
         step *= scheduler.reduction_factor
     return tuple(steps)
 
 
+class Promotions:
+    """Which trials of a search go on behind their rungs, where they are paused (Algorithm 2 of the paper, `get_job`).
+
+    Args:
+        rungs: Number of rungs.
+        reduction_factor: One trial in so many goes on behind a rung.
+        maximize: Whether larger objectives are better.
+
+    Attributes:
+        rungs: The objective at each rung of the trials that have reached it, by their numbers.
+        paused: The rung at which each paused trial is, by its number.
+    """
+
+    def __init__(self, rungs: int, reduction_factor: int, *, maximize: bool) -> None:
+        self._factor, self._sign = reduction_factor, -1.0 if maximize else 1.0
+        self.rungs: list[dict[int, float]] = [{} for _ in range(rungs)]
+        self.paused: dict[int, int] = {}
+
+    def next(self, missing: int = 0) -> int | None:
+        """The paused trial that goes on: of the highest rung with one, the best of those that are good enough.
+
+        Good enough is what is among the best 1/reduction_factor of all trials that have reached the rung, those that
+        have gone on since included; of equals the earlier is the better one.
+
+        Args:
+            missing: How many complete trials a search lacks that has no other trials left: then all are good enough.
+
+        Returns:
+            Its number; None where no paused trial is good enough.
+        """
+        best = self._best(self._factor)
+        return self._best(1) if best is None and missing > 0 else best
+
+    def _best(self, factor: int) -> int | None:
+        if not self.paused:
+            return None
+        for rung, values in reversed([*enumerate(self.rungs)]):
+            order = sorted(values, key=lambda number: (self._sign * values[number], number))
+            for number in order[: len(order) // factor]:
+                if self.paused.get(number) == rung:
+                    return number
+        return None
+
+    def arrive(self, number: int, rung: int, value: float, missing: int = 0) -> bool:
+        """A trial has reached a rung: it goes on if it would be the next to, and is paused if not.
+
+        Args:
+            number: The trial.
+            rung: From 0.
+            value: Its objective there.
+            missing: See `next`.
+
+        Returns:
+            Whether it goes on.
+        """
+        self.rungs[rung][number] = value
+        self.paused[number] = rung
+        goes_on = self.next(missing) == number
+        if goes_on:
+            del self.paused[number]
+        return goes_on
+
+
 def is_promoted(value: float, recorded: Sequence[float], reduction_factor: int, *, maximize: bool) -> bool:
-    """Whether a trial passes a rung: it is among the best 1/reduction_factor of all that reached it.
+    """Whether a trial passes a rung at which none is paused: it is among the best 1/reduction_factor so far.
 
     While fewer than `reduction_factor` trials have reached the rung, only the best so far passes. Ties pass. This is
     the rule of optuna.pruners.SuccessiveHalvingPruner, which answers only once per trial and rung.

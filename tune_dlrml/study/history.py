@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optuna
 import sqlalchemy
@@ -30,6 +30,9 @@ START = "start_points"
 """Name of the attribute with the points that a search started with, where some are those of an earlier search."""
 RACE = "race_seeds"
 """Name of the attribute with the seeds for which a confirmation that is a race was planned."""
+VERDICTS = "verdicts"
+"""Name of a trial's attribute with the verdict at each rung, by its step."""
+Verdict = Literal["continue", "pause", "prune"]
 LEAST_FOR_IMPORTANCE = 20
 """Trials below which the importance of a parameter is mostly chance: the evaluator compares the best tenth with all."""
 SHUFFLES = 40
@@ -117,7 +120,11 @@ class StudyHistory:
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """The study itself, for samplers."""
+        """The study itself."""
+        return self._study
+
+    def for_samplers(self) -> optuna.Study:
+        """The study as samplers are to see it."""
         return self._study
 
     @property
@@ -256,5 +263,6 @@ def _shares(
 def _state(trial: FrozenTrial) -> State:
     if trial.state == TrialState.PRUNED:
         return State.DIVERGED if trial.constraints.get(DIVERGED, 0.0) > 0 else State.PRUNED
-    ends = {TrialState.RUNNING: State.RUNNING, TrialState.COMPLETE: State.COMPLETE, TrialState.FAIL: State.FAILED}
-    return ends[trial.state]
+    if trial.state == TrialState.RUNNING:
+        return State.PAUSED if "pause" in trial.user_attrs.get(VERDICTS, {}).values() else State.RUNNING
+    return {TrialState.COMPLETE: State.COMPLETE, TrialState.FAIL: State.FAILED}[trial.state]

@@ -60,7 +60,7 @@ class RandomPoints(Proposer):
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
         """Draw the parameters shared by all branches, including the branch, then the parameters of that branch."""
-        draw = Draw(history.optuna_study, number, self.settings)
+        draw = Draw(history.for_samplers(), number, self.settings)
         common = self.space.common()
         point = self._values(draw, "", common)
         branch = self.space.branch_of(point)
@@ -162,7 +162,7 @@ class PointsFirst(Proposer):
         if not 0 <= number - self.first < len(self.points):
             return self.then.propose(history, number)
         point = self.points[number - self.first]
-        draw = Draw(history.optuna_study, number, self.settings)
+        draw = Draw(history.for_samplers(), number, self.settings)
         domains = self.space.domains(self.space.branch_of(point))
         drawn = {name: draw.alone(name, domain) for name, domain in domains.items() if name not in point}
         return point_proposal(self.space, number, drawn | dict(point))

@@ -60,7 +60,7 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
     differing: list[str] = []
     for section in old.keys() & new.keys():
         prefix = "" if section == "config" else section
-        was_set = _completed(old[section]) if section == "config" else old[section]
+        was_set = _completed(_with_type(old[section])) if section == "config" else old[section]
         before, now = dict(_leaves(was_set, prefix)), dict(_leaves(new[section], prefix))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key, _ABSENT) != now.get(key, _ABSENT) and not _is_free(key, free):
@@ -71,6 +71,14 @@ def refuse_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]
             f"search {name!r} was started with other settings; resume it with those, or choose another --name:\n"
             + "\n".join(differing)
         )
+
+
+def _with_type(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a search whose `search.scheduler` may have no `type`: none was paused before that key existed."""
+    search = config.get("search", {})
+    if not search.get("scheduler"):
+        return config
+    return {**config, "search": {**search, "scheduler": {"type": "stopping", **search["scheduler"]}}}
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:

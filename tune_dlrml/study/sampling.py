@@ -59,6 +59,30 @@ class Draw:
         return derived_seed(self._settings.seed, self._trial.number, part)
 
 
+def with_paused_pruned(study: optuna.Study, constraints: Mapping[int, Mapping[str, float]]) -> optuna.Study:
+    """A copy of a study in memory, in which paused trials have ended: of running ones samplers learn nothing.
+
+    Args:
+        study: Has paused trials as running.
+        constraints: Of the paused trials, by number.
+    """
+    copy = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=study.direction)
+    for trial in study.get_trials(deepcopy=False):
+        paused = constraints.get(trial.number)
+        copy.add_trial(
+            trial
+            if paused is None
+            else optuna.trial.create_trial(
+                state=TrialState.PRUNED,
+                params=trial.params,
+                distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values,
+                constraints=dict(paused),
+            )
+        )
+    return copy
+
+
 class Given(optuna.samplers.BaseSampler):  # type: ignore[misc]  # mypy skips optuna, see pyproject.toml
     """Returns given values: how a point is recorded in a study.
 

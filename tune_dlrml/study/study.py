@@ -4,22 +4,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from tune_dlrml.config import SearchConfig
+from tune_dlrml.config import SchedulerConfig, SearchConfig
 from tune_dlrml.errors import InputError, NotFiniteError
 from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
-from tune_dlrml.study.halving import is_promoted, rung_steps
-from tune_dlrml.study.history import CODE, DIVERGED, DRIVER, RACE, SPENT, START, StudyHistory, TrialRow, row_of
+from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
+from tune_dlrml.study.history import (
+    CODE,
+    DIVERGED,
+    DRIVER,
+    RACE,
+    SPENT,
+    START,
+    VERDICTS,
+    StudyHistory,
+    TrialRow,
+    Verdict,
+    row_of,
+)
 from tune_dlrml.study.proposer import Proposer, When
 from tune_dlrml.study.resumable import refuse_differences
-from tune_dlrml.study.sampling import Given, record
+from tune_dlrml.study.sampling import Given, record, with_paused_pruned
 
 SEARCH_ID = "search_id"
 """Name of the study's attribute that identifies its folder."""
@@ -27,7 +39,6 @@ LOSSES = "losses"
 """Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
 CONSTRAINED = "constrained"
 """Name of the attribute with a trial's bounded metrics at its last evaluation."""
-Verdict = Literal["continue", "prune"]
 
 
 @dataclass
@@ -48,7 +59,8 @@ class SearchStudy(StudyHistory):
     """A search as an Optuna study, new or resumed.
 
     Every decision is in the study before it is acted on. A driver that dies leaves trials RUNNING: they are
-    `interrupted` at the next start and keep their number when they are issued again.
+    `interrupted` at the next start and keep their number when they are issued again. For Optuna a paused trial is
+    RUNNING, too; the verdict `pause` of its last rung, which becomes `continue` when it is promoted, says so.
 
     Args:
         config: The search; its name is the study's.
@@ -73,13 +85,14 @@ class SearchStudy(StudyHistory):
         start_points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.rungs = rung_steps(config.search.scheduler, full_steps)
         backend = open_storage(url)
         study = optuna.create_study(
             study_name=config.name,
             storage=backend,
             direction="maximize" if config.search.maximize else "minimize",
             sampler=Given({}),
-            pruner=_pruner(config),
+            pruner=_pruner(config.search.scheduler, self.rungs),
             load_if_exists=True,
         )
         super().__init__(study, backend)
@@ -87,15 +100,31 @@ class SearchStudy(StudyHistory):
         self._proposer = proposer
         self.metric = config.search.metric
         self._constraints = config.search.constraints or {}
-        self.rungs = rung_steps(config.search.scheduler, full_steps)
         self._adopt_settings(hashes or {})
         if start_points is not None and self.start_points is None:
             self._study.set_user_attr(START, [dict(point) for point in start_points])
         rows = self.rows()
         self._total = proposer.total(rows)
         self._issued = len(rows)
-        self._under_way = {row.number for row in rows if row.state is State.RUNNING}
+        self._under_way = {row.number for row in rows if not row.state.ended}
         self._open_trials: dict[int, _OpenTrial] = {}
+        self._promotions = self._restored_promotions()
+        self._complete = {row.number for row in rows if row.state is State.COMPLETE}
+
+    def _restored_promotions(self) -> Promotions:
+        """What earlier drivers have decided at the rungs."""
+        scheduler = self.config.search.scheduler
+        factor = 1 if scheduler is None else scheduler.reduction_factor
+        promotions = Promotions(len(self.rungs), factor, maximize=self.maximize)
+        for trial in self._study.get_trials(deepcopy=False):
+            verdicts = trial.user_attrs.get(VERDICTS, {})
+            for rung, step in enumerate(self.rungs):
+                verdict = verdicts.get(str(step), "prune")
+                if verdict != "prune":
+                    promotions.rungs[rung][trial.number] = trial.intermediate_values[step]
+                if verdict == "pause" and trial.state == TrialState.RUNNING:
+                    promotions.paused[trial.number] = rung
+        return promotions
 
     def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
         """Refuse settings other than those of an earlier driver, and record new ones."""
@@ -153,7 +182,10 @@ class SearchStudy(StudyHistory):
         return self._when() == "later"
 
     def ask(self) -> TrialSpec | None:
-        """Issue the next trial; None when all have been, and while the next one is not known."""
+        """Issue the next trial, a paused one that is promoted or a new one; None where there is none, or none yet."""
+        promoted = self._promotions.next(self._missing())
+        if promoted is not None:
+            return self._promote(promoted)
         if self._when() != "now":
             return None
         trial = self._study.ask()
@@ -172,9 +204,46 @@ class SearchStudy(StudyHistory):
         trial.set_user_attr("spec", spec.model_dump(mode="json"))
         return spec
 
+    def _missing(self, arriving: int | None = None) -> int:
+        """How many complete trials the search would lack at its end: it is for those that are confirmed, or for one.
+
+        The baseline is none of them. Trials that still run may get there, but not one that arrives at a rung.
+        """
+        if not self.pauses or self._when() != "never":
+            return 0
+        confirm = self.config.search.confirm
+        coming = self._complete | self._under_way - self._promotions.paused.keys() - {arriving}
+        return (1 if confirm is None else confirm.top) - len(coming - {self._baseline})
+
+    @property
+    def _baseline(self) -> int | None:
+        return None if self.config.baseline_loss() is None else 0
+
+    def _promote(self, number: int) -> TrialSpec:
+        known, step = self._open(number), self.rungs[self._promotions.paused[number]]
+        known.verdicts[str(step)] = "continue"
+        known.trial.set_user_attr(VERDICTS, known.verdicts)
+        del self._promotions.paused[number]
+        return TrialSpec.from_json(known.trial.user_attrs["spec"])
+
+    @property
+    def paused(self) -> dict[int, int]:
+        """The steps at which trials are paused, by their numbers."""
+        return {number: self.rungs[rung] for number, rung in sorted(self._promotions.paused.items())}
+
+    def for_samplers(self) -> optuna.Study:
+        """As it is where no trial is paused; else a copy in which those are pruned, from which samplers learn more."""
+        paused = self._promotions.paused
+        if not paused:
+            return self._study
+        return with_paused_pruned(
+            self._study,
+            {number: self._constraints_of(self._open(number), diverged=False) for number in paused},
+        )
+
     def interrupted(self) -> list[int]:
         """Trials that an earlier driver left running, in the order of their numbers."""
-        return sorted(self._under_way - self._open_trials.keys())
+        return sorted(self._under_way - self._open_trials.keys() - self._promotions.paused.keys())
 
     def reissue(self, number: int) -> TrialSpec:
         """Issue a running trial once more: same number and point, attempt + 1.
@@ -237,17 +306,32 @@ class SearchStudy(StudyHistory):
         """Whether a trial continues after a rung, once its value there is recorded.
 
         The verdict is written before it is returned, and a second call returns the same one. A trial that reached the
-        full budget is never pruned.
+        full budget is never pruned, and the baseline is never paused: every trial is compared with it.
         """
         known = self._open(number)
         key = str(step)
         if not self.is_rung(step):
             return "continue"
         if key not in known.verdicts:
-            goes_on = not self._broken(known, pruning=True) and self._passes(known, step)
-            known.verdicts[key] = "continue" if goes_on else "prune"
-            known.trial.set_user_attr("verdicts", known.verdicts)
+            known.verdicts[key] = self._decide(known, number, step)
+            known.trial.set_user_attr(VERDICTS, known.verdicts)
         return known.verdicts[key]
+
+    def _decide(self, known: _OpenTrial, number: int, step: int) -> Verdict:
+        if self._broken(known, pruning=True):
+            return "prune"
+        if not self.pauses:
+            return "continue" if self._passes(known, step) else "prune"
+        goes_on = self._promotions.arrive(number, self.rungs.index(step), known.values[step], self._missing(number))
+        if number == self._baseline:
+            self._promotions.paused.pop(number, None)
+        return "continue" if goes_on or number == self._baseline else "pause"
+
+    @property
+    def pauses(self) -> bool:
+        """Whether trials are paused at rungs, instead of pruned at once."""
+        scheduler = self.config.search.scheduler
+        return scheduler is not None and scheduler.type == "promotion"
 
     def _passes(self, known: _OpenTrial, step: int) -> bool:
         judged = f"completed_rung_{self.rungs.index(step)}"
@@ -310,6 +394,9 @@ class SearchStudy(StudyHistory):
             ended = self._study.tell(known.trial, value if complete else None, state=_OPTUNA_STATES[outcome.state])
         del self._open_trials[outcome.number]
         self._under_way.remove(outcome.number)
+        self._promotions.paused.pop(outcome.number, None)
+        if complete:
+            self._complete.add(outcome.number)
         return row_of(ended)
 
     def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
@@ -320,11 +407,14 @@ class SearchStudy(StudyHistory):
         attrs |= {"exception": outcome.exception} if outcome.exception else {}
         for key, value in attrs.items():
             known.trial.set_user_attr(key, value)
-        constraints = {DIVERGED: 1.0 if outcome.state is State.DIVERGED else 0.0}
-        constraints |= excesses(self._constraints, known.constrained) if known.constrained else {}
-        for name, excess in constraints.items():
+        for name, excess in self._constraints_of(known, diverged=outcome.state is State.DIVERGED).items():
             if name not in known.earlier_attrs:
                 known.trial.set_constraint(name, excess)
+
+    def _constraints_of(self, known: _OpenTrial, *, diverged: bool) -> dict[str, float]:
+        """Of a trial, as Optuna has them: above 0 it is infeasible."""
+        bounded = excesses(self._constraints, known.constrained) if known.constrained else {}
+        return {DIVERGED: 1.0 if diverged else 0.0} | bounded
 
     def _open(self, number: int) -> _OpenTrial:
         """A running trial, fetched from the study if an earlier driver issued it."""
@@ -334,7 +424,7 @@ class SearchStudy(StudyHistory):
                 optuna.Trial(self._study, frozen._trial_id),  # the one way to reopen a trial
                 values=dict(frozen.intermediate_values),
                 constrained=dict(frozen.user_attrs.get(CONSTRAINED, {})),
-                verdicts=dict(frozen.user_attrs.get("verdicts", {})),
+                verdicts=dict(frozen.user_attrs.get(VERDICTS, {})),
                 earlier_attrs=frozenset(frozen.system_attrs) | frozenset(frozen.constraints),
             )
         return self._open_trials[number]
@@ -348,10 +438,7 @@ _OPTUNA_STATES = {
 }
 
 
-def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
-    scheduler = config.search.scheduler
-    if scheduler is None:
+def _pruner(scheduler: SchedulerConfig | None, rungs: Sequence[int]) -> optuna.pruners.BasePruner:
+    if not rungs or scheduler is None or scheduler.type == "promotion":
         return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=scheduler.grace_period, reduction_factor=scheduler.reduction_factor
-    )
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=scheduler.reduction_factor)

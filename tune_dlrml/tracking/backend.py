@@ -94,6 +94,9 @@ class Backend(Protocol):
     def log(self, run: str, points: Sequence[Point]) -> None:
         """Log points, at most `points_a_call`; all of them or, if it raises, any."""
 
+    def pause(self, run: str) -> None:
+        """Mark a trial's run as paused."""
+
     def end(self, run: str, event: Event) -> None:
         """Close a trial's run with the data of its end event."""
 

@@ -134,6 +134,8 @@ class Outbox:
     def _apply(self, number: int, run: str, event: Event, points: list[Point]) -> None:
         if event["kind"] == "start":
             self._backend.start(run, event)
+        elif event["kind"] == "pause":
+            self._backend.pause(run)
         elif event["kind"] == "end":
             self._backend.end(run, event)
         elif event["kind"] == "judged":

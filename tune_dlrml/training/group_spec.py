@@ -50,6 +50,7 @@ class TrialPlan:
         divergence: When a trial has diverged.
         checkpoint: When a trial is saved, and how many of its checkpoints are kept.
         questionnaire: What a trial is asked at its full budget; its answers are there before its last checkpoint is.
+        pauses: Whether a verdict may pause a trial, so that its checkpoint has to be there before the verdict.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class TrialPlan:
     divergence: DivergenceConfig
     checkpoint: CheckpointConfig
     questionnaire: Questionnaire | None = None
+    pauses: bool = False
 
 
 @dataclass(frozen=True)

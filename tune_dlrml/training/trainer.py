@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,17 +52,8 @@ more strictly that they are this model's.
 """
 
 
-class AfterStep(NamedTuple):
-    """What follows an optimizer step."""
-
-    save: bool = False
-    stop: bool = False
-
-
-OnStep = Callable[[StepStats], AfterStep]
-"""Called on every rank after each optimizer step with the same numbers."""
-OnSave = Callable[[int, Callable[[Path], None]], None]
-"""Called on every rank when a checkpoint is due, with its step and what writes this rank's part into a folder."""
+OnStep = Callable[[StepStats], bool]
+"""Called on every rank after each optimizer step with the same numbers; says whether to go on."""
 
 
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, see pyproject.toml
@@ -82,7 +73,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         mix_learning_rate: Constant rate of a learnable beta_mix; None without one.
         skip_nonfinite: Leave a step with a non-finite gradient unapplied on every rank.
         on_step: Told every optimizer step.
-        on_save: Makes the checkpoints that `on_step` asks for.
         sft: Term on the chosen answers beside the loss; None without one.
         weighted: Whether the loss of a pair is multiplied by WPO's weight; the term on chosen answers is not.
         ld_alpha: Weight of the log-probs beyond the public length of a pair, in the loss alone; None weighs nothing.
@@ -101,7 +91,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         mix_learning_rate: float | None,
         skip_nonfinite: bool,
         on_step: OnStep,
-        on_save: OnSave,
         sft: ChosenAnswers | None,
         weighted: bool = False,
         ld_alpha: float | None = None,
@@ -131,7 +120,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
         self.remove_callback(PrinterCallback)
         self.preference_loss = loss.to(args.device)
         self._skip_nonfinite = skip_nonfinite
-        self._on_save = on_save
         self._sft, self._ld_alpha, self._weighted = sft, ld_alpha, weighted
         self._router_weight = router_loss_weight(model)
         self._trains_adapter = lora is not None
@@ -278,9 +266,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # mypy skips trl, se
             world=self.args.world_size,
         )
 
-    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
-        self._on_save(self.state.global_step, self.write_state)
-
     def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with storing(Path(checkpoint)):
             if self._divided:
@@ -321,9 +306,7 @@ class _StepHook(TrainerCallback):  # type: ignore[misc]  # mypy skips transforme
         self._trainer.before_optimizer_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        after = self._on_step(self._trainer.last_step(self._learning_rate))
-        control.should_save = after.save
-        if after.stop:
+        if not self._on_step(self._trainer.last_step(self._learning_rate)):
             control.should_training_stop = True
 
 

@@ -28,7 +28,7 @@ from tune_dlrml.training.reference.logps import computing
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.sft import ChosenAnswers
 from tune_dlrml.training.sharding.shards import dealt_out, is_sharded
-from tune_dlrml.training.trainer import AfterStep, PreferenceTrainer, release_trainer
+from tune_dlrml.training.trainer import PreferenceTrainer, release_trainer
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def train_trial(
     try:
         _train(run, rows)
     finally:
-        run.policy = None
+        run.policy = run.write_state = None
         resident.restore()
         release_trainer()
     return run.outcome
@@ -116,13 +116,12 @@ def _train(run: "_Run", rows: Dataset) -> None:
         mix_learning_rate=run.spec.loss.learnt_rate(),
         skip_nonfinite=run.plan.divergence.nonfinite_step == "skip",
         on_step=run.on_step,
-        on_save=run.on_save,
         sft=None if run.spec.loss.sft is None else ChosenAnswers(model, run.spec.loss.sft),
         weighted=run.spec.loss.weighting is not None,
         ld_alpha=None if run.spec.loss.ld_alpha is None else drawn(run.spec.loss.ld_alpha),
         lora=training.lora,
     )
-    run.policy = trainer.model
+    run.policy, run.write_state = trainer.model, trainer.write_state
     if resumed is None:
         if run.start():
             trainer.train()
@@ -144,6 +143,7 @@ class _Run:
     clock: Callable[[], float]
     handed_over_s: float
     policy: Any = None
+    write_state: Callable[[Path], None] | None = None
     facts: dict[str, float] = field(default_factory=dict)
     ended: tuple[State, str] | None = None
     since_report: list[StepStats] = field(default_factory=list)
@@ -160,7 +160,7 @@ class _Run:
     def start(self) -> bool:
         """Report the state at step 0, as far as it needs no forward pass; every trial shares it."""
         untrained = self.resident.untrained()
-        return self._send(0, untrained | self.facts | self.loss.reported(), evaluated=bool(untrained), rung=False)
+        return self._deliver(self._report(0, untrained | self.facts | self.loss.reported(), evaluated=bool(untrained)))
 
     def resume(self, checkpoint: Checkpoint) -> bool:
         """Restore the trial's records from a checkpoint, and resend the reports that were not acknowledged then."""
@@ -178,8 +178,8 @@ class _Run:
         """How the trial ended, if it did by itself."""
         return None if self.ended is None else TrialOutcome(self.spec.number, *self.ended, seconds=dict(self.seconds))
 
-    def on_step(self, stats: StepStats) -> AfterStep:
-        """Judge, report and evaluate as the step demands."""
+    def on_step(self, stats: StepStats) -> bool:
+        """Judge, evaluate, report and save as the step demands; whether to go on."""
         if "to_first_step" not in self.seconds:
             self.seconds["to_first_step"] = self.clock() - self.handed_over_s
         self.since_report.append(stats)
@@ -193,29 +193,36 @@ class _Run:
             except NotFiniteError as error:
                 reason = f"step {stats.step}: {error}"
         if reason is not None:
-            self._send(stats.step, self._training_metrics(), evaluated=False, rung=False)
+            self._deliver(self._report(stats.step, self._training_metrics()))
             self.ended = State.DIVERGED, reason
-            return AfterStep(stop=True)
+            return False
+        saves = rung or last or stats.step % self.plan.checkpoint.save_steps == 0
+        before_verdict = rung and self.plan.pauses
         if rung or last or stats.step % self.spec.training.logging_steps == 0:
-            go_on = self._send(stats.step, self._training_metrics() | metrics, evaluated=bool(metrics), rung=rung)
-            if not go_on:
-                return AfterStep(stop=True)
+            report = self._report(stats.step, self._training_metrics() | metrics, evaluated=bool(metrics), rung=rung)
+            if before_verdict:
+                self.unacknowledged.append(report)
+                self._save(stats.step)
+            if not self._deliver(report):
+                return False
         if last:
             self._keep_margins()
             self._examine()
             self.complete()
-        return AfterStep(save=rung or last or stats.step % self.plan.checkpoint.save_steps == 0, stop=last)
+        if saves and not before_verdict:
+            self._save(stats.step)
+        return not last
 
     def complete(self) -> None:
         """The trial has used up its budget."""
         self.ended = State.COMPLETE, f"all {self.plan.steps} steps done"
 
-    def on_save(self, step: int, write_state: Callable[[Path], None]) -> None:
+    def _save(self, step: int) -> None:
         """Make the checkpoint of a step: every rank writes its part, rank 0 says when it is complete."""
         began = self.clock()
         partial = on_rank_zero(lambda: self.attempt.partial(step))
         try:
-            together(lambda: self._write(partial, write_state))
+            together(lambda: self._write(partial))
             on_rank_zero(lambda: self.attempt.seal(partial))
         except Exception:
             on_rank_zero(lambda: self.attempt.abandon(partial))
@@ -224,9 +231,10 @@ class _Run:
         self.seconds["saving"] += took
         self.reported_s += took
 
-    def _write(self, partial: Path, write_state: Callable[[Path], None]) -> None:
+    def _write(self, partial: Path) -> None:
+        assert self.write_state is not None
         with storing(partial):
-            write_state(partial)
+            self.write_state(partial)
             if is_rank_zero():
                 (partial / PROGRESS).write_text(json.dumps(self._progress()), encoding="utf-8")
 
@@ -306,8 +314,8 @@ class _Run:
         self.since_report = []
         return metrics | self.loss.reported()
 
-    def _send(self, step: int, metrics: dict[str, float], *, evaluated: bool, rung: bool) -> bool:
-        report = Report(
+    def _report(self, step: int, metrics: dict[str, float], *, evaluated: bool = False, rung: bool = False) -> Report:
+        return Report(
             number=self.spec.number,
             step=step,
             timestamp_ms=int(self.clock() * 1000),
@@ -315,15 +323,14 @@ class _Run:
             evaluated=evaluated,
             rung=rung,
         )
-        return self._deliver(report)
 
     def _deliver(self, report: Report) -> bool:
         began = self.clock()
         answer = self.channel.send(report)
         self.reported_s = self.clock()
         self.seconds["waiting"] += self.reported_s - began
-        known = (*self.unacknowledged, report)
-        self.unacknowledged = [waiting for waiting in known if waiting.step > answer.acknowledged]
+        known = {each.step: each for each in (*self.unacknowledged, report)}
+        self.unacknowledged = [each for step, each in known.items() if step > answer.acknowledged]
         return answer.go_on
 
 

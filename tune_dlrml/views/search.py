@@ -27,6 +27,7 @@ STYLE = {
     State.DIVERGED: "yellow",
     State.FAILED: "red",
     State.RUNNING: "cyan",
+    State.PAUSED: "cyan dim",
 }
 BAR = 40
 """Characters of the longest bar."""
@@ -61,7 +62,9 @@ class ProgressView:
         )
         self._total = self._progress.add_task("trials", total=None)
         self._tasks: dict[int, TaskID] = {}
-        self._facts_shown = False
+        self._paused: dict[int, int] = {}
+        self._shown: dict[int, int] = {}
+        self._facts_shown = self._pauses = False
 
     def __enter__(self) -> "ProgressView":
         self._progress.start()
@@ -82,7 +85,11 @@ class ProgressView:
     def on_start(self, spec: TrialSpec) -> None:
         """A line with the trial's parameters."""
         again = f" (attempt {spec.attempt + 1})" if spec.attempt else ""
-        self._say(f"trial {spec.number:>3} {spec.branch}{again}: {parameters(spec)}")
+        step = self._paused.pop(spec.number, None)
+        if step is None:
+            self._say(f"trial {spec.number:>3} {spec.branch}{again}: {parameters(spec)}")
+        else:
+            self._say(f"trial {spec.number:>3} promoted: goes on after step {step}")
         self._tasks[spec.number] = self._progress.add_task(f"trial {spec.number} steps", total=self._full_steps)
 
     def on_report(self, spec: TrialSpec, report: Report) -> None:
@@ -92,7 +99,8 @@ class ProgressView:
         if report.step == 0 and not self._facts_shown:
             self._facts_shown = True
             self._say(how_computed(report.metrics))
-        if report.evaluated and report.step > 0:
+        if report.evaluated and report.step > self._shown.get(spec.number, 0):
+            self._shown[spec.number] = report.step  # a promoted trial sends the report of its rung again
             where = "rung" if report.rung else "step"
             said = (
                 _filled(metric.line, metric, report.metrics)
@@ -100,6 +108,13 @@ class ProgressView:
                 if metric.line and metric.shown(self._objective) and metric.name in report.metrics
             )
             self._say(f"trial {spec.number:>3} {where} {report.step}/{self._full_steps}: {', '.join(said)}")
+
+    def on_pause(self, spec: TrialSpec, step: int) -> None:
+        """A line when a trial is paused."""
+        self._remove_task(spec.number)
+        self._pauses = True
+        self._paused[spec.number] = step
+        self._say(f"trial {spec.number:>3} [{STYLE[State.PAUSED]}]{State.PAUSED}[/] at step {step}")
 
     def on_notice(self, text: str) -> None:
         """A line with something that the user should know."""
@@ -129,12 +144,15 @@ class ProgressView:
             self._progress.remove_task(task)
 
     def _ahead(self) -> str:
-        """The trials left; their time is estimated once two have ended, since the first also waits for the group."""
+        """The trials left; their time is estimated once two have ended, since the first also waits for the group.
+
+        Paused trials end together at the end, however long they have trained: then no time is told.
+        """
         now, left = time.monotonic(), self._num_trials - self._done - self._ended
         self._first_end = self._first_end or now
         if not left:
             return ""
-        if self._ended == 1:
+        if self._ended == 1 or self._pauses:
             return f"; {left} to go"
         return f"; {left} to go, about {duration((now - self._first_end) / (self._ended - 1) * left)}"
 

@@ -33,7 +33,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE, as the study decides."""
         verdict = self._searcher.receive(trial.trial_id, result)
-        return str(self.STOP if verdict == "prune" else self.CONTINUE)
+        return str(self.CONTINUE if verdict == "continue" else self.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Keep the exception, which Tune does not pass to the searcher, and whether the slot died."""

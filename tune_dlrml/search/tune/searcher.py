@@ -15,8 +15,8 @@ from ray.tune.utils.util import unflatten_dict
 from tune_dlrml.errors import InputError, StorageError
 from tune_dlrml.records import Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
-from tune_dlrml.study.history import TrialRow
-from tune_dlrml.study.study import SearchStudy, Verdict
+from tune_dlrml.study.history import TrialRow, Verdict
+from tune_dlrml.study.study import SearchStudy
 
 SLOT_DIED = "the trial's slot died"
 SAME_FAILURES = 3
@@ -36,6 +36,9 @@ class SearchObserver(Protocol):
     def on_report(self, spec: TrialSpec, report: Report) -> None:
         """A report arrived; called before the study records it, so that the event log has all that the study has."""
 
+    def on_pause(self, spec: TrialSpec, step: int) -> None:
+        """A trial is paused at a rung; if it is promoted, it is issued again, with the same attempt."""
+
     def on_loss(self, spec: TrialSpec, reason: str, left: int) -> None:
         """A trial lost its workers and will be issued again; it may lose them `left` more times."""
 
@@ -47,6 +50,7 @@ class SearchObserver(Protocol):
 class _LiveTrial:
     spec: TrialSpec
     steps: int = 0
+    paused: bool = False
     end: TrialOutcome | None = None
     error: TrialOutcome | None = None
     heard_s: float = field(default_factory=lambda: time.monotonic())
@@ -74,10 +78,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     a heartbeat.
 
     A trial ends here by a verdict (PRUNED), by its outcome (COMPLETE, DIVERGED, FAILED) or by an error that Tune
-    reports (FAILED). One that only lost its workers, its slot or its node is issued again as the next one, with its
-    number, until its budget of `search.max_failures` is used up. Tune stops trials by itself when the search is
-    interrupted or its time is up. It then does not notify its searcher, or notifies it without outcome and verdict:
-    such a trial stays RUNNING in the study, and the next driver that trains issues it again.
+    reports (FAILED). One that is paused has ended for Tune alone; if it is promoted, it comes as another of Tune's
+    trials, and else it is PRUNED when no trial is left that could change that. One that only lost its workers, its
+    slot or its node is issued again as the next one, with its number, until its budget of `search.max_failures` is used
+    up. Tune stops trials by itself when the search is interrupted or its time is up. It then does not notify its
+    searcher, or notifies it without outcome and verdict: such a trial stays RUNNING in the study, and the next driver
+    that trains issues it again.
 
     Args:
         study: Makes and records the decisions.
@@ -124,6 +130,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 waits = self._study.waits()
                 if waits:
                     self._waiting(len(self._live))
+                elif not self._live:
+                    self._end_paused()
                 return None if self._live or (waits and not self._is_interrupted()) else str(Searcher.FINISHED)
             self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
             self._observer.on_start(spec)
@@ -152,6 +160,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._end(_LiveTrial(spec, steps=step), self._pruned(number, step))
         return self._study.ask()
 
+    def _end_paused(self) -> None:
+        for number, step in self._study.paused.items():
+            spec = self._study.row(number).spec
+            assert spec is not None
+            self._end(_LiveTrial(spec, steps=step), self._pruned(number, step))
+
     def receive(self, trial_id: str, result: Mapping[str, Any]) -> Verdict:
         """Process the reports of a result; the scheduler, which Tune asks first, passes every result to this method."""
         with self._search_ends_on_error():
@@ -177,6 +191,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         verdict = self._study.judge(number, step, report.metrics)
         if verdict == "prune":
             live.end = self._pruned(number, step)
+        elif verdict == "pause":
+            live.paused = True
+            self._observer.on_pause(live.spec, step)
         return verdict
 
     def _pruned(self, number: int, step: int) -> TrialOutcome:
@@ -201,7 +218,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended for Tune; record how, unless Tune stopped it by itself."""
         live = self._live.pop(trial_id, None)
-        if live is None or self.broken is not None:
+        if live is None or live.paused or self.broken is not None:
             return
         with self._search_ends_on_error():
             if error:

@@ -152,6 +152,11 @@ class MlflowRuns:
         with self._run_errors(run):
             self._client.log_batch(run, metrics=metrics)
 
+    def pause(self, run: str) -> None:
+        """Mark a child run as paused; for MLflow it goes on running."""
+        with self._run_errors(run):
+            self._client.log_batch(run, tags=[RunTag("state", State.PAUSED)])
+
     def end(self, run: str, event: Event) -> None:
         """Close a child run with the end of its trial."""
         reason = RunTag("stop_reason", short_text(event["reason"], TAG_LENGTH))
