@@ -83,7 +83,7 @@ def document(folder: Path, trials: int) -> dict[str, Any]:
     made["training"] |= {"max_steps": STEPS}
     made["search"] = {
         "num_trials": trials,
-        "scheduler": {"grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},
+        "scheduler": {"type": "stopping", "grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},
     }
     return made
 

@@ -51,6 +51,16 @@ def test_rungs_and_ends_add_up_to_the_same(make_search):
         assert math.fsum(getattr(p, name) for p in parts) == math.fsum(getattr(w, name) for w in wholes)
 
 
+def test_the_time_of_a_pause_is_not_counted(make_search):
+    halving = STOPPING | {"type": "promotion", "reduction_factor": 8}
+    search = make_search(DISCOPOP, num_trials=2, scheduler=halving, baseline=None)
+    search.run(lambda _: Fate(0.9), trials=1)
+    assert by_end(search.read()) == {"paused": Spent(1, 5, 50, 15.0)}
+    search.clock.now += 5000
+    search.run(lambda spec: Fate(0.9 if spec.number == 0 else 0.6))
+    assert by_end(search.read())["complete"].seconds == 15 + 10 + 35  # the second group has it for ten before a report
+
+
 def test_the_time_between_two_attempts_is_not_counted(make_search):
     search = make_search(DISCOPOP, num_trials=1, scheduler=None, baseline=None).run(lambda _: Fate(stops_at=5))
     search.clock.now += 5000

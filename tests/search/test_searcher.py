@@ -161,6 +161,56 @@ def test_a_trial_that_the_study_prunes_is_stopped_and_reported_once(tune_with: C
     assert row.stop_reason == "successive halving at step 5"
 
 
+PROMOTION = {"type": "promotion", "grace_period": 5, "reduction_factor": 2}
+
+
+def test_a_paused_trial_gives_its_slot_to_others_and_comes_again_when_it_is_promoted(
+    tune_with: Callable[..., Tune],
+) -> None:
+    tune = tune_with(scheduler=PROMOTION, baseline=None, num_trials=2)
+    for accuracy in (0.8, 0.4):
+        trial = tune.next()
+        assert tune.result(trial, report(tune.spec.number, 5, accuracy, rung=True)) == "STOP"
+    assert tune.witness.events == [
+        ("start", 0, 0), ("report", 0, 5, None), ("pause", 0, 5),
+        ("start", 1, 0), ("report", 1, 5, None), ("pause", 1, 5),
+    ]  # fmt: skip
+    assert [row.state for row in study_of(tune).rows()] == [State.PAUSED, State.PAUSED]
+    assert tune.searcher.silences(0.0) == []  # nobody waits for a report of a paused trial
+    promoted = tune.next()
+    assert (tune.spec.number, tune.spec.attempt) == (0, 0)
+    assert tune.next() is None  # 1 may be promoted yet
+    assert tune.result(promoted, report(0, 5, 0.8, rung=True)) == "CONTINUE"  # sent again, from its checkpoint
+    for step in (10, 20):  # as the last trial of the search it goes on where it would be promoted next
+        assert tune.result(promoted, report(0, step, 0.9, rung=True)) == "CONTINUE"
+    complete(tune, promoted)
+    assert tune.next() == "FINISHED"
+    row = study_of(tune).row(1)
+    assert (row.state, row.steps, row.stop_reason) == (State.PRUNED, 5, "successive halving at step 5")
+    assert tune.witness.events[-1] == ("end", 1, State.PRUNED)
+
+
+def test_paused_trials_stay_so_when_the_time_is_up(tune_with: Callable[..., Tune]) -> None:
+    up: list[bool] = []
+    tune = tune_with(lambda: bool(up), scheduler=PROMOTION, baseline=None)
+    tune.result(tune.next(), report(0, 5, 0.8, rung=True))
+    up.append(True)
+    assert tune.next() == "FINISHED"
+    assert study_of(tune).row(0).state is State.PAUSED
+
+
+def test_a_promoted_trial_that_loses_its_workers_is_issued_again(
+    tune_with: Callable[..., Tune], tmp_path: Path
+) -> None:
+    tune = tune_with(scheduler=PROMOTION, baseline=None, num_trials=2)
+    for accuracy in (0.8, 0.4):
+        tune.result(tune.next(), report(tune.spec.number, 5, accuracy, rung=True))
+    promoted = tune.next()
+    assert promoted is not None
+    tune.error(promoted, tmp_path, "gone", ActorDiedError())
+    assert tune.next() is not None and (tune.spec.number, tune.spec.attempt) == (0, 1)
+
+
 def test_the_full_budget_is_complete_however_bad(tune_with: Callable[..., Tune]) -> None:
     tune = tune_with()
     for accuracy in (0.9, 0.1):

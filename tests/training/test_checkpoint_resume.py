@@ -8,7 +8,7 @@ import random
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,45 @@ def test_a_trial_killed_at_any_step_ends_bit_identical(
 
     assert driver.heard[0].step == min(s for s in expected.log if s > (-1 if last is None else last.step))
     assert outcome is not None and (outcome.state, outcome.reason) == (State.COMPLETE, "all 8 steps done")
+    assert untimed(driver.log) == untimed(expected.log)
+    assert_same_tensors(tmp_path, folder)
+
+
+@dataclass
+class Pausing(Driver):
+    """Stops a trial at the rung, and notes which checkpoint there is when the rung's report comes."""
+
+    folder: Path | None = None
+    there: int | None = None
+
+    def send(self, report: Report) -> Answer:
+        if report.rung:
+            assert self.folder is not None
+            newest = newest_checkpoint(self.folder)
+            self.there = None if newest is None else newest.step
+        return super().send(report)
+
+
+@pytest.mark.parametrize("variant", ["dropout", "learnable", "running mean"])
+def test_a_trial_paused_at_a_rung_has_its_checkpoint_before_the_verdict_and_ends_bit_identical(
+    lora_resident: Resident,
+    other_resident: Resident,
+    uninterrupted: Callable[[str], tuple[Driver, Path]],
+    tmp_path: Path,
+    variant: str,
+) -> None:
+    loss, changes = VARIANTS[variant]
+    expected, folder = uninterrupted(variant)
+    driver, budget = Pausing(stop_at=RUNG, folder=tmp_path), replace(BUDGET, pauses=True)
+    assert train(lora_resident, loss, settings(**changes), budget, driver, tmp_path) is None
+    assert driver.there == RUNG and driver.heard[-1].step == RUNG
+
+    driver.heard.clear()
+    driver.stop_at = None
+    outcome = train(other_resident, loss, settings(**changes), budget, driver, tmp_path)
+
+    assert outcome is not None and outcome.state is State.COMPLETE
+    assert driver.heard[0] == driver.log[RUNG]  # the group waits for its verdict once more, and then goes on
     assert untimed(driver.log) == untimed(expected.log)
     assert_same_tensors(tmp_path, folder)
 
