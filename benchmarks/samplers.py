@@ -17,9 +17,9 @@ searches' seeds, of both sides.
 
 Surfaces are `seen`, on which ways may be tuned, and `held_out`, which have other spaces, other hills and more of them;
 the table is held out, too. Their tops lie near the middle, which favours what begins there; those of `off_centre` do
-not. `--why` says where the tokens of today's rule go, and runs ways that know the truth (ceilings.py). Every search
-goes to a file of its world and way at once; run again, it goes on where it was. `--table` shows what is there and
-searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend; without it that way is left
+not. `--why` says where the tokens of TPE with halving that stops trials go, and runs ways that know the truth
+(ceilings.py). Every search goes to a file of its world and way at once; run again, it goes on where it was. `--table`
+shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend; without it that way is left
 out.
 """
 
@@ -189,11 +189,11 @@ def show(group: str, names: Sequence[str], out: Path, seeds: int) -> None:
     each = (f"{world.name}: ratio" for world in found)
     printed = Printed("way", *each, "all", f"against {TPE}", *(f"regret, {at}" for at in AT))
     known = {name: [read(out, world, name, seeds) for world in found] for name in {RANDOM, TPE, *names}}
-    random, today = known[RANDOM], known[TPE]
+    random, stopping = known[RANDOM], known[TPE]
     for name in names:
-        if any(side is None for side in [*random, *today, *known[name]]):
+        if any(side is None for side in [*random, *stopping, *known[name]]):
             continue
-        row = summary(random, today, known[name])
+        row = summary(random, stopping, known[name])
         ratios = (f"{ratio:.2f}" for ratio in row["ratios"])
         intervals = ("{:.2f} ({:.2f} to {:.2f})".format(*row[of]) for of in ("all", "against"))
         printed.add_row(name, *ratios, *intervals, *(spread(row[at]) for at in AT))
@@ -201,7 +201,7 @@ def show(group: str, names: Sequence[str], out: Path, seeds: int) -> None:
 
 
 def why(group: str, seeds: int) -> None:
-    """Where the tokens of today's rule go, in the sixth of them that the goal allows, and in all."""
+    """Where the tokens go of TPE with halving that stops, in the sixth of them that the goal allows, and in all."""
     quieten()
     found = []
     for world in worlds()[group]():
@@ -231,8 +231,8 @@ def spread(mean_and_se: tuple[float, float]) -> str:
     return f"{mean_and_se[0]:.4f} +- {1.96 * mean_and_se[1]:.4f}"
 
 
-def summary(random: Sequence[Any], today: Sequence[Any], way: Sequence[Any]) -> dict[str, Any]:
-    """Of searches by world: `all` against random search and `against` today's rule, each with its interval.
+def summary(random: Sequence[Any], stopping: Sequence[Any], way: Sequence[Any]) -> dict[str, Any]:
+    """Of searches by world: `all` against random search, `against` TPE with halving that stops; with their intervals.
 
     The same seed draws the same first points and noise for two rules, so that they are compared seed by seed.
     """
@@ -245,16 +245,16 @@ def summary(random: Sequence[Any], today: Sequence[Any], way: Sequence[Any]) -> 
             )
         )
         at = [by_seed.integers(len(side), size=len(side)) for side in way]
-        of_random, of_today, of_way = (
-            [side[rows] for side, rows in zip(own, at, strict=True)] for own in (random, today, way)
+        of_random, of_stopping, of_way = (
+            [side[rows] for side, rows in zip(own, at, strict=True)] for own in (random, stopping, way)
         )
-        paired.append(mean_log_ratio(of_random, of_way) - mean_log_ratio(of_random, of_today))
+        paired.append(mean_log_ratio(of_random, of_way) - mean_log_ratio(of_random, of_stopping))
     ends = [(float(low), float(high)) for low, high in np.exp(np.quantile([alone, paired], [0.025, 0.975], axis=1)).T]
-    own, of_today = mean_log_ratio(random, way), mean_log_ratio(random, today)
+    own, of_stopping = mean_log_ratio(random, way), mean_log_ratio(random, stopping)
     return {
         "ratios": [ratio(*both) for both in zip(random, way, strict=True)],
         "all": (math.exp(own), *ends[0]),
-        "against": (math.exp(own - of_today), *ends[1]),
+        "against": (math.exp(own - of_stopping), *ends[1]),
         **{words: regret_at(share, way) for words, share in AT.items()},
     }
 

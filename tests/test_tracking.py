@@ -217,6 +217,25 @@ def test_mlflow_shows_a_search_as_its_logs_have_it(events, store):
     assert untracked(events, store.name) == 0
 
 
+def test_a_paused_trial_is_one_run_that_mlflow_sees_running(events, store):
+    events.start(spec())
+    events.report(report(0, 1))
+    events.pause(0, 1)
+    send(events, store, close=False)
+    ((run,),) = (runs for trial, runs in runs_of(store).items() if trial)
+    assert (run.info.status, run.data.tags["state"]) == ("RUNNING", "paused")
+    events.start(spec())
+    send(events, store, close=False)
+    assert runs_of(store)["0"][0].data.tags["state"] == "running"
+    events.report(report(0, 2))
+    events.pause(0, 2)
+    events.end(0, State.PRUNED, "successive halving at step 2")
+    send(events, store)
+    assert_mlflow_has_it_once(events, store)
+    run = runs_of(store)["0"][0]
+    assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "pruned")
+
+
 def test_a_run_has_the_times_of_its_events_and_not_those_of_their_delivery(events, store, monkeypatch):
     monkeypatch.setattr("tune_dlrml.events.time.time", lambda: 1.5e9)
     write_trial(events, 0)

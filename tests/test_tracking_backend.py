@@ -82,6 +82,9 @@ class Notebook:
             raise RefusedError(f"{refused} is no word")
         self._call("log", lambda: self._run(run)["points"].update(points))
 
+    def pause(self, run: str) -> None:
+        self._call("pause", lambda: self._run(run).update(status="paused"))
+
     def end(self, run: str, event: Mapping[str, Any]) -> None:
         self._call("end", lambda: self._run(run).update(status=event["state"]))
 

@@ -128,7 +128,7 @@ def _mark(axes: Axes, x: float, y: float, trial: TrialData, data: SearchData, co
         y,
         marker=_FATES[fate],
         linestyle="none",
-        markersize=6.5 if trial.state is State.PRUNED else 10,
+        markersize=6.5 if trial.state in (State.PRUNED, State.PAUSED) else 10,
         markerfacecolor="white" if value is None else shade(colours, value),
         markeredgecolor=VERMILION if fate == "diverged" else BLACK,
         markeredgewidth=1.4 if fate == "diverged" else 0.8,

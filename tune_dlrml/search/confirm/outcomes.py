@@ -59,7 +59,7 @@ def outcomes(rows: Sequence[TrialRow], metric: str, folder: Path | None = None) 
         metric: What is compared.
         folder: Of the confirmation, where trials may have stored the margins of their pairs.
     """
-    ended = [row for row in rows if row.spec is not None and row.state is not State.RUNNING]
+    ended = [row for row in rows if row.spec is not None and row.state.ended]
     return {identity(row.spec): _outcome(row, METRICS[metric], folder) for row in ended if row.spec is not None}
 
 
