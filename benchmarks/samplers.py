@@ -19,8 +19,8 @@ Surfaces are `seen`, on which ways may be tuned, and `held_out`, which have othe
 the table is held out, too. Their tops lie near the middle, which favours what begins there; those of `off_centre` do
 not. `--why` says where the tokens of TPE with halving that stops trials go, and runs ways that know the truth
 (ceilings.py). Every search goes to a file of its world and way at once; run again, it goes on where it was. `--table`
-shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend; without it that way is left
-out.
+shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend;
+without it that way is left out.
 """
 
 import argparse
