@@ -49,6 +49,23 @@ class FailingDisk:
         raise OSError(self._code, os.strerror(self._code))
 
 
+def test_a_log_knows_whether_its_trial_is_paused_also_the_next_drivers(tmp_path):
+    log = EventLog(tmp_path)
+    for write, paused in (
+        (lambda: log.start(spec()), False),
+        (lambda: log.report(report(5, eval_accuracy=0.5)), False),
+        (lambda: log.pause(3, 5), True),
+        (lambda: log.start(spec()), False),
+        (lambda: log.report(report(10, eval_accuracy=0.6)), False),
+        (lambda: log.pause(3, 10), True),
+        (lambda: log.end(3, State.PRUNED, "successive halving at step 10"), False),
+    ):
+        write()
+        if not log.ended(3):
+            assert log.paused(3) == EventLog(tmp_path).paused(3) == paused
+    assert EventLog(tmp_path).last_step(3) == 10
+
+
 def test_reports_come_back_as_they_were_written(tmp_path):
     log = EventLog(tmp_path)
     written = [report(0, eval_accuracy=0.5), report(5, eval_accuracy=0.75, train_loss=0.5)]

@@ -37,6 +37,7 @@ class _Log:
 
     last_step: int
     ended: bool
+    paused: bool
 
 
 class EventLog:
@@ -90,6 +91,7 @@ class EventLog:
             **({"tags": dict(tags)} if tags else {}),
         }
         self._append(spec.number, event, durable=True)
+        self._log(spec.number).paused = False
 
     def report(self, report: Report) -> bool:
         """Record a report; False if it is dropped, since the log already has its step or a later one."""
@@ -102,7 +104,8 @@ class EventLog:
 
     def pause(self, number: int, step: int) -> None:
         """Record that a trial is paused."""
-        self._append(number, {"kind": "pause", "timestamp_ms": int(time.time() * 1000), "step": step}, durable=False)
+        self._append(number, {"kind": "pause", "timestamp_ms": int(time.time() * 1000), "step": step}, durable=True)
+        self._log(number).paused = True
 
     def end(self, number: int, state: State, reason: str) -> None:
         """Record the end of a trial."""
@@ -140,6 +143,10 @@ class EventLog:
     def ended(self, number: int) -> bool:
         """Whether the trial's end is recorded."""
         return self._log(number).ended
+
+    def paused(self, number: int) -> bool:
+        """Whether it is recorded that the trial is paused."""
+        return self._log(number).paused
 
     def reports(self, number: int) -> Iterator[Report]:
         """Reports of a trial in the order of their steps.
@@ -210,10 +217,11 @@ class EventLog:
         return self._logs[number]
 
     def _newest(self, number: int, lines: list[bytes]) -> _Log:
-        newest, only_judged = _Log(last_step=-1, ended=False), True
+        newest, only_judged = _Log(last_step=-1, ended=False, paused=False), True
         for row in range(len(lines), 0, -1):
             event = self._parsed(number, lines[row - 1], row)
             newest.ended = newest.ended or (only_judged and event["kind"] == "end")
+            newest.paused = newest.paused or (only_judged and event["kind"] == "pause")
             only_judged = only_judged and event["kind"] == "judged"
             if event["kind"] == "report":
                 newest.last_step = int(event["step"])

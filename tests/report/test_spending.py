@@ -1,9 +1,11 @@
+import json
 import math
 
 import pytest
 from made_search import LOSSES, STOPPING, Fate
 
 from tune_dlrml.report.spending import Spent, by_end, soundness, stages
+from tune_dlrml.search.books import reconcile
 
 DISCOPOP = [LOSSES[1]]
 
@@ -59,6 +61,20 @@ def test_the_time_of_a_pause_is_not_counted(make_search):
     search.clock.now += 5000
     search.run(lambda spec: Fate(0.9 if spec.number == 0 else 0.6))
     assert by_end(search.read())["complete"].seconds == 15 + 10 + 35  # the second group has it for ten before a report
+
+
+def test_a_pause_that_a_killed_driver_did_not_record_is_recorded_by_the_next(make_search):
+    halving = STOPPING | {"type": "promotion", "reduction_factor": 8}
+    search = make_search(DISCOPOP, num_trials=2, scheduler=halving, baseline=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.log, "pause", lambda number, step: None)
+        search.run(lambda _: Fate(0.9), trials=1)
+    search.clock.now += 5000
+    for _ in range(2):
+        reconcile(search.study.rows(), search.log)
+    kinds = [json.loads(line)["kind"] for line in search.log.path(0).read_text().splitlines()]
+    assert kinds[-2:] == ["report", "pause"]
+    assert by_end(search.read()) == {"paused": Spent(1, 5, 50, 15.0)}
 
 
 def test_the_time_between_two_attempts_is_not_counted(make_search):

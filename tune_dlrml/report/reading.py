@@ -237,7 +237,9 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
     before: int | None = None
     step = 0
     for event in events:
-        if event["kind"] == "judged":
+        if event["kind"] == "pause":
+            before = None
+        if event["kind"] in ("judged", "pause"):
             continue
         at = event["timestamp_ms"]
         if event["kind"] == "report":
@@ -245,7 +247,7 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
         if before is not None and event["kind"] != "start":
             yield step, max(0, at - before) / 1000
             at = max(at, before)  # clocks of machines differ
-        before = None if event["kind"] == "pause" else at
+        before = at
 
 
 def finite(value: float | None) -> float | None:

@@ -34,6 +34,8 @@ def reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
     for row in rows:
         if row.state.ended and not events.ended(row.number):
             _write_end(row, events)
+        if row.state is State.PAUSED and not events.paused(row.number):
+            events.pause(row.number, row.steps)
 
 
 def _write_end(row: TrialRow, events: EventLog) -> None:

@@ -113,8 +113,8 @@ class _Clock:
         self.step, self.started, self.saves = event["step"], True, evaluated
 
     def pause(self, event: Event) -> None:
-        """The time until the trial starts again or ends is not counted."""
-        self.end(event)
+        """The time from the rung's report until the trial starts again or ends is not counted."""
+        self.at_ms = None
 
     def end(self, event: Event) -> None:
         self.spent["waiting" if self.started else "starting"] += self._until(event)
