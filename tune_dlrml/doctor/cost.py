@@ -2,7 +2,8 @@
 
 The values of the trials are unknown before a search, so each simulated search draws them: exchangeable, without ties.
 Each search also draws how well a trial's value at one rung predicts the next, from not at all to perfectly. Ties pass a
-rung, and so do trials of a sampler that improves: the fields `most_...` assume that every trial passes every rung.
+rung that stops trials; trials of a sampler that improves pass any: the fields `most_...` assume that all trials pass
+all rungs.
 """
 
 import heapq
