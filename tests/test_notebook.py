@@ -76,17 +76,19 @@ def test_losses_are_listed_built_and_looked_at_by_name():
 
 PROGRAM = """
 import json, sys
+import ray
 import tune_dlrml
 if __name__ == "__main__":
-    with tune_dlrml.kept_cluster():  # the search and its confirmation
-        found = tune_dlrml.run_search(json.loads(sys.argv[1]), storage="runs")
+    starts, init = [], ray.init
+    ray.init = lambda *given, **named: (starts.append(0), init(*given, **named))[1]
+    found = tune_dlrml.run_search(json.loads(sys.argv[1]), storage="runs")
     confirmed = found.confirmed
-    print("@", json.dumps([list(found.trials["state"]), found.best, confirmed and confirmed.as_json()]))
+    print("@", json.dumps([len(starts), list(found.trials["state"]), found.best, confirmed and confirmed.as_json()]))
 """
 
 
 @pytest.mark.slow
-def test_a_program_keeps_ray_for_a_search_and_its_confirmation_with_new_seeds(local_ray, tmp_path, toy_model):
+def test_a_program_searches_and_confirms_with_new_seeds_in_one_cluster(local_ray, tmp_path, toy_model):
     document = toy.document(
         toy_model, toy.write_pairs(tmp_path / "train.jsonl", 32), toy.write_pairs(tmp_path / "eval.jsonl", 16, seed=1)
     )
@@ -95,8 +97,8 @@ def test_a_program_keeps_ray_for_a_search_and_its_confirmation_with_new_seeds(lo
     confirm = {"top": 1, "seeds": 2}
     document["search"] = {"sampler": "grid", "scheduler": None, "baseline": None, "confirm": confirm}
     document["space"] = {"losses": [{"name": "dlrml", "beta_kl": 0.1, "c": 4}]}
-    states, best, confirmed = run(document, tmp_path)
-    assert states == ["complete"] and best == 0
+    starts, states, best, confirmed = run(document, tmp_path)
+    assert starts == 1 and states == ["complete"] and best == 0
     assert (confirmed["data"], confirmed["baseline"], confirmed["seeds"]) == ("dataset.test", -1, 3)
     (one,) = confirmed["finalists"]
     assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml_c", one["rounds"])

@@ -159,10 +159,10 @@ def run_search(
 
 @contextmanager
 def kept_cluster() -> Iterator[None]:
-    """Ray on this machine for all searches inside the block, each of which would start and end its own for seconds.
+    """One Ray cluster for all searches inside the block, each of which would start and end, or join, its own.
 
     Raises:
-        InputError: Ray does not start.
+        InputError: This machine has no suitable temporary folder.
     """
     from tune_dlrml.cluster import cluster
 

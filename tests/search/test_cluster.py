@@ -1,6 +1,7 @@
 """What is checked, waited for and cleared away on a Ray cluster."""
 
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -133,3 +134,61 @@ def worker_lives(group):
     return any(
         actor.placement_group_id == group.id.hex() and actor.state != "DEAD" for actor in list_actors(detail=True)
     )
+
+
+@pytest.fixture
+def reached(monkeypatch, tmp_path):
+    """What is started, joined and left, in order."""
+    events = []
+
+    @contextmanager
+    def at(address):
+        events.append(f"reach {address}")
+        yield
+        events.append(f"leave {address}")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(cluster, "_started_here", lambda scratch: at("here"))
+    monkeypatch.setattr(cluster, "_joined_at", at)
+    monkeypatch.setattr(cluster, "_free_dead_placement_groups", lambda on_notice: None)
+    monkeypatch.setattr(cluster, "_wait_for", lambda resources, on_notice: events.append("search"))
+    return events
+
+
+def search_at(address, scratch):
+    with cluster.ray_cluster(address, ResourcesConfig(), scratch, print):
+        pass
+
+
+def test_a_search_by_itself_has_its_own_cluster(reached, tmp_path):
+    search_at(None, tmp_path)
+    search_at("head:1", tmp_path)
+    assert reached == ["reach here", "search", "leave here", "reach head:1", "search", "leave head:1"]
+
+
+def test_searches_of_a_block_share_the_cluster_that_the_first_of_them_reaches(reached, tmp_path):
+    with cluster.kept_cluster(print):
+        assert reached == []
+        search_at(None, tmp_path)
+        with cluster.kept_cluster(print):
+            search_at(None, tmp_path)
+        assert reached == ["reach here", "search", "search"]
+        search_at("head:1", tmp_path)
+        assert reached[3:] == ["leave here", "reach head:1", "search"]
+    assert reached[6:] == ["leave head:1"]
+
+
+def test_a_cluster_that_the_first_search_of_a_block_cannot_reach_is_tried_by_the_next(reached, tmp_path, monkeypatch):
+    working = cluster._joined_at
+
+    def gone(address):
+        raise InputError("RAY_ADDRESS: a Ray cluster must answer")
+
+    with cluster.kept_cluster(print):
+        monkeypatch.setattr(cluster, "_joined_at", gone)
+        with pytest.raises(InputError, match="must answer"):
+            search_at("head:1", tmp_path)
+        monkeypatch.setattr(cluster, "_joined_at", working)
+        search_at("head:1", tmp_path)
+    assert reached == ["reach head:1", "search", "leave head:1"]

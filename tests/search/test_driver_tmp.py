@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tune_dlrml.cluster import driver_tmp
-from tune_dlrml.cluster.driver_tmp import is_kept, kept_folder, scratch_folder
+from tune_dlrml.cluster.driver_tmp import kept_folder, scratch_folder
 from tune_dlrml.errors import InputError
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -141,10 +141,10 @@ def test_a_record_torn_by_a_crash_is_passed_over(search, torn):
 
 def test_searches_inside_a_kept_folder_have_that_one_and_leave_it(search, tmp_path):
     with kept_folder(print) as kept:
-        assert is_kept() and tempfile.gettempdir() == os.environ["TMPDIR"] == str(kept)
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(kept)
         for _ in range(2):
             with scratch_folder(search, print) as folder:
                 assert folder == kept
                 assert json.loads((search / "scratch.json").read_text())["folder"] == str(kept)
             assert kept.is_dir() and not (search / "scratch.json").exists()
-    assert not is_kept() and not kept.exists() and tempfile.gettempdir() == str(tmp_path)
+    assert not kept.exists() and tempfile.gettempdir() == str(tmp_path)

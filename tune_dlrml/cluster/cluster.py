@@ -14,7 +14,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.state.exception import RayStateApiException
 
-from tune_dlrml.cluster.driver_tmp import is_kept, kept_folder
+from tune_dlrml.cluster.driver_tmp import kept_folder
 from tune_dlrml.cluster.environment import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, changed_environment, reach_directly
 from tune_dlrml.cluster.joining import joined, leave_ray, own_cluster
 from tune_dlrml.cluster.placement import free_dead_placement_groups
@@ -37,6 +37,8 @@ def ray_cluster(
 ) -> Iterator[None]:
     """Ray for the time of a search: the cluster at `address`, or a new one on this machine.
 
+    Inside a `kept_cluster` it is that of the search before, and stays.
+
     Args:
         address: Address of a running cluster; None starts one here and ends it afterwards.
         resources: Resources of the search.
@@ -49,29 +51,69 @@ def ray_cluster(
     with ExitStack() as stack:
         if address is None:
             check_resources(resources, [local_capacity()], "this machine")
-            if not is_kept():
-                stack.enter_context(_started_here(scratch))
+        if _kept is None:
+            _reach(stack, address, scratch, on_notice)
         else:
-            stack.enter_context(_joined_at(address))
-            _free_dead_placement_groups(on_notice)
+            _kept.reach(address, scratch, on_notice)
         _wait_for(resources, on_notice)
         yield
 
 
+def _reach(stack: ExitStack, address: str | None, scratch: Path, on_notice: Callable[[str], None]) -> None:
+    if address is None:
+        stack.enter_context(_started_here(scratch))
+    else:
+        stack.enter_context(_joined_at(address))
+        _free_dead_placement_groups(on_notice)
+
+
+class _KeptRay:
+    """The cluster of the searches of a block, which the first of them reaches; one at another address ends it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._address: str | None = None
+        self.is_reached = False
+
+    def reach(self, address: str | None, scratch: Path, on_notice: Callable[[str], None]) -> None:
+        if self.is_reached and address == self._address:
+            return
+        self.leave()
+        with ExitStack() as stack:
+            _reach(stack, address, scratch, on_notice)
+            self._stack = stack.pop_all()
+        self._address, self.is_reached = address, True
+
+    def leave(self) -> None:
+        self.is_reached = False
+        self._stack.close()
+
+
+_kept: _KeptRay | None = None
+"""Of this process while a `kept_cluster` is open."""
+
+
 @contextmanager
 def kept_cluster(on_notice: Callable[[str], None]) -> Iterator[None]:
-    """Ray on this machine for all searches of this process inside the block; each would start and end its own.
+    """One cluster for all searches of this process inside the block; each would start and end, or join, its own.
 
     Args:
         on_notice: Called if the temporary folder could not be used.
 
     Raises:
-        InputError: Ray does not start.
+        InputError: This machine has no suitable temporary folder.
     """
-    with ExitStack() as stack:
-        if not is_kept():
-            stack.enter_context(_started_here(stack.enter_context(kept_folder(on_notice))))
+    global _kept
+    if _kept is not None:
         yield
+        return
+    with kept_folder(on_notice):
+        _kept = kept = _KeptRay()
+        try:
+            yield
+        finally:
+            _kept = None
+            kept.leave()
 
 
 @contextmanager

@@ -84,11 +84,6 @@ def kept_folder(on_notice: Callable[[str], None]) -> Iterator[Path]:
         _remove(folder)
 
 
-def is_kept() -> bool:
-    """Whether a `kept_folder` is open."""
-    return _kept is not None
-
-
 @contextmanager
 def _temporary(folder: Path) -> Iterator[None]:
     before = tempfile.tempdir

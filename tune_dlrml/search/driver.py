@@ -17,6 +17,7 @@ from ray import tune
 from tune_dlrml.cluster.cluster import (
     alive_nodes,
     group_storage,
+    kept_cluster,
     ray_cluster,
     refuse_sqlite_on_a_cluster,
     waited_for,
@@ -58,7 +59,7 @@ SLOT_MEMORY = 1 << 20
 
 
 def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
-    """Run a search to its end, or resume an interrupted one.
+    """Run a search to its end, or resume an interrupted one; its confirmation follows in the same cluster.
 
     Args:
         prepared: The search.
@@ -68,6 +69,13 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
         InputError: The study belongs to other settings or is in use, or the cluster cannot hold the search.
         StorageError: A disk or the study's database refuses a write of the search.
     """
+    if prepared.config.search.confirm is None:
+        return _locked(prepared, view)
+    with kept_cluster(view.on_notice):
+        return _with_confirmation(prepared, view)
+
+
+def _with_confirmation(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     result = _locked(prepared, view)
     again = None if result.interrupted or result.same_failures else confirmation_of(prepared, result.rows)
     if again is None:
