@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from faults.injection import Writes
@@ -40,8 +40,9 @@ from tune_dlrml.training.checkpoint import (
 )
 
 STEPS = 8
-ACCURACY = (0.6, 0.8, 0.95, 0.9, 0.55)
-"""Held-out accuracy that each trial comes to; halving at steps 2 and 4 decides by it."""
+ACCURACY = (0.6, 0.8, 0.95, 0.9, 0.55, 0.7, 0.65)
+"""Held-out accuracy that each trial comes to; halving at steps 2 and 4 decides by it: the last three are paused, one of
+them is promoted once."""
 DIVERGES, FAILS = 2, 3
 """Trials that end so, at step 3 and at step 1."""
 SHORT_STRIDE = 31
@@ -101,8 +102,10 @@ class Driver:
 
     def run(self) -> None:
         for row in self._study.rows():
-            if row.state is not State.RUNNING and not self._events.ended(row.number):
+            if row.state.ended and not self._events.ended(row.number):
                 self._write_end(row)
+            if row.state is State.PAUSED and not self._events.paused(row.number):
+                self._events.pause(row.number, row.steps)
         for number in self._study.interrupted():
             step = self._study.pruned_at(number)
             if step is None:
@@ -111,6 +114,8 @@ class Driver:
                 self._finish(TrialOutcome(number, State.PRUNED, f"successive halving at step {step}"), step)
         while (spec := self._study.ask()) is not None:
             self._train(spec)
+        for number, step in self._study.paused.items():
+            self._finish(TrialOutcome(number, State.PRUNED, f"successive halving at step {step}"), step)
         self._deliver(close=True)
 
     def die(self) -> None:
@@ -120,16 +125,23 @@ class Driver:
         self._events.start(spec)
         self._deliver()
         attempt = Attempt.begin(self._world.trial_folder(spec.number), keep=2)
-        first = 0 if attempt.resumed is None else attempt.resumed.step + 1
-        for step in range(first, STEPS + 1):
+        saved = -1 if attempt.resumed is None else attempt.resumed.step
+        # The report of a rung comes again: its checkpoint was there before its verdict.
+        for step in range(saved if self._study.is_rung(saved) else saved + 1, STEPS + 1):
+            if self._study.is_rung(step) and step > saved:
+                self._save(attempt, step)
             end = self._step(spec.number, step)
+            if end == "pause":
+                self._events.pause(spec.number, step)
+                keep_newest_checkpoint(self._world.trial_folder(spec.number))
+                return self._deliver()
             if end is not None:
                 return self._finish(end, step)
-            if step % 2 == 0 and step > 0:
+            if step % 2 == 0 and step > 0 and not self._study.is_rung(step):
                 self._save(attempt, step)
-        self._finish(TrialOutcome(spec.number, State.COMPLETE, f"all {STEPS} steps done"), STEPS)
+        return self._finish(TrialOutcome(spec.number, State.COMPLETE, f"all {STEPS} steps done"), STEPS)
 
-    def _step(self, number: int, step: int) -> TrialOutcome | None:
+    def _step(self, number: int, step: int) -> TrialOutcome | Literal["pause"] | None:
         if (number, step) == (DIVERGES, 3):
             return TrialOutcome(number, State.DIVERGED, "step 3: the loss is not finite")
         if (number, step) == (FAILS, 1):
@@ -143,8 +155,8 @@ class Driver:
             self._world.acknowledged.append((number, step, report.timestamp_ms))
         if rung or step == STEPS:
             self._study.record(number, step, accuracy)
-            if self._study.verdict(number, step) == "prune":
-                return TrialOutcome(number, State.PRUNED, f"successive halving at step {step}")
+            if self._study.verdict(number, step) == "pause":
+                return "pause"
         return None
 
     def _save(self, attempt: Attempt, step: int) -> None:
