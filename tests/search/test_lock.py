@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,13 @@ def test_the_lock_of_a_killed_driver_is_gone_with_it(url: str, tmp_path: Path, s
         pass
     holder.kill()
     holder.communicate()
-    with only_driver(url, tmp_path, "planted") as lock:
-        lock.check()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with only_driver(url, tmp_path, "planted") as lock:
+                return lock.check()
+        except InputError:  # on a busy machine PostgreSQL takes a moment to notice that the connection is gone
+            assert time.monotonic() < deadline, "the lock outlives its driver"
 
 
 def test_a_driver_whose_study_is_not_there_yet_is_named_as_beginning(tmp_path: Path) -> None:
