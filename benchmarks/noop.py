@@ -120,14 +120,14 @@ def noop_slot() -> type:
 
         worker._load = lambda group: None
         worker.train_trial = noop_trial
-        worker.train_trials(config)
+        worker.train_trials(config, time.time())
 
     class NoopSlot(TrialSlot):
-        def setup(self, config: dict[str, Any], group: Any) -> None:
+        def setup(self, config: dict[str, Any], group: Any, keeper: Any = None) -> None:
             from tune_dlrml.search.tune import group as groups
 
             groups.train_trials = noop_trials
-            super().setup(config, group)
+            super().setup(config, group, keeper)
 
     return NoopSlot
 

@@ -9,6 +9,7 @@ from export.finished import STEPS, finished_search
 
 import tune_dlrml
 from tune_dlrml.errors import InputError
+from tune_dlrml.system.timings import TIMINGS
 
 LOSSES = [{"name": "dpo", "beta": 0.2}, {"name": "discopop", "beta": 0.05}]
 
@@ -88,7 +89,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_program_searches_and_confirms_with_new_seeds_in_one_cluster(local_ray, tmp_path, toy_model):
+def test_a_program_searches_and_confirms_with_new_seeds_in_one_cluster_and_the_same_workers(
+    local_ray, tmp_path, toy_model
+):
     document = toy.document(
         toy_model, toy.write_pairs(tmp_path / "train.jsonl", 32), toy.write_pairs(tmp_path / "eval.jsonl", 16, seed=1)
     )
@@ -99,6 +102,8 @@ def test_a_program_searches_and_confirms_with_new_seeds_in_one_cluster(local_ray
     document["space"] = {"losses": [{"name": "dlrml", "beta_kl": 0.1, "c": 4}]}
     starts, states, best, confirmed = run(document, tmp_path)
     assert starts == 1 and states == ["complete"] and best == 0
+    search, confirmation = (stages(tmp_path / "runs" / name) for name in ("toy", "toy/confirm"))
+    assert search - confirmation == {"imported"} and "loaded" in confirmation
     assert (confirmed["data"], confirmed["baseline"], confirmed["seeds"]) == ("dataset.test", -1, 3)
     (one,) = confirmed["finalists"]
     assert (one["trial"], one["loss"], one["seeds"]) == (0, "dlrml_c", one["rounds"])
@@ -110,6 +115,11 @@ def test_a_program_searches_and_confirms_with_new_seeds_in_one_cluster(local_ray
     assert set(trained.trials["metrics.eval_pairs"]) == {24.0} and set(trained.trials["state"]) == {"complete"}
     assert list(trained.trials["branch"]) == ["default DPO", "trial 0"] * one["rounds"]
     assert len(tune_dlrml.load("toy", storage=tmp_path / "runs").trials) == 1
+
+
+def stages(folder):
+    """What was marked, also by a program, whose searches mark no beginning of a command."""
+    return {json.loads(line)["stage"] for line in (folder / TIMINGS).read_text().splitlines()}
 
 
 def run(document, folder):

@@ -159,15 +159,20 @@ def run_search(
 
 @contextmanager
 def kept_cluster() -> Iterator[None]:
-    """One Ray cluster for all searches inside the block, each of which would start and end, or join, its own.
+    """Ray and its worker groups for all searches inside the block, each of which would start and end its own.
+
+    A group whose workers are idle between two searches keeps its CPUs and GPUs and what it has loaded: model, pairs
+    and reference. A search over others has them loaded in their place, and one with other `resources` ends the group
+    and starts its own.
 
     Raises:
         InputError: This machine has no suitable temporary folder.
     """
     from tune_dlrml.cluster import cluster
+    from tune_dlrml.search.tune.keeper import kept_groups
 
     reach_directly()
-    with cluster.kept_cluster(reading_console().print):
+    with cluster.kept_cluster(reading_console().print), kept_groups():
         yield
 
 

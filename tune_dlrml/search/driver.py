@@ -36,6 +36,7 @@ from tune_dlrml.search.judging.stage import Evaluation
 from tune_dlrml.search.preparation import PreparedSearch
 from tune_dlrml.search.result import SearchResult, read_search
 from tune_dlrml.search.timings import is_loading
+from tune_dlrml.search.tune.keeper import keeper_of, kept_groups
 from tune_dlrml.search.tune.scheduler import StudyScheduler
 from tune_dlrml.search.tune.searcher import StudySearcher
 from tune_dlrml.search.tune.slot import TrialSlot
@@ -71,7 +72,7 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     """
     if prepared.config.search.confirm is None:
         return _locked(prepared, view)
-    with kept_cluster(view.on_notice):
+    with kept_cluster(view.on_notice), kept_groups():
         return _with_confirmation(prepared, view)
 
 
@@ -274,10 +275,13 @@ def _params(config: SearchConfig) -> dict[str, Any]:
 
 def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock: SearchClock) -> None:
     """Let Tune run the trials; its own files are deleted, since the study and the event logs have everything."""
+    # The death of a keeper's node would end its groups on all nodes.
+    keeper = keeper_of(group.shape) if len(alive_nodes()) == 1 else None
     with tempfile.TemporaryDirectory(prefix="tune_") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(TrialSlot, group=group), tune.PlacementGroupFactory([{"memory": SLOT_MEMORY}])
+                tune.with_parameters(TrialSlot, group=group, keeper=keeper),
+                tune.PlacementGroupFactory([{"memory": SLOT_MEMORY}]),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 from tune_dlrml.errors import TuneDlrmlError
 from tune_dlrml.models.loading import parse_model_reference
 from tune_dlrml.search.preparation import PreparedSearch
+from tune_dlrml.search.tune.keeper import make_room
 
 
 def warm_up_once(prepared: PreparedSearch, on_notice: Callable[[str], None]) -> None:
@@ -28,6 +29,7 @@ def warm_up_once(prepared: PreparedSearch, on_notice: Callable[[str], None]) -> 
     if settings is None or folder.exists():
         return
     on_notice(f"warming up: {settings.steps} steps of the {settings.rule} rule on the chosen answers")
+    make_room()
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_warm_up)
     model = str(parse_model_reference(config.model))
     try:

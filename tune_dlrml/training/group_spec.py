@@ -3,11 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tune_dlrml.config import CheckpointConfig, DivergenceConfig, ResourcesConfig, TrainingConfig
 from tune_dlrml.data import Pairs
 from tune_dlrml.records import Completed
+
+OF_A_TRIAL = {
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "logging_steps"),
+    *("seed", "data_seed", "train_sampling_strategy", "warm_up"),
+}
+"""Settings of `training` that only a trial's own training reads: nothing that workers load depends on them."""
 
 
 class Questionnaire(Protocol):
@@ -62,6 +69,29 @@ class TrialPlan:
     pauses: bool = False
 
 
+class GroupShape(NamedTuple):
+    """What the processes of a worker group depend on, whatever they train.
+
+    Attributes:
+        name: Of the search that starts them, in the names of Ray's runs.
+        resources: Workers and what each takes.
+        storage: Folder that every node sees, for the files that Ray Train insists on.
+    """
+
+    name: str
+    resources: ResourcesConfig
+    storage: str
+
+    def serves(self, other: "GroupShape") -> bool:
+        """Whether its processes can train for a search that asks for another shape."""
+        mine, its = self.resources, other.resources
+        return (mine.workers, mine.cpus_per_worker, mine.gpus_per_worker) == (
+            its.workers,
+            its.cpus_per_worker,
+            its.gpus_per_worker,
+        )
+
+
 @dataclass(frozen=True)
 class GroupSpec:
     """All that a worker group needs to train any trial of its search.
@@ -92,3 +122,30 @@ class GroupSpec:
     reference: str | None
     completer: Completer | None = None
     beyond: bool = False
+
+    @property
+    def shape(self) -> GroupShape:
+        """What its processes depend on."""
+        return GroupShape(self.name, self.resources, self.storage)
+
+    def loads_as(self, other: "GroupSpec") -> bool:
+        """Whether what its workers have loaded is what they would load for the other."""
+        return self._loaded == other._loaded
+
+    @property
+    def _loaded(self) -> tuple[Any, ...]:
+        pairs = self.pairs.train.sha256(), self.pairs.eval.sha256()
+        training = self.training.model_dump(exclude=OF_A_TRIAL)
+        return self.model, training, self.resources.fsdp, self.reference, self.completer, self.beyond, pairs
+
+
+class Lease(NamedTuple):
+    """Trials of one search that a worker group trains, until its mailbox says that there are no more.
+
+    Attributes:
+        mailbox: Handle of the mailbox with the trials; it ends with the slot that owns it.
+        group: Reference of the search's GroupSpec in Ray's object store.
+    """
+
+    mailbox: Any
+    group: Any

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,8 @@ from tune_dlrml.errors import InputError, StorageError, headline
 from tune_dlrml.records import Answer, Fault, Report, State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.system.allocator import keep_freed_memory
-from tune_dlrml.system.timings import mark
-from tune_dlrml.training.group_spec import GroupSpec
+from tune_dlrml.system.timings import Stage, mark
+from tune_dlrml.training.group_spec import GroupSpec, Lease
 from tune_dlrml.training.resident import Resident
 from tune_dlrml.training.trial import train_trial
 
@@ -47,43 +48,81 @@ def train_trials(config: dict[str, Any], began_s: float) -> None:
     """Loop of one rank. An exception leaves it and so ends the whole group; the slot answers for the trial.
 
     Args:
-        config: `mailbox`, the actor's handle, and `group`, a GroupSpec.
+        config: `lease`, what it trains; or `lobby`, handle of a mailbox whose orders are leases.
         began_s: When the process had started and its imports began, in Unix time.
     """
-    group: GroupSpec = config["group"]
-    mailbox, index, search = config["mailbox"], 0, Path(group.trials).parent
-    try:
-        rank = ray.train.get_context().get_world_rank()
-        if rank == 0:
-            mark(search, "worker", began_s)
-            mark(search, "imported")
-        resident = _load(group)
-        if rank == 0:
-            mark(search, "loaded")
-        # Orders are fetched by their index, so that no rank can miss one that was dropped while it was still busy.
-        while (order := ray.get(mailbox.order.remote(index))) is not None:
-            spec = TrialSpec.from_json(order["spec"])
-            outcome = train_trial(
-                resident,
-                spec,
-                group.plan,
-                MailboxChannel(mailbox, index, rank),
-                folder=Path(group.trials) / str(spec.number),
-                handed_over_s=order["handed_over_s"],
-            )
-            if rank == 0 and outcome is not None:
-                ray.get(mailbox.finish.remote(index, asdict(outcome)))
-            index += 1
-    except Exception as error:
-        if not _is_loss_of_others(error):
-            number = ray.get(mailbox.order.remote(index))["spec"]["number"]
-            ray.get(mailbox.finish.remote(index, asdict(_failed(number, error))))
-        raise
+    lobby, worker, place = config["lobby"], _Worker(began_s), 0
+    if lobby is None:
+        worker.serve(config["lease"])
+        return
+    # Orders are fetched by their index, so that no rank can miss one that was dropped while it was still busy.
+    while (lease := ray.get(lobby.order.remote(place))) is not None:
+        worker.serve(lease)
+        if worker.rank == 0:
+            ray.get(lobby.finish.remote(place, {}))
+        place += 1
+
+
+class _Worker:
+    """One rank, and what it has loaded."""
+
+    def __init__(self, began_s: float) -> None:
+        self.rank = ray.train.get_context().get_world_rank()
+        self._marks: list[tuple[Stage, float]] = [("worker", began_s), ("imported", time.time())]
+        self._group: GroupSpec | None = None
+        self._resident: Resident | None = None
+
+    def serve(self, lease: Lease) -> None:
+        """Train the trials of a lease until there are no more."""
+        mailbox, index = lease.mailbox, 0
+        try:
+            group: GroupSpec = ray.get(lease.group)
+            resident = self._loaded(group)
+            while (order := ray.get(mailbox.order.remote(index))) is not None:
+                spec = TrialSpec.from_json(order["spec"])
+                outcome = train_trial(
+                    resident,
+                    spec,
+                    group.plan,
+                    MailboxChannel(mailbox, index, self.rank),
+                    folder=Path(group.trials) / str(spec.number),
+                    handed_over_s=order["handed_over_s"],
+                )
+                if self.rank == 0 and outcome is not None:
+                    ray.get(mailbox.finish.remote(index, asdict(outcome)))
+                index += 1
+        except Exception as error:
+            if not _is_loss_of_others(error):
+                number = ray.get(mailbox.order.remote(index))["spec"]["number"]
+                ray.get(mailbox.finish.remote(index, asdict(_failed(number, error))))
+            raise
+
+    def _loaded(self, group: GroupSpec) -> Resident:
+        """The model and the data of a search: those that are there already, or others in their place."""
+        search = Path(group.trials).parent
+        self._mark(search, *(self._marks or [("worker", time.time())]))
+        self._marks = []
+        if self._resident is None or self._group is None or not self._group.loads_as(group):
+            if self._resident is not None:
+                self._resident = self._group = None
+                gc.unfreeze()
+                gc.collect()
+                torch.cuda.empty_cache()
+            self._resident = _load(group)
+        self._group = group
+        self._mark(search, ("loaded", time.time()))
+        return self._resident
+
+    def _mark(self, search: Path, *marks: tuple[Stage, float]) -> None:
+        if self.rank == 0:
+            for stage, at_s in marks:
+                mark(search, stage, at_s)
 
 
 def _load(group: GroupSpec) -> Resident:
     own = logging.getLogger("tune_dlrml")
-    own.addHandler(logging.StreamHandler())  # stderr, which Ray hands on to the search's log
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())  # stderr, which Ray hands on to the search's log
     own.setLevel(logging.INFO)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()

@@ -79,7 +79,7 @@ class ProgressView:
         self._ended, self._first_end = 0, 0.0
         self._progress.update(self._total, total=num_trials, completed=done)
         resumed = f", {done} of them already ended" if done else ""
-        begins = "; starting Ray and the first worker group" if done < num_trials else ""
+        begins = "; waiting for Ray and a worker group" if done < num_trials else ""
         self._say(f"{num_trials} trials of at most {full_steps} steps{resumed}{begins}")
 
     def on_start(self, spec: TrialSpec) -> None:

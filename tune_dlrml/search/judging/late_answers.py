@@ -12,6 +12,7 @@ from tune_dlrml.cluster.cluster import waited_for
 from tune_dlrml.config import ResourcesConfig, TrainingConfig
 from tune_dlrml.errors import InputError, StorageError, UnansweredError
 from tune_dlrml.evaluation.mt_bench.questionnaire import Questionnaire
+from tune_dlrml.search.tune.keeper import make_room
 from tune_dlrml.training.checkpoint import newest_checkpoint
 
 
@@ -42,6 +43,7 @@ def ask_finalists(
         UnansweredError: Naming the trials that could not answer, and why.
         StorageError: The answers cannot be written.
     """
+    make_room()
     ask = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2)(_answer)
     waiting, under_way = deque(trials.items()), dict[ray.ObjectRef, int]()
     faults: dict[int, str] = {}

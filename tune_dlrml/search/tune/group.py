@@ -17,7 +17,7 @@ from tune_dlrml.records import Fault, State, TrialOutcome
 from tune_dlrml.search.tune.mailbox import Mailbox
 from tune_dlrml.search.tune.process_group import ProcessGroupConfig
 from tune_dlrml.system.imports import importing
-from tune_dlrml.training.group_spec import GroupSpec
+from tune_dlrml.training.group_spec import GroupShape, GroupSpec, Lease
 
 CLOSE_S = 7.0
 """How long a group may take to leave its loop; Tune kills a slot that needs more than 10 s to stop, step included."""
@@ -60,24 +60,27 @@ class GroupTrainer(DataParallelTrainer):  # type: ignore[misc]
         return super()._initialize_and_run_controller(**parts | {"scaling_policy": policy})
 
 
-class WorkerGroup:
-    """A Ray Train run that trains the trials put into its mailbox, in turn.
+class Run:
+    """A Ray Train run, which ends with the process that owns it.
 
     Args:
-        spec: What its workers need.
+        spec: Of the search that starts it.
+        lease: The trials that it trains; None where it gets one after another from the lobby.
+        lobby: A mailbox whose orders are leases.
+
+    Attributes:
+        error: Why it ended, where that was an error.
     """
 
-    def __init__(self, spec: GroupSpec) -> None:
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-        self.trials = 0
-        self._error: BaseException | None = None
+    def __init__(self, spec: GroupShape, *, lease: Lease | None = None, lobby: Any = None) -> None:
+        self.error: BaseException | None = None
         resources = spec.resources
         per_worker = {"CPU": float(resources.cpus_per_worker)}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
         self._trainer = GroupTrainer(
             train_trials,
-            train_loop_config={"mailbox": self._mailbox, "group": spec},
+            train_loop_config={"lease": lease, "lobby": lobby},
             backend_config=ProcessGroupConfig("nccl" if resources.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -95,8 +98,39 @@ class WorkerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether the Train run is still running."""
+        """Whether it is still running."""
         return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end."""
+        self._thread.join(seconds)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # the thread's end is the group's end; the slot reports what it was
+            self.error = error
+
+
+class WorkerGroup:
+    """Workers that train the trials put into their mailbox, in turn; the group ends with its slot.
+
+    Args:
+        spec: What its workers need.
+
+    Attributes:
+        trials: How many it has been given.
+    """
+
+    def __init__(self, spec: GroupSpec) -> None:
+        self._mailbox = new_mailbox()
+        self.trials = 0
+        self._run = Run(spec.shape, lease=Lease(self._mailbox, ray.put(spec)))
+
+    @property
+    def alive(self) -> bool:
+        """Whether its run is still running."""
+        return self._run.alive
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the mailbox.
@@ -104,30 +138,45 @@ class WorkerGroup:
         Raises:
             GroupDiedError: The mailbox is dead, and with it the only way to the workers, who leave when they notice.
         """
-        try:
-            return ray.get(getattr(self._mailbox, method).remote(*args))
-        except RayActorError as error:
-            raise GroupDiedError("the mailbox of the worker group died") from error
+        return ask(self._mailbox, method, *args)
 
     def close(self) -> None:
         """Ask the workers to leave their loop and wait until they have."""
-        if self.alive:
-            with suppress(GroupDiedError):
-                self.call("put", None)
-                self._thread.join(CLOSE_S)
-        # Workers that did not get the message, since the mailbox could not be reached, leave when it is gone.
-        ray.kill(self._mailbox)
+        leave(self._run, self._mailbox)
 
     def how_it_was_lost(self, number: int) -> TrialOutcome:
         """The outcome of the trial that the run was training when it ended; a worker reports its own exceptions."""
-        error = self._error or GroupDiedError("the worker group ended without an error and without a result")
-        return lost(number, error)
+        return lost(number, self._run.error or GroupDiedError(NO_ERROR))
 
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:  # the thread's end is the group's end; the slot reports what it was
-            self._error = error
+
+NO_ERROR = "the worker group ended without an error and without a result"
+
+
+def new_mailbox() -> Any:
+    """A mailbox, which ends with the process that owns it."""
+    return ray.remote(num_cpus=0)(Mailbox).remote()
+
+
+def ask(actor: Any, method: str, *args: Any) -> Any:
+    """Call a method of a mailbox, or of another actor without which a group is lost.
+
+    Raises:
+        GroupDiedError: It is dead.
+    """
+    try:
+        return ray.get(getattr(actor, method).remote(*args))
+    except RayActorError as error:
+        raise GroupDiedError("the mailbox of the worker group died") from error
+
+
+def leave(run: Run, mailbox: Any) -> None:
+    """Ask the workers of a run, by the mailbox in which they look for orders, to leave, and wait until they have."""
+    if run.alive:
+        with suppress(GroupDiedError):
+            ask(mailbox, "put", None)
+            run.wait(CLOSE_S)
+    # Workers that did not get the message, since the mailbox could not be reached, leave when it is gone.
+    ray.kill(mailbox)
 
 
 def lost(number: int, error: BaseException) -> TrialOutcome:

@@ -15,6 +15,7 @@ with importing():  # a slot's process begins with this module, and the group wai
     from ray import tune
 
     from tune_dlrml.search.tune.group import WorkerGroup, lost
+    from tune_dlrml.search.tune.keeper import LeasedGroup
 
 HEARTBEAT_S = 2.0
 """A step without news returns after this; a longer one would delay every decision of Tune."""
@@ -27,11 +28,11 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
     the last can be at a rung, and how the trial ended, once it has. An empty one is a heartbeat.
     """
 
-    def setup(self, config: dict[str, Any], group: GroupSpec) -> None:
-        """Start the worker group with the first trial."""
+    def setup(self, config: dict[str, Any], group: GroupSpec, keeper: Any = None) -> None:
+        """Start the worker group with the first trial, or lease one of a keeper."""
         mark(Path(group.trials).parent, "slot")
-        self._group_spec = group
-        self._group: WorkerGroup | None = None
+        self._group_spec, self._keeper = group, keeper
+        self._group: WorkerGroup | LeasedGroup | None = None
         self._number, self._index, self._at_rung = -1, -1, False
         self._begin(config)
 
@@ -65,7 +66,7 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
         return news
 
     def cleanup(self) -> None:
-        """Let the workers leave their loop."""
+        """Let the workers leave."""
         self._leave()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -90,10 +91,18 @@ class TrialSlot(tune.Trainable):  # type: ignore[misc]  # mypy skips ray, see py
 
     def _put(self, order: dict[str, Any]) -> int:
         if self._group is None:
-            self._group = WorkerGroup(self._group_spec)
+            self._group = self._new_group()
         index: int = self._group.call("put", order)
         self._group.trials += 1
         return index
+
+    def _new_group(self) -> WorkerGroup | LeasedGroup:
+        if self._keeper is not None:
+            try:
+                return LeasedGroup(self._group_spec, self._keeper)
+            except GroupDiedError:
+                self._keeper = None  # a search does without
+        return WorkerGroup(self._group_spec)
 
     def _leave(self) -> None:
         if self._group is not None:
