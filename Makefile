@@ -3,15 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Byte code is kept whatever the environment says: without, every process of every search compiles the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart test lint docs bench gpu judged frontier constrained stability objectives pair-order replay-table samplers faults pairs clean
 
 quickstart: .venv/run.stamp  ## The main job on the embedded model and pairs.
 	$(BIN)/tune-dlrml search search_spaces/quickstart.yaml
 
 # Two files at a time, in the order of tests/conftest.py; apart, since what starts Ray leaves its address in the
-# environment of its process. Byte code is kept whatever the environment says: without, every process of every search
-# compiles the package anew.
-test: export PYTHONDONTWRITEBYTECODE :=
+# environment of its process.
 test: .venv/dev.stamp  ## The whole suite.
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder

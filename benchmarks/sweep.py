@@ -9,9 +9,10 @@ against naive.py, one Ray Train run for each trial. `one_process` and `one_proce
 quickstart, against one_process.py, TRL at its best settings in a single process.
 
 What is the same on both sides, and what their times include, stands in sides.py. Each side has one trial at a time on
-all CPUs, unless said otherwise. Each decides by its own successive halving, as a rule that stops trials, and so may
-train more or fewer steps than the other; the steps are printed, and are in the raw results. The naive side reads a GGUF
-model for every trial, as its documentation says; how long that took is printed and in the raw results, too.
+all CPUs, unless said otherwise. Each decides at the same rungs by its own successive halving, this project's by
+pausing and promoting trials, and so may train more or fewer steps than the other; the steps are printed, and are in the
+raw results. The naive side reads a GGUF model for every trial, as its documentation says; how long that took is printed
+and in the raw results, too.
 
 A sweep takes long, so it is measured once; `--repeats` measures more often, the sides in turn.
 """
@@ -114,7 +115,7 @@ def _completed(
             "sampler": "grid",
             "baseline": None,
             "num_trials": size.trials,
-            "scheduler": scheduler | {"type": "stopping", "grace_period": grace_period},
+            "scheduler": scheduler | {"grace_period": grace_period},
         },
         "resources": {"cpus_per_worker": max(1, cpus() // size.concurrent), "concurrent_trials": size.concurrent},
     }
@@ -154,11 +155,7 @@ def quickstart_document(folder: Path, trials: int, size: Size) -> dict[str, Any]
             "baseline": None,
             "num_trials": trials,
             "points": points,
-            "scheduler": {
-                "type": "stopping",
-                "grace_period": min(10, training["max_steps"]),
-                "reduction_factor": 2,
-            },
+            "scheduler": {"grace_period": min(10, training["max_steps"]), "reduction_factor": 2},
         },
         "resources": {"cpus_per_worker": cpus()},
     }
