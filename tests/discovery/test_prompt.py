@@ -29,7 +29,7 @@ def loss(name: str) -> ProposedLoss:
 
 
 def score(value: float | None, **context: float) -> Score:
-    return Score(1, value, 0.02, {"beta": 0.1}, context, {"complete": 1}, {})
+    return Score(1, value, None, 0.02, {"beta": 0.1}, context, {"complete": 1}, {})
 
 
 def record(number: int, **changes: Any) -> ProposalRecord:
@@ -48,13 +48,17 @@ def asked(
 
 def test_a_score_says_what_a_researcher_would():
     context, judged = {"eval_kl": 3.1, "eval_trap_fraction": 0.64}, {"openai:judge": 6.25}
-    found = Score(7, 0.583, 0.0204, {"beta": 0.1}, context, {"complete": 2}, judged)
+    found = Score(7, 0.583, None, 0.0204, {"beta": 0.1}, context, {"complete": 2}, judged)
     assert found.sentence("eval_accuracy") == (
         "held-out accuracy 0.583 +- 0.02 at beta 0.1; KL to the reference 3.1; trapped pairs 0.64; "
         "answers rated 6.25 of 10 by openai:judge; 2 complete"
     )
-    diverged = Score(None, None, None, {}, {}, {"diverged": 3}, {})
-    assert diverged.sentence("eval_accuracy") == "no complete trial (3 diverged)"
+    diverged = Score(None, None, None, None, {}, {}, {"diverged": 3}, {})
+    assert diverged.sentence("eval_accuracy") == "no value (3 diverged)"
+    early = Score(None, 0.54, 10, 0.06, {"beta": 0.1}, {}, {"paused": 2}, {})
+    assert early.sentence("eval_accuracy") == (
+        "held-out accuracy 0.540 +- 0.06 at beta 0.1 after 10 steps, none complete; 2 paused"
+    )
 
 
 def test_the_best_are_shown_with_their_code_and_the_others_are_not():
@@ -148,13 +152,15 @@ def test_the_example_of_the_prompt_is_a_proposal_that_can_be_trained():
     assert not build_loss(concrete).batch_coupled
 
 
-def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
-    def row(number: int, branch: str, state: State, value: float | None) -> TrialRow:
-        spec = TrialSpec.model_construct(
-            number=number, branch=branch, loss=LOSSES["dpo"].config(), training=TRAINING, params={f"{branch}.beta": 0.2}
-        )
-        return TrialRow(number, state, "", {f"{branch}.params.beta": 0.2}, spec, value, 9, 0, {})
+def row(number: int, branch: str, state: State, value: float | None, steps: int = 9, **changes: Any) -> TrialRow:
+    spec = TrialSpec.model_construct(
+        number=number, branch=branch, loss=LOSSES["dpo"].config(), training=TRAINING, params={f"{branch}.beta": 0.2}
+    )
+    trial = TrialRow(number, state, "", {f"{branch}.params.beta": 0.2}, spec, value, steps, 0, {})
+    return replace(trial, **changes)
 
+
+def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
     rows = [
         row(0, "dpo", State.COMPLETE, 0.5),
         row(1, "dpo", State.COMPLETE, 0.6),
@@ -172,3 +178,28 @@ def test_scores_are_those_of_the_best_complete_trial_of_each_loss():
     assert (found["dpo"].judged, found["mine"].judged) == ({"openai:judge": 6.0}, {})
     assert found["dpo"].states == {"complete": 2, "pruned": 1}
     assert (found["bad"].trial, found["bad"].states) == (None, {"diverged": 1})
+
+
+def test_a_loss_without_a_complete_trial_has_what_its_trials_measured_last_where_they_got_furthest():
+    rows = [
+        row(0, "once", State.PAUSED, 0.9, steps=1),
+        row(1, "twice", State.PAUSED, 0.6, steps=2),
+        row(2, "twice", State.PRUNED, 0.7, steps=1),
+        row(3, "worse", State.PRUNED, 0.55, steps=2),
+        row(4, "bad", State.DIVERGED, 0.95, steps=8),
+        row(5, "far", State.PAUSED, 0.99, steps=8, feasible=False),
+        row(6, "done", State.COMPLETE, 0.5, steps=16),
+        row(7, "done", State.PAUSED, 0.9, steps=8),
+    ]
+    found = scores_of(rows, {1: {"eval_accuracy_se": 0.04}}, "eval_accuracy", maximize=True)
+    assert list(found) == ["done", "twice", "worse", "once", "bad", "far"]
+    assert {name: (score.trial, score.value, score.steps) for name, score in found.items()} == {
+        "done": (6, 0.5, None),
+        "twice": (None, 0.6, 2),
+        "worse": (None, 0.55, 2),
+        "once": (None, 0.9, 1),
+        "bad": (None, None, None),
+        "far": (None, None, None),
+    }
+    assert found["twice"].error == 0.04
+    assert list(scores_of(rows[1:4], {}, "eval_accuracy", maximize=False)) == ["worse", "twice"]

@@ -12,6 +12,8 @@ from tune_dlrml.study.history import TrialRow, ranked
 
 CONTEXT = ("eval_kl", "eval_trap_fraction")
 """Metrics that say what the objective cost."""
+EARLY = (State.PAUSED, State.PRUNED)
+"""How trials are that have measured the objective before their full budget, and may have had a good one."""
 NOT_JUDGED: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -21,9 +23,10 @@ class Score:
 
     Attributes:
         trial: Its best complete trial; None without one.
-        value: Its objective there.
-        error: Standard error of it over the held-out pairs; None where it was not reported.
-        settings: The values that its trials vary.
+        value: Its objective there; without one, the best of its paused and pruned trials that got furthest.
+        steps: Optimizer steps after which that one was measured; None with a complete trial, or without any value.
+        error: Standard error of the value over the held-out pairs; None where it was not reported.
+        settings: The values that its trials vary, there.
         context: Other metrics there, see `CONTEXT`.
         states: How many of its trials ended how.
         judged: Mean rating of its answers there, of 1 to 10, by judge; empty while they are not judged.
@@ -31,6 +34,7 @@ class Score:
 
     trial: int | None
     value: float | None
+    steps: int | None
     error: float | None
     settings: Mapping[str, Any]
     context: Mapping[str, float]
@@ -42,13 +46,17 @@ class Score:
         return asdict(self)
 
     def sentence(self, metric: str) -> str:
-        """What was measured, such as `accuracy 0.583 +- 0.02 at beta 0.1; KL 3.1 nats; 2 complete, 1 pruned`."""
+        """What was measured, such as `accuracy 0.583 +- 0.02 at beta 0.1; KL 3.1 nats; 2 complete, 1 pruned`.
+
+        Without a complete trial it says so: `accuracy 0.54 at beta 0.1 after 10 steps, none complete; 2 paused`.
+        """
         ends = ", ".join(f"{count} {state}" for state, count in self.states.items())
         if self.value is None:
-            return f"no complete trial ({ends})"
+            return f"no value ({ends})"
         error = "" if self.error is None else f" +- {self.error:.2g}"
         at = ", ".join(f"{key} {value:.3g}" for key, value in self.settings.items() if isinstance(value, float | int))
-        said = [f"{METRICS[metric].words} {self.value:.3f}{error}{f' at {at}' if at else ''}"]
+        early = "" if self.steps is None else f" after {self.steps} steps, none complete"
+        said = [f"{METRICS[metric].words} {self.value:.3f}{error}{f' at {at}' if at else ''}{early}"]
         said += [f"{METRICS[name].words} {value:.3g}" for name, value in self.context.items()]
         said += [f"answers rated {rating:.2f} of 10 by {judge}" for judge, rating in self.judged.items()]
         return "; ".join([*said, ends])
@@ -62,7 +70,10 @@ def scores_of(
     maximize: bool,
     judged: Mapping[int, Mapping[str, Any]] = NOT_JUDGED,
 ) -> dict[str, Score]:
-    """The score of every loss that has a trial which has ended, by branch, the best first.
+    """The score of every loss that has a trial which has ended or is paused, by branch, the best first.
+
+    A loss with a complete trial is before one without, and one whose trials got further before one whose did not: what
+    was measured at different steps is not compared.
 
     Args:
         rows: The trials.
@@ -71,14 +82,16 @@ def scores_of(
         maximize: Whether larger values of it are better.
         judged: Results of judging by number, see `SearchResult.judged`.
     """
-    order = [row.number for row in ranked(rows, maximize=maximize)]
+    sign = -1.0 if maximize else 1.0
+    early = [row for row in rows if row.state in EARLY and row.feasible and row.value is not None]
+    early.sort(key=lambda row: (-row.steps, sign * float(row.value or 0.0), row.number))
+    order = [row.number for row in (*ranked(rows, maximize=maximize), *early)]
     by_branch: dict[str, list[TrialRow]] = {}
     for row in rows:
         if row.spec is not None and row.state is not State.RUNNING:
             by_branch.setdefault(row.spec.branch, []).append(row)
     found = {branch: _score(own, order, metrics, metric, judged) for branch, own in by_branch.items()}
-    last = len(order)
-    return dict(sorted(found.items(), key=lambda each: last if each[1].trial is None else order.index(each[1].trial)))
+    return dict(sorted(found.items(), key=lambda each: _place(by_branch[each[0]], order)))
 
 
 def _score(
@@ -88,10 +101,10 @@ def _score(
     metric: str,
     judged: Mapping[int, Mapping[str, Any]],
 ) -> Score:
-    states = dict(Counter(str(row.state) for row in rows))
-    best = min((row for row in rows if row.number in order), key=lambda row: order.index(row.number), default=None)
+    states, place = dict(Counter(str(row.state) for row in rows)), _place(rows, order)
+    best = next((row for row in rows if [row.number] == order[place : place + 1]), None)
     if best is None or best.spec is None:
-        return Score(None, None, None, {}, {}, states, {})
+        return Score(None, None, None, None, {}, {}, states, {})
     own = metrics.get(best.number, {})
     varied = {key.partition(".")[2]: value for key, value in best.params.items()} or {
         key: value for key, value in best.spec.loss.flat().items() if isinstance(value, float)
@@ -100,4 +113,10 @@ def _score(
     context = {name: own[name] for name in CONTEXT if name in own}
     said = judged.get(best.number, {}).get("scores", ())
     ratings = {each["judge"]: each["score"] for each in said if each["score"] is not None}
-    return Score(best.number, best.value, own.get(METRICS[metric].error), settings, context, states, ratings)
+    trial, steps = (best.number, None) if best.state is State.COMPLETE else (None, best.steps)
+    return Score(trial, best.value, steps, own.get(METRICS[metric].error), settings, context, states, ratings)
+
+
+def _place(rows: Sequence[TrialRow], order: Sequence[int]) -> int:
+    """The first place that one of these trials has in an order; behind it where none has."""
+    return min((order.index(row.number) for row in rows if row.number in order), default=len(order))

@@ -139,13 +139,13 @@ def story(data: SearchData, confirmed: Sequence[Confirmed]) -> Story | None:
     rows, metrics = [trial.row for trial in data.trials], {trial.number: trial.newest for trial in data.trials}
     judged = {trial.number: trial.judged for trial in data.trials if trial.judged is not None}
     scores = scores_of(rows, metrics, data.metric, maximize=data.maximize, judged=judged)
-    order = [label for label, score in scores.items() if score.value is not None and label != BASELINE]
+    order = [label for label, score in scores.items() if score.trial is not None and label != BASELINE]
     lines = tuple(_line(each, data, scores.get(each.label), order, confirmed) for each in data.proposals)
     price = data.config.discovery.price_per_million_tokens
     names = dict.fromkeys(each.proposer for each in data.proposals)
     proposers = tuple(_proposer(name, data.proposals, order, price) for name in names)
     plain = scores.get(BASELINE)
-    return Story(lines, proposers, "" if plain is None or plain.value is None else plain.sentence(data.metric))
+    return Story(lines, proposers, "" if plain is None or plain.trial is None else plain.sentence(data.metric))
 
 
 def _line(
@@ -155,10 +155,11 @@ def _line(
     order: Sequence[str],
     confirmed: Sequence[Confirmed],
 ) -> ProposalLine:
-    value = None if score is None else score.value
-    error = None if score is None else score.error
+    best = None if score is None or score.trial is None else score
+    value = None if best is None else best.value
+    error = None if best is None else best.error
     half = None if value is None or error is None else Z * error
-    trial = None if score is None else score.trial
+    trial = None if best is None else best.trial
     own = data.of(record.label) if record.label else []
     again = next((one for one in confirmed if record.label and one.loss == record.label), None)  # the best one first
     return ProposalLine(
@@ -176,13 +177,13 @@ def _line(
         warnings=tuple(record.found.get("shape", ())) if record.stage == "accepted" else (),
         place=order.index(record.label) + 1 if record.label in order else None,
         trial=trial,
-        settings={} if score is None else score.settings,
+        settings={} if best is None else best.settings,
         drawn=max(own, key=lambda each: each.steps).number if trial is None and own else trial,
         value=value,
         low=None if value is None or half is None else value - half,
         high=None if value is None or half is None else value + half,
-        kl=None if score is None else score.context.get("eval_kl"),
-        judged={} if score is None else score.judged,
+        kl=None if best is None else best.context.get("eval_kl"),
+        judged={} if best is None else best.judged,
         states={} if score is None else score.states,
         verdict="" if again is None else again.verdict,
         difference=None if again is None else again.mean_difference,
