@@ -42,9 +42,9 @@ class ConfirmConfig(Frozen):
     top: Natural = 3
     """Trials that are trained again, the best ones by the search's metric."""
     per_loss: Natural | None = None
-    """Most of them that one entry of `space.losses` may have: 1 confirms each loss at its best. Null sets no limit."""
+    """Most of them that one entry of `space.losses` may have: with 1 none is there twice. Null sets no limit."""
     seeds: Annotated[int, Field(ge=2)] = 5
-    """New seeds for each of them. In a race, a finalist may have a fifth more, and mostly needs fewer."""
+    """New seeds for each of them. In a race, a finalist may have a fifth more, rounded up, and mostly needs fewer."""
     adaptive: bool = True
     """Whether it is a race: seeds in rounds, in which a finalist that is better or worse than DPO is settled and one
     that could hardly become either is dropped, with 5 % of error over all looks and finalists. False trains each of
@@ -180,7 +180,8 @@ class ResourcesConfig(Frozen):
 class CheckpointConfig(Frozen):
     """When a trial is saved so that it can resume after a fault, and how many of its checkpoints are kept.
 
-    A trial is saved after every rung that it passes, every `save_steps` optimizer steps between them, and at its end.
+    A trial is saved at every rung where it pauses or that it passes, every `save_steps` optimizer steps between them,
+    and at its end.
     """
 
     save_steps: Natural = 50
