@@ -29,7 +29,10 @@ COST: Any = SimpleNamespace(
 def test_the_lines_say_what_is_told_apart_what_it_was_measured_on_and_what_halves_it():
     both = replace(POWER, pairs_to_halve=512, seeds_to_halve=20)
     differences, noise, ways = power_lines(both, COST)
-    assert "two trials from each other at 0.15, and a finalist from the baseline in a confirmation of 5 seeds" in differences
+    assert (
+        "two trials from each other at 0.15, and a finalist from the baseline in a confirmation of 5 seeds"
+        in differences
+    )
     assert noise.startswith("measured after 4 of 20 steps") and "60%" in noise
     assert "512 held-out pairs instead of 128 (an evaluation then takes 1:04 min)" in ways
     assert "or 20 seeds instead of 5 (the confirmation then takes 20:00 min)" in ways

@@ -102,9 +102,10 @@ class EventLog:
         log.last_step = report.step
         return True
 
-    def pause(self, number: int, step: int) -> None:
-        """Record that a trial is paused."""
-        self._append(number, {"kind": "pause", "timestamp_ms": int(time.time() * 1000), "step": step}, durable=True)
+    def pause(self, number: int, step: int, at_ms: int | None = None) -> None:
+        """Record that a trial is paused, since `at_ms`, or now."""
+        since = int(time.time() * 1000) if at_ms is None else at_ms
+        self._append(number, {"kind": "pause", "timestamp_ms": since, "step": step}, durable=True)
         self._log(number).paused = True
 
     def end(self, number: int, state: State, reason: str) -> None:

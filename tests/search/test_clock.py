@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class View:
         self.notices: list[str] = []
         self.begun = 0
 
-    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
+    def on_begin(self, num_trials: int, done: int, full_steps: int, paused: Mapping[int, int]) -> None:
         self.begun += 1
 
     def on_notice(self, text: str) -> None:

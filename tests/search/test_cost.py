@@ -198,6 +198,15 @@ def test_successive_halving_makes_a_bill_smaller_and_the_same_bill_each_time(con
     assert cost.as_json()["step_s"] == {"median": 2.0, "low": 1.8, "high": 2.2}
 
 
+def test_a_promoted_trial_counts_twice_against_the_trials_of_a_group(config_with: Config) -> None:
+    settings = {"grace_period": 5, "reduction_factor": 2}
+    config = config_with(num_trials=24, scheduler=settings)
+    recycled = with_(config, resources={"trials_per_group": 1})
+    kept, renewed = (estimate_cost(MEASURED, each, 40) for each in (config, recycled))
+    loads = (renewed.wall_s.mean - kept.wall_s.mean) / MEASURED.load_s
+    assert loads > 23  # behind the first group; not every promotion is at once
+
+
 def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
     once = estimate_cost(MEASURED, config_with(num_trials=4, scheduler=None), 6)
     config = with_(config_with(num_trials=4, scheduler=None), resources={"trials_per_group": 2})
@@ -280,6 +289,10 @@ def report(at_s: float, step: int, *, evaluated: bool = False, **metrics: float)
     return own | {"metrics": metrics}
 
 
+def pause(at_s: float) -> dict[str, Any]:
+    return {"kind": "pause", "timestamp_ms": int(at_s * 1000)}
+
+
 def end(at_s: float) -> dict[str, Any]:
     return {"kind": "end", "timestamp_ms": int(at_s * 1000)}
 
@@ -354,6 +367,21 @@ def test_the_time_between_two_attempts_counts_for_no_trial() -> None:
     usage = sum_up([row(0, State.RUNNING, 4)], {0: resumed}.__getitem__, ResourcesConfig())
     assert usage.trial_s == pytest.approx(9 + 4)
     assert (usage.optimizer_steps, usage.trained_tokens) == (6, 60)
+
+
+def test_the_checkpoint_of_a_pause_is_counted_and_the_time_of_the_pause_is_not() -> None:
+    paused = [*PRUNED[:3], pause(42), start(1000), report(1004, 6, tokens=60, steps_per_second=1.0)]
+    usage = sum_up([row(0, State.RUNNING, 6)], {0: paused}.__getitem__, ResourcesConfig())
+    assert usage.trial_s == pytest.approx(9 + 3 + 4)
+    assert usage.shares["saving"] == pytest.approx(3 / 16)
+
+
+def test_an_evaluation_in_the_first_report_of_a_promoted_trial_is_counted_once() -> None:
+    log = [start(0), report(1, 0), pause(1), start(10), report(20, 8, tokens=80, steps_per_second=2.0, evaluated=True)]
+    books = {"evaluation": 5.0, "saving": 0.0, "waiting": 0.0}
+    usage = sum_up([row(0, State.COMPLETE, 8, seconds=books)], {0: [*log, end(20)]}.__getitem__, ResourcesConfig())
+    assert usage.trial_s == pytest.approx(1 + 10)  # of which 4 s are training and 5 s the evaluation
+    assert usage.shares["starting"] == pytest.approx(2 / 11)
 
 
 def test_clocks_that_disagree_make_no_time_negative() -> None:

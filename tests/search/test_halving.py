@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tune_dlrml.config import SchedulerConfig
-from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
+from tune_dlrml.study.halving import Promotions, rung_steps, survives
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,11 @@ def test_paused_trials_are_promoted_as_the_paper_says(maximize: bool, rungs: int
 def test_at_the_end_the_best_of_the_highest_rung_goes_on_until_enough_are_complete() -> None:
     promotions = Promotions(2, 4, maximize=True)
     assert [promotions.arrive(number, 0, number / 10) for number in range(3)] == [False] * 3
-    assert promotions.next() is None and promotions.next(missing=0) is None
-    assert promotions.next(missing=1) == 2
+    assert promotions.next() is None and promotions.next(wanted=()) is None
+    assert promotions.next(wanted={0, 1}) == 1
+    assert promotions.next(wanted={0, 1, 2}) == 2
     del promotions.paused[2]
-    assert promotions.arrive(2, 1, 0.0, missing=1)  # alone at the highest rung with a trial
+    assert promotions.arrive(2, 1, 0.0, wanted={0, 1, 2})  # alone at the highest rung with a trial
 
 
 def test_without_a_scheduler_there_are_no_rungs() -> None:
@@ -102,4 +103,4 @@ def test_one_in_factor_trials_passes_a_rung_or_only_the_best_while_there_are_few
         value = recorded[-1]
         better = sum(other > value if maximize else other < value for other in recorded)
         expected = better == 0 if len(recorded) < factor else better < len(recorded) // factor
-        assert is_promoted(value, recorded, factor, maximize=maximize) == expected
+        assert survives(value, recorded, factor, maximize=maximize) == expected

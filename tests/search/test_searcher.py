@@ -190,6 +190,35 @@ def test_a_paused_trial_gives_its_slot_to_others_and_comes_again_when_it_is_prom
     assert tune.witness.events[-1] == ("end", 1, State.PRUNED)
 
 
+def test_failures_with_paused_trials_between_them_are_not_in_a_row(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with(scheduler=PROMOTION | {"reduction_factor": 8}, baseline=None)
+    for accuracy in (0.4, 0.3, 0.2):
+        fail(tune, tune.next(), "OOM: 20 MiB")
+        assert tune.result(tune.next(), report(tune.spec.number, 5, accuracy, rung=True)) == "STOP"
+    assert not tune.searcher.same_failures and tune.next() != "FINISHED"
+
+
+def test_a_loss_that_becomes_known_while_the_next_trial_is_asked_for_ends_no_paused_trial() -> None:
+    known: list[bool] = []
+
+    def ask() -> None:
+        known.append(True)  # from here on another thread has the loss
+
+    study: Any = SimpleNamespace(interrupted=list, ask=ask, waits=lambda: not known, paused={3: 10})
+    searcher = StudySearcher(study, Witness(study))
+    assert searcher.suggest("tune-1") is None
+
+
+def test_a_promoted_trial_is_silent_since_it_was_issued_until_it_reports(tune_with: Callable[..., Tune]) -> None:
+    tune = tune_with(scheduler=PROMOTION, baseline=None, num_trials=2)
+    for accuracy in (0.8, 0.4):
+        tune.result(tune.next(), report(tune.spec.number, 5, accuracy, rung=True))
+    promoted = tune.next()
+    assert [silence.steps for silence in tune.searcher.silences(0.0)] == [0]
+    tune.result(promoted, report(0, 6))
+    assert [silence.steps for silence in tune.searcher.silences(0.0)] == [6]
+
+
 def test_paused_trials_stay_so_when_the_time_is_up(tune_with: Callable[..., Tune]) -> None:
     up: list[bool] = []
     tune = tune_with(lambda: bool(up), scheduler=PROMOTION, baseline=None)

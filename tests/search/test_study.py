@@ -398,7 +398,71 @@ def test_samplers_see_a_paused_trial_as_one_that_was_pruned_there(config_with: C
     assert (running.state, seen.state) == (TrialState.RUNNING, TrialState.PRUNED)
     assert (seen.params, seen.intermediate_values) == (running.params, {10: 0.3})
     assert seen.constraints == {"diverged": 0.0, "eval_kl <= 5": -4.0}
-    assert study.for_samplers().get_trials()[0].state == TrialState.RUNNING
+    promoted = study.for_samplers().get_trials()[0]  # it runs, and is one of the best so far
+    assert (promoted.state, promoted.intermediate_values) == (TrialState.PRUNED, {10: 0.4})
+    assert promoted.constraints == {"diverged": 0.0, "eval_kl <= 5": 2.0}
+
+
+def test_samplers_see_trials_that_run_without_a_rung_as_running(config_with: Config, open_study: Open) -> None:
+    study = paused_study(config_with, open_study, 0.4)
+    assert study.ask().number == 1  # type: ignore[union-attr]
+    states = [trial.state for trial in study.for_samplers().get_trials()]
+    assert states == [TrialState.PRUNED, TrialState.RUNNING]
+
+
+KEEPS_ALL = {"type": "promotion", "grace_period": 10, "reduction_factor": 8}
+"""Of fewer than eight trials none is promoted before the end."""
+
+
+def through_its_rungs(study: SearchStudy, spec: TrialSpec, **metrics: float) -> None:
+    reached = study.steps_reached(spec.number)
+    for step in (own for own in (*study.rungs, 40) if own > reached):
+        if study.judge(spec.number, step, metrics) == "pause":
+            return
+    end(study, spec.number, State.COMPLETE, 40)
+
+
+@pytest.mark.parametrize(
+    ("kls", "complete"),
+    [
+        ([9.0, 1.0, 1.0], [1]),  # the best breaks the bound
+        ([1.0, 9.0, 9.0], [0]),
+        ([9.0, 9.0, 9.0], [0]),  # with none within it, one is still told of
+    ],
+)
+def test_the_end_of_a_search_promotes_what_keeps_its_constraints(
+    config_with: Config, open_study: Open, kls: list[float], complete: list[int]
+) -> None:
+    bounds = {"eval_kl": {"max": 5.0}}
+    study = paused_study(config_with, open_study, scheduler=KEEPS_ALL, num_trials=3, constraints=bounds)
+    while (spec := study.ask()) is not None:
+        through_its_rungs(study, spec, eval_accuracy=0.9 - 0.1 * spec.number, eval_kl=kls[spec.number])
+    assert [row.number for row in study.rows() if row.state is State.COMPLETE] == complete
+
+
+def test_a_complete_trial_that_breaks_a_constraint_is_not_what_a_search_is_for(
+    config_with: Config, open_study: Open
+) -> None:
+    bounds = {"eval_kl": {"max": 5.0}}
+    study = paused_study(config_with, open_study, num_trials=4, constraints=bounds)  # one of two is promoted
+    while (spec := study.ask()) is not None:
+        kl = 9.0 if spec.number in (0, 1) else 1.0
+        through_its_rungs(study, spec, eval_accuracy=0.9 - 0.1 * spec.number, eval_kl=kl)
+    found = {row.number: row.feasible for row in study.rows() if row.state is State.COMPLETE}
+    assert found == {0: False, 2: True}  # and 1, which is better, stays paused
+
+
+@pytest.mark.parametrize(("per_loss", "complete"), [(None, ["first", "first"]), (1, ["first", "second"])])
+def test_the_end_of_a_search_promotes_as_many_of_a_loss_as_are_confirmed(
+    config_with: Config, open_study: Open, per_loss: int | None, complete: list[str]
+) -> None:
+    losses = [{"name": "dpo", "label": label, "beta": 0.2} for label in ("first", "second")]  # three trials of each
+    settings = {"scheduler": KEEPS_ALL, "sampler": "grid", "num_trials": None, "baseline": None}
+    study = open_study(config_with(losses, confirm={"top": 2, "per_loss": per_loss}, **settings))
+    while (spec := study.ask()) is not None:
+        through_its_rungs(study, spec, eval_accuracy=0.9 if spec.branch == "first" else 0.4)
+    done = [row.spec.branch for row in study.rows() if row.state is State.COMPLETE and row.spec is not None]
+    assert done == complete
 
 
 def test_a_search_from_before_trials_were_paused_is_resumed_as_such_alone(

@@ -28,6 +28,11 @@ class SchedulerConfig(Frozen):
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One trial in so many passes a rung, and the next rung has so many times the steps."""
 
+    @property
+    def pauses(self) -> bool:
+        """Whether trials are paused at rungs, instead of pruned at once."""
+        return self.type == "promotion"
+
 
 class BaselineConfig(Frozen):
     """The plain DPO of trial 0, with which every other trial is compared."""

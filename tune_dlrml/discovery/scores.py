@@ -12,7 +12,7 @@ from tune_dlrml.study.history import TrialRow, ranked
 
 CONTEXT = ("eval_kl", "eval_trap_fraction")
 """Metrics that say what the objective cost."""
-EARLY = (State.PAUSED, State.PRUNED)
+EARLY = (State.RUNNING, State.PAUSED, State.PRUNED)
 """How trials are that have measured the objective before their full budget, and may have had a good one."""
 NOT_JUDGED: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 
@@ -23,7 +23,7 @@ class Score:
 
     Attributes:
         trial: Its best complete trial; None without one.
-        value: Its objective there; without one, the best of its paused and pruned trials that got furthest.
+        value: Its objective there; without one, the best of its running, paused and pruned trials that got furthest.
         steps: Optimizer steps after which that one was measured; None with a complete trial, or without any value.
         error: Standard error of the value over the held-out pairs; None where it was not reported.
         settings: The values that its trials vary, there.
@@ -70,7 +70,7 @@ def scores_of(
     maximize: bool,
     judged: Mapping[int, Mapping[str, Any]] = NOT_JUDGED,
 ) -> dict[str, Score]:
-    """The score of every loss that has a trial which has ended or is paused, by branch, the best first.
+    """The score of every loss that has a trial which has ended or was measured, by branch, the best first.
 
     A loss with a complete trial is before one without, and one whose trials got further before one whose did not: what
     was measured at different steps is not compared.
@@ -88,7 +88,7 @@ def scores_of(
     order = [row.number for row in (*ranked(rows, maximize=maximize), *early)]
     by_branch: dict[str, list[TrialRow]] = {}
     for row in rows:
-        if row.spec is not None and row.state is not State.RUNNING:
+        if row.spec is not None and (row.state is not State.RUNNING or row.value is not None):
             by_branch.setdefault(row.spec.branch, []).append(row)
     found = {branch: _score(own, order, metrics, metric, judged) for branch, own in by_branch.items()}
     return dict(sorted(found.items(), key=lambda each: _place(by_branch[each[0]], order)))

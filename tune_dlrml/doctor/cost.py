@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from tune_dlrml.domains import Domain, Range
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
 from tune_dlrml.study.candidates import NoneYet, candidate_proposer
-from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
+from tune_dlrml.study.halving import Promotions, rung_steps, survives
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.training.measure import Measurement
 
@@ -130,9 +130,10 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
     rungs, trials = rung_steps(scheduler, full_steps), number_of_trials(config)
     mean_batch, _ = relative_batch_sizes(config)
     reference_tokens = _reference_tokens(measured, config, full_steps)
-    rates = _Rates(measured, resources, _worker_groups(config, trials), reference_tokens)
     simulated = [*_simulated(config, trials, len(rungs), measured.step_s, random.Random(seed))]
-    save_steps, pauses = config.checkpoint.save_steps, scheduler is not None and scheduler.type == "promotion"
+    issued = statistics.fmean(sum(often for _, often in one.ends) for one, _ in simulated)
+    rates = _Rates(measured, resources, _worker_groups(config, issued), reference_tokens)
+    save_steps, pauses = config.checkpoint.save_steps, scheduler is not None and scheduler.pauses
     searches = [
         (
             [replace(taking(end, rungs, full_steps, save_steps, pauses=pauses), issued=own) for end, own in one.ends],
@@ -240,7 +241,7 @@ def _simulated(
     scheduler, confirm = config.search.scheduler, config.search.confirm
     for _ in range(SIMULATED):
         values = draw_values(trials, rungs, rng)
-        if scheduler is None or scheduler.type == "stopping":
+        if scheduler is None or not scheduler.pauses:
             factor = 2 if scheduler is None else scheduler.reduction_factor
             found = Halved([(passed, 1) for passed in rungs_passed(values, factor)])
         else:
@@ -279,7 +280,7 @@ def rungs_passed(values: Sequence[Sequence[float]], reduction_factor: int) -> li
         passed = 0
         while passed < len(own):
             insort(recorded[passed], own[passed])
-            if not is_promoted(own[passed], recorded[passed], reduction_factor, maximize=True):
+            if not survives(own[passed], recorded[passed], reduction_factor, maximize=True):
                 break
             passed += 1
         ends.append(passed)
@@ -300,10 +301,10 @@ def promoted(values: Sequence[Sequence[float]], reduction_factor: int, *, wanted
     passed, issued = [0] * len(values), [0] * len(values)
     begun = complete = most = 0
 
-    def missing() -> int:
-        return wanted - complete if begun == len(values) else 0
+    def any_place() -> Collection[int]:
+        return range(begun) if begun == len(values) and complete < wanted else ()
 
-    while (number := promotions.next(missing())) is not None or begun < len(values):
+    while (number := promotions.next(any_place())) is not None or begun < len(values):
         if number is None:
             number, begun = begun, begun + 1
         else:
@@ -312,7 +313,7 @@ def promoted(values: Sequence[Sequence[float]], reduction_factor: int, *, wanted
         first = baseline and number == 0
         while passed[number] < last:
             rung = passed[number]
-            if not promotions.arrive(number, rung, values[number][rung], missing()) and not first:
+            if not promotions.arrive(number, rung, values[number][rung], any_place()) and not first:
                 break
             promotions.paused.pop(number, None)
             passed[number] += 1
@@ -363,10 +364,10 @@ def _sizes(domain: Domain) -> list[float]:
     return [float(value) for value in domain.grid() if value is not None]
 
 
-def _worker_groups(config: SearchConfig, trials: int) -> int:
-    """Groups that are started over the search, each of which loads."""
+def _worker_groups(config: SearchConfig, issued: float) -> int:
+    """Groups that are started over the search, each of which loads; a promoted trial is issued again."""
     at_once, each = config.resources.concurrent_trials, config.resources.trials_per_group
-    return at_once if each is None else max(at_once, math.ceil(trials / each))
+    return at_once if each is None else max(at_once, math.ceil(issued / each))
 
 
 def _span(values: Sequence[float]) -> Span:

@@ -110,7 +110,7 @@ def notes(cost: Cost, config: SearchConfig) -> list[str]:
     """What the estimate does not include or had to assume, a sentence each."""
     found = ["Ray's start (10 to 30 s) and the time in which a group waits for its next trial are not included"]
     found += _precision(cost.measured.matrix_rates, bf16=config.training.in_bfloat16)
-    if cost.rungs and config.search.scheduler is not None and config.search.scheduler.type == "stopping":
+    if cost.rungs and config.search.scheduler is not None and not config.search.scheduler.pauses:
         found.append(
             f"trials are simulated without ties: where many have the same {config.search.metric} at a rung, as where "
             f"all learn the task, they all continue, up to {cost.most_optimizer_steps:,} optimizer steps"

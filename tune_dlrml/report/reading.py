@@ -60,7 +60,7 @@ class TrialData:
 
     @property
     def state(self) -> State:
-        """Running, or one of the four ends."""
+        """Running, paused, or one of the four ends."""
         return self.row.state
 
     @property
@@ -237,9 +237,7 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
     before: int | None = None
     step = 0
     for event in events:
-        if event["kind"] == "pause":
-            before = None
-        if event["kind"] in ("judged", "pause"):
+        if event["kind"] == "judged":
             continue
         at = event["timestamp_ms"]
         if event["kind"] == "report":
@@ -247,7 +245,7 @@ def _spells(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
         if before is not None and event["kind"] != "start":
             yield step, max(0, at - before) / 1000
             at = max(at, before)  # clocks of machines differ
-        before = at
+        before = None if event["kind"] == "pause" else at
 
 
 def finite(value: float | None) -> float | None:

@@ -19,8 +19,8 @@ from tune_dlrml.training.checkpoint import discard_checkpoints, keep_newest_chec
 class SearchView(SearchObserver, Protocol):
     """Shows a search to the user."""
 
-    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
-        """The study is open; nothing was started yet."""
+    def on_begin(self, num_trials: int, done: int, full_steps: int, paused: Mapping[int, int]) -> None:
+        """The study is open; nothing was started yet. `paused` has the steps at which trials are paused."""
 
     def on_notice(self, text: str) -> None:
         """Something that the user should know while the search runs; may come from another thread."""
@@ -34,8 +34,23 @@ def reconcile(rows: Sequence[TrialRow], events: EventLog) -> None:
     for row in rows:
         if row.state.ended and not events.ended(row.number):
             _write_end(row, events)
-        if row.state is State.PAUSED and not events.paused(row.number):
-            events.pause(row.number, row.steps)
+        if row.state is State.PAUSED:
+            _write_pause(row.number, row.steps, events, late=True)
+
+
+def _write_pause(number: int, step: int, events: EventLog, *, late: bool = False) -> None:
+    """Record that a trial is paused, if it is not; of its checkpoints the last is enough to go on.
+
+    Args:
+        number: The trial.
+        step: Of its rung.
+        events: Its log.
+        late: Whether a driver does that died before: then the pause has begun with the trial's last report.
+    """
+    if not events.paused(number):
+        times = [report.timestamp_ms for report in events.reports(number)] if late else []
+        events.pause(number, step, max(times, default=None))
+    keep_newest_checkpoint(events.path(number).parent)
 
 
 def _write_end(row: TrialRow, events: EventLog) -> None:
@@ -94,9 +109,8 @@ class Books:
             self._runs[number] = run
 
     def on_pause(self, spec: TrialSpec, step: int) -> None:
-        """A trial is paused; of its checkpoints the last is enough to go on."""
-        self._events.pause(spec.number, step)
-        keep_newest_checkpoint(self._events.path(spec.number).parent)
+        """A trial is paused."""
+        _write_pause(spec.number, step, self._events)
         self._tracker.notify(spec.number)
         self._view.on_pause(spec, step)
         self._discovering.on_change()

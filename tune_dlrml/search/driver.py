@@ -183,7 +183,7 @@ def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
     reconcile(rows, events)
     out_of_time = _check_time(study, clock, view)
     if not out_of_time:
-        view.on_begin(study.num_trials, sum(row.state.ended for row in rows), prepared.steps)
+        view.on_begin(study.num_trials, sum(row.state.ended for row in rows), prepared.steps, study.paused)
     replace_file(folder / "search.yaml", to_yaml(config), durable=True)
     evaluation = Evaluation(prepared, study, events)
     discovering = Discovering(prepared)

@@ -113,7 +113,8 @@ class _Clock:
         self.step, self.started, self.saves = event["step"], True, evaluated
 
     def pause(self, event: Event) -> None:
-        """The time from the rung's report until the trial starts again or ends is not counted."""
+        """The checkpoint comes after the rung's report; no time is counted until the trial starts again or ends."""
+        self.spent["saving"] += self._until(event)
         self.at_ms = None
 
     def end(self, event: Event) -> None:
@@ -143,7 +144,9 @@ def _spent(row: TrialRow, log: Sequence[Event]) -> dict[str, float]:
         return spent
     known = {part: float(books.get(part, 0.0)) for part in BOOKS}
     rest = sum(spent.values()) - spent["training"] - spent["starting"] - sum(known.values())
-    return spent | known | {"other": max(0.0, rest)}
+    # An evaluation in the first report of a promoted trial is in what it has recorded, and here in its start.
+    starting = max(0.0, spent["starting"] + min(0.0, rest))
+    return spent | known | {"starting": starting, "other": max(0.0, rest)}
 
 
 def _newest(log: Sequence[Event]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Asynchronous successive halving (Li et al., arXiv 1810.05934): its rungs, and which trials go on behind one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tune_dlrml.config import SchedulerConfig
 
@@ -39,53 +39,53 @@ class Promotions:
         self.rungs: list[dict[int, float]] = [{} for _ in range(rungs)]
         self.paused: dict[int, int] = {}
 
-    def next(self, missing: int = 0) -> int | None:
+    def next(self, wanted: Collection[int] = ()) -> int | None:
         """The paused trial that goes on: of the highest rung with one, the best of those that are good enough.
 
         Good enough is what is among the best 1/reduction_factor of all trials that have reached the rung, those that
         have gone on since included; of equals the earlier is the better one.
 
         Args:
-            missing: How many complete trials a search lacks that has no other trials left: then all are good enough.
+            wanted: Trials that are good enough at any place, as the last ones of a search are that lacks complete ones.
 
         Returns:
             Its number; None where no paused trial is good enough.
         """
-        best = self._best(self._factor)
-        return self._best(1) if best is None and missing > 0 else best
+        best = self._best(self._factor, self.paused)
+        return self._best(1, wanted) if best is None and wanted else best
 
-    def _best(self, factor: int) -> int | None:
+    def _best(self, factor: int, among: Collection[int]) -> int | None:
         if not self.paused:
             return None
         for rung, values in reversed([*enumerate(self.rungs)]):
             order = sorted(values, key=lambda number: (self._sign * values[number], number))
             for number in order[: len(order) // factor]:
-                if self.paused.get(number) == rung:
+                if self.paused.get(number) == rung and number in among:
                     return number
         return None
 
-    def arrive(self, number: int, rung: int, value: float, missing: int = 0) -> bool:
+    def arrive(self, number: int, rung: int, value: float, wanted: Collection[int] = ()) -> bool:
         """A trial has reached a rung: it goes on if it would be the next to, and is paused if not.
 
         Args:
             number: The trial.
             rung: From 0.
             value: Its objective there.
-            missing: See `next`.
+            wanted: See `next`.
 
         Returns:
             Whether it goes on.
         """
         self.rungs[rung][number] = value
         self.paused[number] = rung
-        goes_on = self.next(missing) == number
+        goes_on = self.next(wanted) == number
         if goes_on:
             del self.paused[number]
         return goes_on
 
 
-def is_promoted(value: float, recorded: Sequence[float], reduction_factor: int, *, maximize: bool) -> bool:
-    """Whether a trial passes a rung at which none is paused: it is among the best 1/reduction_factor so far.
+def survives(value: float, recorded: Sequence[float], reduction_factor: int, *, maximize: bool) -> bool:
+    """Whether a trial passes a rung of halving that stops trials: it is among the best 1/reduction_factor so far.
 
     While fewer than `reduction_factor` trials have reached the rung, only the best so far passes. Ties pass. This is
     the rule of optuna.pruners.SuccessiveHalvingPruner, which answers only once per trial and rung.

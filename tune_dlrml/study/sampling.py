@@ -59,25 +59,25 @@ class Draw:
         return derived_seed(self._settings.seed, self._trial.number, part)
 
 
-def with_paused_pruned(study: optuna.Study, constraints: Mapping[int, Mapping[str, float]]) -> optuna.Study:
-    """A copy of a study in memory, in which paused trials have ended: of running ones samplers learn nothing.
+def with_running_pruned(study: optuna.Study, constraints: Mapping[int, Mapping[str, float]]) -> optuna.Study:
+    """A copy of a study in memory, in which some running trials have been pruned where they were measured last.
 
     Args:
-        study: Has paused trials as running.
-        constraints: Of the paused trials, by number.
+        study: Has them as running.
+        constraints: Of these trials, by number.
     """
     copy = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=study.direction)
     for trial in study.get_trials(deepcopy=False):
-        paused = constraints.get(trial.number)
+        own = constraints.get(trial.number)
         copy.add_trial(
             trial
-            if paused is None
+            if own is None
             else optuna.trial.create_trial(
                 state=TrialState.PRUNED,
                 params=trial.params,
                 distributions=trial.distributions,
                 intermediate_values=trial.intermediate_values,
-                constraints=dict(paused),
+                constraints=dict(own),
             )
         )
     return copy

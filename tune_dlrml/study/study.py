@@ -1,7 +1,8 @@
 """The one place where the decisions of a search are recorded: its trials, its verdicts, how each trial ended."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
-from tune_dlrml.study.halving import Promotions, is_promoted, rung_steps
+from tune_dlrml.study.halving import Promotions, rung_steps, survives
 from tune_dlrml.study.history import (
     CODE,
     DIVERGED,
@@ -31,7 +32,7 @@ from tune_dlrml.study.history import (
 )
 from tune_dlrml.study.proposer import Proposer, When
 from tune_dlrml.study.resumable import refuse_differences
-from tune_dlrml.study.sampling import Given, record, with_paused_pruned
+from tune_dlrml.study.sampling import Given, record, with_running_pruned
 
 SEARCH_ID = "search_id"
 """Name of the study's attribute that identifies its folder."""
@@ -109,7 +110,8 @@ class SearchStudy(StudyHistory):
         self._under_way = {row.number for row in rows if not row.state.ended}
         self._open_trials: dict[int, _OpenTrial] = {}
         self._promotions = self._restored_promotions()
-        self._complete = {row.number for row in rows if row.state is State.COMPLETE}
+        self._branches = {row.number: row.spec.branch for row in rows if row.spec is not None}
+        self._complete = {row.number: row.feasible for row in rows if row.state is State.COMPLETE}
 
     def _restored_promotions(self) -> Promotions:
         """What earlier drivers have decided at the rungs."""
@@ -183,7 +185,7 @@ class SearchStudy(StudyHistory):
 
     def ask(self) -> TrialSpec | None:
         """Issue the next trial, a paused one that is promoted or a new one; None where there is none, or none yet."""
-        promoted = self._promotions.next(self._missing())
+        promoted = self._promotions.next(self._wanted())
         if promoted is not None:
             return self._promote(promoted)
         if self._when() != "now":
@@ -202,18 +204,31 @@ class SearchStudy(StudyHistory):
 
     def _store(self, trial: optuna.Trial, spec: TrialSpec) -> TrialSpec:
         trial.set_user_attr("spec", spec.model_dump(mode="json"))
+        self._branches[spec.number] = spec.branch
         return spec
 
-    def _missing(self, arriving: int | None = None) -> int:
-        """How many complete trials the search would lack at its end: it is for those that are confirmed, or for one.
+    def _wanted(self, arriving: int | None = None) -> Collection[int]:
+        """The trials that are promoted at any place, since the search has no other left and lacks complete ones.
 
-        The baseline is none of them. Trials that still run may get there, but not one that arrives at a rung.
+        It is for as many as are confirmed, or for one. The baseline is none of them, nor one that breaks a constraint,
+        nor one more of a loss that has `confirm.per_loss`. Trials that still run may get there.
+
+        Args:
+            arriving: A trial that is at a rung and not paused yet.
         """
         if not self.pauses or self._when() != "never":
-            return 0
+            return ()
         confirm = self.config.search.confirm
-        coming = self._complete | self._under_way - self._promotions.paused.keys() - {arriving}
-        return (1 if confirm is None else confirm.top) - len(coming - {self._baseline})
+        top, per_loss = (1, None) if confirm is None else (confirm.top, confirm.per_loss)
+        paused = self._promotions.paused.keys() | ({arriving} - {None})
+        running = self._under_way - paused - {self._baseline}
+        good = running | {number for number, feasible in self._complete.items() if feasible} - {self._baseline}
+        of_loss = Counter(self._branches.get(number, "") for number in good)
+        if sum(of_loss.values() if per_loss is None else (min(per_loss, count) for count in of_loss.values())) >= top:
+            return ()
+        found = {number for number in paused if per_loss is None or of_loss[self._branches[number]] < per_loss}
+        keeping = {number for number in found if not self._broken(self._open(number))}
+        return keeping if keeping or running or self._complete.keys() - {self._baseline} else found
 
     @property
     def _baseline(self) -> int | None:
@@ -232,13 +247,17 @@ class SearchStudy(StudyHistory):
         return {number: self.rungs[rung] for number, rung in sorted(self._promotions.paused.items())}
 
     def for_samplers(self) -> optuna.Study:
-        """As it is where no trial is paused; else a copy in which those are pruned, from which samplers learn more."""
-        paused = self._promotions.paused
-        if not paused:
+        """As it is where no trial pauses; else a copy in which all that have passed or reached a rung are pruned there.
+
+        Optuna's samplers learn nothing good of a running trial, and paused ones and those that were promoted, the best,
+        are running.
+        """
+        measured = [number for number in self._under_way if self.pauses and self._open(number).values]
+        if not measured:
             return self._study
-        return with_paused_pruned(
+        return with_running_pruned(
             self._study,
-            {number: self._constraints_of(self._open(number), diverged=False) for number in paused},
+            {number: self._constraints_of(self._open(number), diverged=False) for number in measured},
         )
 
     def interrupted(self) -> list[int]:
@@ -322,7 +341,7 @@ class SearchStudy(StudyHistory):
             return "prune"
         if not self.pauses:
             return "continue" if self._passes(known, step) else "prune"
-        goes_on = self._promotions.arrive(number, self.rungs.index(step), known.values[step], self._missing(number))
+        goes_on = self._promotions.arrive(number, self.rungs.index(step), known.values[step], self._wanted(number))
         if number == self._baseline:
             self._promotions.paused.pop(number, None)
         return "continue" if goes_on or number == self._baseline else "pause"
@@ -331,7 +350,7 @@ class SearchStudy(StudyHistory):
     def pauses(self) -> bool:
         """Whether trials are paused at rungs, instead of pruned at once."""
         scheduler = self.config.search.scheduler
-        return scheduler is not None and scheduler.type == "promotion"
+        return scheduler is not None and scheduler.pauses
 
     def _passes(self, known: _OpenTrial, step: int) -> bool:
         judged = f"completed_rung_{self.rungs.index(step)}"
@@ -342,7 +361,7 @@ class SearchStudy(StudyHistory):
         recorded = [float(own[judged]) for own in attrs if judged in own]
         scheduler = self.config.search.scheduler
         assert scheduler is not None
-        return is_promoted(known.values[step], recorded, scheduler.reduction_factor, maximize=self.maximize)
+        return survives(known.values[step], recorded, scheduler.reduction_factor, maximize=self.maximize)
 
     def pruned_at(self, number: int) -> int | None:
         """Step of a recorded verdict that ends the trial; None if there is none."""
@@ -395,9 +414,10 @@ class SearchStudy(StudyHistory):
         del self._open_trials[outcome.number]
         self._under_way.remove(outcome.number)
         self._promotions.paused.pop(outcome.number, None)
+        row = row_of(ended)
         if complete:
-            self._complete.add(outcome.number)
-        return row_of(ended)
+            self._complete[row.number] = row.feasible
+        return row
 
     def _describe_end(self, known: _OpenTrial, outcome: TrialOutcome, steps: int) -> None:
         breaks = self._broken(known)
@@ -439,6 +459,6 @@ _OPTUNA_STATES = {
 
 
 def _pruner(scheduler: SchedulerConfig | None, rungs: Sequence[int]) -> optuna.pruners.BasePruner:
-    if not rungs or scheduler is None or scheduler.type == "promotion":
+    if not rungs or scheduler is None or scheduler.pauses:
         return optuna.pruners.NopPruner()
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=scheduler.reduction_factor)

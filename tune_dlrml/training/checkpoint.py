@@ -59,7 +59,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def keep_newest_checkpoint(folder: Path) -> None:
-    """Remove all of an ended trial but its newest complete checkpoint, and all if none is complete.
+    """Remove all of an ended or paused trial but its newest complete checkpoint, and all if none is complete.
 
     Its worker has just written and hashed it, and others wait: the marker and the sizes are enough here.
     """

@@ -73,10 +73,11 @@ class ProgressView:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def on_begin(self, num_trials: int, done: int, full_steps: int) -> None:
+    def on_begin(self, num_trials: int, done: int, full_steps: int, paused: Mapping[int, int]) -> None:
         """A line when the search is open: its number of trials, those that ended before, the full budget in steps."""
         self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
         self._ended, self._first_end = 0, 0.0
+        self._paused, self._shown, self._pauses = dict(paused), dict(paused), bool(paused)
         self._progress.update(self._total, total=num_trials, completed=done)
         resumed = f", {done} of them already ended" if done else ""
         begins = "; waiting for Ray and a worker group" if done < num_trials else ""
@@ -128,6 +129,7 @@ class ProgressView:
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A line with the trial's end and the time left."""
         self._ended += 1
+        self._paused.pop(spec.number, None)
         self._remove_task(spec.number)
         self._progress.update(self._total, completed=self._done + self._ended)
         end = f"[{STYLE[row.state]}]{row.state}[/]: {escape(row.stop_reason)}"

@@ -240,8 +240,8 @@ class Power:
         )
         if self.confirmation is not None:
             text += (
-                f", and a finalist from the baseline in a confirmation of {self.seeds} seeds on {self.confirm_pairs} pairs at "
-                f"{self.confirmation:.2g}"
+                f", and a finalist from the baseline in a confirmation of {self.seeds} seeds on "
+                f"{self.confirm_pairs} pairs at {self.confirmation:.2g}"
             )
         return text + ("" if metric.counts_pairs else f" ({metric.unit})")
 

@@ -97,11 +97,11 @@ class GroupKeeper:
         if group is None:
             return
         group.trials = trials
-        if group.wait_for_return():
-            group.is_idle = True
-        else:
-            del self._groups[number]
-            group.give_up()
+        is_back = group.wait_for_return()
+        with self._one_at_a_time:
+            group.is_idle = is_back
+            if not is_back and self._groups.pop(number, None) is not None:
+                group.give_up()
 
     def is_alive(self, number: int) -> bool:
         """Whether a group's run is still running."""

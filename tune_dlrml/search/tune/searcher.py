@@ -50,6 +50,7 @@ class SearchObserver(Protocol):
 class _LiveTrial:
     spec: TrialSpec
     steps: int = 0
+    reported: int = 0
     paused: bool = False
     end: TrialOutcome | None = None
     error: TrialOutcome | None = None
@@ -61,7 +62,7 @@ class Silence:
     """A running trial without a report for a while.
 
     Attributes:
-        steps: Of its last report; 0 also while its worker group has not started.
+        steps: Of its last report since it was issued; 0 also while its worker group has not started.
         seconds: Since then.
     """
 
@@ -125,9 +126,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         with self._search_ends_on_error():
             self._allowed()
+            waits = self._study.waits()  # before it is asked: another thread may make the next trial known between
             spec = self._next()
             if spec is None:
-                waits = self._study.waits()
                 if waits:
                     self._waiting(len(self._live))
                 elif not self._live:
@@ -175,7 +176,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         verdict: Verdict = "continue"
         for line in result.get("reports", ()):
             report = Report.from_json(line)
-            live.steps, live.heard_s = report.step, time.monotonic()
+            live.steps = live.reported = report.step
+            live.heard_s = time.monotonic()
             self._observer.on_report(live.spec, report)
             if report.rung or (report.evaluated and report.step == self._study.full_steps):
                 verdict = self._judge(live, report)
@@ -193,6 +195,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             live.end = self._pruned(number, step)
         elif verdict == "pause":
             live.paused = True
+            self._failure, self._failures = "", 0
             self._observer.on_pause(live.spec, step)
         return verdict
 
@@ -209,7 +212,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def silences(self, longer_than_s: float) -> list[Silence]:
         """Running trials without a report for so long; safe to be called from another thread."""
         now = time.monotonic()
-        every = [Silence(live.spec.number, live.steps, now - live.heard_s) for live in list(self._live.values())]
+        every = [Silence(live.spec.number, live.reported, now - live.heard_s) for live in list(self._live.values())]
         return [silence for silence in every if silence.seconds > longer_than_s]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
