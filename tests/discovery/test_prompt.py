@@ -29,7 +29,7 @@ def loss(name: str) -> ProposedLoss:
 
 
 def score(value: float | None, **context: float) -> Score:
-    return Score(1, value, None, 0.02, {"beta": 0.1}, context, {"complete": 1}, {})
+    return Score(1, value, 0.02, {"beta": 0.1}, context, {"complete": 1}, {})
 
 
 def record(number: int, **changes: Any) -> ProposalRecord:
@@ -48,14 +48,14 @@ def asked(
 
 def test_a_score_says_what_a_researcher_would():
     context, judged = {"eval_kl": 3.1, "eval_trap_fraction": 0.64}, {"openai:judge": 6.25}
-    found = Score(7, 0.583, None, 0.0204, {"beta": 0.1}, context, {"complete": 2}, judged)
+    found = Score(7, 0.583, 0.0204, {"beta": 0.1}, context, {"complete": 2}, judged)
     assert found.sentence("eval_accuracy") == (
         "held-out accuracy 0.583 +- 0.02 at beta 0.1; KL to the reference 3.1; trapped pairs 0.64; "
         "answers rated 6.25 of 10 by openai:judge; 2 complete"
     )
-    diverged = Score(None, None, None, None, {}, {}, {"diverged": 3}, {})
+    diverged = Score(None, None, None, {}, {}, {"diverged": 3}, {})
     assert diverged.sentence("eval_accuracy") == "no value (3 diverged)"
-    early = Score(None, 0.54, 10, 0.06, {"beta": 0.1}, {}, {"paused": 2}, {})
+    early = Score(None, 0.54, 0.06, {"beta": 0.1}, {}, {"paused": 2}, {}, 10)
     assert early.sentence("eval_accuracy") == (
         "held-out accuracy 0.540 +- 0.06 at beta 0.1 after 10 steps, none complete; 2 paused"
     )

@@ -24,22 +24,22 @@ class Score:
     Attributes:
         trial: Its best complete trial; None without one.
         value: Its objective there; without one, the best of its running, paused and pruned trials that got furthest.
-        steps: Optimizer steps after which that one was measured; None with a complete trial, or without any value.
         error: Standard error of the value over the held-out pairs; None where it was not reported.
         settings: The values that its trials vary, there.
         context: Other metrics there, see `CONTEXT`.
         states: How many of its trials ended how.
         judged: Mean rating of its answers there, of 1 to 10, by judge; empty while they are not judged.
+        steps: Optimizer steps after which the value was measured, without a complete trial; else None.
     """
 
     trial: int | None
     value: float | None
-    steps: int | None
     error: float | None
     settings: Mapping[str, Any]
     context: Mapping[str, float]
     states: Mapping[str, int]
     judged: Mapping[str, float]
+    steps: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For a proposal's file."""
@@ -104,7 +104,7 @@ def _score(
     states, place = dict(Counter(str(row.state) for row in rows)), _place(rows, order)
     best = next((row for row in rows if [row.number] == order[place : place + 1]), None)
     if best is None or best.spec is None:
-        return Score(None, None, None, None, {}, {}, states, {})
+        return Score(None, None, None, {}, {}, states, {})
     own = metrics.get(best.number, {})
     varied = {key.partition(".")[2]: value for key, value in best.params.items()} or {
         key: value for key, value in best.spec.loss.flat().items() if isinstance(value, float)
@@ -114,7 +114,7 @@ def _score(
     said = judged.get(best.number, {}).get("scores", ())
     ratings = {each["judge"]: each["score"] for each in said if each["score"] is not None}
     trial, steps = (best.number, None) if best.state is State.COMPLETE else (None, best.steps)
-    return Score(trial, best.value, steps, own.get(METRICS[metric].error), settings, context, states, ratings)
+    return Score(trial, best.value, own.get(METRICS[metric].error), settings, context, states, ratings, steps)
 
 
 def _place(rows: Sequence[TrialRow], order: Sequence[int]) -> int:

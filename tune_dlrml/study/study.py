@@ -220,7 +220,7 @@ class SearchStudy(StudyHistory):
             return ()
         confirm = self.config.search.confirm
         top, per_loss = (1, None) if confirm is None else (confirm.top, confirm.per_loss)
-        paused = self._promotions.paused.keys() | ({arriving} - {None})
+        paused = self._promotions.paused.keys() | (set() if arriving is None else {arriving})
         running = self._under_way - paused - {self._baseline}
         good = running | {number for number, feasible in self._complete.items() if feasible} - {self._baseline}
         of_loss = Counter(self._branches.get(number, "") for number in good)
