@@ -3,9 +3,11 @@
 Run: python one_process.py settings.json. It knows nothing of tune_dlrml and is what that is measured against.
 
 In its favour: the base model and both data sets are loaded once and stay in memory; a trial gets a fresh adapter. There
-is no gradient checkpointing. Reference log-probs are precomputed by TRL, once: its cache is keyed on the weights of the
-adapter, too, so every trial is seeded before its adapter is made. Only the pairs that a trial can see in its steps
-have them computed. A trial is evaluated at the rungs of successive halving and at its end, and is never saved.
+is no gradient checkpointing. Reference log-probs are precomputed by TRL, once for all trials. For that its cache has to
+be hit: it is keyed on the weights of the adapter, so every trial is seeded before its adapter is made; and with a
+`max_length` on all arguments of the trial, through the step that drops truncated rows, so there is none, and pairs that
+would be truncated are refused. Only the pairs that a trial can see in its steps are computed. A trial is evaluated at
+the rungs of successive halving and at its end, and is never saved.
 
 Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started`
 before its trainer is made, `worker` and `loaded` around what a trial loads, every `step` and `report`. Leaves
@@ -58,7 +60,19 @@ def load(settings):
     training = settings["training"]
     seen = settings["steps"] * training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     train = train.shuffle(seed=training["seed"]).select(range(min(seen, len(train))))
-    return model, tokenizer, train, load_dataset("json", data_files=settings["eval"], split="train")
+    held_out = load_dataset("json", data_files=settings["eval"], split="train")
+    sides = (row["prompt"] + row[side] for rows in (train, held_out) for row in rows for side in ("chosen", "rejected"))
+    longest = max(tokens(each, tokenizer) for each in sides)
+    if longest > training["max_length"]:
+        sys.exit(f"this program truncates nothing, but max_length is {training['max_length']} and a pair has {longest}")
+    return model, tokenizer, train, held_out
+
+
+def tokens(both, tokenizer):
+    """Tokens of a prompt with its completion, which are texts or messages."""
+    if isinstance(both, str):
+        return len(tokenizer(both)["input_ids"]) + 1  # the end of the text
+    return len(tokenizer.apply_chat_template(both, return_dict=True)["input_ids"])
 
 
 def run_trial(trial, settings, model, tokenizer, train, held_out):
@@ -85,7 +99,7 @@ def run_trial(trial, settings, model, tokenizer, train, held_out):
             report_to=[],
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
-            **training,
+            **training | {"max_length": None},
         ),
         train_dataset=train,
         eval_dataset=held_out,
