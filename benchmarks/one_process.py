@@ -3,11 +3,11 @@
 Run: python one_process.py settings.json. It knows nothing of tune_dlrml and is what that is measured against.
 
 In its favour: the base model and both data sets are loaded once and stay in memory; a trial gets a fresh adapter. There
-is no gradient checkpointing. Reference log-probs are precomputed by TRL, once for all trials. For that its cache has to
-be hit: it is keyed on the weights of the adapter, so every trial is seeded before its adapter is made; and with a
-`max_length` on all arguments of the trial, through the step that drops truncated rows, so there is none, and pairs that
-would be truncated are refused. Only the pairs that a trial can see in its steps are computed. A trial is evaluated at
-the rungs of successive halving and at its end, and is never saved.
+is no gradient checkpointing. Reference log-probs are precomputed by TRL, once for all trials, of those pairs alone that
+a trial can see in its steps. For that TRL's cache has to be hit. It is keyed on the weights of the adapter, so every
+trial is seeded before its adapter is made. Where `max_length` is set, it is keyed on all arguments of the trial, too,
+through the step that drops truncated rows; so none is set, and pairs that would be truncated are refused. A trial is
+evaluated at the rungs of successive halving and at its end, and is never saved.
 
 Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started`
 before its trainer is made, `worker` and `loaded` around what a trial loads, every `step` and `report`. Leaves

@@ -10,8 +10,9 @@ trains all trials in turn; what a trial reports at its end goes to trials.jsonl 
 goes on where it was. Differences are random less grouped under the same seed, with Student's 95 % intervals.
 
 `--waiting` trains nothing. It counts the tokens that the rows of a step have, with the tokenizer of the embedded model,
-and says how much longer a step takes than with no padding and equal ranks, if time is the tokens of the rank that has
-the most: what grouping saves under several workers, to whom packed rows of different lengths are dealt.
+and says how much longer a step takes than packed rows of equal ranks, if time is the tokens of the rank that has the
+most: what grouping saves under several workers, to whom packed rows of different lengths are dealt. Padded rows compute
+each prompt twice, too.
 """
 
 import argparse
@@ -80,7 +81,7 @@ class Counted:
         return cls(lengths, [min(length, most) for length in lengths], packed)
 
     def waiting(self, training: TrainingConfig, workers: int, *, packed: bool) -> float:
-        """Tokens that the largest rank of each step computes, over those of an equal rank without padding."""
+        """Tokens that the largest rank of each step computes, over those that equal ranks have in packed rows."""
         steps = len(self.lengths) // training.pairs_per_step(workers)
         plan = training_order(self.lengths, training, steps=steps, workers=workers)
         size, per_step = training.per_device_train_batch_size, workers * training.gradient_accumulation_steps

@@ -24,6 +24,7 @@ from faults.memory_mlflow import MemoryMlflow
 from tune_dlrml.config import SearchConfig, parse_config
 from tune_dlrml.events import EventLog
 from tune_dlrml.records import Report, State, TrialOutcome
+from tune_dlrml.search.books import reconcile
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.history import TrialRow
 from tune_dlrml.study.proposer import proposer_of
@@ -101,11 +102,7 @@ class Driver:
         self._outbox = Outbox(self._events, runs)
 
     def run(self) -> None:
-        for row in self._study.rows():
-            if row.state.ended and not self._events.ended(row.number):
-                self._write_end(row)
-            if row.state is State.PAUSED and not self._events.paused(row.number):
-                self._events.pause(row.number, row.steps)
+        reconcile(self._study.rows(), self._events)
         for number in self._study.interrupted():
             step = self._study.pruned_at(number)
             if step is None:

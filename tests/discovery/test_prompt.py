@@ -59,6 +59,10 @@ def test_a_score_says_what_a_researcher_would():
     assert early.sentence("eval_accuracy") == (
         "held-out accuracy 0.540 +- 0.06 at beta 0.1 after 10 steps, none complete; 2 paused"
     )
+    beyond = replace(early, states={"complete": 1, "paused": 1})
+    assert "after 10 steps, none complete within the constraints; 1 complete, 1 paused" in beyond.sentence(
+        "eval_accuracy"
+    )
 
 
 def test_the_best_are_shown_with_their_code_and_the_others_are_not():

@@ -198,13 +198,17 @@ def test_successive_halving_makes_a_bill_smaller_and_the_same_bill_each_time(con
     assert cost.as_json()["step_s"] == {"median": 2.0, "low": 1.8, "high": 2.2}
 
 
-def test_a_promoted_trial_counts_twice_against_the_trials_of_a_group(config_with: Config) -> None:
+def test_a_promoted_trial_counts_again_against_the_trials_of_a_group(config_with: Config) -> None:
     settings = {"grace_period": 5, "reduction_factor": 2}
     config = config_with(num_trials=24, scheduler=settings)
     recycled = with_(config, resources={"trials_per_group": 1})
     kept, renewed = (estimate_cost(MEASURED, each, 40) for each in (config, recycled))
     loads = (renewed.wall_s.mean - kept.wall_s.mean) / MEASURED.load_s
-    assert loads > 23  # behind the first group; not every promotion is at once
+    assert loads > 24  # 23 behind the first group, and for each promotion that is not at once
+    plain = with_(
+        config_with(num_trials=24, scheduler=settings | {"type": "stopping"}), resources={"trials_per_group": 1}
+    )
+    assert renewed.most_wall_s == estimate_cost(MEASURED, plain, 40).most_wall_s  # no trial is issued again there
 
 
 def test_a_group_that_is_recycled_loads_again(config_with: Config) -> None:
@@ -382,6 +386,15 @@ def test_an_evaluation_in_the_first_report_of_a_promoted_trial_is_counted_once()
     usage = sum_up([row(0, State.COMPLETE, 8, seconds=books)], {0: [*log, end(20)]}.__getitem__, ResourcesConfig())
     assert usage.trial_s == pytest.approx(1 + 10)  # of which 4 s are training and 5 s the evaluation
     assert usage.shares["starting"] == pytest.approx(2 / 11)
+
+
+def test_the_checkpoint_of_a_pause_stays_saving_when_the_trial_is_complete() -> None:
+    log = [start(0), report(1, 0), report(5, 4, tokens=40, steps_per_second=1.0), pause(8), start(10)]
+    log += [report(16, 8, tokens=80, steps_per_second=1.0), end(17)]
+    books = {"evaluation": 0.0, "saving": 1.0, "waiting": 0.0}
+    usage = sum_up([row(0, State.COMPLETE, 8, seconds=books)], {0: log}.__getitem__, ResourcesConfig())
+    assert usage.trial_s == pytest.approx(8 + 7)
+    assert usage.shares["saving"] == pytest.approx(4 / 15)
 
 
 def test_clocks_that_disagree_make_no_time_negative() -> None:

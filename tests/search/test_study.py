@@ -761,3 +761,26 @@ def test_tracking_addresses_stay_out_of_the_study(config_with: Config, open_stud
     tracking = config.tracking.model_copy(update={"mlflow": "http://me:canary@host"})
     open_study(config.model_copy(update={"tracking": tracking})).ask()
     assert b"canary" not in (tmp_path / "study.db").read_bytes()
+
+
+def test_a_trial_that_is_under_way_is_feasible_by_its_last_evaluation(config_with: Config, open_study: Open) -> None:
+    study = paused_study(config_with, open_study, constraints={"eval_kl": {"max": 5.0}})
+    for accuracy, kl in ((0.4, 7.0), (0.3, 1.0)):
+        spec = study.ask()
+        assert spec is not None
+        study.judge(spec.number, 10, {"eval_accuracy": accuracy, "eval_kl": kl})
+    assert [(row.state, row.feasible) for row in study.rows()] == [(State.PAUSED, False), (State.PAUSED, True)]
+    promoted = study.ask()
+    assert promoted is not None and promoted.number == 0
+    study.judge(0, 20, {"eval_accuracy": 0.5, "eval_kl": 4.0})
+    assert [row.feasible for row in open_study(study.config).rows()] == [True, True]
+
+
+def test_a_look_at_the_study_by_a_sampler_leaves_interrupted_trials_as_they_are(
+    config_with: Config, open_study: Open
+) -> None:
+    study = paused_study(config_with, open_study, 0.5, 0.4)
+    assert study.ask().number == 0  # type: ignore[union-attr]
+    reopened = open_study(study.config)
+    reopened.for_samplers()
+    assert reopened.interrupted() == [0]

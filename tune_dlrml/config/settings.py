@@ -47,7 +47,8 @@ class ConfirmConfig(Frozen):
     top: Natural = 3
     """Trials that are trained again, the best ones by the search's metric."""
     per_loss: Natural | None = None
-    """Most of them that one entry of `space.losses` may have: with 1 none is there twice. Null sets no limit."""
+    """Most of them that one entry of `space.losses` may have; with 1, no loss is confirmed at two settings. Null is no
+    limit."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """New seeds for each of them. In a race, a finalist may have a fifth more, rounded up, and mostly needs fewer."""
     adaptive: bool = True

@@ -22,7 +22,7 @@ class Score:
     """The trials of one loss so far.
 
     Attributes:
-        trial: Its best complete trial; None without one.
+        trial: Its best complete trial that breaks no constraint; None without one.
         value: Its objective there; without one, the best of its running, paused and pruned trials that got furthest.
         error: Standard error of the value over the held-out pairs; None where it was not reported.
         settings: The values that its trials vary, there.
@@ -55,7 +55,8 @@ class Score:
             return f"no value ({ends})"
         error = "" if self.error is None else f" +- {self.error:.2g}"
         at = ", ".join(f"{key} {value:.3g}" for key, value in self.settings.items() if isinstance(value, float | int))
-        early = "" if self.steps is None else f" after {self.steps} steps, none complete"
+        none = "none complete within the constraints" if str(State.COMPLETE) in self.states else "none complete"
+        early = "" if self.steps is None else f" after {self.steps} steps, {none}"
         said = [f"{METRICS[metric].words} {self.value:.3f}{error}{f' at {at}' if at else ''}{early}"]
         said += [f"{METRICS[name].words} {value:.3g}" for name, value in self.context.items()]
         said += [f"answers rated {rating:.2f} of 10 by {judge}" for judge, rating in self.judged.items()]
@@ -72,8 +73,8 @@ def scores_of(
 ) -> dict[str, Score]:
     """The score of every loss that has a trial which has ended or was measured, by branch, the best first.
 
-    A loss with a complete trial is before one without, and one whose trials got further before one whose did not: what
-    was measured at different steps is not compared.
+    Trials that break a constraint do not count. A loss with a complete one is before one without, and one whose trials
+    got further before one whose did not: what was measured at different steps is not compared.
 
     Args:
         rows: The trials.

@@ -130,9 +130,8 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
     rungs, trials = rung_steps(scheduler, full_steps), number_of_trials(config)
     mean_batch, _ = relative_batch_sizes(config)
     reference_tokens = _reference_tokens(measured, config, full_steps)
+    rates = _Rates(measured, resources, reference_tokens)
     simulated = [*_simulated(config, trials, len(rungs), measured.step_s, random.Random(seed))]
-    issued = statistics.fmean(sum(often for _, often in one.ends) for one, _ in simulated)
-    rates = _Rates(measured, resources, _worker_groups(config, issued), reference_tokens)
     save_steps, pauses = config.checkpoint.save_steps, scheduler is not None and scheduler.pauses
     searches = [
         (
@@ -194,7 +193,6 @@ class _Rates:
 
     measured: Measurement
     resources: ResourcesConfig
-    groups: int
     reference_tokens: int
 
     @property
@@ -211,13 +209,19 @@ class _Rates:
         parts_s = one.steps * step_s, one.evaluations * evaluations_s, one.checkpoints * checkpoints_s
         return one.issued * self.measured.trial_s + sum(parts_s)
 
+    def groups(self, ends: Sequence[Taking]) -> int:
+        """Groups that are started, each of which loads; a promoted trial is issued again."""
+        at_once, each = self.resources.concurrent_trials, self.resources.trials_per_group
+        return at_once if each is None else max(at_once, math.ceil(sum(one.issued for one in ends) / each))
+
     def wall_s(self, ends: Sequence[Taking], step_s: float) -> float:
-        loads = math.ceil(self.groups / self.resources.concurrent_trials)
+        loads = math.ceil(self.groups(ends) / self.resources.concurrent_trials)
         busy_s = makespan([self.trial_s(one, step_s) for one in ends], self.resources.concurrent_trials)
         return loads * self.measured.load_s + self.reference_s + busy_s
 
     def worker_hours(self, ends: Sequence[Taking], step_s: float) -> float:
-        busy_s = sum(self.trial_s(one, step_s) for one in ends) + self.groups * self.measured.load_s + self.reference_s
+        loading_s = self.groups(ends) * self.measured.load_s
+        busy_s = sum(self.trial_s(one, step_s) for one in ends) + loading_s + self.reference_s
         return self.resources.workers * busy_s / 3600
 
 
@@ -362,12 +366,6 @@ def _sizes(domain: Domain) -> list[float]:
     if isinstance(domain, Range):
         domain = Range(kind=domain.kind, low=domain.low, high=domain.high, num=POINTS)
     return [float(value) for value in domain.grid() if value is not None]
-
-
-def _worker_groups(config: SearchConfig, issued: float) -> int:
-    """Groups that are started over the search, each of which loads; a promoted trial is issued again."""
-    at_once, each = config.resources.concurrent_trials, config.resources.trials_per_group
-    return at_once if each is None else max(at_once, math.ceil(issued / each))
 
 
 def _span(values: Sequence[float]) -> Span:

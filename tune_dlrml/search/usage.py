@@ -97,6 +97,7 @@ class _Clock:
     step: int = 0
     started: bool = False
     saves: bool = False
+    before_pauses_s: float = 0.0
 
     def start(self, event: Event) -> None:
         """The time between an attempt's last report and the next attempt is not counted."""
@@ -114,7 +115,9 @@ class _Clock:
 
     def pause(self, event: Event) -> None:
         """The checkpoint comes after the rung's report; no time is counted until the trial starts again or ends."""
-        self.spent["saving"] += self._until(event)
+        saving = self._until(event)
+        self.spent["saving"] += saving
+        self.before_pauses_s += saving
         self.at_ms = None
 
     def end(self, event: Event) -> None:
@@ -143,6 +146,7 @@ def _spent(row: TrialRow, log: Sequence[Event]) -> dict[str, float]:
     if not books:
         return spent
     known = {part: float(books.get(part, 0.0)) for part in BOOKS}
+    known["saving"] += clock.before_pauses_s  # what a trial has recorded was in the checkpoint already
     rest = sum(spent.values()) - spent["training"] - spent["starting"] - sum(known.values())
     # An evaluation in the first report of a promoted trial is in what it has recorded, and here in its start.
     starting = max(0.0, spent["starting"] + min(0.0, rest))

@@ -30,6 +30,9 @@ START = "start_points"
 """Name of the attribute with the points that a search started with, where some are those of an earlier search."""
 RACE = "race_seeds"
 """Name of the attribute with the seeds for which a confirmation that is a race was planned."""
+EXCESSES = "excesses"
+"""Name of a trial's attribute with what it exceeds each bound by at its last evaluation; once it has ended, Optuna's
+constraints have that."""
 VERDICTS = "verdicts"
 """Name of a trial's attribute with the verdict at each rung, by its step."""
 Verdict = Literal["continue", "pause", "prune"]
@@ -215,6 +218,7 @@ def row_of(trial: FrozenTrial) -> TrialRow:
     spec = None if stored is None else TrialSpec.from_json(stored)
     values = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     last = max(values, default=0)
+    excesses = attrs.pop(EXCESSES, {}) | {name: own for name, own in trial.constraints.items() if name != DIVERGED}
     return TrialRow(
         number=trial.number,
         state=_state(trial),
@@ -225,7 +229,7 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         steps=attrs.pop("steps", last),
         attempt=0 if spec is None else spec.attempt,
         attrs=attrs,
-        feasible=all(excess <= 0 for name, excess in trial.constraints.items() if name != DIVERGED),
+        feasible=all(excess <= 0 for excess in excesses.values()),
     )
 
 

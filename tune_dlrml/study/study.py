@@ -21,6 +21,7 @@ from tune_dlrml.study.history import (
     CODE,
     DIVERGED,
     DRIVER,
+    EXCESSES,
     RACE,
     SPENT,
     START,
@@ -211,7 +212,8 @@ class SearchStudy(StudyHistory):
         """The trials that are promoted at any place, since the search has no other left and lacks complete ones.
 
         It is for as many as are confirmed, or for one. The baseline is none of them, nor one that breaks a constraint,
-        nor one more of a loss that has `confirm.per_loss`. Trials that still run may get there.
+        nor one more of a loss that has `confirm.per_loss`. Trials that still run may get there. Where all break a
+        constraint, the best still gets to its end.
 
         Args:
             arriving: A trial that is at a rung and not paused yet.
@@ -247,18 +249,20 @@ class SearchStudy(StudyHistory):
         return {number: self.rungs[rung] for number, rung in sorted(self._promotions.paused.items())}
 
     def for_samplers(self) -> optuna.Study:
-        """As it is where no trial pauses; else a copy in which all that have passed or reached a rung are pruned there.
+        """The study; where running trials have values and may pause, a copy in which those are pruned at the last one.
 
-        Optuna's samplers learn nothing good of a running trial, and paused ones and those that were promoted, the best,
-        are running.
+        For Optuna paused trials are running, and so are those that were promoted, the best; its samplers take a running
+        trial for a bad one.
         """
-        measured = [number for number in self._under_way if self.pauses and self._open(number).values]
-        if not measured:
+        if not self.pauses or not self._under_way:
             return self._study
-        return with_running_pruned(
-            self._study,
-            {number: self._constraints_of(self._open(number), diverged=False) for number in measured},
-        )
+        trials = self._study.get_trials(deepcopy=False)
+        measured = {
+            number: self._constraints_of(trials[number].user_attrs.get(CONSTRAINED, {}), diverged=False)
+            for number in self._under_way
+            if trials[number].intermediate_values
+        }
+        return with_running_pruned(self._study, measured) if measured else self._study
 
     def interrupted(self) -> list[int]:
         """Trials that an earlier driver left running, in the order of their numbers."""
@@ -312,6 +316,7 @@ class SearchStudy(StudyHistory):
         known.constrained = {name: metrics[name] for name in self._constraints}
         if known.constrained:
             known.trial.set_user_attr(CONSTRAINED, known.constrained)
+            known.trial.set_user_attr(EXCESSES, excesses(self._constraints, known.constrained))
 
     def steps_reached(self, number: int) -> int:
         """The last step at which a running trial has an objective; 0 before the first."""
@@ -427,13 +432,13 @@ class SearchStudy(StudyHistory):
         attrs |= {"exception": outcome.exception} if outcome.exception else {}
         for key, value in attrs.items():
             known.trial.set_user_attr(key, value)
-        for name, excess in self._constraints_of(known, diverged=outcome.state is State.DIVERGED).items():
+        for name, excess in self._constraints_of(known.constrained, diverged=outcome.state is State.DIVERGED).items():
             if name not in known.earlier_attrs:
                 known.trial.set_constraint(name, excess)
 
-    def _constraints_of(self, known: _OpenTrial, *, diverged: bool) -> dict[str, float]:
-        """Of a trial, as Optuna has them: above 0 it is infeasible."""
-        bounded = excesses(self._constraints, known.constrained) if known.constrained else {}
+    def _constraints_of(self, constrained: Mapping[str, float], *, diverged: bool) -> dict[str, float]:
+        """Of a trial with these bounded metrics, as Optuna has them: above 0 it is infeasible."""
+        bounded = excesses(self._constraints, constrained) if constrained else {}
         return {DIVERGED: 1.0 if diverged else 0.0} | bounded
 
     def _open(self, number: int) -> _OpenTrial:

@@ -61,7 +61,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def keep_newest_checkpoint(folder: Path) -> None:
     """Remove all of an ended or paused trial but its newest complete checkpoint, and all if none is complete.
 
-    Its worker has just written and hashed it, and others wait: the marker and the sizes are enough here.
+    Its worker has written and hashed it, mostly just before, and others wait: marker and sizes are enough here.
     """
     with storing(folder):
         newest = next((found for found in _checkpoints(folder) if _is_complete(found, hashed=False)), None)
