@@ -12,10 +12,12 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from tune_dlrml.config.settings import ConstraintConfig
 from tune_dlrml.errors import InputError
 from tune_dlrml.records import State
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import is_sqlite, open_storage
+from tune_dlrml.study.feasibility import Constraints, excesses
 from tune_dlrml.system.urls import without_password
 
 DRIVER = "driver"
@@ -30,9 +32,8 @@ START = "start_points"
 """Name of the attribute with the points that a search started with, where some are those of an earlier search."""
 RACE = "race_seeds"
 """Name of the attribute with the seeds for which a confirmation that is a race was planned."""
-EXCESSES = "excesses"
-"""Name of a trial's attribute with what it exceeds each bound by at its last evaluation; once it has ended, Optuna's
-constraints have that."""
+CONSTRAINED = "constrained"
+"""Name of a trial's attribute with its bounded metrics at its last evaluation."""
 VERDICTS = "verdicts"
 """Name of a trial's attribute with the verdict at each rung, by its step."""
 Verdict = Literal["continue", "pause", "prune"]
@@ -195,11 +196,17 @@ class StudyHistory:
 
     def rows(self) -> list[TrialRow]:
         """All trials issued so far, in the order of their numbers."""
-        return [row_of(trial) for trial in self._issued_trials()]
+        constraints = self._bounded()
+        return [row_of(trial, constraints) for trial in self._issued_trials()]
 
     def row(self, number: int) -> TrialRow:
         """One trial."""
-        return row_of(self._issued_trials()[number])
+        return row_of(self._issued_trials()[number], self._bounded())
+
+    def _bounded(self) -> Constraints:
+        """The constraints of the search, as the study has its settings."""
+        stored = self._study.user_attrs.get("config", {}).get("search", {}).get("constraints") or {}
+        return {metric: ConstraintConfig.model_validate(ends) for metric, ends in stored.items()}
 
     def best(self) -> int | None:
         """Number of the best complete trial that breaks no constraint, the earliest among equals."""
@@ -211,14 +218,15 @@ class StudyHistory:
         return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 
-def row_of(trial: FrozenTrial) -> TrialRow:
-    """An Optuna trial as a row of the search."""
+def row_of(trial: FrozenTrial, constraints: Constraints) -> TrialRow:
+    """An Optuna trial as a row of a search with these constraints."""
     attrs = dict(trial.user_attrs)
     stored = attrs.pop("spec", None)
     spec = None if stored is None else TrialSpec.from_json(stored)
     values = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     last = max(values, default=0)
-    excesses = attrs.pop(EXCESSES, {}) | {name: own for name, own in trial.constraints.items() if name != DIVERGED}
+    told = {name: excess for name, excess in trial.constraints.items() if name != DIVERGED}  # once it has ended
+    measured = excesses(constraints, attrs[CONSTRAINED]) if CONSTRAINED in attrs else {}
     return TrialRow(
         number=trial.number,
         state=_state(trial),
@@ -229,7 +237,7 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         steps=attrs.pop("steps", last),
         attempt=0 if spec is None else spec.attempt,
         attrs=attrs,
-        feasible=all(excess <= 0 for excess in excesses.values()),
+        feasible=all(excess <= 0 for excess in (told or measured).values()),
     )
 
 

@@ -19,9 +19,9 @@ from tune_dlrml.study.feasibility import broken, excesses
 from tune_dlrml.study.halving import Promotions, rung_steps, survives
 from tune_dlrml.study.history import (
     CODE,
+    CONSTRAINED,
     DIVERGED,
     DRIVER,
-    EXCESSES,
     RACE,
     SPENT,
     START,
@@ -39,8 +39,6 @@ SEARCH_ID = "search_id"
 """Name of the study's attribute that identifies its folder."""
 LOSSES = "losses"
 """Name of the attribute that counts how often a trial lost its workers, its slot or its node."""
-CONSTRAINED = "constrained"
-"""Name of the attribute with a trial's bounded metrics at its last evaluation."""
 
 
 @dataclass
@@ -316,7 +314,6 @@ class SearchStudy(StudyHistory):
         known.constrained = {name: metrics[name] for name in self._constraints}
         if known.constrained:
             known.trial.set_user_attr(CONSTRAINED, known.constrained)
-            known.trial.set_user_attr(EXCESSES, excesses(self._constraints, known.constrained))
 
     def steps_reached(self, number: int) -> int:
         """The last step at which a running trial has an objective; 0 before the first."""
@@ -419,7 +416,7 @@ class SearchStudy(StudyHistory):
         del self._open_trials[outcome.number]
         self._under_way.remove(outcome.number)
         self._promotions.paused.pop(outcome.number, None)
-        row = row_of(ended)
+        row = row_of(ended, self._constraints)
         if complete:
             self._complete[row.number] = row.feasible
         return row
