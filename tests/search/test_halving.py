@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tune_dlrml.config import SchedulerConfig
-from tune_dlrml.study.halving import Promotions, rung_steps, survives
+from tune_dlrml.study.halving import Candidate, Needs, Promotions, rung_steps, survives
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,41 @@ def test_at_the_end_the_best_of_the_highest_rung_goes_on_until_enough_are_comple
     assert promotions.next(wanted={0, 1, 2}) == 2
     del promotions.paused[2]
     assert promotions.arrive(2, 1, 0.0, wanted={0, 1, 2})  # alone at the highest rung with a trial
+
+
+def test_the_baseline_is_never_paused_and_keeps_its_place_at_the_rung() -> None:
+    promotions = Promotions(2, 2, maximize=True, baseline=0)
+    assert promotions.arrive(0, 0, 0.2) and promotions.arrive(0, 1, 0.2) and not promotions.paused
+    assert not promotions.arrive(1, 0, 0.1)  # the better of two is the baseline
+    assert promotions.arrive(2, 0, 0.3) and promotions.paused == {1: 0}
+
+
+def named(*losses: str, feasible: bool = True) -> dict[int, Candidate]:
+    return {number: Candidate(loss, feasible) for number, loss in enumerate(losses)}
+
+
+@pytest.mark.parametrize(
+    ("needs", "paused", "running", "complete", "lacking"),
+    [
+        (Needs(), named("dpo", "ipo"), [], [], {0, 1}),
+        (Needs(), named("dpo"), ["ipo"], [], set()),  # it may get there
+        (Needs(), named("dpo"), [], [Candidate("ipo", True)], set()),
+        (Needs(), named("dpo"), [], [Candidate("ipo", False)], {0}),
+        (Needs(3), named("dpo"), ["dpo"], [Candidate("dpo", True)], {0}),
+        (Needs(3), named("dpo"), ["dpo", "dpo"], [Candidate("dpo", True)], set()),
+        (Needs(2, per_loss=1), named("dpo", "ipo"), [], [Candidate("dpo", True)], {1}),
+        (Needs(2, per_loss=1), named("dpo", "dpo"), ["dpo"], [Candidate("dpo", True)], set()),
+        (Needs(2, per_loss=2), named("dpo", "ipo"), ["dpo"], [], {0, 1}),
+        (Needs(), named("dpo", feasible=False), [], [], {0}),  # one to tell of
+        (Needs(), named("dpo", feasible=False), [], [Candidate("ipo", False)], set()),
+        (Needs(2), named("dpo", feasible=False), ["ipo"], [], set()),
+        (Needs(2), named("dpo", feasible=False) | {5: Candidate("ipo", True)}, [], [], {5}),
+    ],
+)
+def test_a_search_needs_as_many_feasible_trials_of_each_loss_as_it_confirms(
+    needs: Needs, paused: dict[int, Candidate], running: list[str], complete: list[Candidate], lacking: set[int]
+) -> None:
+    assert {*needs.lacking(paused, running, complete)} == lacking
 
 
 def test_without_a_scheduler_there_are_no_rungs() -> None:

@@ -301,7 +301,7 @@ def promoted(values: Sequence[Sequence[float]], reduction_factor: int, *, wanted
         baseline: Whether the first trial is one, which is never paused.
     """
     last = len(values[0]) if values else 0
-    promotions = Promotions(last, reduction_factor, maximize=True)
+    promotions = Promotions(last, reduction_factor, maximize=True, baseline=0 if baseline else None)
     passed, issued = [0] * len(values), [0] * len(values)
     begun = complete = most = 0
 
@@ -314,14 +314,12 @@ def promoted(values: Sequence[Sequence[float]], reduction_factor: int, *, wanted
         else:
             passed[number] = promotions.paused.pop(number) + 1
         issued[number] += 1
-        first = baseline and number == 0
         while passed[number] < last:
             rung = passed[number]
-            if not promotions.arrive(number, rung, values[number][rung], any_place()) and not first:
+            if not promotions.arrive(number, rung, values[number][rung], any_place()):
                 break
-            promotions.paused.pop(number, None)
             passed[number] += 1
-        complete += passed[number] == last and not first
+        complete += passed[number] == last and not (baseline and number == 0)
         most = max(most, len(promotions.paused))
     return Halved([*zip(passed, issued, strict=True)], most)
 

@@ -1,7 +1,9 @@
 """Asynchronous successive halving (Li et al., arXiv 1810.05934): its rungs, and which trials go on behind one."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tune_dlrml.config import SchedulerConfig
 
@@ -28,14 +30,15 @@ class Promotions:
         rungs: Number of rungs.
         reduction_factor: One trial in so many goes on behind a rung.
         maximize: Whether larger objectives are better.
+        baseline: Number of the trial that is never paused, since all are compared with it; None without one.
 
     Attributes:
         rungs: The objective at each rung of the trials that have reached it, by their numbers.
         paused: The rung at which each paused trial is, by its number.
     """
 
-    def __init__(self, rungs: int, reduction_factor: int, *, maximize: bool) -> None:
-        self._factor, self._sign = reduction_factor, -1.0 if maximize else 1.0
+    def __init__(self, rungs: int, reduction_factor: int, *, maximize: bool, baseline: int | None = None) -> None:
+        self._factor, self._sign, self._baseline = reduction_factor, -1.0 if maximize else 1.0, baseline
         self.rungs: list[dict[int, float]] = [{} for _ in range(rungs)]
         self.paused: dict[int, int] = {}
 
@@ -78,10 +81,56 @@ class Promotions:
         """
         self.rungs[rung][number] = value
         self.paused[number] = rung
-        goes_on = self.next(wanted) == number
+        goes_on = number == self._baseline or self.next(wanted) == number
         if goes_on:
             del self.paused[number]
         return goes_on
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that may become one of the complete ones that a search is for.
+
+    Attributes:
+        loss: Label of its loss.
+        feasible: Whether it breaks no constraint, as far as it was evaluated.
+    """
+
+    loss: str
+    feasible: bool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The complete trials that a search is for: as many feasible ones as are confirmed, or one.
+
+    Attributes:
+        trials: How many.
+        per_loss: How many of them one loss can be, where that is bounded.
+    """
+
+    trials: int = 1
+    per_loss: int | None = None
+
+    def lacking(
+        self, paused: Mapping[int, Candidate], running: Iterable[str], complete: Collection[Candidate]
+    ) -> Collection[int]:
+        """The paused trials of which the search has too few without them; none where it has enough.
+
+        Where no trial is feasible, the best still gets to its end, so that there is one to tell of.
+
+        Args:
+            paused: By their numbers.
+            running: Losses of the trials that run, which may all get to their end.
+            complete: The trials at their end.
+        """
+        of_loss = Counter([*running, *(own.loss for own in complete if own.feasible)])
+        most = self.trials if self.per_loss is None else self.per_loss
+        if sum(min(most, count) for count in of_loss.values()) >= self.trials:
+            return ()
+        missing = {number: own for number, own in paused.items() if of_loss[own.loss] < most}
+        feasible = {number for number, own in missing.items() if own.feasible}
+        return feasible if feasible or of_loss or complete else missing
 
 
 def survives(value: float, recorded: Sequence[float], reduction_factor: int, *, maximize: bool) -> bool:

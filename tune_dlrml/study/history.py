@@ -241,6 +241,12 @@ def row_of(trial: FrozenTrial, constraints: Constraints) -> TrialRow:
     )
 
 
+def paused_at(trial: FrozenTrial) -> int | None:
+    """The step at which a trial is paused; None where it is not. For Optuna a paused trial is running."""
+    verdicts = trial.user_attrs.get(VERDICTS, {}) if trial.state == TrialState.RUNNING else {}
+    return next((int(step) for step, verdict in verdicts.items() if verdict == "pause"), None)
+
+
 def ranked(rows: Iterable[TrialRow], *, maximize: bool, infeasible: bool = False) -> list[TrialRow]:
     """The complete trials that break no constraint, the best first, the earlier of equals before the later.
 
@@ -276,5 +282,5 @@ def _state(trial: FrozenTrial) -> State:
     if trial.state == TrialState.PRUNED:
         return State.DIVERGED if trial.constraints.get(DIVERGED, 0.0) > 0 else State.PRUNED
     if trial.state == TrialState.RUNNING:
-        return State.PAUSED if "pause" in trial.user_attrs.get(VERDICTS, {}).values() else State.RUNNING
+        return State.RUNNING if paused_at(trial) is None else State.PAUSED
     return {TrialState.COMPLETE: State.COMPLETE, TrialState.FAIL: State.FAILED}[trial.state]

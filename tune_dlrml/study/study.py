@@ -1,7 +1,6 @@
 """The one place where the decisions of a search are recorded: its trials, its verdicts, how each trial ended."""
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
-from tune_dlrml.study.halving import Promotions, rung_steps, survives
+from tune_dlrml.study.halving import Candidate, Needs, Promotions, rung_steps, survives
 from tune_dlrml.study.history import (
     CODE,
     CONSTRAINED,
@@ -29,6 +28,7 @@ from tune_dlrml.study.history import (
     StudyHistory,
     TrialRow,
     Verdict,
+    paused_at,
     row_of,
 )
 from tune_dlrml.study.proposer import Proposer, When
@@ -116,15 +116,15 @@ class SearchStudy(StudyHistory):
         """What earlier drivers have decided at the rungs."""
         scheduler = self.config.search.scheduler
         factor = 1 if scheduler is None else scheduler.reduction_factor
-        promotions = Promotions(len(self.rungs), factor, maximize=self.maximize)
+        promotions = Promotions(len(self.rungs), factor, maximize=self.maximize, baseline=self._baseline)
         for trial in self._study.get_trials(deepcopy=False):
             verdicts = trial.user_attrs.get(VERDICTS, {})
             for rung, step in enumerate(self.rungs):
-                verdict = verdicts.get(str(step), "prune")
-                if verdict != "prune":
+                if verdicts.get(str(step), "prune") != "prune":
                     promotions.rungs[rung][trial.number] = trial.intermediate_values[step]
-                if verdict == "pause" and trial.state == TrialState.RUNNING:
-                    promotions.paused[trial.number] = rung
+            at = paused_at(trial)
+            if at is not None:
+                promotions.paused[trial.number] = self.rungs.index(at)
         return promotions
 
     def _adopt_settings(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
@@ -209,9 +209,7 @@ class SearchStudy(StudyHistory):
     def _wanted(self, arriving: int | None = None) -> Collection[int]:
         """The trials that are promoted at any place, since the search has no other left and lacks complete ones.
 
-        It is for as many as are confirmed, or for one. The baseline is none of them, nor one that breaks a constraint,
-        nor one more of a loss that has `confirm.per_loss`. Trials that still run may get there. Where all break a
-        constraint, the best still gets to its end.
+        The baseline is not one that it lacks.
 
         Args:
             arriving: A trial that is at a rung and not paused yet.
@@ -219,16 +217,20 @@ class SearchStudy(StudyHistory):
         if not self.pauses or self._when() != "never":
             return ()
         confirm = self.config.search.confirm
-        top, per_loss = (1, None) if confirm is None else (confirm.top, confirm.per_loss)
+        needs = Needs() if confirm is None else Needs(confirm.top, confirm.per_loss)
         paused = self._promotions.paused.keys() | (set() if arriving is None else {arriving})
-        running = self._under_way - paused - {self._baseline}
-        good = running | {number for number, feasible in self._complete.items() if feasible} - {self._baseline}
-        of_loss = Counter(self._branches.get(number, "") for number in good)
-        if sum(of_loss.values() if per_loss is None else (min(per_loss, count) for count in of_loss.values())) >= top:
-            return ()
-        found = {number for number in paused if per_loss is None or of_loss[self._branches[number]] < per_loss}
-        keeping = {number for number in found if not self._broken(self._open(number))}
-        return keeping if keeping or running or self._complete.keys() - {self._baseline} else found
+        return needs.lacking(
+            {number: Candidate(self._loss_of(number), not self._broken(self._open(number))) for number in paused},
+            [self._loss_of(number) for number in self._under_way - paused - {self._baseline}],
+            [
+                Candidate(self._loss_of(number), feasible)
+                for number, feasible in self._complete.items()
+                if number != self._baseline
+            ],
+        )
+
+    def _loss_of(self, number: int) -> str:
+        return self._branches.get(number, "")
 
     @property
     def _baseline(self) -> int | None:
@@ -327,7 +329,7 @@ class SearchStudy(StudyHistory):
         """Whether a trial continues after a rung, once its value there is recorded.
 
         The verdict is written before it is returned, and a second call returns the same one. A trial that reached the
-        full budget is never pruned, and the baseline is never paused: every trial is compared with it.
+        full budget is never pruned, and the baseline is never paused.
         """
         known = self._open(number)
         key = str(step)
@@ -344,9 +346,7 @@ class SearchStudy(StudyHistory):
         if not self.pauses:
             return "continue" if self._passes(known, step) else "prune"
         goes_on = self._promotions.arrive(number, self.rungs.index(step), known.values[step], self._wanted(number))
-        if number == self._baseline:
-            self._promotions.paused.pop(number, None)
-        return "continue" if goes_on or number == self._baseline else "pause"
+        return "continue" if goes_on else "pause"
 
     @property
     def pauses(self) -> bool:
