@@ -17,7 +17,7 @@ from tune_dlrml.cli.main import COST_KEYS, main
 from tune_dlrml.config import ResourcesConfig, SearchConfig, parse_config
 from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.doctor.measure import measure_search, refuse_other_machine, timed_trial
-from tune_dlrml.doctor.power import SAME, measured_power, noise_trials
+from tune_dlrml.doctor.power import ONE_PAIR, SAME, measured_power, noise_trials
 from tune_dlrml.errors import InputError
 from tune_dlrml.search.confirm.power import Power
 from tune_dlrml.search.result import SearchPlace
@@ -191,3 +191,5 @@ def test_the_power_follows_from_the_outcomes_of_the_pairs(config: SearchConfig) 
     assert power.two_trials == pytest.approx(power.trial * (of_two / of_one) ** 0.5)
     assert measured_power(config, [ours] * 4, None) == SAME
     assert measured_power(config, [ours, ours, theirs, theirs], 99).confirm_pairs == 99
+    assert measured_power(config, [ours, ours, theirs, theirs], 1) == ONE_PAIR
+    assert measured_power(config, [[1.0], [1.0], [-1.0], [1.0]], None) == ONE_PAIR

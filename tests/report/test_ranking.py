@@ -93,6 +93,10 @@ def test_the_best_of_several_comes_with_a_warning_that_a_confirmation_takes_the_
     assert "Only new runs" not in told.warning
     assert "Trained again with 5 new seeds it is better than the baseline" in told.answer
     assert "+0.010 to +0.070" in told.answer
+    begun = verdict(data, ranking(data), [confirmed(1, "cannot tell", 0.0, seeds=0, end="open")])
+    assert "Trained again" not in begun.answer and begun.warning.endswith("this search has none yet.")
+    open_ = verdict(data, ranking(data), [confirmed(1, "cannot tell", 0.04, seeds=2, end="open", rounds=2)])
+    assert "Trained again with 2 new seeds so far it does not differ significantly" in open_.answer
     unconfirmed = verdict(data, ranking(data), [confirmed(2, "better", 0.04, (0.01, 0.07))])
     assert "Trained again" not in unconfirmed.answer
 

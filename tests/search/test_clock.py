@@ -180,14 +180,8 @@ class Cluster:
             if clock.is_up():
                 return
             study.record(spec.number, study.full_steps, 0.5 + spec.number / 100)
-            searcher._live.pop("one")
-            searcher._end(_Live(spec, study.full_steps), TrialOutcome(spec.number, State.COMPLETE, "done"))
+            searcher._end(searcher._live.pop("one"), TrialOutcome(spec.number, State.COMPLETE, "done"))
             self.trained.append(spec.number)
-
-
-class _Live:
-    def __init__(self, spec: TrialSpec, steps: int) -> None:
-        self.spec, self.steps = spec, steps
 
 
 @pytest.fixture(scope="module")

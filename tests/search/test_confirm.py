@@ -253,7 +253,8 @@ def test_a_finalist_is_better_only_where_the_same_seeds_say_so(searched):
     assert one.high - 0.1 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
     assert one.params["learning_rate"] == 1e-3 and one.baseline_mean == pytest.approx(0.65)
     assert told.as_json()["finalists"][0]["verdict"] == "better"
-    (sentence,) = told.sentences()
+    sentence, caveat = told.sentences()
+    assert "over seeds alone" in caveat, "no trial has stored its margins"
     assert sentence.startswith(
         "trial 3 (dlrml_c) against DPO (trial 1) with new seeds: better, eval_accuracy +0.1000 [+0.0"
     )
@@ -411,7 +412,8 @@ def test_a_race_trains_a_round_once_the_one_before_has_ended(searched):
     sentences = list(told.sentences())
     assert "better, eval_accuracy +0.2003 [+0." in sentences[0] and "(race, Holm), 3 of at most 4 seeds" in sentences[0]
     assert "settled after 3 seeds" in sentences[0] and "dropped after 2 seeds" in sentences[1]
-    assert "10 of at most 16" in sentences[-1] and "repeated confidence intervals" in sentences[-1]
+    assert "10 of at most 16" in sentences[-2] and "repeated confidence intervals" in sentences[-2]
+    assert "over seeds alone" in sentences[-1]
     assert told.as_json()["finalists"][0]["end"] == "settled" and told.as_json()["runs"] == 10
     numbers, words = again.conclusion(read_search("toy/confirm", prepared.place).rows)
     assert numbers == {"runs": 10, "most_runs": 16}
@@ -463,6 +465,67 @@ def test_a_race_under_way_says_what_is_open(searched):
         {0},
     )
     assert all(one.verdict == "cannot tell" and one.p == 1 and one.low is None for one in told.finalists)
+    assert all(sentence.endswith("no result yet") for sentence in list(told.sentences())[:-1])
+    page = write_report("toy", prepared.place).page.read_text(encoding="utf-8")
+    assert "Trained again with" not in page and "<strong>no result yet</strong>" in page
+
+
+def test_fewer_finalists_than_were_trained_are_no_fewer_comparisons(searched):
+    prepared, rows = searched
+    _, study = confirming(raced(prepared, adaptive=False, seeds=4), rows)
+    noise = {8: 0.01, 9: 0.02, 10: 0.0, 11: 0.02}
+    run_all(study, lambda s: 0.6 + noise[s.params[SEED]] * (s.params[FINALIST] == 3) + 0.001 * s.params[SEED])
+    study.close()
+    (alone,) = compare(raced(prepared, top=1, adaptive=False, seeds=4).config, rows, study_rows(prepared)).finalists
+    by_hand = stats.ttest_1samp([*noise.values()], 0).pvalue
+    assert alone.p == pytest.approx(3 * by_hand), "beside trials 4 and 0, which top: 4 has trained"
+    # Told with a power of 80 % is what lies beyond the interval of a third of the level.
+    reach = stats.t.ppf(1 - 0.05 / 3 / 2, 3) * stats.sem([*noise.values()])
+    assert alone.reached == pytest.approx(reach + stats.norm.ppf(0.8) * stats.sem([*noise.values()]))
+
+
+def study_rows(prepared: PreparedSearch) -> list[TrialRow]:
+    return read_search("toy/confirm", prepared.place).rows
+
+
+def test_a_race_with_fewer_finalists_holds_its_error_over_those_of_before(searched):
+    prepared, rows = searched
+    _, study = confirming(raced(prepared), rows)
+    run_all(study, raced_value)
+    study.close()
+    (before, *_) = read_confirmation("toy", prepared.place).finalists
+    (alone,) = compare(raced(prepared, top=1).config, rows, study_rows(prepared)).finalists
+    assert (alone.trial, alone.p) == (before.trial, before.p)
+
+
+def test_it_is_said_how_many_new_trainings_break_a_constraint(searched):
+    prepared, rows = searched
+    again, study = confirming(prepared, rows)
+    trained = run_all(study, lambda spec: 0.9 if spec.params[FINALIST] == 3 else 0.6)
+    events = EventLog(again.place.folder(again.config.name))
+    for row in trained:
+        events.start(row.spec)
+        kl = 6.0 if (row.spec.params[FINALIST], row.spec.params[SEED]) in {(3, 8), (3, 10), (1, 9)} else 1.0
+        events.report(Report(row.number, 2, 1, {"eval_kl": 9.0}, evaluated=True))
+        events.report(Report(row.number, 4, 1, {"eval_accuracy": row.value, "eval_kl": kl}, evaluated=True))
+    study.close()
+    document = prepared.config.model_dump(mode="json")
+    document["search"]["constraints"] = {"eval_kl": {"max": 5.0}, "eval_margin": {"min": 1.0}}  # one is not known
+    bounded = parse_config(document, source="test")
+    told = compare(bounded, rows, trained, again.place.folder(again.config.name))
+    assert told is not None
+    assert (told.finalists[0].infeasible, told.infeasible) == (2, 1)
+    sentences = [*told.sentences()]
+    assert "2 infeasible" in sentences[0] and "the baseline breaks search.constraints under 1 of" in sentences[-1]
+    (prepared.place.folder("toy") / "search.yaml").write_text(to_yaml(bounded))
+    page = write_report("toy", prepared.place).page.read_text(encoding="utf-8")
+    assert "infeasible</th>" in page and "The baseline breaks search.constraints" in page
+
+
+def test_where_dpo_alone_is_complete_nothing_is_confirmed(searched):
+    prepared, rows = searched
+    assert confirmation_of(prepared, [row for row in rows if row.number == 1]) is None
+    assert confirmation_of(prepared, rows) is not None
 
 
 def test_a_confirmation_that_began_without_a_race_goes_on_without_one(searched):

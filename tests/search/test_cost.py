@@ -238,7 +238,13 @@ def test_a_race_is_estimated_at_its_most_and_said_to_be(config_with: Config) -> 
     race = estimate_cost(MEASURED, with_(plain, search={"confirm": {"top": 2, "seeds": 5}}), 6)
     assert race.confirmation is not None and race.confirmation.trials == 3 * 6  # a fifth more than five seeds
     (told,) = (line for line in cost_lines(race) if "search.confirm" in line)
-    assert "up to 18 trials of 6 steps" in told and told.endswith(", the most that its race can take")
+    assert "up to 18 trials of 6 steps" in told and told.endswith(", if its race comes to its cap with all finalists")
+    groups = with_(plain, search={"confirm": {"top": 2, "seeds": 5}}, resources={"concurrent_trials": 4})
+    fixed = with_(groups, search={"confirm": {"top": 2, "seeds": 6, "adaptive": False}})
+    raced, at_once = (estimate_cost(MEASURED, each, 6).confirmation for each in (groups, fixed))
+    assert raced is not None and at_once is not None and raced.trials == at_once.trials == 18
+    # On four groups: two rounds of three trials at once in two waves, then four more of one; else 18 trials in five.
+    assert raced.wall_s.mean - at_once.wall_s.mean == pytest.approx((2 + 4 - 5) * 19.5)
 
 
 def test_an_estimate_names_what_it_does_not_include(config_with: Config) -> None:

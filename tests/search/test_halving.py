@@ -1,9 +1,11 @@
 import random
+from typing import Any
 
 import pytest
+from made_search import small_search
 
 from tune_dlrml.config import SchedulerConfig
-from tune_dlrml.study.halving import Candidate, Needs, Promotions, rung_steps, survives
+from tune_dlrml.study.halving import Candidate, Needs, Promotions, needs_of, rung_steps, survives
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,9 @@ def test_the_first_rung_is_at_a_sixteenth_of_the_budget_where_nothing_says_other
     full: int, first: tuple[int, ...]
 ) -> None:
     assert rung_steps(SchedulerConfig(), full)[: len(first)] == first
+
+
+JUDGED = {"judges": ["openai:gpt-4o"]}
 
 
 class Job:
@@ -123,6 +128,23 @@ def test_a_search_needs_as_many_feasible_trials_of_each_loss_as_it_confirms(
     needs: Needs, paused: dict[int, Candidate], running: list[str], complete: list[Candidate], lacking: set[int]
 ) -> None:
     assert {*needs.lacking(paused, running, complete)} == lacking
+
+
+@pytest.mark.parametrize(
+    ("changed", "needs"),
+    [
+        ({}, [Needs()]),
+        ({"search": {"num_trials": 2, "confirm": {"top": 3, "per_loss": 1}}}, [Needs(3, 1), Needs()]),
+        ({"evaluation": JUDGED | {"when": "best", "best": 2}}, [Needs(2)]),
+        ({"evaluation": JUDGED}, [Needs()]),
+        (
+            {"search": {"num_trials": 2, "confirm": {"top": 1}}, "evaluation": JUDGED | {"when": "best"}},
+            [Needs(1), Needs(3)],
+        ),
+    ],
+)
+def test_a_search_is_for_what_is_confirmed_and_what_judges_examine(changed: dict[str, Any], needs: list[Needs]) -> None:
+    assert needs_of(small_search(**changed)) == needs
 
 
 def test_without_a_scheduler_there_are_no_rungs() -> None:

@@ -132,6 +132,56 @@ def test_a_group_whose_lobby_died_while_it_was_idle_is_replaced(cluster):
     assert cluster.events == [("start", 0), ("kill", 0), ("start", 1), ("lease", 1)]
 
 
+class Far:
+    """Stands for Ray and the keepers that it makes, each of the cluster that this process has joined at the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here = ("session_1", "01000000")
+        self.closed: list[tuple[str, str]] = []
+        self.interrupts = False
+        monkeypatch.setattr(keepers, "_here", lambda: self.here)
+        monkeypatch.setattr(keepers.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(keepers.ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=self.keeper))
+        monkeypatch.setattr(keepers.ray, "get", lambda *_, **__: None)
+
+    def keeper(self) -> SimpleNamespace:
+        of = self.here
+
+        def call(*_: Any) -> None:
+            if self.here != of:
+                raise Exception("Failed to submit task to actor: it's from a different cluster")
+
+        def close() -> None:
+            call()
+            if self.interrupts:
+                raise KeyboardInterrupt
+            self.closed.append(of)
+
+        return SimpleNamespace(prepare=SimpleNamespace(remote=call), close_idle=SimpleNamespace(remote=close))
+
+
+def test_a_keeper_of_a_cluster_that_was_left_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = Far(monkeypatch)
+    with keepers.kept_groups():
+        first = keepers.keeper_of(shape())
+        assert keepers.keeper_of(shape()) is first
+        far.here = ("session_2", "01000000")  # jobs are numbered from the start again
+        keepers.make_room()
+        assert keepers.keeper_of(shape()) is not first
+    assert far.closed == [("session_2", "01000000")]
+
+
+def test_a_block_whose_closing_is_interrupted_leaves_no_keeper_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = Far(monkeypatch)
+    far.interrupts = True
+    with pytest.raises(KeyboardInterrupt), keepers.kept_groups():
+        first = keepers.keeper_of(shape())
+    assert keepers.keeper_of(shape()) is None
+    far.interrupts = False
+    with keepers.kept_groups():
+        assert keepers.keeper_of(shape()) is not first
+
+
 def test_outside_of_a_block_there_is_no_keeper():
     assert keepers.keeper_of(shape()) is None
     keepers.make_room()

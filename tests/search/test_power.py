@@ -110,6 +110,12 @@ def test_by_formula_a_share_of_pairs_has_the_binomial_error_and_other_metrics_ha
         assert power_of_shares(METRICS[metric], pairs=100, confirm=None, confirm_pairs=100) is None
 
 
+def test_a_metric_of_the_policy_alone_says_nothing_of_a_reference():
+    power = power_of_shares(METRICS["eval_policy_accuracy"], pairs=100, confirm=None, confirm_pairs=100)
+    assert power is not None and power.trial is None and "reference" not in power.sentence()
+    assert "two trials from each other at 0.2" in power.sentence()
+
+
 def test_a_confirmation_without_pairs_agrees_with_student():
     """With all of the noise between seeds it is the test of paired differences of means."""
     rng, noise, seeds = np.random.default_rng(9), Noise(seed=0.01, pair=0.0, rest=0.0), 6

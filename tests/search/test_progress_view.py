@@ -50,6 +50,25 @@ def test_a_driver_that_resumes_a_search_knows_its_paused_trials() -> None:
     assert "trial   1 promoted: goes on after step 10" in said.getvalue() and "rung 10/40" not in said.getvalue()
 
 
+def test_what_is_left_follows_a_source_that_ends_early() -> None:
+    shows, said = view()
+    shows.on_begin(20, 0, 40, {})
+    for number in (0, 1):
+        shows.on_start(spec(number))
+        shows.on_total(3 - number)
+        shows.on_end(spec(number), row(number, State.COMPLETE))
+    lines = said.getvalue().splitlines()
+    assert "2 to go" in lines[-3] and "to go" not in lines[-1]
+
+
+def test_the_bars_of_a_search_whose_time_is_up_are_not_those_of_its_confirmation() -> None:
+    shows, _ = view()
+    shows.on_begin(2, 0, 40, {})
+    shows.on_start(spec(1))  # and it is stopped without a word
+    shows.on_begin(2, 0, 40, {})
+    assert [task.description for task in shows._progress.tasks] == ["trials"]
+
+
 def test_a_confirmation_knows_nothing_of_the_trials_of_its_search() -> None:
     shows, said = view()
     shows.on_begin(2, 0, 40, {})

@@ -198,6 +198,22 @@ def test_failures_with_paused_trials_between_them_are_not_in_a_row(tune_with: Ca
     assert not tune.searcher.same_failures and tune.next() != "FINISHED"
 
 
+def test_failures_of_resumed_trials_are_in_a_row_though_new_ones_are_paused_between_them(
+    tune_with: Callable[..., Tune],
+) -> None:
+    tune = tune_with(scheduler=PROMOTION, baseline=None, num_trials=20)
+    accuracy, failed = 0.9, 0
+    while (trial := tune.next()) != "FINISHED" and failed < 5:
+        number = tune.spec.number
+        if study_of(tune).steps_reached(number):
+            fail(tune, trial, "RuntimeError: the checkpoint has another format")
+            failed += 1
+            continue
+        accuracy -= 0.01
+        assert tune.result(trial, report(number, 5, accuracy, rung=True)) == "STOP"
+    assert failed == 3 and tune.searcher.same_failures.startswith("3 trials in a row failed in the same way: Runtime")
+
+
 def test_a_loss_that_becomes_known_while_the_next_trial_is_asked_for_ends_no_paused_trial() -> None:
     known: list[bool] = []
 

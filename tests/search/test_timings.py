@@ -27,10 +27,13 @@ def report(at_s: float, step: int) -> dict[str, object]:
 
 def test_the_parts_follow_one_another_from_the_command_to_the_first_step(tmp_path: Path):
     reached = zip(("command", "checked", "study", "ray"), (100.0, 103.0, 103.5, 108.0), strict=True)
-    for stage, at_s in [*reached, ("slot", 111.0), ("worker", 114.0), ("imported", 118.0), ("loaded", 124.0)]:
+    for stage, at_s in [
+        *reached,
+        *(("slot", 111.0), ("worker", 114.0), ("imported", 118.0), ("loaded", 124.0), ("step", 126.5)),
+    ]:
         mark(tmp_path, stage, at_s)
     mark(tmp_path, "slot", 130.0)  # of a second group
-    events(tmp_path, 0, started(109.0), report(125.0, 0), report(126.5, 1), report(127.0, 2))
+    events(tmp_path, 0, started(109.0), report(125.0, 0), report(129.0, 10))
     events(tmp_path, 1, started(128.0))
     timings = read_timings(tmp_path)
     assert [part for part, _, _ in timings] == list(PARTS.values())

@@ -20,6 +20,7 @@ from tune_dlrml.cluster.joining import joined, leave_ray, own_cluster
 from tune_dlrml.cluster.placement import free_dead_placement_groups
 from tune_dlrml.config import ResourcesConfig
 from tune_dlrml.errors import InputError, headline
+from tune_dlrml.system.signals import kept_handlers
 
 RAY_OPTIONS: dict[str, Any] = {
     "log_to_driver": False,
@@ -118,24 +119,22 @@ def kept_cluster(on_notice: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _started_here(scratch: Path) -> Iterator[None]:
-    polite_end = signal.getsignal(signal.SIGTERM)
-    with changed_environment(DRIVER_ENVIRONMENT):
+    with changed_environment(DRIVER_ENVIRONMENT), ExitStack() as stack:
         reach_directly(ray.util.get_node_ip_address())
-        with own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **RAY_OPTIONS):
-            signal.signal(signal.SIGTERM, polite_end)  # Ray installs its own handler, which ends this process at once
-            yield
+        with kept_handlers(signal.SIGTERM):  # Ray's own ends this process at once
+            stack.enter_context(own_cluster(scratch, num_cpus=int(local_capacity()["CPU"]), **RAY_OPTIONS))
+        yield
 
 
 @contextmanager
 def _joined_at(address: str) -> Iterator[None]:
-    polite_end = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         stack.enter_context(changed_environment(DRIVER_ENVIRONMENT))
         stack.callback(leave_ray)
-        context = joined(address, **RAY_OPTIONS)
+        with kept_handlers(signal.SIGTERM):
+            context = joined(address, **RAY_OPTIONS)
         stack.enter_context(changed_environment({"RAY_ADDRESS": context.address_info["gcs_address"]}))
         reach_directly(*_hosts(context))
-        signal.signal(signal.SIGTERM, polite_end)
         yield
 
 

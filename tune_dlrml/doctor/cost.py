@@ -7,6 +7,7 @@ all rungs.
 """
 
 import heapq
+import itertools
 import math
 import random
 import statistics
@@ -20,7 +21,7 @@ from tune_dlrml.domains import Domain, Range
 from tune_dlrml.losses.base import searched_fields
 from tune_dlrml.search.confirm.finalists import confirm_settings
 from tune_dlrml.study.candidates import NoneYet, candidate_proposer
-from tune_dlrml.study.halving import Promotions, rung_steps, survives
+from tune_dlrml.study.halving import Promotions, needs_of, rung_steps, survives
 from tune_dlrml.study.proposer import proposer_of
 from tune_dlrml.training.measure import Measurement
 
@@ -117,7 +118,9 @@ class Cost:
         return asdict(self) | {"step_s": dict(zip(("median", "low", "high"), self.step_s, strict=True))}
 
 
-def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, *, seed: int = 0) -> Cost:
+def estimate_cost(
+    measured: Measurement, config: SearchConfig, full_steps: int, *, seed: int = 0, together: int | None = None
+) -> Cost:
     """The cost of a search, estimated; equal arguments give equal estimates.
 
     Args:
@@ -125,12 +128,14 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
         config: The search.
         full_steps: Full budget of a trial.
         seed: Of the simulated searches.
+        together: So many trials begin once those before have ended, twice as many at first, as in a race; None where
+            none waits for others.
     """
     scheduler, resources = config.search.scheduler, config.resources
     rungs, trials = rung_steps(scheduler, full_steps), number_of_trials(config)
     mean_batch, _ = relative_batch_sizes(config)
     reference_tokens = _reference_tokens(measured, config, full_steps)
-    rates = _Rates(measured, resources, reference_tokens)
+    rates = _Rates(measured, resources, reference_tokens, together)
     simulated = [*_simulated(config, trials, len(rungs), measured.step_s, random.Random(seed))]
     save_steps, pauses = config.checkpoint.save_steps, scheduler is not None and scheduler.pauses
     searches = [
@@ -184,7 +189,9 @@ def estimate_cost(measured: Measurement, config: SearchConfig, full_steps: int, 
 
 
 def _confirmation(measured: Measurement, config: SearchConfig, full_steps: int) -> Cost:
-    return estimate_cost(measured, config.model_copy(update={"search": confirm_settings(config)}), full_steps)
+    confirm, again = config.search.confirm, config.model_copy(update={"search": confirm_settings(config)})
+    assert confirm is not None
+    return estimate_cost(measured, again, full_steps, together=confirm.top + 1 if confirm.adaptive else None)
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ class _Rates:
     measured: Measurement
     resources: ResourcesConfig
     reference_tokens: int
+    together: int | None = None
 
     @property
     def reference_s(self) -> float:
@@ -216,7 +224,11 @@ class _Rates:
 
     def wall_s(self, ends: Sequence[Taking], step_s: float) -> float:
         loads = math.ceil(self.groups(ends) / self.resources.concurrent_trials)
-        busy_s = makespan([self.trial_s(one, step_s) for one in ends], self.resources.concurrent_trials)
+        trials_s = [self.trial_s(one, step_s) for one in ends]
+        each = self.together or max(1, len(ends))
+        begins = [0, *range(2 * each, len(ends), each), len(ends)]
+        rounds = (trials_s[begin:end] for begin, end in itertools.pairwise(begins))
+        busy_s = sum(makespan(own, self.resources.concurrent_trials) for own in rounds)
         return loads * self.measured.load_s + self.reference_s + busy_s
 
     def worker_hours(self, ends: Sequence[Taking], step_s: float) -> float:
@@ -242,7 +254,7 @@ def _simulated(
     config: SearchConfig, trials: int, rungs: int, step_s: Sequence[float], rng: random.Random
 ) -> Iterator[tuple[Halved, float]]:
     """For each simulated search, what became of its trials and the time of an optimizer step."""
-    scheduler, confirm = config.search.scheduler, config.search.confirm
+    scheduler, wanted = config.search.scheduler, max(needs.trials for needs in needs_of(config))
     for _ in range(SIMULATED):
         values = draw_values(trials, rungs, rng)
         if scheduler is None or not scheduler.pauses:
@@ -252,7 +264,7 @@ def _simulated(
             found = promoted(
                 values,
                 scheduler.reduction_factor,
-                wanted=1 if confirm is None else confirm.top,
+                wanted=wanted,
                 baseline=config.baseline_loss() is not None,
             )
         # The mean of a few measured steps is uncertain: each search resamples as many of them.

@@ -15,6 +15,10 @@ NO_POWER = (
     "what the search can tell apart was not measured: its objective must be a mean over the held-out pairs, and its "
     "space must have a setting beside the baseline's"
 )
+ONE_PAIR = (
+    "what the search can tell apart was not found: it takes at least two held-out pairs in each of dataset.eval and "
+    "dataset.test, but one has a single one"
+)
 SAME = (
     "what the search can tell apart was not found: both settings have the same outcome on every held-out pair; raise "
     "--measure-steps"
@@ -62,14 +66,17 @@ def measured_power(config: SearchConfig, margins: Sequence[Sequence[float]], tes
         tested: Pairs of `dataset.test`; None without.
 
     Returns:
-        The power; the reason why there is none where the settings do not differ yet.
+        The power; the reason why there is none where the settings do not differ yet, or a single pair is held out.
     """
     metric = METRICS[config.search.metric]
     assert metric.of_pair is not None, "noise_trials leaves out such metrics"
     outcomes = [[metric.of_pair(margin) for margin in own] for own in margins]
     one, other = outcomes[: len(outcomes) // 2], outcomes[len(outcomes) // 2 :]
     of_two = [[b - a for a, b in zip(ours, theirs, strict=True)] for ours, theirs in zip(one, other, strict=True)]
-    pairs, noise = len(outcomes[0]), Noise.of(of_two)
+    pairs = len(outcomes[0])
+    if min(pairs, pairs if tested is None else tested) < 2:
+        return ONE_PAIR
+    noise = Noise.of(of_two)
     if noise.seed == noise.pair == noise.rest == 0:
         return SAME
     return Power.of(

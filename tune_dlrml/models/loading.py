@@ -86,6 +86,22 @@ def parse_model_reference(text: str) -> ModelReference:
         raise InputError(f"{text[:200]!r} is not a path ({error}): {FORMS}.") from None
 
 
+def files_of(text: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change in nanoseconds of a model's local files, by which other content is noticed.
+
+    Args:
+        text: A model reference.
+
+    Returns:
+        Empty for a model of a hub or a package, whose content does not change while a process runs.
+    """
+    ref = parse_model_reference(text)
+    if ref.kind != "folder":
+        return ()
+    files = sorted(path for path in Path(ref.location).iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
 def check_model_reference(ref: ModelReference) -> None:
     """Raise InputError unless the model exists and its local files are complete.
 

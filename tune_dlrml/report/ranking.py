@@ -1,7 +1,7 @@
 """The ranking of the trials with their intervals, and the conclusion that it allows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -188,16 +188,17 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
     best = complete[0]
     errors = [line.error for line in complete if line.error is not None]
     bias = luck_of_the_best(errors) if len(errors) > 1 else None
-    confirmations = [each for each in confirmed if each.trial == best.trial]
+    measured = [each for each in confirmed if each.seeds]
+    confirmations = [each for each in measured if each.trial == best.trial]
     answer = (
         f"{_name(best)} has the best {METRICS[data.metric].words} of {_trials(data, len(complete))}: {_value(best)}."
     )
     answer += _without(data)
-    of_baseline = bool(confirmed) and _baseline_of_confirmation(data) == best.trial
+    of_baseline = bool(measured) and _baseline_of_confirmation(data) == best.trial
     if confirmations:
         answer += f" {_confirmed(data, confirmations[0])}"
     elif of_baseline:
-        answer += f" {_against_finalists(confirmed)}{_equals(complete)}"
+        answer += f" {_against_finalists(measured)}{_equals(complete)}"
     else:
         answer += f" {_against_baseline(data, best)}{_equals(complete)}"
     warning = ""
@@ -207,7 +208,9 @@ def verdict(data: SearchData, ranked: Sequence[Ranked], confirmed: Sequence[Conf
             f"them would still look up to about {bias:.3f} better, by chance alone."
         )
         if not confirmations and not of_baseline:
-            warning += " Only new runs with new seeds can confirm it; this search has none."
+            warning += (
+                f" Only new runs with new seeds can confirm it; this search has none{' yet' if confirmed else ''}."
+            )
     return Verdict(answer, warning, best.trial, bias)
 
 
@@ -231,9 +234,13 @@ def _against_finalists(confirmed: Sequence[Confirmed]) -> str:
     better = sum(one.verdict == "better" for one in confirmed)
     compared = "the other finalist was" if len(confirmed) == 1 else f"the {len(confirmed)} other finalists were"
     return (
-        f"It is the DPO that {compared} compared with under new seeds: {better or 'none'} of them "
+        f"It is the DPO that {compared} compared with under new seeds{_so_far(confirmed)}: {better or 'none'} of them "
         f"{'are' if better > 1 else 'is'} better."
     )
+
+
+def _so_far(confirmed: Iterable[Confirmed]) -> str:
+    return " so far" if any(one.end == "open" for one in confirmed) else ""
 
 
 def _name(line: Ranked) -> str:
@@ -297,8 +304,9 @@ def _confirmed(data: SearchData, one: Confirmed) -> str:
         "cannot tell": "it does not differ significantly from",
     }
     return (
-        f"Trained again with {one.seeds} new seeds {words[one.verdict]} the baseline: mean difference "
-        f"{one.mean_difference:+.3f}{between} in {METRICS[data.metric].words}{f', {one.ended()}' if one.end else ''}."
+        f"Trained again with {one.seeds} new seed{'' if one.seeds == 1 else 's'}{_so_far([one])} {words[one.verdict]} "
+        f"the baseline: mean difference {one.mean_difference:+.3f}{between} in {METRICS[data.metric].words}"
+        f"{f', {one.ended()}' if one.end else ''}."
     )
 
 

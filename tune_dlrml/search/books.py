@@ -22,6 +22,9 @@ class SearchView(SearchObserver, Protocol):
     def on_begin(self, num_trials: int, done: int, full_steps: int, paused: Mapping[int, int]) -> None:
         """The study is open; nothing was started yet. `paused` has the steps at which trials are paused."""
 
+    def on_total(self, num_trials: int) -> None:
+        """The number of trials of the search: fewer than at its begin where their source has ended early."""
+
     def on_notice(self, text: str) -> None:
         """Something that the user should know while the search runs; may come from another thread."""
 
@@ -123,6 +126,7 @@ class Books:
         """A trial ended."""
         _write_end(row, self._events)
         self._tracker.notify(row.number)
+        self._view.on_total(self._study.num_trials)
         self._view.on_end(spec, row)
         self._evaluation.on_end(row)
         self._discovering.on_change()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -27,6 +28,7 @@ from tune_dlrml.config import ResourcesConfig, SearchConfig, to_yaml
 from tune_dlrml.data import as_table
 from tune_dlrml.discovery.table import TABLE, proposals_table
 from tune_dlrml.events import EventLog
+from tune_dlrml.models.loading import files_of
 from tune_dlrml.records import State
 from tune_dlrml.search.books import Books, SearchView, reconcile
 from tune_dlrml.search.clock import SearchClock, TimeIsUp
@@ -48,6 +50,7 @@ from tune_dlrml.study.lock import DriverLock, only_driver
 from tune_dlrml.study.study import SearchStudy
 from tune_dlrml.system.code_state import code_state
 from tune_dlrml.system.files import replace_file
+from tune_dlrml.system.signals import kept_handlers
 from tune_dlrml.system.timings import mark
 from tune_dlrml.tracking.cursor import search_id
 from tune_dlrml.tracking.mlflow.runs import MlflowRuns
@@ -78,8 +81,11 @@ def run_search(prepared: PreparedSearch, view: SearchView) -> SearchResult:
 
 def _with_confirmation(prepared: PreparedSearch, view: SearchView) -> SearchResult:
     result = _locked(prepared, view)
-    again = None if result.interrupted or result.same_failures else confirmation_of(prepared, result.rows)
+    if result.interrupted or result.same_failures:
+        return result
+    again = confirmation_of(prepared, result.rows)
     if again is None:
+        view.on_notice("nothing is confirmed: no trial but DPO is complete and feasible")
         return result
     view.on_notice(f"confirming the best trials against DPO with new seeds: search {again.config.name}")
     for note in set(again.notes) - set(prepared.notes):
@@ -175,10 +181,10 @@ def _begin(prepared: PreparedSearch, view: SearchView) -> _Turn:
     study, events, code = prepared.open_study(), EventLog(folder), code_state()
     study.belong_to(folder, search_id(folder))
     study.sign(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), code)
+    mark(folder, "command", checked_s if prepared.began_s is None else prepared.began_s)
     if prepared.began_s is not None:
-        mark(folder, "command", prepared.began_s)
         mark(folder, "checked", checked_s)
-        mark(folder, "study")
+    mark(folder, "study")
     clock, rows = SearchClock(study, config.search.time_budget_s), study.rows()
     reconcile(rows, events)
     out_of_time = _check_time(study, clock, view)
@@ -244,6 +250,7 @@ def _group(prepared: PreparedSearch, study: SearchStudy) -> GroupSpec:
     return GroupSpec(
         name=config.name.replace("/", "-"),  # part of the names of Ray's runs, which are folders
         model=prepared.place.model(config),
+        files=files_of(prepared.place.model(config)),
         pairs=prepared.pairs,
         training=config.training,
         plan=TrialPlan(
@@ -300,7 +307,8 @@ def _tune(searcher: StudySearcher, group: GroupSpec, config: SearchConfig, clock
             ),
         )
         try:
-            tuner.fit()
+            with kept_handlers(signal.SIGINT, signal.SIGUSR1):  # Tune's own note a Ctrl-C for this run, and stay
+                tuner.fit()
         except Exception:
             # Tune wraps an error of the study or the observer; the cause itself is clearer.
             if searcher.broken is None:

@@ -41,7 +41,7 @@ def read_timings(folder: Path) -> list[Timing]:
     if "command" not in reached:
         return []
     began = reached["command"]
-    at_s = reached | _of_trials(EventLog(folder), began)
+    at_s = reached | _issued(EventLog(folder), began)
     timings, before = [], began
     for stage, part in PARTS.items():
         if stage in at_s:
@@ -56,13 +56,13 @@ def is_loading(folder: Path) -> bool:
     return "worker" in stages and "loaded" not in stages
 
 
-def _of_trials(events: EventLog, since_s: float) -> dict[str, float]:
-    """When the first trial since then was issued, and when the first step ended."""
-    found: dict[str, float] = {}
-    for number in events.numbers():
-        for event in events_of(events, number):
-            at_s = event["timestamp_ms"] / 1000
-            stage = "issued" if event["kind"] == "start" else "step"
-            if at_s >= since_s and (event["kind"] == "start" or (event["kind"] == "report" and event["step"] > 0)):
-                found[stage] = min(at_s, found.get(stage, at_s))
-    return found
+def _issued(events: EventLog, since_s: float) -> dict[str, float]:
+    """When the first trial since then was issued; empty before that."""
+    starts = (
+        event["timestamp_ms"] / 1000
+        for number in events.numbers()
+        for event in events_of(events, number)
+        if event["kind"] == "start"
+    )
+    first = min((at_s for at_s in starts if at_s >= since_s), default=None)
+    return {} if first is None else {"issued": first}

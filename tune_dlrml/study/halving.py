@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tune_dlrml.config import SchedulerConfig
+from tune_dlrml.config import SchedulerConfig, SearchConfig
 
 FIRST_RUNG = 16
 """The first rung is at one in so many steps of the full budget, where `grace_period` does not say."""
@@ -33,7 +33,8 @@ class Promotions:
         baseline: Number of the trial that is never paused, since all are compared with it; None without one.
 
     Attributes:
-        rungs: The objective at each rung of the trials that have reached it, by their numbers.
+        rungs: The objective at each rung of the trials that have reached it, but for those that were pruned there (by
+            `search.constraints`), by their numbers.
         paused: The rung at which each paused trial is, by its number.
     """
 
@@ -45,8 +46,8 @@ class Promotions:
     def next(self, wanted: Collection[int] = ()) -> int | None:
         """The paused trial that goes on: of the highest rung with one, the best of those that are good enough.
 
-        Good enough is what is among the best 1/reduction_factor of all trials that have reached the rung, those that
-        have gone on since included; of equals the earlier is the better one.
+        Good enough is what is among the best 1/reduction_factor of all trials that have reached the rung without being
+        pruned there, those that have gone on since included; of equals the earlier is the better one.
 
         Args:
             wanted: Trials that are good enough at any place, as the last ones of a search are that lacks complete ones.
@@ -102,11 +103,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Needs:
-    """The complete trials that a search is for: as many feasible ones as are confirmed, or one.
+    """How many feasible complete trials a search is for.
 
     Attributes:
-        trials: How many.
-        per_loss: How many of them one loss can be, where that is bounded.
+        trials: How many; the best DPO may be one of them.
+        per_loss: How many of them can have one loss, where that is bounded.
     """
 
     trials: int = 1
@@ -131,6 +132,14 @@ class Needs:
         missing = {number: own for number, own in paused.items() if of_loss[own.loss] < most}
         feasible = {number for number, own in missing.items() if own.feasible}
         return feasible if feasible or of_loss or complete else missing
+
+
+def needs_of(config: SearchConfig) -> list[Needs]:
+    """The complete trials that a search is for: what is confirmed, what judges examine, and one at least."""
+    confirm, evaluation = config.search.confirm, config.evaluation
+    needs = [] if confirm is None else [Needs(confirm.top, confirm.per_loss)]
+    examined = evaluation.best if evaluation is not None and evaluation.when == "best" else 1
+    return [*needs, Needs(examined)]
 
 
 def survives(value: float, recorded: Sequence[float], reduction_factor: int, *, maximize: bool) -> bool:

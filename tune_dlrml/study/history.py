@@ -69,7 +69,7 @@ class TrialRow:
         spec: None only if its driver died before it was issued.
         value: The objective where it was last measured; always finite.
         steps: Optimizer steps trained; for a running trial those of the last rung that it reached.
-        attempt: How often it was issued again.
+        attempt: How often it was issued again after an interruption or a loss.
         attrs: The other user attributes, such as `exception`, `seconds` and what `set_attribute` wrote.
         feasible: Whether it breaks no bound of `search.constraints`, as far as it was evaluated.
     """

@@ -15,7 +15,7 @@ from tune_dlrml.records import State, TrialOutcome
 from tune_dlrml.space import TrialSpec
 from tune_dlrml.study.database import one_transaction, open_storage
 from tune_dlrml.study.feasibility import broken, excesses
-from tune_dlrml.study.halving import Candidate, Needs, Promotions, rung_steps, survives
+from tune_dlrml.study.halving import Candidate, Promotions, needs_of, rung_steps, survives
 from tune_dlrml.study.history import (
     CODE,
     CONSTRAINED,
@@ -216,18 +216,15 @@ class SearchStudy(StudyHistory):
         """
         if not self.pauses or self._when() != "never":
             return ()
-        confirm = self.config.search.confirm
-        needs = Needs() if confirm is None else Needs(confirm.top, confirm.per_loss)
-        paused = self._promotions.paused.keys() | (set() if arriving is None else {arriving})
-        return needs.lacking(
-            {number: Candidate(self._loss_of(number), not self._broken(self._open(number))) for number in paused},
-            [self._loss_of(number) for number in self._under_way - paused - {self._baseline}],
-            [
-                Candidate(self._loss_of(number), feasible)
-                for number, feasible in self._complete.items()
-                if number != self._baseline
-            ],
-        )
+        numbers = self._promotions.paused.keys() | (set() if arriving is None else {arriving})
+        paused = {number: Candidate(self._loss_of(number), not self._broken(self._open(number))) for number in numbers}
+        running = [self._loss_of(number) for number in self._under_way - numbers - {self._baseline}]
+        complete = [
+            Candidate(self._loss_of(number), feasible)
+            for number, feasible in self._complete.items()
+            if number != self._baseline
+        ]
+        return {number for needs in needs_of(self.config) for number in needs.lacking(paused, running, complete)}
 
     def _loss_of(self, number: int) -> str:
         return self._branches.get(number, "")

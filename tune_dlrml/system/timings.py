@@ -10,7 +10,7 @@ from tune_dlrml.system.line_files import append_line, complete_lines
 
 TIMINGS = "timings.jsonl"
 """Their file in the folder of a search; the marks of every run of the command follow one another."""
-Stage = Literal["command", "checked", "study", "ray", "slot", "worker", "imported", "loaded"]
+Stage = Literal["command", "checked", "study", "ray", "slot", "worker", "imported", "loaded", "step"]
 
 
 class Mark(NamedTuple):

@@ -99,6 +99,7 @@ class GroupSpec:
     Attributes:
         name: The search's, in the names of Ray's runs.
         model: Model reference.
+        files: Name, bytes and time of change in nanoseconds of the model's files; empty for one of a hub.
         pairs: Preference pairs as token ids, the same for every group and resume.
         training: The settings that all trials share; a trial's own override them.
         plan: Budget and rules of the search.
@@ -122,6 +123,7 @@ class GroupSpec:
     reference: str | None
     completer: Completer | None = None
     beyond: bool = False
+    files: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def shape(self) -> GroupShape:
@@ -136,7 +138,8 @@ class GroupSpec:
     def _loaded(self) -> tuple[Any, ...]:
         pairs = self.pairs.train.sha256(), self.pairs.eval.sha256()
         training = self.training.model_dump(exclude=OF_A_TRIAL)
-        return self.model, training, self.resources.fsdp, self.reference, self.completer, self.beyond, pairs
+        model = self.model, self.files
+        return model, training, self.resources.fsdp, self.reference, self.completer, self.beyond, pairs
 
 
 class Lease(NamedTuple):

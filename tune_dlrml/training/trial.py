@@ -58,6 +58,7 @@ def train_trial(
     folder: Path,
     handed_over_s: float | None = None,
     clock: Callable[[], float] = time.time,
+    after_step: Callable[[], None] = lambda: None,
 ) -> TrialOutcome | None:
     """Train one trial, from its newest complete checkpoint if it has one, and leave the resident model as it was.
 
@@ -72,6 +73,7 @@ def train_trial(
         folder: The trial's, for its checkpoints; every rank sees it.
         handed_over_s: When the group got the trial, in seconds of `clock`; now if None.
         clock: Wall clock.
+        after_step: Called after every optimizer step, before its evaluation.
 
     Returns:
         COMPLETE or DIVERGED with its reason; None if the channel said to stop.
@@ -81,7 +83,7 @@ def train_trial(
     """
     began = clock() if handed_over_s is None else handed_over_s
     attempt = on_rank_zero(lambda: Attempt.begin(folder, keep=plan.checkpoint.save_total_limit))
-    run = _Run(resident, spec, plan, channel, build_loss(spec.loss), attempt, clock, began)
+    run = _Run(resident, spec, plan, channel, build_loss(spec.loss), attempt, clock, began, after_step)
     if attempt.resumed is not None and attempt.resumed.step == plan.steps:
         if run.resume(attempt.resumed):
             run.complete()
@@ -142,6 +144,7 @@ class _Run:
     attempt: Attempt
     clock: Callable[[], float]
     handed_over_s: float
+    after_step: Callable[[], None]
     policy: Any = None
     write_state: Callable[[Path], None] | None = None
     facts: dict[str, float] = field(default_factory=dict)
@@ -182,6 +185,7 @@ class _Run:
         """Judge, evaluate, report and save as the step demands; whether to go on."""
         if "to_first_step" not in self.seconds:
             self.seconds["to_first_step"] = self.clock() - self.handed_over_s
+        self.after_step()
         self.since_report.append(stats)
         self.tokens += stats.tokens
         last, rung = stats.step == self.plan.steps, stats.step in self.plan.rungs

@@ -5,6 +5,7 @@ import logging
 import time
 import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class _Worker:
         self._marks: list[tuple[Stage, float]] = [("worker", began_s), ("imported", time.time())]
         self._group: GroupSpec | None = None
         self._resident: Resident | None = None
+        self._stepped: set[Path] = set()
 
     def serve(self, lease: Lease) -> None:
         """Train the trials of a lease until there are no more."""
@@ -87,6 +89,7 @@ class _Worker:
                     MailboxChannel(mailbox, index, self.rank),
                     folder=Path(group.trials) / str(spec.number),
                     handed_over_s=order["handed_over_s"],
+                    after_step=partial(self._after_step, Path(group.trials).parent),
                 )
                 if self.rank == 0 and outcome is not None:
                     ray.get(mailbox.finish.remote(index, asdict(outcome)))
@@ -112,6 +115,11 @@ class _Worker:
         self._group = group
         self._mark(search, ("loaded", time.time()))
         return self._resident
+
+    def _after_step(self, search: Path) -> None:
+        if search not in self._stepped:
+            self._stepped.add(search)
+            self._mark(search, ("step", time.time()))
 
     def _mark(self, search: Path, *marks: tuple[Stage, float]) -> None:
         if self.rank == 0:

@@ -78,6 +78,8 @@ class ProgressView:
         self._num_trials, self._done, self._full_steps = num_trials, done, full_steps
         self._ended, self._first_end = 0, 0.0
         self._paused, self._shown, self._pauses = dict(paused), dict(paused), bool(paused)
+        for number in list(self._tasks):  # of trials that the end of an earlier search's time has stopped
+            self._remove_task(number)
         self._progress.update(self._total, total=num_trials, completed=done)
         resumed = f", {done} of them already ended" if done else ""
         begins = "; waiting for Ray and a worker group" if done < num_trials else ""
@@ -125,6 +127,11 @@ class ProgressView:
         """A line when a trial restarts, with the reason."""
         self._remove_task(spec.number)
         self.on_notice(f"trial {spec.number} lost its workers and resumes in new ones ({left} retries left): {reason}")
+
+    def on_total(self, num_trials: int) -> None:
+        """Nothing by itself: what is left is counted from it."""
+        self._num_trials = num_trials
+        self._progress.update(self._total, total=num_trials)
 
     def on_end(self, spec: TrialSpec, row: TrialRow) -> None:
         """A line with the trial's end and the time left."""
@@ -326,7 +333,7 @@ def cost_lines(cost: "Cost") -> list[str]:
         lines.append(
             f"estimate for search.confirm: up to {after.trials} trials of {after.full_steps} steps, about "
             f"{duration(after.wall_s.mean)}, {number(hours.mean)} {unit}"
-            + (", the most that its race can take" if cost.confirmation_races else "")
+            + (", if its race comes to its cap with all finalists" if cost.confirmation_races else "")
         )
     return lines
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from tune_dlrml.events import EventLog
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import MARGINS, State
-from tune_dlrml.search.confirm.finalists import identity
+from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, identity
 from tune_dlrml.search.confirm.paired import Difference, crossed_difference, paired_difference
+from tune_dlrml.study.feasibility import Constraints, broken
 from tune_dlrml.study.history import TrialRow
 
 Run = tuple[int, int]
@@ -18,11 +19,15 @@ Run = tuple[int, int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one training: the search's metric, and that of every held-out pair where it is known."""
+    """Outcome of one training: the search's metric, and that of every held-out pair where it is known.
+
+    `infeasible` says that it breaks a constraint of the search, as far as its metrics are known.
+    """
 
     state: State
     value: float | None
     of_pairs: tuple[float, ...] | None = None
+    infeasible: bool = False
 
     @property
     def number(self) -> float:
@@ -51,24 +56,39 @@ def in_means(state: State, measured: float | None, untrained: float | None) -> f
     return measured if state is State.COMPLETE else None
 
 
-def outcomes(rows: Sequence[TrialRow], metric: str, folder: Path | None = None) -> dict[Run, Outcome]:
+def outcomes(
+    rows: Sequence[TrialRow], metric: str, folder: Path | None = None, constraints: Constraints | None = None
+) -> dict[Run, Outcome]:
     """The confirming trials that have ended.
 
     Args:
         rows: All confirming trials.
         metric: What is compared.
         folder: Of the confirmation, where trials may have stored the margins of their pairs.
+        constraints: Those of the search.
     """
     ended = [row for row in rows if row.spec is not None and row.state.ended]
-    return {identity(row.spec): _outcome(row, METRICS[metric], folder) for row in ended if row.spec is not None}
+    return {
+        identity(row.spec): _outcome(row, METRICS[metric], folder, constraints or {})
+        for row in ended
+        if row.spec is not None
+    }
 
 
-def _outcome(row: TrialRow, metric: Metric, folder: Path | None) -> Outcome:
+def _outcome(row: TrialRow, metric: Metric, folder: Path | None, constraints: Constraints) -> Outcome:
     value = in_means(row.state, row.value, _untrained(row, metric, folder))
-    path = None if folder is None else folder / "trials" / str(row.number) / MARGINS
-    if row.state is not State.COMPLETE or metric.of_pair is None or path is None or not path.exists():
+    if row.state is not State.COMPLETE or folder is None:
         return Outcome(row.state, value)
-    return Outcome(row.state, value, tuple(metric.of_pair(margin) for margin in json.loads(path.read_bytes())))
+    path, of_pairs = folder / "trials" / str(row.number) / MARGINS, None
+    if metric.of_pair is not None and path.exists():
+        of_pairs = tuple(metric.of_pair(margin) for margin in json.loads(path.read_bytes()))
+    infeasible = bool(constraints) and _breaks(EventLog(folder).last_metrics(row.number), constraints)
+    return Outcome(row.state, value, of_pairs, infeasible)
+
+
+def _breaks(metrics: Mapping[str, float], constraints: Constraints) -> bool:
+    known = {name: ends for name, ends in constraints.items() if name in metrics}
+    return bool(broken(known, metrics))
 
 
 def _untrained(row: TrialRow, metric: Metric, folder: Path | None) -> float | None:
@@ -86,6 +106,15 @@ def pairs_of(ended: Mapping[Run, Outcome], ours: int, theirs: int, seeds: Sequen
         for one, other in both
         if one is not None and other is not None and one.value is not None and other.value is not None
     ]
+
+
+def compared_before(ended: Mapping[Run, Outcome], finalists: Sequence[int], baseline: int) -> int:
+    """Number of other trials that the confirmation has trained, as finalists of before: they were comparisons, too.
+
+    Without them a search could be left fewer finalists once their results are known, and its p-values would be raised
+    for those alone.
+    """
+    return len({trial for trial, _ in ended} - {*finalists, baseline, DEFAULT_DPO})
 
 
 def difference_of(pairs: Sequence[Pair]) -> Difference:

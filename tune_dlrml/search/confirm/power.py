@@ -170,7 +170,7 @@ class Power:
     Attributes:
         metric: The objective.
         pairs: Held-out pairs of the search.
-        trial: Smallest difference of one trial from the reference.
+        trial: Smallest difference of one trial from the reference; None for a metric that is not relative to it.
         two_trials: Of two trials under one seed.
         confirmation: Of a finalist from the baseline; None without `search.confirm`.
         seeds: `search.confirm.seeds`; 1 without. A race may have a fifth more.
@@ -182,7 +182,7 @@ class Power:
 
     metric: str
     pairs: int
-    trial: float
+    trial: float | None
     two_trials: float
     confirmation: float | None
     seeds: int
@@ -221,7 +221,7 @@ class Power:
         return cls(
             metric=metric,
             pairs=pairs,
-            trial=single(of_one, pairs),
+            trial=None if METRICS[metric].untrained is None else single(of_one, pairs),
             two_trials=single(of_two, pairs),
             confirmation=None if confirm is None else now,
             seeds=seeds,
@@ -234,9 +234,10 @@ class Power:
     def sentence(self) -> str:
         """The smallest differences that are shown."""
         metric = METRICS[self.metric]
+        one = "" if self.trial is None else f"a trial from the reference at {self.trial:.2g}, "
         text = (
-            f"with a power of {POWER:.0%} {self.pairs} held-out pairs tell a trial from the reference at a difference "
-            f"of {self.trial:.2g} in {self.metric}, two trials from each other at {self.two_trials:.2g}"
+            f"with a power of {POWER:.0%} {self.pairs} held-out pairs tell differences in {self.metric}: "
+            f"{one}two trials from each other at {self.two_trials:.2g}"
         )
         if self.confirmation is not None:
             text += (

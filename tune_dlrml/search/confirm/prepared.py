@@ -120,7 +120,7 @@ class ConfirmSearch(PreparedSearch):
 
 
 def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> ConfirmSearch | None:
-    """The trials to train once a search has ended; None where nothing is to be confirmed.
+    """The trials to train once a search has ended; None where there is none but DPO that could be confirmed.
 
     Args:
         prepared: The search.
@@ -134,7 +134,7 @@ def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> Confi
         return None
     config = as_begun(prepared.config, prepared.place)
     chosen = finalists(config, rows)
-    if chosen is None:
+    if chosen is None or not chosen[0]:
         return None
     again = prepare_any(confirm_config(config, prepared.place), prepared.place)
     own = {field.name: getattr(again, field.name) for field in fields(PreparedSearch)}

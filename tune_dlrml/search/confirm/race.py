@@ -22,7 +22,7 @@ from typing import Literal
 
 from scipy.special import ndtr
 
-from tune_dlrml.search.confirm.outcomes import Outcome, Run, difference_of, pairs_of
+from tune_dlrml.search.confirm.outcomes import Outcome, Run, compared_before, difference_of, pairs_of
 from tune_dlrml.search.confirm.paired import LEVEL, Difference, holm, squared_reach
 
 DROPS_FROM, TELLS_FROM = 2, 3
@@ -75,10 +75,10 @@ class Standing:
         known = replace(self, difference=difference)
         return replace(known, least=p, sign=difference.mean) if p < self.least else known
 
-    def interval(self, cap: int) -> tuple[float, float] | tuple[None, None]:
-        """The 95 % repeated confidence interval of its difference; none before its first look that may settle it."""
+    def interval(self, cap: int, level: float = LEVEL) -> tuple[float, float] | tuple[None, None]:
+        """The repeated confidence interval of its difference; none before its first look that may settle it."""
         spent = share(self.difference.count, cap)
-        return self.difference.interval(LEVEL * spent) if spent else (None, None)
+        return self.difference.interval(level * spent) if spent else (None, None)
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,14 @@ def race(ended: Mapping[Run, Outcome], finalists: Sequence[int], baseline: int, 
     """Run a race through the trials that have ended; equal trials give an equal race, in whatever order they ended.
 
     Args:
-        ended: Confirming trials; the race only looks at those that it needs.
+        ended: Confirming trials; the race only looks at those that it needs, but each trial of the search that was
+            trained is a comparison.
         finalists: Trials of the search that are compared with the baseline.
         baseline: The DPO trial.
         seeds: As many as there can be rounds.
     """
     standings, runs, cap = [Standing() for _ in finalists], list[Run](), len(seeds)
+    others = compared_before(ended, finalists, baseline)
     for rounds, seed in enumerate(seeds, start=1):
         racing = [trial for trial, own in zip(finalists, standings, strict=True) if own.end == "open"]
         if not racing:
@@ -119,12 +121,12 @@ def race(ended: Mapping[Run, Outcome], finalists: Sequence[int], baseline: int, 
             difference_of(pairs_of(ended, trial, baseline, seeds[:rounds])) if trial in racing else own.difference
             for trial, own in zip(finalists, standings, strict=True)
         ]
-        standings = after_round(standings, found, rounds=rounds, cap=cap)
+        standings = after_round(standings, found, rounds=rounds, cap=cap, others=others)
     return Progress(tuple(standings), tuple(runs), over=True)
 
 
 def after_round(
-    standings: Sequence[Standing], differences: Sequence[Difference], *, rounds: int, cap: int
+    standings: Sequence[Standing], differences: Sequence[Difference], *, rounds: int, cap: int, others: int = 0
 ) -> list[Standing]:
     """The standings after a round.
 
@@ -133,9 +135,10 @@ def after_round(
         differences: Of each finalist now; of one that is not open any more, that of its last round.
         rounds: How many there were, with this one.
         cap: How many there can be.
+        others: Comparisons beside these.
     """
     looked = [own.looked_at(new, cap) for own, new in zip(standings, differences, strict=True)]
-    raised = holm([own.least for own in looked])
+    raised = holm([own.least for own in looked] + [1.0] * others)
     level = LEVEL / max(1, sum(p >= LEVEL for p in raised))
     noises = [new.by_seed * new.count for new in differences if new.count >= 2]
     noise = math.fsum(noises) / len(noises) if noises else 0.0
@@ -153,7 +156,7 @@ def after_round(
             end = "dropped" if _chance(own.difference, noise, cap - rounds, cap, level) < HOPELESS else "open"
         return replace(own, end=end, rounds=rounds)
 
-    return [ended(own, p) for own, p in zip(looked, raised, strict=True)]
+    return [ended(own, p) for own, p in zip(looked, raised, strict=False)]
 
 
 def _chance(now: Difference, noise: float, left: int, cap: int, level: float) -> float:

@@ -16,8 +16,8 @@ from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import State
 from tune_dlrml.search.confirm.begun import as_begun
 from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, Finalist, finalists, seeds_of
-from tune_dlrml.search.confirm.outcomes import Outcome, Pair, Run, difference_of, outcomes, pairs_of
-from tune_dlrml.search.confirm.paired import Difference, Verdict, holm, verdict
+from tune_dlrml.search.confirm.outcomes import Outcome, Pair, Run, compared_before, difference_of, outcomes, pairs_of
+from tune_dlrml.search.confirm.paired import LEVEL, Difference, Verdict, holm, verdict
 from tune_dlrml.search.confirm.race import End, race
 from tune_dlrml.search.result import SearchPlace
 from tune_dlrml.study.history import StudyHistory, TrialRow
@@ -34,6 +34,7 @@ class Confirmed:
         seeds: Seeds under which both it and the baseline have a number.
         pairs: Held-out pairs whose sampling is in interval and p; None where they hold for these pairs alone.
         diverged: How many of its trainings diverged; each counts as the untrained reference.
+        infeasible: How many of its complete trainings break a constraint of the search.
         end: Why it got no more seeds in a race: it was `settled` or `dropped`, or the race came to its `cap`; `open`
             before that. None without a race.
         rounds: Seeds, a round each, after which that was so; None without a race.
@@ -44,10 +45,10 @@ class Confirmed:
             confidence interval, which holds at every look, and a finalist has none before the third seed, nor where it
             would be as wide as the range of the metric.
         high: Upper end.
-        reached: True difference of which such an interval would have left out zero with a power of 80 %; None without
-            one.
+        reached: True difference that would have been told with a power of 80 %, at Holm's first step; None without an
+            interval.
         p: Of a two-sided test of that difference, in a race of all looks together, raised by Holm's method for the
-            number of finalists.
+            number of finalists, those of before included that the confirmation has trained.
         verdict: `better` or `worse` than the baseline, or `cannot tell`.
     """
 
@@ -67,6 +68,7 @@ class Confirmed:
     end: End | None = None
     rounds: int | None = None
     reached: float | None = None
+    infeasible: int = 0
 
     def ended(self) -> str:
         """When a race was over for it, and why; empty without a race."""
@@ -97,6 +99,7 @@ class Confirmation:
         finalists: The best of the search first.
         runs: Trainings of a race that have ended; None without a race.
         most_runs: How many there can be; None without a race.
+        infeasible: How many of the baseline's complete trainings break a constraint of the search.
     """
 
     baseline: int
@@ -106,6 +109,7 @@ class Confirmation:
     finalists: tuple[Confirmed, ...]
     runs: int | None = None
     most_runs: int | None = None
+    infeasible: int = 0
 
     @property
     def is_race(self) -> bool:
@@ -134,8 +138,12 @@ class Confirmation:
         """The results as text, a line for each finalist."""
         dpo = "default DPO" if self.baseline == DEFAULT_DPO else f"DPO (trial {self.baseline})"
         for each in self.finalists:
+            if not each.seeds:
+                yield f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: no result yet"
+                continue
             interval = "" if each.low is None else f" [{each.low:+.4f}, {each.high:+.4f}]"
             diverged = f", {each.diverged} diverged" if each.diverged else ""
+            diverged += f", {each.infeasible} infeasible" if each.infeasible else ""
             ended = f", {each.ended()}" if each.end is not None else ""
             reached = ""
             if each.reached is not None and each.verdict == "cannot tell":
@@ -150,11 +158,25 @@ class Confirmation:
             yield self.runs_in_words()
         if self.finalists and self.data != "dataset.test":
             yield "the same pairs selected the finalists, which biases the result in their favour: give dataset.test"
+        yield from self.caveats()
+
+    def caveats(self) -> Iterator[str]:
+        """What its numbers do not say of themselves."""
+        if any(each.pairs is None and each.low is not None for each in self.finalists):
+            yield (
+                f"intervals and p-values are over seeds alone, since {self.metric} is not known pair by pair: on other "
+                "held-out pairs or prompts the differences may be others"
+            )
+        if self.infeasible:
+            yield f"the baseline breaks search.constraints under {self.infeasible} of the new seeds"
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What is said about one finalist, from the trainings that count; `reach` is half of the interval, before a cut."""
+    """What is said about one finalist, from the trainings that count.
+
+    `reach` is half of the interval of Holm's first step, in which zero must not lie for a verdict.
+    """
 
     pairs: Sequence[Pair]
     difference: Difference
@@ -185,7 +207,7 @@ def compare(
         return None
     candidates, baseline = chosen
     metric, seeds = config.search.metric, seeds_of(config)
-    ended = outcomes(confirming, metric, folder)
+    ended = outcomes(confirming, metric, folder, config.search.constraints)
     trials = [each.trial for each in candidates]
     told, runs = (_raced if confirm.adaptive else _all_seeds)(ended, trials, baseline.trial, seeds, metric)
     return Confirmation(
@@ -195,6 +217,7 @@ def compare(
         seeds=len(seeds),
         runs=runs,
         most_runs=None if runs is None else (len(candidates) + 1) * len(seeds),
+        infeasible=sum(own.infeasible for (trial, _), own in ended.items() if trial == baseline.trial),
         finalists=tuple(
             _confirmed(each, own, maximize=config.search.maximize) for each, own in zip(candidates, told, strict=True)
         ),
@@ -210,6 +233,7 @@ def _confirmed(finalist: Finalist, own: _Told, *, maximize: bool) -> Confirmed:
         seeds=own.difference.count,
         pairs=own.difference.items,
         diverged=sum(ours.state is State.DIVERGED for ours, _ in own.pairs),
+        infeasible=sum(ours.infeasible for ours, _ in own.pairs),
         mean=fmean(ours.number for ours, _ in own.pairs) if own.pairs else None,
         baseline_mean=fmean(theirs.number for _, theirs in own.pairs) if own.pairs else None,
         mean_difference=own.difference.mean,
@@ -228,10 +252,12 @@ def _all_seeds(
 ) -> tuple[list[_Told], None]:
     pairs = [pairs_of(ended, trial, baseline, seeds) for trial in trials]
     found = [difference_of(each) for each in pairs]
-    raised = holm([each.p for each in found])
-    every = zip(pairs, found, raised, strict=True)
+    others = compared_before(ended, trials, baseline)
+    raised = holm([each.p for each in found] + [1.0] * others)
+    hardest = LEVEL / max(1, len(raised))
     return [
-        _Told(own, each, (each.low, each.high), _half(each.low, each.high), p, each.mean) for own, each, p in every
+        _Told(own, each, (each.low, each.high), _half(*each.interval(hardest)), p, each.mean)
+        for own, each, p in zip(pairs, found, raised, strict=False)
     ], None
 
 
@@ -239,12 +265,13 @@ def _raced(
     ended: Mapping[Run, Outcome], trials: Sequence[int], baseline: int, seeds: Sequence[int], metric: str
 ) -> tuple[list[_Told], int]:
     progress = race(ended, trials, baseline, seeds)
+    hardest = LEVEL / max(1, len(trials) + compared_before(ended, trials, baseline))
     return [
         _Told(
             pairs=pairs_of(ended, trial, baseline, seeds[: own.rounds]),
             difference=own.difference,
             interval=_within(own.interval(len(seeds)), METRICS[metric]),
-            reach=_half(*own.interval(len(seeds))),
+            reach=_half(*own.interval(len(seeds), hardest)),
             p=own.p,
             sign=own.sign,
             end=own.end,

@@ -8,7 +8,7 @@ a killed slot ends its group as it does without a keeper, and a lost keeper cost
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -199,8 +199,8 @@ class LeasedGroup:
         return lost(number, error or GroupDiedError(NO_ERROR))
 
 
-_keepers: dict[str, Any] | None = None
-"""Of this process, by the job of the cluster that it has joined, while a `kept_groups` is open."""
+_keepers: dict[tuple[str, str], Any] | None = None
+"""Of this process, by the cluster that it has joined and its job there, while a `kept_groups` is open."""
 
 
 @contextmanager
@@ -214,24 +214,35 @@ def kept_groups() -> Iterator[None]:
     try:
         yield
     finally:
-        make_room()
-        _keepers = None
+        keepers, _keepers = _keepers, None  # first: who interrupts the rest leaves no keeper that is gone
+        _close_idle(keepers)
 
 
 def keeper_of(shape: GroupShape) -> Any:
     """The keeper of the search that this process drives, with a first group on its way; None outside `kept_groups`."""
     if _keepers is None:
         return None
-    job = ray.get_runtime_context().get_job_id()
-    if job not in _keepers:
+    here = _here()
+    if here not in _keepers:
         _keepers.clear()
-        _keepers[job] = ray.remote(num_cpus=0, max_concurrency=CALLS)(GroupKeeper).remote()
-    _keepers[job].prepare.remote(shape)
-    return _keepers[job]
+        _keepers[here] = ray.remote(num_cpus=0, max_concurrency=CALLS)(GroupKeeper).remote()
+    _keepers[here].prepare.remote(shape)
+    return _keepers[here]
 
 
 def make_room() -> None:
     """End the worker groups that no search needs, for what else needs their resources."""
-    for keeper in (_keepers or {}).values() if ray.is_initialized() else ():
+    _close_idle(_keepers or {})
+
+
+def _close_idle(keepers: Mapping[tuple[str, str], Any]) -> None:
+    keeper = keepers.get(_here()) if keepers and ray.is_initialized() else None
+    if keeper is not None:  # one of another cluster ended with the connection to it
         with suppress(RayActorError, GetTimeoutError):
             ray.get(keeper.close_idle.remote(), timeout=2 * CLOSE_S)
+
+
+def _here() -> tuple[str, str]:
+    """The cluster that this process has joined, and its job there: a new cluster numbers jobs from the start."""
+    context = ray.get_runtime_context()
+    return context.get_session_name(), context.get_job_id()

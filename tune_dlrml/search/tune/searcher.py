@@ -50,6 +50,7 @@ class SearchObserver(Protocol):
 class _LiveTrial:
     spec: TrialSpec
     steps: int = 0
+    resumed: bool = False
     reported: int = 0
     paused: bool = False
     end: TrialOutcome | None = None
@@ -113,7 +114,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._waiting = waiting
         self._interrupted = deque(study.interrupted())
         self._live: dict[str, _LiveTrial] = {}
-        self._failure, self._failures = "", 0
+        self._failure, self._failures, self._on_resuming = "", 0, False
         self._on_interrupt: Any = None
         self.same_failures = ""
         self.broken: Exception | None = None
@@ -134,7 +135,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 elif not self._live:
                     self._end_paused()
                 return None if self._live or (waits and not self._is_interrupted()) else str(Searcher.FINISHED)
-            self._live[trial_id] = _LiveTrial(spec, steps=self._study.steps_reached(spec.number))
+            reached = self._study.steps_reached(spec.number)
+            self._live[trial_id] = _LiveTrial(spec, steps=reached, resumed=reached > 0)
             self._observer.on_start(spec)
         return {"spec": spec.model_dump(mode="json")}
 
@@ -195,7 +197,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             live.end = self._pruned(number, step)
         elif verdict == "pause":
             live.paused = True
-            self._failure, self._failures = "", 0
+            self._went_well(live)
             self._observer.on_pause(live.spec, step)
         return verdict
 
@@ -244,15 +246,24 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 return
             outcome = replace(outcome, reason=f"lost more often than search.max_failures allows: {outcome.reason}")
         row = self._study.finish(outcome, live.steps)
-        self._count_failures(row)
+        self._count_failures(live, row)
         self._observer.on_end(live.spec, row)
 
-    def _count_failures(self, row: TrialRow) -> None:
-        failure = "" if row.state is not State.FAILED else _without_numbers(row.stop_reason)
-        self._failures = self._failures + 1 if failure == self._failure else 1
-        self._failure = failure
-        if failure and self._failures >= SAME_FAILURES:
+    def _count_failures(self, live: _LiveTrial, row: TrialRow) -> None:
+        if row.state is not State.FAILED:
+            self._went_well(live)
+            return
+        failure = _without_numbers(row.stop_reason)
+        again = failure == self._failure
+        self._failures = self._failures + 1 if again else 1
+        self._failure, self._on_resuming = failure, live.resumed and (self._on_resuming or not again)
+        if self._failures >= SAME_FAILURES:
             self.same_failures = f"{self._failures} trials in a row failed in the same way: {row.stop_reason}"
+
+    def _went_well(self, live: _LiveTrial) -> None:
+        """No failure so far is of all trials, unless all were of resumed ones and this is none."""
+        if live.resumed or not self._on_resuming:
+            self._failure, self._failures, self._on_resuming = "", 0, False
 
     @contextmanager
     def _search_ends_on_error(self) -> Iterator[None]:
