@@ -1,8 +1,11 @@
 import signal
 import threading
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tune_dlrml.cli.main import app
 from tune_dlrml.system.signals import kept_handlers
 
 
@@ -36,3 +39,12 @@ def test_in_another_thread_nothing_is_set_and_nothing_fails() -> None:
     thread.start()
     thread.join()
     assert not failed
+
+
+def test_a_command_that_is_interrupted_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tune_dlrml.search.result.read_search", interrupt)
+    done = CliRunner().invoke(app, ["status", "toy", "--storage", str(tmp_path)])
+    assert done.exit_code == 130 and "interrupted at once; the same command resumes the search" in done.stderr

@@ -16,6 +16,7 @@ import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from tune_dlrml.cli.doctor import COST_KEYS, doctor
 from tune_dlrml.cli.evaluate import evaluate_app
@@ -45,7 +46,20 @@ INTERRUPTED = 130
 FAILED = 3
 """Exit code of a search that ended without one complete trial, or because trials kept failing in the same way."""
 
+
+class _Commands(TyperGroup):
+    """Says that a command was interrupted; Typer by itself ends it without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted at once; the same command resumes the search", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     help="Search the preference loss that trains a language model best, and learn why.",
@@ -188,9 +202,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end_politely)
     try:
         app(obj=os.environ.get("OPENAI_API_KEY"))
-    except KeyboardInterrupt:
-        print("interrupted at once; the same command resumes the search", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except TuneDlrmlError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
