@@ -6,8 +6,9 @@ In its favour: the base model and both data sets are loaded once and stay in mem
 is no gradient checkpointing. Reference log-probs are precomputed by TRL, once for all trials, of those pairs alone that
 a trial can see in its steps. For that TRL's cache has to be hit. It is keyed on the weights of the adapter, so every
 trial is seeded before its adapter is made. Where `max_length` is set, it is keyed on all arguments of the trial, too,
-through the step that drops truncated rows; so none is set, and pairs that would be truncated are refused. A trial is
-evaluated at the rungs of successive halving and at its end, and is never saved.
+through the step that drops truncated rows; so none is set, and pairs that would be truncated are refused. Pairs of
+about the same length share a batch, in training (transformers' `group_by_length`), evaluation and the reference pass,
+so that little is padded. A trial is evaluated at the rungs of successive halving and at its end, and is never saved.
 
 Settings as in naive.py, of which `cpus` are the threads. Leaves `<out>/trials/<number>.jsonl`, timestamped: `started`
 before its trainer is made, `worker` and `loaded` around what a trial loads, every `step` and `report`. Leaves
@@ -61,11 +62,17 @@ def load(settings):
     seen = settings["steps"] * training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     train = train.shuffle(seed=training["seed"]).select(range(min(seen, len(train))))
     held_out = load_dataset("json", data_files=settings["eval"], split="train")
-    sides = (row["prompt"] + row[side] for rows in (train, held_out) for row in rows for side in ("chosen", "rejected"))
-    longest = max(tokens(each, tokenizer) for each in sides)
+    train, held_out = (longest_first(rows, tokenizer) for rows in (train, held_out))
+    longest = max(train["length"][0], held_out["length"][0])
     if longest > training["max_length"]:
         sys.exit(f"this program truncates nothing, but max_length is {training['max_length']} and a pair has {longest}")
     return model, tokenizer, train, held_out
+
+
+def longest_first(rows, tokenizer):
+    """Rows with the tokens of their longer side as `length`, by which transformers groups them."""
+    lengths = [max(tokens(row["prompt"] + row[side], tokenizer) for side in ("chosen", "rejected")) for row in rows]
+    return rows.add_column("length", lengths).sort("length", reverse=True)
 
 
 def tokens(both, tokenizer):
@@ -96,6 +103,8 @@ def run_trial(trial, settings, model, tokenizer, train, held_out):
             eval_strategy="no",
             save_strategy="no",
             logging_strategy="no",
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
             report_to=[],
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),

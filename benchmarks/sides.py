@@ -164,7 +164,8 @@ def _timed(command: Sequence[str | Path], folder: Path) -> float:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")} | {
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "RAY_", "PYTHONPATH"))}
+    environment = kept | {
         "RAY_AUTH_TOKEN_PATH": str(token),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",

@@ -37,7 +37,14 @@ PUBLISHED: dict[str, dict[str, float]] = {
 # Samplers that the package does not have
 
 
-class QuasiRandomStart(TpePoints):
+class UniformStart(TpePoints):
+    """TPE whose first trials are drawn anywhere in their domains, as Optuna's sampler draws them."""
+
+    def _values(self, draw: Draw, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
+        return RandomPoints._values(self, draw, group, domains) | draw.jointly(group, domains)
+
+
+class QuasiRandomStart(UniformStart):
     """TPE whose first trials are a scrambled Sobol sequence over the branches and their cubes."""
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
@@ -69,7 +76,7 @@ class MiddlePoints(RandomPoints):
         return int(draw._trial.number)
 
 
-class JointPoints(TpePoints):
+class JointPoints(UniformStart):
     """TPE that draws the branch first, and then all parameters of the branch together, the shared ones among them."""
 
     def propose(self, history: StudyHistory, number: int) -> Proposal:
@@ -202,7 +209,7 @@ def cma(space: SearchSpace, settings: Any) -> Proposer:
 def branches_first(space: SearchSpace, settings: Any) -> Proposer:
     """TPE behind one trial of each branch, whose parameters are drawn by chance."""
     points = [{BRANCH: branch} for branch in space.branches]
-    return PointsFirst(space, settings, points, 0, TpePoints(space, settings))
+    return PointsFirst(space, settings, points, 0, UniformStart(space, settings))
 
 
 def published_first(space: SearchSpace, settings: Any) -> Proposer:
@@ -214,7 +221,7 @@ def published_first(space: SearchSpace, settings: Any) -> Proposer:
         return {key: value for key, value in own.items() if key in domains and within(domains[key], value)}
 
     points = [{BRANCH: branch} | of(branch) for branch in space.branches]
-    return PointsFirst(space, settings, points, 0, TpePoints(space, settings))
+    return PointsFirst(space, settings, points, 0, UniformStart(space, settings))
 
 
 def within(domain: Domain, value: float) -> bool:
@@ -332,26 +339,31 @@ WAYS: dict[str, Way] = {
     RANDOM: Way({"sampler": "random"}, grace=None),
     "random, asha 4 from 1/16": Way({"sampler": "random"}),
     "random near the middle, asha 4 from 1/16": Way({"sampler": "random"}, proposer=MiddlePoints),
-    "tpe, no pruning": Way(grace=None),
-    TPE: Way(),
-    "tpe, asha 2 from 1/16": Way(factor=2),
-    "tpe, asha 8 from 1/8": Way(grace=1 / 8, factor=8),
-    "tpe, asha 4 from 1/4": Way(grace=1 / 4),
-    "tpe, asha 2 from 1/4": Way(grace=1 / 4, factor=2),
-    "tpe, asha 2 from 1/8": Way(grace=1 / 8, factor=2),
-    "tpe, asha 4 from 1/16, after 4": Way(pruner=after(4)),
-    "tpe, asha 2 from 1/8, after 4": Way(grace=1 / 8, factor=2, pruner=after(4)),
-    "tpe, hyperband 4 from 1/16": Way(pruner=hyperband),
-    "tpe, pasha 2 from 1/16": Way(factor=2, pruner=lambda rungs, steps, factor: Pasha(rungs, factor)),
-    "tpe, predicted from 1/8": Way(grace=1 / 8, factor=2, pruner=lambda rungs, steps, factor: Predicted(steps)),
+    "tpe, no pruning": Way(proposer=UniformStart, grace=None),
+    TPE: Way(proposer=UniformStart),
+    "tpe, asha 2 from 1/16": Way(proposer=UniformStart, factor=2),
+    "tpe, asha 8 from 1/8": Way(proposer=UniformStart, grace=1 / 8, factor=8),
+    "tpe, asha 4 from 1/4": Way(proposer=UniformStart, grace=1 / 4),
+    "tpe, asha 2 from 1/4": Way(proposer=UniformStart, grace=1 / 4, factor=2),
+    "tpe, asha 2 from 1/8": Way(proposer=UniformStart, grace=1 / 8, factor=2),
+    "tpe, asha 4 from 1/16, after 4": Way(proposer=UniformStart, pruner=after(4)),
+    "tpe, asha 2 from 1/8, after 4": Way(proposer=UniformStart, grace=1 / 8, factor=2, pruner=after(4)),
+    "tpe, hyperband 4 from 1/16": Way(proposer=UniformStart, pruner=hyperband),
+    "tpe, pasha 2 from 1/16": Way(
+        proposer=UniformStart, factor=2, pruner=lambda rungs, steps, factor: Pasha(rungs, factor)
+    ),
+    "tpe, predicted from 1/8": Way(
+        proposer=UniformStart, grace=1 / 8, factor=2, pruner=lambda rungs, steps, factor: Predicted(steps)
+    ),
     "random, promotes 4 from 1/16": Way({"sampler": "random"}, promotes=True),
-    "tpe, promotes 4 from 1/16": Way(promotes=True),
-    "tpe of 5 first, asha 4 from 1/16": Way({"n_startup_trials": 5}),
-    "tpe of 20 first, asha 4 from 1/16": Way({"n_startup_trials": 20}),
+    "tpe, promotes 4 from 1/16": Way(proposer=UniformStart, promotes=True),
+    "tpe of 5 first, asha 4 from 1/16": Way({"n_startup_trials": 5}, proposer=UniformStart),
+    "tpe of 20 first, asha 4 from 1/16": Way({"n_startup_trials": 20}, proposer=UniformStart),
     "tpe of quasi-random first, asha 4 from 1/16": Way(proposer=QuasiRandomStart),
     "tpe of branches first, asha 4 from 1/16": Way(proposer=branches_first),
     "tpe of published first, asha 4 from 1/16": Way(proposer=published_first),
     "tpe of whole branches, asha 4 from 1/16": Way(proposer=JointPoints),
+    "tpe of middle first, asha 4 from 1/16": Way(),
     "gp over branches, asha 4 from 1/16": Way(proposer=GaussianProcess),
     "gp over branches, asha 2 from 1/8": Way(proposer=GaussianProcess, grace=1 / 8, factor=2),
     "gp in a branch, asha 4 from 1/16": Way(proposer=gp),

@@ -17,6 +17,8 @@ from tune_dlrml.study.study import SearchStudy
 TRIALS, FULL_STEPS, STARTUP = 60, 40, 10
 MIDDLE = 10**-5.5
 """Geometric middle of the learning rates, [1e-7, 1e-4]."""
+OUTWARD = 10**-4.6
+"""At four fifths of their range, where no sampler begins."""
 HALVING = {"type": "stopping", "grace_period": 4, "reduction_factor": 3}
 Open = Callable[..., SearchStudy]
 Config = Callable[..., SearchConfig]
@@ -79,22 +81,22 @@ def test_the_loop_finds_the_planted_optimum_sooner_than_chance_and_saves_most_of
                 num_trials=TRIALS, sampler=sampler, seed=seed, n_startup_trials=STARTUP, scheduler=HALVING
             )
             study = open_study(config, "memory")
-            search(study)
+            search(study, OUTWARD)
             rows, best = study.rows(), study.best()
             assert len(rows) == TRIALS and best is not None
             assert all(row.value is not None and math.isfinite(row.value) for row in rows)
             spec = rows[best].spec
             assert spec is not None
             share = sum(row.steps for row in rows) / (TRIALS * FULL_STEPS)
-            runs.append(Found(final_accuracy(spec, MIDDLE), spec, share))
+            runs.append(Found(final_accuracy(spec, OUTWARD), spec, share))
 
     accuracy = {sampler: statistics.median(run.accuracy for run in runs) for sampler, runs in found.items()}
     assert accuracy["tpe"] > 0.8
     assert accuracy["tpe"] > accuracy["random"] + 0.05
     assert [run.spec.branch for run in found["tpe"]] == ["dlrml_c"] * 7
-    decades_off = [abs(math.log10(run.spec.training.learning_rate / MIDDLE)) for run in found["tpe"]]
+    decades_off = [abs(math.log10(run.spec.training.learning_rate / OUTWARD)) for run in found["tpe"]]
     assert statistics.median(decades_off) < 0.3
-    assert all(run.share_of_steps < 0.4 for run in found["tpe"])
+    assert all(run.share_of_steps < 0.5 for run in found["tpe"])
 
 
 @pytest.mark.parametrize(

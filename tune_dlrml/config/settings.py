@@ -98,7 +98,7 @@ class SearchSettings(Frozen):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """Where the next trial comes from: Optuna's TPE, random draws, or every point of a grid (`num` in every range)."""
     n_startup_trials: NotNegativeInt = 10
-    """Random trials before TPE uses its model."""
+    """Trials drawn near the middle of each domain before TPE uses its model."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the sampler; the same seed draws the same trials, given the same results."""
     time_budget_s: Positive | None = None

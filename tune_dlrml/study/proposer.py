@@ -75,11 +75,13 @@ class TpePoints(RandomPoints):
     """Parameters that always occur together are drawn together, once there are trials enough to model them.
 
     TPESampler(group=True) infers these groups from all past trials at each draw. Here the space defines them, and only
-    the chosen branch is drawn.
+    the chosen branch is drawn. Until then they are drawn near the middle of their domains, where Optuna's sampler draws
+    them anywhere.
     """
 
     def _values(self, draw: Draw, group: str, domains: Mapping[str, Domain]) -> dict[str, Any]:
-        return super()._values(draw, group, domains) | draw.jointly(group, domains)
+        drawn = draw.jointly(group, domains)
+        return drawn | {name: draw.near_middle(name, domains[name]) for name in domains.keys() - drawn.keys()}
 
 
 @dataclass(frozen=True)
