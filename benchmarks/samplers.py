@@ -16,11 +16,12 @@ there); where it never is, 24 trials count, and the figure is an upper bound. In
 searches' seeds, of both sides.
 
 Surfaces are `seen`, on which ways may be tuned, and `held_out`, which have other spaces, other hills and more of them;
-the table is held out, too. Their tops lie near the middle, which favours what begins there; those of `off_centre` do
-not. `--why` says where the tokens of TPE with halving that stops trials go, and runs ways that know the truth
-(ceilings.py). Every search goes to a file of its world and way at once; run again, it goes on where it was. `--table`
-shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not depend;
-without it that way is left out.
+the table is held out, too. Their tops lie between 0.2 and 0.8 of each range, which favours what begins near the middle;
+those of `off_centre` lie 0.15 further out, between 0.05 and 0.35 or 0.65 and 0.95, and those of `outer` 0.2, in the
+outer three tenths. `--why` says where the tokens of TPE with halving that stops trials go, and runs ways that know the
+truth (ceilings.py). Every search goes to a file of its world and way at once; run again, it goes on where it was.
+`--table` shows what is there and searches nothing. CMA-ES needs `pip install cmaes`, on which this project does not
+depend; without it that way is left out.
 """
 
 import argparse
@@ -90,6 +91,9 @@ def worlds(table: Path = TABLE) -> dict[str, Callable[[], list[World]]]:
         "table": lambda: [Table(table)],
         "off_centre": lambda: [
             Planted(f"off centre {number}", own | {"space": SPACE}, number, outward=0.15) for number in (201, 202, 203)
+        ],
+        "outer": lambda: [
+            Planted(f"outer {number}", own | {"space": SPACE}, number, outward=0.2) for number in (301, 302, 303)
         ],
     }
 
@@ -280,7 +284,7 @@ def main() -> None:
     parser.add_argument("--on", choices=list(worlds()), nargs="+", default=["held_out", "table"])
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, *CEILINGS], default=list(WAYS))
     parser.add_argument("--why", action="store_true", help="where tokens go, and what ways reach that know the truth")
-    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=50, help="searches of each way in each world")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/samplers"))
     parser.add_argument("--table", action="store_true", help="show the searches that are there, and make none")

@@ -364,6 +364,7 @@ WAYS: dict[str, Way] = {
     "tpe of published first, asha 4 from 1/16": Way(proposer=published_first),
     "tpe of whole branches, asha 4 from 1/16": Way(proposer=JointPoints),
     "tpe of middle first, asha 4 from 1/16": Way(),
+    "tpe of 20 middle first, asha 4 from 1/16": Way({"n_startup_trials": 20}),
     "gp over branches, asha 4 from 1/16": Way(proposer=GaussianProcess),
     "gp over branches, asha 2 from 1/8": Way(proposer=GaussianProcess, grace=1 / 8, factor=2),
     "gp in a branch, asha 4 from 1/16": Way(proposer=gp),

@@ -1,11 +1,13 @@
+import os
 import signal
 import threading
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+import toy
+from command_line import called
 
-from tune_dlrml.cli.main import app
+from tune_dlrml.config.yaml_text import as_yaml_text
 from tune_dlrml.system.signals import kept_handlers
 
 
@@ -41,10 +43,14 @@ def test_in_another_thread_nothing_is_set_and_nothing_fails() -> None:
     assert not failed
 
 
-def test_a_command_that_is_interrupted_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_search_that_is_interrupted_says_how_it_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_model: Path
+) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tune_dlrml.search.result.read_search", interrupt)
-    done = CliRunner().invoke(app, ["status", "toy", "--storage", str(tmp_path)])
-    assert done.exit_code == 130 and "interrupted at once; the same command resumes the search" in done.stderr
+    pairs = (toy.write_pairs(tmp_path / f"{seed}.jsonl", 8, seed=seed) for seed in (0, 1))
+    (tmp_path / "space.yaml").write_text(as_yaml_text(toy.document(toy_model, *pairs)))
+    monkeypatch.setattr("tune_dlrml.search.driver.run_search", interrupt)
+    done = called("search", "space.yaml", folder=tmp_path, environment=dict(os.environ))
+    assert done.returncode == 130 and "interrupted at once; the same command resumes the search" in done.stderr

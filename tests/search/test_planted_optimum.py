@@ -18,7 +18,7 @@ TRIALS, FULL_STEPS, STARTUP = 60, 40, 10
 MIDDLE = 10**-5.5
 """Geometric middle of the learning rates, [1e-7, 1e-4]."""
 OUTWARD = 10**-4.6
-"""At four fifths of their range, where no sampler begins."""
+"""At four fifths of their range, 1.8 standard deviations from where TPE begins."""
 HALVING = {"type": "stopping", "grace_period": 4, "reduction_factor": 3}
 Open = Callable[..., SearchStudy]
 Config = Callable[..., SearchConfig]
@@ -47,7 +47,7 @@ class Found:
 
 def search(
     study: SearchStudy,
-    best_rate: float = MIDDLE,
+    best_rate: float,
     diverges: Callable[[TrialSpec], bool] = lambda _: False,
     told: State = State.DIVERGED,
 ) -> list[TrialSpec]:
@@ -96,7 +96,8 @@ def test_the_loop_finds_the_planted_optimum_sooner_than_chance_and_saves_most_of
     assert [run.spec.branch for run in found["tpe"]] == ["dlrml_c"] * 7
     decades_off = [abs(math.log10(run.spec.training.learning_rate / OUTWARD)) for run in found["tpe"]]
     assert statistics.median(decades_off) < 0.3
-    assert statistics.median(run.share_of_steps for run in found["tpe"]) < 0.5
+    shares = [run.share_of_steps for run in found["tpe"]]  # the later trials are good ones, which go on
+    assert statistics.median(shares) < 0.5 and max(shares) < 0.6
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,23 @@ def test_failures_of_resumed_trials_are_in_a_row_though_new_ones_are_paused_betw
             continue
         accuracy -= 0.01
         assert tune.result(trial, report(number, 5, accuracy, rung=True)) == "STOP"
-    assert failed == 3 and tune.searcher.same_failures.startswith("3 trials in a row failed in the same way: Runtime")
+    assert failed == 3
+    assert tune.searcher.same_failures.startswith("3 resumed trials in a row failed in the same way: RuntimeError")
+
+
+def test_one_failure_on_resuming_is_not_in_a_row_with_those_of_new_trials_after_others_went_well(
+    tune_with: Callable[..., Tune],
+) -> None:
+    tune = tune_with(scheduler=PROMOTION, baseline=None, num_trials=20)
+    for accuracy in (0.8, 0.7):
+        assert tune.result(tune.next(), report(tune.spec.number, 5, accuracy, rung=True)) == "STOP"
+    promoted = tune.next()
+    assert study_of(tune).steps_reached(tune.spec.number) == 5
+    fail(tune, promoted, "OOM: 20 MiB")
+    assert tune.result(tune.next(), report(tune.spec.number, 5, 0.1, rung=True)) == "STOP"
+    for _ in range(2):
+        fail(tune, tune.next(), "OOM: 20 MiB")
+    assert not tune.searcher.same_failures
 
 
 def test_a_loss_that_becomes_known_while_the_next_trial_is_asked_for_ends_no_paused_trial() -> None:

@@ -16,7 +16,6 @@ import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
 
 from tune_dlrml.cli.doctor import COST_KEYS, doctor
 from tune_dlrml.cli.evaluate import evaluate_app
@@ -46,20 +45,7 @@ INTERRUPTED = 130
 FAILED = 3
 """Exit code of a search that ended without one complete trial, or because trials kept failing in the same way."""
 
-
-class _Commands(TyperGroup):
-    """Says that a command was interrupted; Typer by itself ends it without a word."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("interrupted at once; the same command resumes the search", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     help="Search the preference loss that trains a language model best, and learn why.",
@@ -124,7 +110,11 @@ def search(
         from tune_dlrml.views.search import ProgressView, duration, trials_table, usage_line
 
     out = console(as_json)
-    with _log_of(place.folder(config.name), out) as quiet, ProgressView(quiet, config.search.metric) as view:
+    with (
+        _resumable(),
+        _log_of(place.folder(config.name), out) as quiet,
+        ProgressView(quiet, config.search.metric) as view,
+    ):
         for note in prepared.notes:
             _log.warning("%s", note)  # the log keeps what the terminal loses when it closes
             view.on_notice(note)
@@ -216,6 +206,15 @@ def _end_politely(*_: object) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:  # Typer ends with 130, and without a message
+        typer.echo("interrupted at once; the same command resumes the search", err=True)
+        raise
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def _line(
     half = None if value is None or error is None else Z * error
     trial = None if best is None else best.trial
     own = data.of(record.label) if record.label else []
-    again = next((one for one in confirmed if record.label and one.loss == record.label), None)  # the best one first
+    told = (one for one in confirmed if one.seeds and record.label and one.loss == record.label)  # the best one first
+    again = next(told, None)
     return ProposalLine(
         number=record.number,
         proposer=record.proposer,

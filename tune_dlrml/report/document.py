@@ -32,6 +32,7 @@ def document(data: SearchData, confirmation: Confirmation | None, trained: Seque
         "verdict": asdict(verdict(data, ranked, confirmed)),
         "confirmed": [one.as_json() for one in confirmed],
         "race": None if confirmation is None or not confirmation.is_race else confirmation.runs_as_json(),
+        "caveats": [] if confirmation is None else list(confirmation.caveats()),
         "confirming": [asdict(arm) for arm in trained],
         "ranking": [asdict(line) for line in ranked],
         "losses": [asdict(loss) for loss in soundness(data)],

@@ -85,7 +85,10 @@ def _with_confirmation(prepared: PreparedSearch, view: SearchView) -> SearchResu
         return result
     again = confirmation_of(prepared, result.rows)
     if again is None:
-        view.on_notice("nothing is confirmed: no trial but DPO is complete and feasible")
+        view.on_notice(
+            "nothing is confirmed: beside the best DPO none is among the best search.confirm.top trials that are "
+            "complete and feasible"
+        )
         return result
     view.on_notice(f"confirming the best trials against DPO with new seeds: search {again.config.name}")
     for note in set(again.notes) - set(prepared.notes):

@@ -106,7 +106,7 @@ class Needs:
     """How many feasible complete trials a search is for.
 
     Attributes:
-        trials: How many; the best DPO may be one of them.
+        trials: How many; the baseline, which is never paused, is none of them.
         per_loss: How many of them can have one loss, where that is bounded.
     """
 

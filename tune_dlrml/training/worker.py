@@ -72,11 +72,11 @@ class _Worker:
         self._marks: list[tuple[Stage, float]] = [("worker", began_s), ("imported", time.time())]
         self._group: GroupSpec | None = None
         self._resident: Resident | None = None
-        self._stepped: set[Path] = set()
+        self._stepped = False
 
     def serve(self, lease: Lease) -> None:
         """Train the trials of a lease until there are no more."""
-        mailbox, index = lease.mailbox, 0
+        mailbox, index, self._stepped = lease.mailbox, 0, False
         try:
             group: GroupSpec = ray.get(lease.group)
             resident = self._loaded(group)
@@ -117,8 +117,8 @@ class _Worker:
         return self._resident
 
     def _after_step(self, search: Path) -> None:
-        if search not in self._stepped:
-            self._stepped.add(search)
+        if not self._stepped:
+            self._stepped = True
             self._mark(search, ("step", time.time()))
 
     def _mark(self, search: Path, *marks: tuple[Stage, float]) -> None:

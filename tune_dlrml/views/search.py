@@ -129,7 +129,7 @@ class ProgressView:
         self.on_notice(f"trial {spec.number} lost its workers and resumes in new ones ({left} retries left): {reason}")
 
     def on_total(self, num_trials: int) -> None:
-        """Nothing by itself: what is left is counted from it."""
+        """The total from which the trials that are left are counted."""
         self._num_trials = num_trials
         self._progress.update(self._total, total=num_trials)
 

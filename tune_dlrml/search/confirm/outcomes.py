@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tune_dlrml.events import EventLog
+from tune_dlrml.losses.registry import is_baseline
 from tune_dlrml.metrics import METRICS, Metric
 from tune_dlrml.records import MARGINS, State
-from tune_dlrml.search.confirm.finalists import DEFAULT_DPO, identity
+from tune_dlrml.search.confirm.finalists import identity
 from tune_dlrml.search.confirm.paired import Difference, crossed_difference, paired_difference
 from tune_dlrml.study.feasibility import Constraints, broken
 from tune_dlrml.study.history import TrialRow
@@ -21,13 +22,15 @@ Run = tuple[int, int]
 class Outcome:
     """Outcome of one training: the search's metric, and that of every held-out pair where it is known.
 
-    `infeasible` says that it breaks a constraint of the search, as far as its metrics are known.
+    `infeasible` says that it breaks a constraint of the search, as far as its metrics are known, and `is_dpo` that its
+    setting is plain DPO, which finalists may be compared with.
     """
 
     state: State
     value: float | None
     of_pairs: tuple[float, ...] | None = None
     infeasible: bool = False
+    is_dpo: bool = False
 
     @property
     def number(self) -> float:
@@ -69,7 +72,9 @@ def outcomes(
     """
     ended = [row for row in rows if row.spec is not None and row.state.ended]
     return {
-        identity(row.spec): _outcome(row, METRICS[metric], folder, constraints or {})
+        identity(row.spec): replace(
+            _outcome(row, METRICS[metric], folder, constraints or {}), is_dpo=is_baseline(row.spec.loss)
+        )
         for row in ended
         if row.spec is not None
     }
@@ -112,9 +117,9 @@ def compared_before(ended: Mapping[Run, Outcome], finalists: Sequence[int], base
     """Number of other trials that the confirmation has trained, as finalists of before: they were comparisons, too.
 
     Without them a search could be left fewer finalists once their results are known, and its p-values would be raised
-    for those alone.
+    for those alone. Plain DPO is left out, since it may have been the baseline of before.
     """
-    return len({trial for trial, _ in ended} - {*finalists, baseline, DEFAULT_DPO})
+    return len({trial for (trial, _), own in ended.items() if not own.is_dpo} - {*finalists, baseline})
 
 
 def difference_of(pairs: Sequence[Pair]) -> Difference:

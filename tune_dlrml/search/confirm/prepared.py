@@ -120,7 +120,7 @@ class ConfirmSearch(PreparedSearch):
 
 
 def confirmation_of(prepared: PreparedSearch, rows: Sequence[TrialRow]) -> ConfirmSearch | None:
-    """The trials to train once a search has ended; None where there is none but DPO that could be confirmed.
+    """The trials to train once a search has ended; None where no finalist is left beside the best DPO.
 
     Args:
         prepared: The search.

@@ -5,7 +5,7 @@ A verdict comes from differences under the same seed and, where trials have stor
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -139,7 +139,8 @@ class Confirmation:
         dpo = "default DPO" if self.baseline == DEFAULT_DPO else f"DPO (trial {self.baseline})"
         for each in self.finalists:
             if not each.seeds:
-                yield f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: no result yet"
+                why = f", {each.ended()}" if each.end is not None else ""
+                yield f"trial {each.trial} ({each.loss}) against {dpo} with new seeds: no result{why}"
                 continue
             interval = "" if each.low is None else f" [{each.low:+.4f}, {each.high:+.4f}]"
             diverged = f", {each.diverged} diverged" if each.diverged else ""
@@ -164,7 +165,7 @@ class Confirmation:
         """What its numbers do not say of themselves."""
         if any(each.pairs is None and each.low is not None for each in self.finalists):
             yield (
-                f"intervals and p-values are over seeds alone, since {self.metric} is not known pair by pair: on other "
+                f"intervals and p-values are over seeds alone, without {self.metric} of every single pair: on other "
                 "held-out pairs or prompts the differences may be others"
             )
         if self.infeasible:
@@ -217,11 +218,16 @@ def compare(
         seeds=len(seeds),
         runs=runs,
         most_runs=None if runs is None else (len(candidates) + 1) * len(seeds),
-        infeasible=sum(own.infeasible for (trial, _), own in ended.items() if trial == baseline.trial),
+        infeasible=_infeasible(ended, baseline.trial),
         finalists=tuple(
-            _confirmed(each, own, maximize=config.search.maximize) for each, own in zip(candidates, told, strict=True)
+            replace(_confirmed(each, own, maximize=config.search.maximize), infeasible=_infeasible(ended, each.trial))
+            for each, own in zip(candidates, told, strict=True)
         ),
     )
+
+
+def _infeasible(ended: Mapping[Run, Outcome], trial: int) -> int:
+    return sum(own.infeasible for (each, _), own in ended.items() if each == trial)
 
 
 def _confirmed(finalist: Finalist, own: _Told, *, maximize: bool) -> Confirmed:
@@ -233,7 +239,6 @@ def _confirmed(finalist: Finalist, own: _Told, *, maximize: bool) -> Confirmed:
         seeds=own.difference.count,
         pairs=own.difference.items,
         diverged=sum(ours.state is State.DIVERGED for ours, _ in own.pairs),
-        infeasible=sum(ours.infeasible for ours, _ in own.pairs),
         mean=fmean(ours.number for ours, _ in own.pairs) if own.pairs else None,
         baseline_mean=fmean(theirs.number for _, theirs in own.pairs) if own.pairs else None,
         mean_difference=own.difference.mean,

@@ -58,6 +58,21 @@ class _LiveTrial:
     heard_s: float = field(default_factory=lambda: time.monotonic())
 
 
+@dataclass
+class _Row:
+    """Failures of one kind that follow one another."""
+
+    kind: str = ""
+    count: int = 0
+
+    def add(self, kind: str) -> int:
+        self.kind, self.count = kind, self.count + 1 if kind == self.kind else 1
+        return self.count
+
+    def end(self) -> None:
+        self.kind, self.count = "", 0
+
+
 @dataclass(frozen=True)
 class Silence:
     """A running trial without a report for a while.
@@ -114,7 +129,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._waiting = waiting
         self._interrupted = deque(study.interrupted())
         self._live: dict[str, _LiveTrial] = {}
-        self._failure, self._failures, self._on_resuming = "", 0, False
+        self._failures, self._failures_on_resuming = _Row(), _Row()
         self._on_interrupt: Any = None
         self.same_failures = ""
         self.broken: Exception | None = None
@@ -253,17 +268,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if row.state is not State.FAILED:
             self._went_well(live)
             return
-        failure = _without_numbers(row.stop_reason)
-        again = failure == self._failure
-        self._failures = self._failures + 1 if again else 1
-        self._failure, self._on_resuming = failure, live.resumed and (self._on_resuming or not again)
-        if self._failures >= SAME_FAILURES:
-            self.same_failures = f"{self._failures} trials in a row failed in the same way: {row.stop_reason}"
+        rows = [(self._failures, ""), *([(self._failures_on_resuming, "resumed ")] if live.resumed else [])]
+        for own, kind in rows:
+            if own.add(_without_numbers(row.stop_reason)) >= SAME_FAILURES:
+                self.same_failures = f"{own.count} {kind}trials in a row failed in the same way: {row.stop_reason}"
 
     def _went_well(self, live: _LiveTrial) -> None:
-        """No failure so far is of all trials, unless all were of resumed ones and this is none."""
-        if live.resumed or not self._on_resuming:
-            self._failure, self._failures, self._on_resuming = "", 0, False
+        self._failures.end()
+        if live.resumed:  # the others do not show that a checkpoint can be read
+            self._failures_on_resuming.end()
 
     @contextmanager
     def _search_ends_on_error(self) -> Iterator[None]:
