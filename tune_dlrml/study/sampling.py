@@ -45,8 +45,8 @@ class Draw:
     def near_middle(self, name: str, domain: Domain) -> Any:
         """A value of one parameter near the middle of its domain, on its scale; of a choice each alike.
 
-        A range is mostly set around what its author expects: where the best values lie further out TPE still finds
-        them as soon (docs/results.md, samplers and schedulers).
+        A range is mostly set around what its author expects. Where the best values lie further out, TPE finds them in
+        about as many tokens as from anywhere (docs/results.md, samplers and schedulers).
         """
         if isinstance(domain, Choice) or distribution(domain).single():
             return self.alone(name, domain)
